@@ -1,0 +1,1 @@
+"""Training stages: values, their schedule, and the ramp that makes one from ranges."""
