@@ -1,0 +1,46 @@
+# Needs only make and Python 3.11 or newer; everything else goes into .venv.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-fast lint format ui lock clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## Make .venv from requirements.lock (does nothing when it is up to date)
+
+$(READY): requirements.lock .ci/setup
+	@sh .ci/setup
+	@touch $@
+
+demo: setup ## Prepare real photographs, train the demo recipe on two local workers, print its table
+	@$(PY) -m jobs.prepare elpv --out data/elpv
+	@$(PY) -m jobs.train demo
+
+test: setup ## Run all tests, the slow ones too
+	$(PY) -m pytest --durations=15
+
+test-fast: setup ## Run the tests without those marked slow
+	$(PY) -m pytest -m "not slow" --durations=10
+
+lint: setup ## Check format, lint rules, types and the layer rule
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+format: setup ## Format the code and apply the safe fixes
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+ui: setup ## Open the MLflow UI over the local runs
+	.venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+
+lock: ## Make requirements.lock again from pyproject.toml (needs uv)
+	uv pip compile --universal --no-emit-index-url --no-header --no-annotate --all-extras --group dev \
+		pyproject.toml -o requirements.lock
+
+clean: ## Remove the caches of the tools (keeps .venv, data and runs)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
