@@ -1,0 +1,136 @@
+"""Augmentation: flips and RandAugment on one image, Mixup on a batch, all keyed by the sample's stream index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from datasets.randomness import Purpose, sample_generator
+
+FULL_MAGNITUDE = 10.0
+"""The magnitude at which every operation has its full range; larger magnitudes extrapolate."""
+
+# Below this the image is nearly black, grey or flat; larger magnitudes extrapolate the other direction only.
+_LOWEST_FACTOR = 0.1
+_FILL = [128.0, 128.0, 128.0]
+
+Operation = Callable[[Image.Image, float, float], Image.Image]
+"""image, strength (magnitude / 10), sign (-1 or 1) -> image"""
+
+
+def _affine(
+    image: Image.Image, *, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
+) -> Image.Image:
+    center = [0.0, 0.0] if any(shear) else None
+    return F.affine(
+        image, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), fill=_FILL, center=center
+    )
+
+
+def _shear_degrees(strength: float, sign: float) -> float:
+    return math.degrees(math.atan(0.3 * strength * sign))
+
+
+def _shift(side: int, strength: float, sign: float) -> int:
+    return int(150.0 / 331.0 * side * strength * sign)
+
+
+def _factor(strength: float, sign: float) -> float:
+    return max(_LOWEST_FACTOR, 1.0 + 0.9 * strength * sign)
+
+
+def _posterize_bits(strength: float) -> int:
+    return max(1, 8 - round(4 * strength))
+
+
+def _solarize_threshold(strength: float) -> float:
+    return max(0.0, 255.0 * (1.0 - strength))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": lambda image, strength, sign: image,
+    "shear_x": lambda image, strength, sign: _affine(image, shear=(_shear_degrees(strength, sign), 0.0)),
+    "shear_y": lambda image, strength, sign: _affine(image, shear=(0.0, _shear_degrees(strength, sign))),
+    "translate_x": lambda image, strength, sign: _affine(image, translate=(_shift(image.width, strength, sign), 0)),
+    "translate_y": lambda image, strength, sign: _affine(image, translate=(0, _shift(image.height, strength, sign))),
+    "rotate": lambda image, strength, sign: F.rotate(image, 30.0 * strength * sign, fill=_FILL),
+    "brightness": lambda image, strength, sign: F.adjust_brightness(image, _factor(strength, sign)),
+    "color": lambda image, strength, sign: F.adjust_saturation(image, _factor(strength, sign)),
+    "contrast": lambda image, strength, sign: F.adjust_contrast(image, _factor(strength, sign)),
+    "sharpness": lambda image, strength, sign: F.adjust_sharpness(image, _factor(strength, sign)),
+    "posterize": lambda image, strength, sign: F.posterize(image, _posterize_bits(strength)),
+    "solarize": lambda image, strength, sign: F.solarize(image, _solarize_threshold(strength)),
+    "autocontrast": lambda image, strength, sign: F.autocontrast(image),
+    "equalize": lambda image, strength, sign: F.equalize(image),
+}
+"""RandAugment's operations by name, with the ranges that torchvision gives them."""
+
+_OPERATIONS = tuple(OPERATIONS.values())
+
+
+def rand_augment(pixels: np.ndarray, generator: np.random.Generator, *, magnitude: float, layers: int) -> np.ndarray:
+    """Apply `layers` random operations to uint8 [H, W, 3], each at the paper's `magnitude`; 0 changes nothing."""
+    if magnitude <= 0 or layers == 0:
+        return pixels
+    image = Image.fromarray(pixels)
+    for pick, sign in generator.random((layers, 2)):
+        operation = _OPERATIONS[int(pick * len(_OPERATIONS))]
+        image = operation(image, magnitude / FULL_MAGNITUDE, 1.0 if sign < 0.5 else -1.0)
+    return np.asarray(image)
+
+
+def random_flip(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Mirror uint8 [H, W, 3] left to right in half of the cases."""
+    return pixels[:, ::-1] if generator.random() < 0.5 else pixels
+
+
+def mixup_weights(stream_index: torch.Tensor, *, alpha: float, seed: int) -> torch.Tensor:
+    """Return each sample's own share, float32 [B] in [0.5, 1]: max(w, 1 - w) with w ~ Beta(alpha, alpha)."""
+    indices = stream_index.tolist()
+    weights = [sample_generator(seed, Purpose.MIXUP, index).beta(alpha, alpha) for index in indices]
+    return torch.tensor([max(weight, 1.0 - weight) for weight in weights], dtype=torch.float32)
+
+
+def mixup(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    alpha: float,
+    seed: int,
+    stream_index: torch.Tensor,
+    num_lanes_of_rank: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend every sample with its mirror in its own lane's part of the batch, so that no rank needs another's samples.
+
+    Args:
+        images: float [B, C, H, W], lane-major, on any device.
+        targets: float [B, K] on the same device.
+        alpha: of the Beta distribution; 0 changes nothing.
+        seed: of the run.
+        stream_index: int64 [B] on the host; keys each sample's weight.
+        num_lanes_of_rank: lanes in this batch; B / lanes samples of each.
+
+    Raises:
+        ValueError: a lane has fewer than 2 samples in the batch, so there is nothing to mix with.
+    """
+    if alpha == 0:
+        return images, targets
+    per_lane = images.shape[0] // num_lanes_of_rank
+    if per_lane < 2:
+        raise ValueError(
+            f"mixup_alpha is {alpha}, but a lane has {per_lane} sample in a batch; it needs 2 or more: "
+            "use a larger batch_size or fewer data.num_lanes"
+        )
+    own = mixup_weights(stream_index, alpha=alpha, seed=seed).to(images.device, non_blocking=True)
+    return _blend(images, own, num_lanes_of_rank), _blend(targets, own, num_lanes_of_rank)
+
+
+def _blend(values: torch.Tensor, own: torch.Tensor, lanes: int) -> torch.Tensor:
+    partner = values.unflatten(0, (lanes, -1)).flip(1).flatten(0, 1)
+    weight = own.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+    return torch.lerp(partner, values, weight)

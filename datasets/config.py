@@ -1,0 +1,119 @@
+"""What a run reads and how an image becomes a sample, and the checks of it that the driver makes before any worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from datasets.shards import DataError, DatasetManifest, load_manifest
+
+EvalCrop = Literal["central_below_320", "central", "whole"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which shards a run reads, in which order, and how an image becomes a training sample."""
+
+    train: str = "data/train"
+    """Training shards: a folder, a brace list such as DIR/train-{000000..000009}.tar, or several joined by `::`."""
+    val: str = "data/val"
+    """Validation shards, as `train`."""
+    num_lanes: int = 12
+    """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
+    block_size: int = 256
+    """Samples of one shard that stay together when an epoch is permuted, at most."""
+    window_blocks: int = 64
+    """Blocks that are shuffled together inside a lane."""
+    loader_workers: int = 2
+    """Loader processes for each training worker; 0 decodes in the training process itself."""
+    prefetch_batches: int = 3
+    """Batches that each loader process keeps ready."""
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    """Smallest and largest share of the image's area that a training crop takes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a training crop."""
+    flip: bool = True
+    """Mirror half of the training images left to right; off where left and right differ, as in text."""
+    randaugment_layers: int = 2
+    """RandAugment operations for each image. Their magnitude is the stage's."""
+    eval_crop: EvalCrop = "central_below_320"
+    """What evaluation looks at: `central` square of size / (size + 32) of the short side, `whole` image squeezed to a
+    square, or the first below 320 px and the second from there on."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_lanes", "block_size", "window_blocks", "prefetch_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("loader_workers", "randaugment_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ValueError(f"data.crop_area is {self.crop_area}; it must be two shares with 0 < first <= second <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
+
+
+def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:
+    """Check that the workers divide the lanes and the lanes divide every global batch.
+
+    Raises:
+        DataError: they don't; names the nearest numbers that do.
+    """
+    lanes = config.num_lanes
+    for batch_size in batch_sizes:
+        if batch_size % lanes or batch_size < 1:
+            low = batch_size // lanes * lanes
+            near = " or ".join(str(size) for size in (low, low + lanes) if size > 0)
+            raise DataError(f"batch_size {batch_size} is no multiple of data.num_lanes={lanes}; the nearest are {near}")
+    for workers in worker_counts:
+        if workers < 1 or lanes % workers:
+            allowed = ", ".join(str(count) for count in range(1, lanes + 1) if lanes % count == 0)
+            raise DataError(f"{workers} workers can't share data.num_lanes={lanes} equally; use {allowed} workers")
+
+
+def check_data(
+    config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]
+) -> tuple[DatasetManifest, DatasetManifest]:
+    """Find what is wrong with the data on the driver, before a worker starts; returns (train, val) manifests.
+
+    Args:
+        config: the data.
+        batch_sizes: global batch of every stage.
+        worker_counts: every number of workers that the run may use.
+
+    Raises:
+        DataError: numbers that don't divide each other; missing or changed shards, no manifest, no labels, labels out
+            of range, other classes in val than in train, fewer samples than lanes.
+    """
+    check_divisibility(config, batch_sizes=batch_sizes, worker_counts=worker_counts)
+    train, val = load_manifest(config.train), load_manifest(config.val)
+    for name, manifest in (("data.train", train), ("data.val", val)):
+        _check_labels(name, manifest)
+    if train.classes != val.classes:
+        raise DataError(
+            f"data.val has other classes than data.train ({config.val}, {config.train}); prepare both at once"
+        )
+    if train.num_samples < config.num_lanes:
+        raise DataError(
+            f"data.train has {train.num_samples} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
+        )
+    return train, val
+
+
+def _check_labels(name: str, manifest: DatasetManifest) -> None:
+    if not manifest.classes:
+        raise DataError(
+            f"{name}: the manifest of {manifest.shards[0].url} names no classes; prepare the shards with labels"
+        )
+    last = len(manifest.classes) - 1
+    for shard in manifest.shards:
+        if shard.labelled < shard.samples:
+            raise DataError(
+                f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no label; "
+                "each image needs a .cls file beside it"
+            )
+        if shard.max_label > last:
+            raise DataError(
+                f"{name}: {shard.url}: a label is {shard.max_label}, but the manifest's classes allow 0 to {last}"
+            )
