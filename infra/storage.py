@@ -1,0 +1,64 @@
+"""Objects in S3 or in a local folder, by URI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from infra.storage_base import MissingKeyError, Storage, StorageError
+from infra.storage_local import LocalStorage
+
+if TYPE_CHECKING:
+    from infra.storage_s3 import S3Storage
+
+__all__ = ["LocalStorage", "MissingKeyError", "Storage", "StorageError", "open_storage", "pyarrow_filesystem"]
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """Open `s3://bucket/prefix`, `file:///folder` or a plain folder; nothing is made or asked of a server yet.
+
+    S3 takes its keys, region and endpoint from where boto3 does: the environment (`AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`), the AWS profile, or the machine's role. Raises `StorageError`.
+    """
+    text = str(uri)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        if not text:
+            raise StorageError("storage: the URI is empty; give a folder or s3://bucket/prefix")
+        return LocalStorage(text)
+    if scheme == "file":
+        return LocalStorage(unquote(urlsplit(text).path))
+    if scheme == "s3":
+        return _open_s3(text)
+    raise StorageError(f"storage: {scheme}:// is not supported; give a folder, file:///folder or s3://bucket/prefix")
+
+
+def pyarrow_filesystem(uri: str | Path) -> tuple[Any, str]:
+    """Return the `pyarrow.fs.FileSystem` of a storage URI and the path in it, as Ray Train's `RunConfig` takes them.
+
+    S3 keys are not put into the filesystem object: each process finds its own, as in `open_storage`.
+    """
+    from pyarrow import fs  # type: ignore[import-untyped]
+
+    storage = open_storage(uri)
+    if isinstance(storage, LocalStorage):
+        storage.root.mkdir(parents=True, exist_ok=True)
+        return fs.LocalFileSystem(), str(storage.root)
+    s3: S3Storage = storage  # type: ignore[assignment]
+    options: dict[str, Any] = {"connect_timeout": 5, "request_timeout": 60, "region": s3.region}
+    if s3.custom_endpoint:
+        endpoint = urlsplit(s3.custom_endpoint)
+        options |= {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
+    return fs.S3FileSystem(**options), f"{s3.bucket}/{s3.prefix}".rstrip("/")
+
+
+def _open_s3(uri: str) -> S3Storage:
+    from infra.storage_s3 import S3Storage
+
+    parts = urlsplit(uri)
+    if "@" in parts.netloc:
+        raise StorageError("storage: an S3 URI holds no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+    if not parts.netloc or parts.query or parts.fragment:
+        raise StorageError(f"storage: {uri!r} is no S3 URI; expected s3://bucket/prefix")
+    return S3Storage(parts.netloc, parts.path.strip("/"))
