@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConv, MBConvConfig
 
 from model.head import replace_linear, replace_stem
@@ -23,10 +24,12 @@ def build_efficientnet(
     norm_eps: float = NORM_EPS,
     norm_momentum: float = NORM_MOMENTUM,
     in_channels: int = 3,
+    same_padding: bool = False,
 ) -> EfficientNet:
     """The network of `architecture`: images [B, in_channels, H, W] -> logits [B, num_classes].
 
     `stochastic_depth` is the drop probability that the last block would reach; it grows linearly from 0 with depth.
+    `same_padding` pads as TensorFlow does; the two agree where every convolution of stride 2 sees an odd size.
     """
     norm_layer = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
     model = EfficientNet(
@@ -42,6 +45,8 @@ def build_efficientnet(
     replace_linear(model, "classifier.1", dropout=architecture.dropout)
     if in_channels != 3:
         replace_stem(model, "features.0.0", in_channels)
+    if same_padding:
+        _pad_as_tensorflow(model)
     if architecture.activation == "relu6":
         _replace_activations(model, nn.SiLU, lambda: nn.ReLU6(inplace=True))
     return model
@@ -63,6 +68,26 @@ def _row_config(block: Block, input_channels: int) -> MBConvConfig | FusedMBConv
 def _mbconv_without_se(config: MBConvConfig, drop_probability: float, norm_layer: Callable[..., nn.Module]) -> MBConv:
     # An identity keeps the layer numbers, so that all MBConv blocks share one naming of weights.
     return MBConv(config, drop_probability, norm_layer, se_layer=lambda *_, **__: nn.Identity())
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: what is left over of an uneven padding goes right and below."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, D, ceil(H / stride), ceil(W / stride)]."""
+        vertical, horizontal = (
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, stride, kernel in zip(input.shape[-2:], self.stride, self.kernel_size, strict=True)
+        )
+        padding = (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
+        return F.conv2d(F.pad(input, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _pad_as_tensorflow(model: nn.Module) -> None:
+    for module in model.modules():
+        # At stride 1 and odd kernels the paddings are the same.
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.__class__ = SameConv2d
 
 
 def _replace_activations(module: nn.Module, old: type[nn.Module], new: Callable[[], nn.Module]) -> None:

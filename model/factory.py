@@ -6,13 +6,14 @@ from difflib import get_close_matches
 from functools import partial
 from typing import cast
 
+import torch
 from torch import nn
 from torchvision.models import resnet, swin_transformer
 from torchvision.ops import StochasticDepth
 
 from model.efficientnet import NORM_EPS, NORM_MOMENTUM, build_efficientnet
 from model.head import HeadLinear, replace_linear, replace_stem
-from model.tables import ARCHITECTURES, Architecture
+from model.tables import ARCHITECTURES, Architecture, fused_variant
 
 TIMM_PREFIX = "timm/"
 
@@ -26,6 +27,10 @@ class ModelConfig:
     swin_{t,s,b}, swin_v2_{t,s,b}, resnet{50,152}, or timm/NAME when timm is installed."""
     in_channels: int = 3
     """Channels of the images."""
+    fused_rows: tuple[int, ...] = ()
+    """Rows of the architecture table, counted from 1, whose MBConv becomes Fused-MBConv as in the paper's ablation."""
+    same_padding: bool = False
+    """Pad as TensorFlow does, unevenly where stride 2 meets an even size. For weights that come from TensorFlow."""
     stochastic_depth: float = 0.2
     """Drop probability of the last residual block, growing linearly from 0 at the first; 1 - the paper's survival
     probability. ResNets have none and ignore it."""
@@ -42,6 +47,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.in_channels < 1:
             raise ValueError(f"in_channels={self.in_channels}: must be at least 1")
+        if self.name not in ARCHITECTURES and (self.fused_rows or self.same_padding):
+            raise ValueError(f"name={self.name}: fused_rows and same_padding are for the EfficientNets only")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth={self.stochastic_depth}: must be in [0, 1)")
         if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
@@ -76,7 +83,7 @@ def build_model(config: ModelConfig, *, num_classes: int) -> nn.Module:
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: must be at least 1")
     if config.name in ARCHITECTURES:
-        model = _build_rows(config, ARCHITECTURES[config.name], num_classes)
+        model = _build_rows(config, num_classes)
     elif config.name in _TORCHVISION:
         model = _build_torchvision(config, num_classes)
     elif config.name.startswith(TIMM_PREFIX):
@@ -84,6 +91,29 @@ def build_model(config: ModelConfig, *, num_classes: int) -> nn.Module:
     else:
         raise _unknown_name(config.name, model_names())
     return model
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raise what `build_model` would raise for this config, without memory or time being spent on weights."""
+    with torch.device("meta"):
+        build_model(config, num_classes=2)
+
+
+def check_image_size(config: ModelConfig, size: int) -> None:
+    """Raise ValueError if images of side `size` pixels can't go through the model, naming the nearest that can."""
+    stride = 32
+    if config.name in ARCHITECTURES:
+        stride = architecture_of(config).stride
+    if size < stride:
+        raise ValueError(
+            f"image_size={size}: {config.name} has a total stride of {stride}, so {stride} is the smallest"
+        )
+    if config.name.startswith("swin") and size % stride:
+        below = size // stride * stride
+        raise ValueError(
+            f"image_size={size}: {config.name} needs a multiple of {stride}, whole windows of patches at every depth;"
+            f" nearest: {below} and {below + stride}"
+        )
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
@@ -106,14 +136,20 @@ def set_stochastic_depth(model: nn.Module, rate: float) -> None:
         module.p = rate * index / last
 
 
-def _build_rows(config: ModelConfig, architecture: Architecture, num_classes: int) -> nn.Module:
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The rows of the EfficientNet that `config` names."""
+    return fused_variant(config.name, config.fused_rows) if config.fused_rows else ARCHITECTURES[config.name]
+
+
+def _build_rows(config: ModelConfig, num_classes: int) -> nn.Module:
     model = build_efficientnet(
-        architecture,
+        architecture_of(config),
         num_classes=num_classes,
         stochastic_depth=config.stochastic_depth,
         norm_eps=NORM_EPS if config.norm_eps is None else config.norm_eps,
         norm_momentum=NORM_MOMENTUM if config.norm_momentum is None else config.norm_momentum,
         in_channels=config.in_channels,
+        same_padding=config.same_padding,
     )
     return cast(nn.Module, model)
 

@@ -4,8 +4,9 @@ Sources: EfficientNet (arXiv 1905.11946, table 1 and the released scaling coeffi
 code), EfficientNetV2 (arXiv 2104.00298, table 4 and the released code for M, L, XL and B0-B3).
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 from typing import Literal
 
 Operator = Literal["MBConv", "Fused-MBConv"]
@@ -63,6 +64,11 @@ class Architecture:
     """Dropout rate of the released settings, before the classifier."""
     activation: Literal["silu", "relu6"] = "silu"
     """Activation after every normalization but a block's last."""
+
+    @property
+    def stride(self) -> int:
+        """Input pixels, along a side, of one position of the last feature map."""
+        return 2 * prod(block.stride for block in self.blocks)
 
 
 def round_channels(channels: float, *, never_below: float = 0.9, divisor: int = 8) -> int:
@@ -243,3 +249,29 @@ ARCHITECTURES: dict[str, Architecture] = {
         _v2("efficientnet_v2_tiny", _V2_TINY, 128, 128, 0.1, head=512),
     )
 }
+
+ABLATION_KERNELS: Mapping[int, int] = {3: 3}
+"""Kernels of the paper's Fused-MBConv ablation where they aren't B4's own. The paper doesn't print them; its
+multiply-adds fit a 3x3 kernel in the third row to 3 %, and no other choice as well (`jobs.models` prints both)."""
+
+
+def fused_variant(name: str, stages: Collection[int], *, kernels: Mapping[int, int] = ABLATION_KERNELS) -> Architecture:
+    """The architecture `name` with Fused-MBConv in place of MBConv in rows `stages`, counted from 1 (the stem is 0).
+
+    Fused rows have no squeeze-and-excitation, as in V2's tables; row i takes the kernel `kernels[i]` if that is given.
+    Raises ValueError for rows that don't exist or aren't MBConv.
+    """
+    architecture = ARCHITECTURES[name]
+    for row in stages:
+        if not 1 <= row <= len(architecture.blocks):
+            raise ValueError(f"fused row {row}: {name} has rows 1 to {len(architecture.blocks)}")
+        if architecture.blocks[row - 1].operator != "MBConv":
+            raise ValueError(f"fused row {row}: row {row} of {name} is Fused-MBConv already")
+    blocks = tuple(
+        replace(block, operator="Fused-MBConv", kernel=kernels.get(row, block.kernel), se=0.0)
+        if row in stages
+        else block
+        for row, block in enumerate(architecture.blocks, start=1)
+    )
+    label = ",".join(map(str, sorted(stages)))
+    return replace(architecture, name=f"{name}, fused {label}", blocks=blocks)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.factory import ModelConfig, build_model, set_dropout, set_stochastic_depth
+from model.factory import ModelConfig, build_model, check_image_size, check_model, set_dropout, set_stochastic_depth
 
 # The published counts, 1,000 classes.
 PARAMETERS = {
@@ -109,3 +109,24 @@ def test_batch_norm_fields_reach_the_modules() -> None:
         assert {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {(0.05, 2e-3)}
     model = build_model(ModelConfig(name="efficientnet_b0"), num_classes=2)
     assert {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {(0.01, 1e-3)}
+
+
+def test_image_sizes_that_cannot_work_are_refused_with_the_nearest() -> None:
+    for name, size in (("efficientnet_v2_s", 185), ("efficientnet_v2_tiny", 16), ("swin_t", 160), ("resnet50", 33)):
+        check_image_size(ModelConfig(name=name), size)
+    with pytest.raises(ValueError, match="nearest: 160 and 192"):
+        check_image_size(ModelConfig(name="swin_t"), 185)
+    with pytest.raises(ValueError, match="32 is the smallest"):
+        check_image_size(ModelConfig(name="efficientnet_v2_s"), 31)
+
+
+def test_check_model_refuses_what_build_model_would() -> None:
+    check_model(ModelConfig(name="efficientnet_b7"))
+    with pytest.raises(ValueError, match="no such model"):
+        check_model(ModelConfig(name="efficientnet_b8"))
+    with pytest.raises(ValueError, match="rows 1 to 7"):
+        check_model(ModelConfig(name="efficientnet_b4", fused_rows=(1, 8)))
+    with pytest.raises(ValueError, match="Fused-MBConv already"):
+        check_model(ModelConfig(name="efficientnet_v2_s", fused_rows=(2,)))
+    with pytest.raises(ValueError, match="EfficientNets only"):
+        ModelConfig(name="resnet50", same_padding=True)
