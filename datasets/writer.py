@@ -136,14 +136,15 @@ def _check_plan(source: Source, plan: Plan) -> None:
 
 def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any]:
     """Return what the shards are made from: equal descriptions give equal bytes."""
-    options = json.loads(json.dumps(asdict(source), default=str))  # type: ignore[call-overload]
+    # Where files lie is not what they are: the digest of the images tells that.
+    options = {name: value for name, value in asdict(source).items() if not isinstance(value, Path)}  # type: ignore[call-overload]
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split in SPLITS:
         for item in plan.splits[split]:
             digest.update(f"{split}\0{item.name}\0{item.label}\0{item.mark}\n".encode())
     return {
         "source": source.name,
-        "options": options,
+        "options": json.loads(json.dumps(options)),
         "samples_per_shard": config.samples_per_shard,
         "images": digest.hexdigest()[:32],
     }

@@ -13,12 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.shards import DatasetManifest
 from datasets.sources.elpv import Elpv
+from datasets.sources.fonts import Fonts
 from datasets.sources.image_folder import ImageFolder
 from datasets.writer import WriterConfig, prepare
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
+    | Annotated[Fonts, tyro.conf.subcommand("fonts")]
 )
 
 
@@ -57,16 +59,14 @@ def run(config: PrepareConfig) -> None:
         print(config.source.notice)
     start = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(f"{config.source.name} -> {config.out}", total=None)
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(f"{config.source.name} -> {config.out}", total=None, visible=False)
         manifests = prepare(
             config.source,
             config.out,
             config.writer,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )
-        total = sum(manifest.num_samples for manifest in manifests.values())
-        bar.update(task, completed=total, total=total)
     for split, manifest in manifests.items():
         print(f"{config.out / split}: {summary(manifest)}")
     print(f"{time.monotonic() - start:.1f} s")

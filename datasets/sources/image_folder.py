@@ -56,7 +56,7 @@ class ImageFolder:
 
     def _items(self, folder: Path, classes: tuple[str, ...]) -> tuple[Item, ...]:
         return tuple(
-            Item(str(file.relative_to(self.path)), label, str(file.stat().st_size))
+            Item(str(file.relative_to(self.path)), label, _mark(file))
             for label, name in enumerate(classes)
             for file in sorted((folder / name).rglob("*"))
             if file.suffix.lower() in _SUFFIXES and file.is_file()
@@ -80,3 +80,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _unit_hash(name: str) -> float:
     """Return a number in [0, 1) that depends on the name only, so that new files don't move old ones."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _mark(file: Path) -> str:
+    stat = file.stat()
+    return f"{stat.st_size} {int(stat.st_mtime)}"
