@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from datasets.shards import DataError, DatasetManifest, load_manifest
+from datasets.errors import DataError
+from datasets.shards import DatasetManifest, load_manifest
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
 

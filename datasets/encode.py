@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from datasets.shards import DataError
+from datasets.errors import DataError
 
 JPEG_QUALITY = 95
 

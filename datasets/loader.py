@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datasets.augment import rand_augment, random_flip
 from datasets.config import DataConfig, check_divisibility
 from datasets.decode import decode_crop, eval_crop, random_crop, read_header
+from datasets.errors import DataError
 from datasets.order import SampleOrder
 from datasets.randomness import Purpose, sample_generator
 from datasets.reader import Sample, SampleReader
-from datasets.shards import DataError, load_manifest
+from datasets.shards import load_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,47 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.randomness import Purpose
+from datasets.randomness import Purpose, philox
 
 _ORDER_VERSION = 1
+_SUM_EVERY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The shuffled samples of one window of a lane."""
+
+    epoch: int
+    first: int
+    """Lane offset in the epoch of its first sample."""
+    samples: np.ndarray
+
+
+class _EpochBlocks:
+    """The blocks of one epoch in order, and where they lie in its stream; sums are kept for every 64th block only."""
+
+    def __init__(self, order: np.ndarray, sizes: np.ndarray) -> None:
+        self.order, self._sizes = order, sizes
+        sums = np.add.reduceat(sizes[order], np.arange(0, len(order), _SUM_EVERY), dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(sums)])
+
+    def find(self, position: int) -> int:
+        """Return the place of the block that holds a position of the stream."""
+        group = int(np.searchsorted(self._starts, position, side="right")) - 1
+        ends = self._starts[group] + np.cumsum(self._group_sizes(group), dtype=np.int64)
+        return group * _SUM_EVERY + int(np.searchsorted(ends, position, side="right"))
+
+    def start_of(self, place: int) -> int:
+        """Return the position of the stream where the block at `place` starts."""
+        group, within = divmod(place, _SUM_EVERY)
+        return int(self._starts[group]) + int(self._group_sizes(group)[:within].sum(dtype=np.int64))
+
+    def _group_sizes(self, group: int) -> np.ndarray:
+        return self._sizes[self.order[group * _SUM_EVERY : (group + 1) * _SUM_EVERY]]
 
 
 class SampleOrder:
@@ -29,7 +64,7 @@ class SampleOrder:
         window_blocks: blocks that are shuffled together inside a lane.
 
     Raises:
-        ValueError: fewer samples than lanes, or an argument below 1.
+        ValueError: fewer samples than lanes, or an argument out of its range.
     """
 
     def __init__(
@@ -45,6 +80,8 @@ class SampleOrder:
         for name, value in (("num_lanes", num_lanes), ("block_size", block_size), ("window_blocks", window_blocks)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}; it must be at least 0 and below 2^64")
         total = int(counts.sum())
         if total < num_lanes:
             raise ValueError(f"num_lanes is {num_lanes}, but there are only {total} samples; use fewer lanes")
@@ -52,14 +89,14 @@ class SampleOrder:
         self.block_size = max(1, min(block_size, total // (num_lanes * window_blocks)))
         self.lane_length = total // num_lanes
         """Samples of one lane in one epoch."""
-        self._total = total
-        # A shard of n samples has ceil(n / block) blocks of nearly equal size; block j starts at j * n // blocks.
+        # A shard of n samples has b = ceil(n / block) blocks; the first n % b of them have one sample more.
         self._counts = counts
         self._shard_starts = np.cumsum(counts) - counts
         self._shard_blocks = -(-counts // self.block_size)
         self._block_ends = np.cumsum(self._shard_blocks)
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._windows: dict[int, tuple[tuple[int, int], int, np.ndarray]] = {}
+        self._sizes = self._all_block_sizes()
+        self._epochs: dict[int, _EpochBlocks] = {}
+        self._windows: dict[int, _Window] = {}
 
     @property
     def samples_per_epoch(self) -> int:
@@ -80,46 +117,53 @@ class SampleOrder:
         parts: list[np.ndarray] = []
         while start < stop:
             epoch, offset = divmod(start, self.lane_length)
-            first, samples = self._window(epoch, lane, offset)
-            taken = samples[offset - first : offset - first + stop - start]
+            window = self._window(epoch, lane, offset)
+            taken = window.samples[offset - window.first : offset - window.first + stop - start]
             parts.append(taken)
             start += len(taken)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
-    def _window(self, epoch: int, lane: int, offset: int) -> tuple[int, np.ndarray]:
-        """Return (lane offset of its first sample in the epoch, shuffled ids) of the window that holds `offset`."""
-        cached = self._windows.get(lane)
-        if cached is not None and cached[0][0] == epoch and cached[1] <= offset < cached[1] + len(cached[2]):
-            return cached[1], cached[2]
-        blocks, ends = self._epoch_blocks(epoch)
+    def _window(self, epoch: int, lane: int, offset: int) -> _Window:
+        """Return the window of a lane that holds the lane's `offset` of the epoch; each lane's last one is kept."""
+        kept = self._windows.get(lane)
+        if kept is not None and kept.epoch == epoch and kept.first <= offset < kept.first + len(kept.samples):
+            return kept
+        blocks = self._epoch_blocks(epoch)
         lane_start = lane * self.lane_length
-        lane_stop = lane_start + self.lane_length
-        first_block = int(np.searchsorted(ends, lane_start, side="right"))
-        block = int(np.searchsorted(ends, lane_start + offset, side="right"))
-        window = (block - first_block) // self.window_blocks
-        low = first_block + window * self.window_blocks
-        high = min(low + self.window_blocks, len(blocks))
-        begin = int(ends[low - 1]) if low else 0
-        samples = self._block_samples(blocks[low:high])[max(lane_start - begin, 0) : lane_stop - begin]
-        samples = samples[_permutation(len(samples), self.seed, Purpose.WINDOW, epoch, lane, window)]
-        first = max(begin, lane_start) - lane_start
-        self._windows[lane] = ((epoch, window), first, samples)
-        return first, samples
+        first_block = blocks.find(lane_start)
+        number = (blocks.find(lane_start + offset) - first_block) // self.window_blocks
+        low = first_block + number * self.window_blocks
+        begin = blocks.start_of(low)
+        samples = self._block_samples(blocks.order[low : low + self.window_blocks])
+        samples = samples[max(lane_start - begin, 0) : lane_start + self.lane_length - begin]
+        samples = samples[_permutation(len(samples), self.seed, Purpose.WINDOW, epoch, lane, number)]
+        self._windows[lane] = _Window(epoch, max(begin - lane_start, 0), samples)
+        return self._windows[lane]
 
-    def _epoch_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (block numbers in the epoch's order, samples up to the end of each); the last epoch is kept."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            blocks = _permutation(int(self._block_ends[-1]), self.seed, Purpose.BLOCKS, epoch)
-            low, high = self._block_bounds(blocks)
-            self._epoch = (epoch, blocks, np.cumsum(high - low))
-        return self._epoch[1], self._epoch[2]
+    def _epoch_blocks(self, epoch: int) -> _EpochBlocks:
+        """Return the epoch's blocks in order; the last two epochs are kept, since lanes roll over one by one."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            order = _permutation(len(self._sizes), self.seed, Purpose.BLOCKS, epoch)
+            self._epochs[epoch] = _EpochBlocks(order, self._sizes)
+        return self._epochs[epoch]
+
+    def _all_block_sizes(self) -> np.ndarray:
+        """Return the samples of every block in the shards' order, in the smallest type that holds them."""
+        small, larger = np.divmod(self._counts, np.maximum(self._shard_blocks, 1))
+        sizes = np.stack([small + 1, small], axis=1).astype(np.min_scalar_type(self.block_size))
+        return np.repeat(sizes.ravel(), np.stack([larger, self._shard_blocks - larger], axis=1).ravel())
 
     def _block_bounds(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the global sample ids where the given blocks start and stop."""
+        blocks = blocks.astype(np.int64)
         shard = np.searchsorted(self._block_ends, blocks, side="right")
-        count, pieces, base = self._counts[shard], self._shard_blocks[shard], self._shard_starts[shard]
+        pieces = self._shard_blocks[shard]
         number = blocks - (self._block_ends[shard] - pieces)
-        return base + number * count // pieces, base + (number + 1) * count // pieces
+        small, larger = np.divmod(self._counts[shard], pieces)
+        low = self._shard_starts[shard] + number * small + np.minimum(number, larger)
+        return low, low + small + (number < larger)
 
     def _block_samples(self, blocks: np.ndarray) -> np.ndarray:
         low, high = self._block_bounds(blocks)
@@ -129,15 +173,16 @@ class SampleOrder:
 
 
 def _permutation(length: int, seed: int, purpose: Purpose, *position: int) -> np.ndarray:
-    """Return a permutation of range(length), int64, a function of the arguments only.
+    """Return a permutation of range(length), a function of the arguments only.
 
     Random high bits over the index in the low bits, sorted: NumPy promises the raw Philox stream to stay the same over
     its versions, which it does not for `Generator.permutation`, and this sort is no slower.
     """
     bits = max(1, (length - 1).bit_length())
-    counter = [0, *position, 0, 0, 0][:4]
-    raw = np.random.Philox(key=[seed, purpose], counter=counter).random_raw(length)
+    raw = philox(seed, purpose, *position).random_raw(length)
     low = np.uint64((1 << bits) - 1)
-    raw = (raw & ~low) | np.arange(length, dtype=np.uint64)
+    raw &= ~low
+    raw |= np.arange(length, dtype=np.uint64)
     raw.sort()
-    return (raw & low).astype(np.int64)
+    raw &= low
+    return raw.astype(np.uint32 if bits <= 32 else np.int64)

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from datasets.shards import DataError
+from datasets.errors import DataError
 
 _Task = TypeVar("_Task")
 _POLL_S = 0.1

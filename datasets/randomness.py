@@ -17,7 +17,17 @@ class Purpose(IntEnum):
     RENDER = 5
 
 
+def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:
+    """Return the bit generator at up to three coordinates of a purpose; its streams are 2^64 blocks apart.
+
+    Raises:
+        OverflowError: a seed or coordinate outside [0, 2^64).
+    """
+    # Word 0 of the counter counts the numbers drawn.
+    counter = np.array([0, *position, 0, 0, 0][:4], dtype=np.uint64)
+    return np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64), counter=counter)
+
+
 def sample_generator(seed: int, purpose: Purpose, stream_index: int) -> np.random.Generator:
     """Return the generator of one sample; equal arguments give equal numbers on any rank, worker or machine."""
-    # Word 0 of the counter counts the numbers drawn, word 1 the sample: 2^64 draws apart.
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, stream_index, 0, 0]))
+    return np.random.Generator(philox(seed, purpose, stream_index))

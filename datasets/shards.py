@@ -1,33 +1,25 @@
-"""Shards as files: URL expansion, the dataset manifest with its counts, and the member index of one tar."""
+"""Shards as files: URL expansion, and the dataset manifest with its counts and its index of samples."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import braceexpand
 import numpy as np
 
+from datasets.errors import DataError
+from datasets.tar_index import INDEX_DTYPE, INDEX_NAME, index_shard
+
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "crescendo-shards"
 MANIFEST_VERSION = 1
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-LABEL_EXTENSION = "cls"
-
-# WebDataset's own rule: a key ends at the first dot of the file name; dots in folders belong to the key.
-_MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
 _HOW_TO_MAKE = "write shards with `python -m jobs.prepare SOURCE --out DIR`"
-
-
-class DataError(ValueError):
-    """The data, or what the configuration says of it, can't be used; one line with the cure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +27,7 @@ class ShardInfo:
     """One tar of a dataset, as its manifest describes it."""
 
     url: str
-    """Where the shard is: a path of this machine."""
+    """Where the shard is: an absolute path of this machine."""
     samples: int
     """Number of samples in it."""
     num_bytes: int
@@ -44,11 +36,13 @@ class ShardInfo:
     """How many of the samples have a label."""
     max_label: int
     """The largest label in it; -1 when it has none."""
+    first_row: int
+    """Row of its first sample in the index beside it."""
 
     @property
-    def name(self) -> str:
-        """The file's name without its folder."""
-        return Path(self.url).name
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.url)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,26 +78,12 @@ class DatasetManifest:
     @property
     def fingerprint(self) -> str:
         """Hex digest of what fixes ids and labels: names, counts and sizes of shards, class names. Not the folder."""
-        rows = [(shard.name, shard.samples, shard.num_bytes) for shard in self.shards]
+        rows = [(shard.path.name, shard.samples, shard.num_bytes) for shard in self.shards]
         return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardIndex:
-    """Where the samples of one tar are, so that one `pread` fetches an image."""
-
-    keys: tuple[str, ...]
-    """Sample keys in the tar's order."""
-    offsets: np.ndarray
-    """First byte of each image in the tar, int64 [samples]."""
-    sizes: np.ndarray
-    """Bytes of each image, int64 [samples]."""
-    labels: np.ndarray
-    """Label of each sample, int64 [samples]; -1 where there is none."""
-
-
 def expand_urls(url: str) -> list[str]:
-    """Name every shard of a folder, a brace list such as `DIR/train-{000000..000009}.tar`, or several joined by `::`.
+    """Name every shard of a folder, of a brace list such as `DIR/train-{000000..000009}.tar`, or of several by `::`.
 
     Raises:
         DataError: a part names nothing that is there.
@@ -111,7 +91,8 @@ def expand_urls(url: str) -> list[str]:
     urls: list[str] = []
     for part in filter(None, url.split("::")):
         folder = Path(part)
-        urls += _folder_shards(folder) if folder.is_dir() else braceexpand.braceexpand(part)
+        names = _folder_shards(folder) if folder.is_dir() else list(braceexpand.braceexpand(part))
+        urls += [name if "://" in name else str(Path(name).absolute()) for name in names]
     if not urls:
         raise DataError(f"no data given: {url!r} names no shard; {_HOW_TO_MAKE}")
     for name in urls:
@@ -138,35 +119,36 @@ def load_manifest(url: str) -> DatasetManifest:
         DataError: no shards, no manifest, a shard that its manifest does not know or that changed since.
     """
     shards: list[ShardInfo] = []
-    seen: dict[Path, DatasetManifest] = {}
+    seen: dict[Path, dict[str, ShardInfo]] = {}
+    manifests: list[DatasetManifest] = []
     for name in expand_urls(url):
-        folder = Path(name).parent
-        if folder not in seen:
-            seen[folder] = read_manifest(folder)
-        shards.append(_checked_shard(name, seen[folder]))
-    first, *others = seen.values()
-    for folder, manifest in seen.items():
+        path = Path(name)
+        if path.parent not in seen:
+            manifests.append(read_manifest(path.parent))
+            seen[path.parent] = {shard.path.name: shard for shard in manifests[-1].shards}
+        shards.append(_checked_shard(path, seen[path.parent].get(path.name)))
+    for folder in filter(Path.is_dir, map(Path, url.split("::"))):
+        if missing := set(seen[folder.absolute()]) - {shard.path.name for shard in shards}:
+            raise DataError(
+                f"{folder}: {MANIFEST_NAME} lists {min(missing)}, but there is no such file; {_HOW_TO_MAKE}"
+            )
+    first = manifests[0]
+    for manifest in manifests[1:]:
         if (manifest.classes, manifest.kind) != (first.classes, first.kind):
-            raise DataError(f"{folder}: its classes are not those of the other folders of {url!r}")
-    whole = not others and len(shards) == len(first.shards)
-    return DatasetManifest(
-        shards=tuple(shards),
-        classes=first.classes,
-        kind=first.kind,
-        class_counts=first.class_counts if whole else (),
-        source=first.source,
-    )
+            raise DataError(
+                f"{manifest.shards[0].path.parent}: its classes are not those of the other shards of {url!r}"
+            )
+    whole = len(manifests) == 1 and len(shards) == len(first.shards)
+    return replace(first, shards=tuple(shards), class_counts=first.class_counts if whole else ())
 
 
-def _checked_shard(name: str, manifest: DatasetManifest) -> ShardInfo:
-    path = Path(name)
-    info = next((shard for shard in manifest.shards if shard.name == path.name), None)
+def _checked_shard(path: Path, info: ShardInfo | None) -> ShardInfo:
     if info is None:
-        raise DataError(f"{name}: {MANIFEST_NAME} beside it does not list this shard; {_HOW_TO_MAKE}")
+        raise DataError(f"{path}: {MANIFEST_NAME} beside it does not list this shard; {_HOW_TO_MAKE}")
     size = path.stat().st_size
     if size != info.num_bytes:
         raise DataError(
-            f"{name}: {size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; prepare it again"
+            f"{path}: {size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; write it again"
         )
     return info
 
@@ -196,8 +178,8 @@ def read_manifest(folder: Path) -> DatasetManifest:
         raise DataError(f"{path}: not a readable manifest ({error!r}); {_HOW_TO_MAKE}") from error
 
 
-def manifest_json(manifest: DatasetManifest) -> str:
-    """Write the manifest as JSON text, shards by name, one a line."""
+def _manifest_json(manifest: DatasetManifest) -> str:
+    """Return the manifest as JSON text, one shard a line."""
     head = {
         "format": MANIFEST_FORMAT,
         "version": MANIFEST_VERSION,
@@ -206,105 +188,80 @@ def manifest_json(manifest: DatasetManifest) -> str:
         "classes": list(manifest.classes),
         "class_counts": list(manifest.class_counts),
     }
+    lines = [f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
     rows = []
     for shard in manifest.shards:
         row = asdict(shard)
-        del row["url"]
-        rows.append(json.dumps({"name": shard.name, **row}))
-    body = ",\n".join(f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items())
-    return "{" + body + ',\n"shards": [\n' + ",\n".join(rows) + "\n]}\n"
+        rows.append(json.dumps({"name": Path(row.pop("url")).name, **row}))
+    return "{" + ",\n".join(lines) + ',\n"shards": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
-def index_shard(path: str | Path) -> ShardIndex:
-    """Walk the headers of one tar, group its members into samples and read the labels.
+def load_index(folder: Path) -> np.ndarray:
+    """Map the index beside the shards of a folder, rows of `INDEX_DTYPE`; nothing is read before it is used.
 
     Raises:
-        DataError: not a tar, a sample without an image, or a label that is no number; names shard and key.
+        DataError: it is missing or of another format.
     """
-    keys: list[str] = []
-    rows: list[tuple[int, int, int]] = []
-    for key, members in _samples(path):
-        image = next((members[ext] for ext in members if ext in IMAGE_EXTENSIONS), None)
-        if image is None:
-            raise DataError(f"{path}: sample {key!r} has no image, only {', '.join(sorted(members))}")
-        keys.append(key)
-        rows.append((image[0], image[1], _label(path, key, members)))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    return ShardIndex(keys=tuple(keys), offsets=table[:, 0], sizes=table[:, 1], labels=table[:, 2])
-
-
-_Members = dict[str, tuple[int, int, bytes]]
-
-
-def _samples(path: str | Path) -> Iterator[tuple[str, _Members]]:
-    """Yield (key, {extension: (offset, size, content of small members)}) in the tar's order."""
-    current, members = "", _Members()
+    path = folder / INDEX_NAME
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                match = _MEMBER.match(info.name)
-                if not info.isreg() or match is None:
-                    continue
-                key, extension = match[1], match[2].lower()
-                if key != current and members:
-                    yield current, members
-                    members = {}
-                current = key
-                stream = tar.extractfile(info) if extension == LABEL_EXTENSION else None
-                members[extension] = (info.offset_data, info.size, stream.read() if stream else b"")
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: not a readable tar ({error}); prepare it again") from error
-    if members:
-        yield current, members
-
-
-def _label(path: str | Path, key: str, members: _Members) -> int:
-    if LABEL_EXTENSION not in members:
-        return -1
-    text = members[LABEL_EXTENSION][2]
-    try:
-        label = int(text)
-    except ValueError:
-        raise DataError(f"{path}: the label of sample {key!r} is {text[:40]!r}, not a class number") from None
-    if label < 0:
-        raise DataError(f"{path}: the label of sample {key!r} is {label}; class numbers start at 0")
-    return label
-
-
-def describe_shard(path: str | Path) -> ShardInfo:
-    """Count one shard by walking it.
-
-    Raises:
-        DataError: as `index_shard`.
-    """
-    labels = index_shard(path).labels
-    return ShardInfo(
-        url=str(path),
-        samples=len(labels),
-        num_bytes=Path(path).stat().st_size,
-        labelled=int((labels >= 0).sum()),
-        max_label=int(labels.max(initial=-1)),
-    )
+        index = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable index of samples ({error}); {_HOW_TO_MAKE}") from error
+    if index.dtype != INDEX_DTYPE:
+        raise DataError(f"{path}: an index of another format; {_HOW_TO_MAKE}")
+    return index
 
 
 def write_manifest(
     folder: Path,
-    shards: Sequence[ShardInfo],
+    names: Sequence[str],
     *,
     classes: Sequence[str],
-    class_counts: Sequence[int] = (),
     kind: str = "classification",
     source: dict[str, Any] | None = None,
 ) -> DatasetManifest:
-    """Put `manifest.json` beside the shards, whole or not at all."""
+    """Index the shards of a folder and write `index.npy` and `manifest.json` beside them, each whole or not at all.
+
+    Args:
+        folder: with the shards.
+        names: file names of the shards; they fix the order of the sample ids.
+        classes: names in label order.
+        kind: what the labels are.
+        source: what to record about the shards' making.
+
+    Raises:
+        DataError: a shard that can't be used; names shard and key.
+    """
+    parts = [index_shard(folder / name) for name in names]
+    index = np.concatenate(parts)
+    labels = index["label"]
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
     manifest = DatasetManifest(
-        shards=tuple(shards),
+        shards=tuple(
+            _shard_info(folder / name, part, start) for name, part, start in zip(names, parts, starts, strict=False)
+        ),
         classes=tuple(classes),
         kind=kind,
-        class_counts=tuple(class_counts),
+        class_counts=tuple(np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()),
         source=source or {},
     )
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
-    temporary.write_text(manifest_json(manifest), encoding="utf-8")
-    temporary.replace(folder / MANIFEST_NAME)
+    _write_whole(folder / INDEX_NAME, lambda path: np.save(path, index))
+    _write_whole(folder / MANIFEST_NAME, lambda path: path.write_text(_manifest_json(manifest), encoding="utf-8"))
     return manifest
+
+
+def _shard_info(path: Path, index: np.ndarray, first_row: int) -> ShardInfo:
+    return ShardInfo(
+        url=str(path),
+        samples=len(index),
+        num_bytes=path.stat().st_size,
+        labelled=int((index["label"] >= 0).sum()),
+        max_label=int(index["label"].max(initial=-1)),
+        first_row=first_row,
+    )
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    write(temporary)
+    temporary.replace(path)

@@ -14,19 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import webdataset as wds
 
+from datasets.errors import DataError
 from datasets.pool import count_one, run_tasks
-from datasets.shards import (
-    MANIFEST_NAME,
-    DataError,
-    DatasetManifest,
-    describe_shard,
-    index_shard,
-    load_manifest,
-    write_manifest,
-)
+from datasets.shards import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
+from datasets.tar_index import INDEX_NAME, index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
@@ -171,7 +164,8 @@ def _claim(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
         return
     if shards and not overwrite:
         raise DataError(f"{out}: {_difference(old, description)}; use another --out, or --overwrite to replace them")
-    for path in [*shards, *(out / split / MANIFEST_NAME for split in SPLITS)]:
+    listings = [out / split / name for split in SPLITS for name in (MANIFEST_NAME, INDEX_NAME)]
+    for path in [*listings, *shards]:
         path.unlink(missing_ok=True)
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
@@ -213,7 +207,7 @@ def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: Writ
 def _is_whole(task: _ShardTask) -> bool:
     """A shard has its name only once it is whole; a look inside guards against a damaged disk."""
     try:
-        return task.path.is_file() and describe_shard(task.path).samples == len(task.items)
+        return task.path.is_file() and len(index_shard(task.path)) == len(task.items)
     except DataError:
         return False
 
@@ -239,14 +233,5 @@ def _key(number: int, name: str) -> str:
 def _finish(folder: Path, tasks: list[_ShardTask], plan: Plan, description: dict[str, Any]) -> DatasetManifest:
     if (folder / MANIFEST_NAME).is_file():
         return load_manifest(str(folder))
-    paths = [task.path for task in tasks if task.path.parent == folder]
-    counts = np.zeros(len(plan.classes), dtype=np.int64)
-    for path in paths:
-        counts += np.bincount(index_shard(path).labels, minlength=len(counts))
-    return write_manifest(
-        folder,
-        [describe_shard(path) for path in paths],
-        classes=plan.classes,
-        class_counts=counts.tolist(),
-        source={**description, **plan.origin},
-    )
+    names = [task.path.name for task in tasks if task.path.parent == folder]
+    return write_manifest(folder, names, classes=plan.classes, source={**description, **plan.origin})

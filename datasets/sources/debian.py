@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.shards import DataError
+from datasets.errors import DataError
 
 
 def fetch_packages(packages: Sequence[str], cache: Path) -> dict[str, Path]:

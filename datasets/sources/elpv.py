@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from datasets.encode import file_bytes
-from datasets.shards import DataError
+from datasets.errors import DataError
 from datasets.writer import Item, Plan
 
 LICENCE = "CC BY-NC-SA 4.0"

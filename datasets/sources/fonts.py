@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from datasets.encode import jpeg_bytes
+from datasets.errors import DataError
 from datasets.randomness import Purpose, sample_generator
-from datasets.shards import DataError
 from datasets.sources.debian import fetch_packages
 from datasets.sources.font_table import FAMILIES
 from datasets.sources.words import random_word

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from datasets.encode import file_bytes
-from datasets.shards import DataError
+from datasets.errors import DataError
 from datasets.writer import Item, Plan
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
