@@ -1,0 +1,79 @@
+"""Recipe + command line -> `TrainConfig`: the only place that knows the CLI library."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jobs.recipes import RECIPES
+from pipeline.config import TrainConfig
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """The command line asks for something that doesn't exist."""
+
+
+def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None) -> tuple[TrainConfig, T | None]:
+    """Parse `RECIPE [--field value ...]`: the recipe's config with the fields of the command line in it.
+
+    Args:
+        argv: arguments after the program's name.
+        prog: how the program is called, for its help.
+        extra: a dataclass of further flags that are the job's own, not the run's.
+
+    Raises:
+        UsageError: no such recipe. An unknown or malformed field ends the program with exit code 2, as argparse does.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(prog))
+        sys.exit(0 if argv else 2)
+    name, *rest = argv
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
+        raise UsageError(f"no recipe is named {name!r}: {hint}")
+    recipe = RECIPES[name]
+    description = f"Recipe {name}. {recipe.__doc__ or ''}"
+    own: T | None = None
+    if extra is not None:
+        own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
+    config = tyro.cli(
+        TrainConfig,
+        default=recipe(),
+        args=rest,
+        prog=f"{prog} {name}",
+        description=description,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return config, own
+
+
+def _usage(prog: str) -> str:
+    lines = [f"usage: {prog} RECIPE [--field value ...]   ({prog} RECIPE --help lists the fields)", "", "recipes:"]
+    for name, recipe in RECIPES.items():
+        summary = (recipe.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name:28} {summary}")
+    return "\n".join(lines)
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a job's `main(argv)`: a user's mistake ends in one line on stderr and exit code 2, without a traceback.
+
+    CRESCENDO_TRACEBACK=1 shows the traceback as well.
+    """
+    try:
+        sys.exit(main(sys.argv[1:]) or 0)
+    except ValueError as error:
+        if os.environ.get("CRESCENDO_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

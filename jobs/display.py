@@ -1,0 +1,109 @@
+"""What a user sees of a run: its stages as a table, its progress as a line."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config import TrainConfig
+from pipeline.stages import TrainingStage
+
+POLL_S = 0.5
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def wide_console() -> Console:
+    """Return a console that doesn't fold tables into 80 columns where there is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def duration(seconds: float) -> str:
+    """Return 75 as `1m15s`, 3700 as `1h01m`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def seconds_left(stages: tuple[TrainingStage, ...], progress: dict[str, Any], images_per_s: float) -> float:
+    """Estimate the time to the end of training: a sample costs as many seconds as it has pixels, relative to now."""
+    index, now = progress["stage"], stages[progress["stage"]].image_size
+    weighted = float(progress["stage_stop"] - progress["cursor"])
+    for stage in stages[index + 1 :]:
+        weighted += stage.num_samples(progress["samples_per_epoch"]) * (stage.image_size / now) ** 2
+    return weighted / images_per_s
+
+
+def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, float]) -> str:
+    """Return one line on where a run is; `seen` keeps the newest value of each metric between calls."""
+    progress = status["progress"]
+    if progress is None:
+        return f"{config.name}: {status['phase']}"
+    seen |= progress["metrics"]
+    stage = config.stages[progress["stage"]]
+    epoch, epochs = (progress[key] / progress["samples_per_epoch"] for key in ("cursor", "total"))
+    parts = [
+        f"stage {progress['stage'] + 1}/{len(config.stages)}",
+        f"{stage.image_size} px",
+        f"epoch {epoch:.1f}/{epochs:.0f}",
+        f"{seen['train/images_per_s']:.0f} images/s",
+        f"loss {seen['train/loss']:.3f}",
+    ]
+    parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
+    parts.append(f"{duration(seconds_left(config.stages, progress, seen['train/images_per_s']))} left")
+    if status["starts"] > 1:
+        parts.append(f"recovered {status['starts'] - 1}x")
+    return " | ".join(parts)
+
+
+def follow(console: Console, config: TrainConfig, controller: Any, run: Any) -> dict[str, Any]:
+    """Show a run's progress until it ends; return its last status. Live in a terminal, plain lines elsewhere."""
+    seen: dict[str, float] = {}
+    last_line, last_printed = "", 0.0
+    with Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else _Plain() as live:
+        while not ray.wait([run], timeout=POLL_S)[0]:
+            line = progress_line(config, ray.get(controller.status.remote()), seen)
+            if isinstance(live, Live):
+                live.update(Text(line))
+            elif line != last_line and time.monotonic() - last_printed > PLAIN_LINE_EVERY_S:
+                console.print(line, highlight=False, soft_wrap=True)
+                last_line, last_printed = line, time.monotonic()
+    return ray.get(run)
+
+
+class _Plain:
+    """Stands in for rich's Live where there is no terminal."""
+
+    def __enter__(self) -> _Plain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
+    """Return the table that a run ends with: a row a stage."""
+    metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
+    table = Table(title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left")
+    score_name = metric.removeprefix("val/")
+    for name in ("stage", "px", "RandAug", "Mixup", "dropout", "epochs", "images/s", score_name, "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for index, (stage, result) in enumerate(zip(config.stages, results, strict=False)):
+        if not result:
+            continue
+        rate = result["samples"] / result["train_s"]
+        score = result.get(metric, float("nan"))
+        took = duration(result["train_s"] + result.get("eval_s", 0.0))
+        table.add_row(
+            *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
+            *(f"{stage.dropout:.2f}", f"{stage.epochs:g}", f"{rate:.0f}", f"{score:.3f}", took),
+        )
+    return table

@@ -1,0 +1,143 @@
+"""`python -m jobs.models [NAME ...] [--json]`: what every model costs, beside the published figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.cli import run_main
+from model.cost import count_multiply_adds, count_parameters
+from model.factory import ModelConfig, build_model, model_names
+from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
+from model.tables import ARCHITECTURES
+
+DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRow:
+    """A line of the table: costs with 1,000 classes, and what was published."""
+
+    name: str
+    parameters: int
+    published_parameters: str | None
+    train_size: int
+    train_multiply_adds: int
+    """One image's at `train_size`, convolutions and products only."""
+    published_size: int | None
+    multiply_adds: int | None
+    """One image's at `published_size`, convolutions and products only."""
+    multiply_adds_elementwise: int | None
+    """The same with batch norms, gates and sums, as TensorFlow's profiler counts."""
+    published_multiply_adds_b: str | None
+    published_top1: float | None
+
+
+def measure(label: str, config: ModelConfig, published: Published | None, train_size: int) -> ModelRow:
+    """Count one model."""
+    with torch.device("meta"):
+        model = build_model(config, num_classes=1000)
+    size = published.image_size if published else None
+    return ModelRow(
+        name=label,
+        parameters=count_parameters(model),
+        published_parameters=published.parameters if published else None,
+        train_size=train_size,
+        train_multiply_adds=count_multiply_adds(model, train_size),
+        published_size=size,
+        multiply_adds=count_multiply_adds(model, size) if size else None,
+        multiply_adds_elementwise=count_multiply_adds(model, size, elementwise=True) if size else None,
+        published_multiply_adds_b=published.multiply_adds_b if published else None,
+        published_top1=published.top1 if published else None,
+    )
+
+
+def measure_all(names: Sequence[str] = ()) -> list[ModelRow]:
+    """The rows of `names`, or of all models and the paper's Fused-MBConv table."""
+    rows = []
+    for name in names or model_names():
+        published = PUBLISHED.get(name)
+        if name in ARCHITECTURES:
+            train_size = ARCHITECTURES[name].train_size
+        else:
+            train_size = published.image_size if published else DEFAULT_SIZE
+        rows.append(measure(name, ModelConfig(name=name), published, train_size))
+    if not names:
+        for fused, published in PUBLISHED_FUSED_B4.items():
+            config = ModelConfig(name="efficientnet_b4", fused_rows=fused)
+            label = f"efficientnet_b4 fused {fused[0]}-{fused[-1]}" if fused else "efficientnet_b4 none fused"
+            rows.append(measure(label, config, published, published.image_size))
+    return rows
+
+
+_COLUMNS = (
+    "model",
+    "params M",
+    "published",
+    "train px",
+    "mult-adds G",
+    "at px",
+    "mult-adds G",
+    "all ops G",
+    "published",
+)
+_WIDTH = 118
+
+
+def as_table(rows: Sequence[ModelRow]) -> Table:
+    """The rows for the terminal: parameters in millions, multiply-adds in billions."""
+    caption = (
+        "mult-adds: convolutions and matrix products; all ops: with norms, gates and sums, as TensorFlow counts.\n"
+        "published: the papers', the released code's or torchvision's figures; = where ours is the same number"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for index, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: ModelRow) -> list[str]:
+    published = row.published_parameters or ""
+    return [
+        row.name,
+        f"{row.parameters / 1e6:.2f}",
+        "=" if published == str(row.parameters) else published.removesuffix("M"),
+        str(row.train_size),
+        f"{row.train_multiply_adds / 1e9:.3f}",
+        str(row.published_size or ""),
+        _billions(row.multiply_adds),
+        _billions(row.multiply_adds_elementwise),
+        row.published_multiply_adds_b or "",
+    ]
+
+
+def _billions(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e9:.3f}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.models", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to count, timm/NAME too; default: all")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    rows = measure_all(arguments.names)
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        # A narrow terminal wraps lines; cut columns would lose figures.
+        Console(width=max(_WIDTH, Console().width)).print(as_table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

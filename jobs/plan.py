@@ -1,0 +1,165 @@
+"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from datasets.config import check_divisibility
+from datasets.loader import sample_order
+from datasets.shards import DataError, load_manifest
+from jobs.cli import parse_recipe, run_main
+from jobs.display import wide_console
+from jobs.recipes import IMAGENET_SHARDS
+from model.factory import check_image_size, check_model
+from pipeline.config import TrainConfig
+from pipeline.optim import learning_rate
+from pipeline.stages import TrainingSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFlags:
+    """Flags of the plan itself."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+    samples: int = 0
+    """Training images to assume where the data can't be read from here; 0: read the data's manifest."""
+    bytes_per_sample: int = 0
+    """Bytes of a stored image to assume, with `samples`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSize:
+    """How much data there is."""
+
+    samples: int
+    samples_per_epoch: int
+    bytes_per_sample: float
+    source: str
+
+
+IMAGENET = (1_281_167, 147_897_477_120)
+"""Training images of ImageNet-1k and the bytes of their archive, ILSVRC2012_img_train.tar."""
+
+
+def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
+    """Return the plan as JSON values: a row a stage, and the totals. `epochs` and sizes are per stage."""
+    schedule = TrainingSchedule(config.stages)
+    total = schedule.total_samples(size.samples_per_epoch)
+
+    def rate(cursor: int) -> float:
+        return learning_rate(
+            config.optimizer, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
+        )
+
+    rows = []
+    for span in schedule.spans(size.samples_per_epoch):
+        samples = span.stop - span.start
+        rows.append(
+            asdict(span.stage)
+            | {
+                "stage": span.index + 1,
+                "num_workers": span.stage.num_workers or config.cluster.num_workers,
+                "steps": span.num_steps,
+                "samples": samples,
+                "lr_start": rate(span.start),
+                "lr_end": rate(span.stop - span.stage.batch_size),
+                "eval_size": round(span.stage.image_size * config.trainer.eval_scale),
+                "bytes_read": round(samples * size.bytes_per_sample),
+                "megapixels": round(samples * span.stage.image_size**2 / 1e6),
+            }
+        )
+    fixed = total * config.stages[-1].image_size ** 2 / 1e6
+    totals = {
+        "steps": sum(row["steps"] for row in rows),
+        "samples": total,
+        "bytes_read": sum(row["bytes_read"] for row in rows),
+        "megapixels_of_fixed_size": sum(row["megapixels"] for row in rows) / fixed,
+    }
+    return {"recipe": config.name, "model": config.model.name, "data": asdict(size), "stages": rows, "total": totals}
+
+
+def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
+    """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe.
+
+    Raises:
+        DataError: the data can't be read and nothing was assumed.
+    """
+    lanes = config.data.num_lanes
+    if flags.samples:
+        return DataSize(flags.samples, flags.samples // lanes * lanes, flags.bytes_per_sample, "assumed")
+    if config.data.train == IMAGENET_SHARDS:
+        samples, size = IMAGENET
+        return DataSize(samples, samples // lanes * lanes, size / samples, "ImageNet-1k")
+    try:
+        manifest = load_manifest(config.data.train)
+    except DataError as error:
+        raise DataError(f"{error} (or plan for --samples N)") from error
+    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    total_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    return DataSize(
+        manifest.num_samples, order.samples_per_epoch, total_bytes / manifest.num_samples, config.data.train
+    )
+
+
+def human_bytes(count: float) -> str:
+    """Return 1536 as `1.5 KB` (powers of 1000, as storage is billed)."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
+
+
+def plan_table(planned: dict[str, Any]) -> Table:
+    """Return the plan as a table."""
+    data, total = planned["data"], planned["total"]
+    table = Table(
+        title=f"{planned['recipe']}: {planned['model']} on {data['samples']:,} images ({data['source']})",
+        title_justify="left",
+        caption=f"{total['steps']:,} steps, {total['samples']:,} samples, {human_bytes(total['bytes_read'])} read; "
+        f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
+        caption_justify="left",
+    )
+    for name in (
+        *("stage", "px", "eval px", "batch", "workers", "RandAug", "Mixup", "dropout"),
+        *("epochs", "steps", "samples", "LR", "read"),
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in planned["stages"]:
+        table.add_row(
+            *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size", "num_workers")),
+            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            *(f"{row['epochs']:g}", f"{row['steps']:,}", f"{row['samples']:,}"),
+            *(f"{row['lr_start']:.3g} -> {row['lr_end']:.3g}", human_bytes(row["bytes_read"])),
+        )
+    return table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan; refuse what can't work."""
+    config, flags = parse_recipe(argv, prog="python -m jobs.plan", extra=PlanFlags)
+    assert flags is not None
+    check_model(config.model)
+    for stage in config.stages:
+        check_image_size(config.model, stage.image_size)
+    check_divisibility(
+        config.data,
+        batch_sizes=[stage.batch_size for stage in config.stages],
+        worker_counts=[stage.num_workers or config.cluster.num_workers for stage in config.stages],
+    )
+    planned = plan(config, data_size(config, flags))
+    if flags.json:
+        print(json.dumps(planned, indent=1))
+    else:
+        wide_console().print(plan_table(planned))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

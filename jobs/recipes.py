@@ -1,0 +1,118 @@
+"""The named recipes. A recipe is a function that returns a whole `TrainConfig`; a variant calls its base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from datasets.config import DataConfig
+from model.factory import ModelConfig
+from pipeline.config import TrainConfig
+from pipeline.evaluation import TrainerConfig
+from pipeline.optim import OptimizerConfig
+from pipeline.stages import ramp
+
+
+def demo() -> TrainConfig:
+    """Photographs of solar cells (ELPV): is the cell defective? A small EfficientNetV2, four stages.
+
+    `make demo` prepares the data and runs it.
+    """
+    return TrainConfig(
+        name="demo",
+        stages=ramp(
+            epochs=24,
+            batch_size=48,
+            image_size=(64, 128),
+            randaugment_magnitude=(2, 8),
+            mixup_alpha=(0, 0.2),
+            dropout=(0.1, 0.3),
+            size_multiple=32,
+        ),
+        data=DataConfig(
+            train="data/elpv/train", val="data/elpv/val", block_size=32, crop_area=(0.5, 1.0), loader_workers=0
+        ),
+        model=ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=2e-3, weight_decay=0.02, warmup_epochs=2, schedule="cosine", ema_decay=0.99
+        ),
+    )
+
+
+def efficientnetv2_s_paper() -> TrainConfig:
+    """EfficientNetV2-S on ImageNet, stages as the paper prints them (arXiv 2104.00298, table 6)."""
+    return _imagenet("s", "paper")
+
+
+def efficientnetv2_m_paper() -> TrainConfig:
+    """EfficientNetV2-M on ImageNet, stages as the paper prints them."""
+    return _imagenet("m", "paper")
+
+
+def efficientnetv2_l_paper() -> TrainConfig:
+    """EfficientNetV2-L on ImageNet, stages as the paper prints them."""
+    return _imagenet("l", "paper")
+
+
+def efficientnetv2_s_google() -> TrainConfig:
+    """EfficientNetV2-S on ImageNet, stages as the authors' released code makes them."""
+    return _imagenet("s", "google")
+
+
+def efficientnetv2_m_google() -> TrainConfig:
+    """EfficientNetV2-M on ImageNet, stages as the authors' released code makes them."""
+    return _imagenet("m", "google")
+
+
+def efficientnetv2_l_google() -> TrainConfig:
+    """EfficientNetV2-L on ImageNet, stages as the authors' released code makes them."""
+    return _imagenet("l", "google")
+
+
+IMAGENET_SHARDS = "s3://YOUR-BUCKET/imagenet/train"
+"""Where the ImageNet recipes look for training shards until `--data.train` says otherwise."""
+
+# Last training size, evaluation size, RandAugment's, Mixup's and dropout's last values.
+_PAPER = {"s": (300, 384, 15, 0.0, 0.3), "m": (380, 480, 20, 0.2, 0.4), "l": (380, 480, 25, 0.5, 0.5)}
+_GOOGLE = {"s": (300, 384, 10, 0.0, 0.2), "m": (384, 480, 15, 0.2, 0.3), "l": (384, 480, 20, 0.5, 0.4)}
+
+
+def _imagenet(size: Literal["s", "m", "l"], preset: Literal["paper", "google"]) -> TrainConfig:
+    last, eval_size, magnitude, mixup, dropout = (_PAPER if preset == "paper" else _GOOGLE)[size]
+    stages = ramp(
+        epochs=350,
+        batch_size=4096,
+        image_size=(128, last),
+        randaugment_magnitude=(5, magnitude),
+        mixup_alpha=(0, mixup),
+        dropout=(0.1, dropout),
+    )
+    if preset == "google":  # the released code: sizes don't begin at the smallest, and dropout is constant
+        stages = tuple(
+            replace(stage, image_size=int(128 + (last - 128) * (index + 1) / len(stages)), dropout=dropout)
+            for index, stage in enumerate(stages)
+        )
+    return TrainConfig(
+        name=f"efficientnetv2-{size}-{preset}",
+        storage="s3://YOUR-BUCKET/runs",
+        stages=stages,
+        data=DataConfig(train=IMAGENET_SHARDS, val="s3://YOUR-BUCKET/imagenet/val", num_lanes=64),
+        model=ModelConfig(name=f"efficientnet_v2_{size}", norm_momentum=0.01 if preset == "paper" else 0.1),
+        optimizer=OptimizerConfig(),
+        trainer=TrainerConfig(eval_scale=eval_size / last, log_every=50),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        efficientnetv2_s_paper,
+        efficientnetv2_m_paper,
+        efficientnetv2_l_paper,
+        efficientnetv2_s_google,
+        efficientnetv2_m_google,
+        efficientnetv2_l_google,
+    )
+}

@@ -1,0 +1,84 @@
+"""Train a recipe: `python -m jobs.train RECIPE [--field value ...]`. The same name again resumes the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from jobs.cli import parse_recipe, run_main
+from jobs.display import follow, result_table, wide_console
+from pipeline.config import TrainConfig
+from pipeline.preflight import Preflight, preflight
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check, start or resume, follow, and show the result. Exit code 1: the run failed."""
+    config, _ = parse_recipe(argv, prog="python -m jobs.train")
+    console = wide_console()
+    ready = preflight(config)
+    for note in ready.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if ready.finished:
+        assert ready.resume_from is not None
+        console.print(f"{config.name} is finished; give another --name to train again")
+        _show_result(console, config, ready.resume_from.state.stage_results)
+        return 0
+    _announce(console, ready)
+    try:
+        status = _train(console, ready.config)
+    except RuntimeError as error:
+        console.print(f"error: {config.name} failed: {error}", style="red", highlight=False, soft_wrap=True)
+        return 1
+    _show_result(console, config, status["progress"]["stage_results"])
+    if status["phase"] == "stopped":
+        console.print(f"stopped at cursor {status['progress']['cursor']}; the same command resumes it")
+    return 0
+
+
+def _announce(console: Console, ready: Preflight) -> None:
+    config, resume = ready.config, ready.resume_from
+    at = f"resumes at cursor {resume.state.cursor}" if resume else "starts"
+    console.print(
+        f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training and "
+        f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
+        f"{len(config.stages)} stages, {config.cluster.num_workers} workers",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _train(console: Console, config: TrainConfig) -> dict[str, Any]:
+    """Run to the end; Ctrl-C stops at the next decision point with a checkpoint, a second one at once."""
+    import ray
+
+    from pipeline.launch import start_controller
+
+    controller = start_controller(config)
+    run = controller.run.remote()
+    try:
+        return follow(console, config, controller, run)
+    except KeyboardInterrupt:
+        console.print("stopping with a checkpoint; Ctrl-C again stops at once")
+        ray.get(controller.stop.remote())
+        return ray.get(run)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the innermost message of an error that came through Ray."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(cause)
+
+
+def _show_result(console: Console, config: TrainConfig, results: Sequence[dict[str, float]]) -> None:
+    console.print(result_table(config, list(results)))
+    console.print(f"checkpoints: {config.storage}/{config.name}/checkpoints", highlight=False, soft_wrap=True)
+    console.print(f"MLflow UI:   {config.tracking.ui_command()}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,113 @@
+"""`StageController`: owns a run. A plain class; it becomes an actor in one line, at the edge."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from pipeline.policy import Decision, Progress, Request, decide
+from pipeline.stages import TrainingStage
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The longest row of stages with the same worker count: one worker group, no restart inside."""
+
+    first: int
+    last: int
+    num_workers: int
+
+
+def segments(stages: tuple[TrainingStage, ...], num_workers: int) -> list[Segment]:
+    """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
+    rows = []
+    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
+        indices = [index for index, _ in group]
+        rows.append(Segment(indices[0], indices[-1], workers))
+    return rows
+
+
+FitSegment = Callable[[Segment], None]
+"""Runs one worker group to the end of a segment; raises if it can't."""
+
+
+class StageController:
+    """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile."""
+
+    def __init__(self, stages: tuple[TrainingStage, ...], num_workers: int, fit: FitSegment) -> None:
+        self._segments = segments(stages, num_workers)
+        self._fit = fit
+        self._lock = threading.Lock()
+        self._requests: list[Request] = []
+        self._progress: Progress | None = None
+        self._phase, self._error, self._stopped = "starting", "", False
+        self._starts = 0
+        self._heard = time.time()
+
+    def run(self) -> dict[str, Any]:
+        """Train all segments; return the final status.
+
+        Raises:
+            RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
+        """
+        for segment in self._segments:
+            if self._stopped or (self._progress and self._progress.stage > segment.last):
+                continue
+            self._fit(segment)
+            if self._error:
+                raise RuntimeError(self._error)
+        self._phase = "stopped" if self._stopped else "finished"
+        return self.status()
+
+    # From operators --------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known of the run: phase, newest progress, worker group starts, seconds since news."""
+        with self._lock:
+            progress = asdict(self._progress) if self._progress else None
+            age_s = time.time() - self._heard
+            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s}
+
+    def advance(self) -> str:
+        """Ask for the next stage at the next decision point; returns what will happen."""
+        return self._ask(Decision.NEXT_STAGE)
+
+    def stop(self) -> str:
+        """Ask for a checkpoint and the run's end at the next decision point; returns what will happen."""
+        return self._ask(Decision.STOP)
+
+    def _ask(self, decision: Decision) -> str:
+        with self._lock:
+            stage = self._progress.stage if self._progress else 0
+            self._requests.append(Request(decision, stage))
+        return f"{decision.value} at the next decision point (stage {stage + 1})"
+
+    # From rank 0 -----------------------------------------------------------------------------------------------------
+
+    def joined(self) -> str:
+        """A worker group has started. Returns the error that ended the run, if one did: then it must not train."""
+        with self._lock:
+            if not self._error:
+                self._starts += 1
+                self._phase = "training"
+            return self._error
+
+    def decide(self, progress: Progress) -> Decision:
+        """Take rank 0's progress and say what all ranks do next."""
+        with self._lock:
+            self._progress, self._heard = progress, time.time()
+            decision = decide(progress, self._requests)
+            self._stopped |= decision is Decision.STOP
+            if decision is Decision.CHECKPOINT:
+                self._requests = [request for request in self._requests if request.decision is not decision]
+            return decision
+
+    def failed(self, message: str) -> None:
+        """A worker met an error that trying again doesn't cure: the run ends with this message."""
+        with self._lock:
+            self._error = self._error or message
+            self._phase = "failed"

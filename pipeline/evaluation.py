@@ -1,0 +1,84 @@
+"""How a model is run: the trainer's settings, the network's inputs, precision, and exact evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.loader import DataConfig, build_eval_loader
+from pipeline.task import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """How steps are run."""
+
+    micro_batch_size: int = 0
+    """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the whole batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast: bf16 on a GPU that has it (auto), never (fp32), always (bf16)."""
+    compile: bool = False
+    """Whether to run the model through torch.compile; costs one compilation a stage."""
+    eval_every_epochs: float = 1.0
+    """Training samples between two evaluations, in epochs. One is also made at each stage's end."""
+    eval_scale: float = 1.0
+    """Evaluation image size as a multiple of the stage's training size (the paper's S: 384/300)."""
+    eval_batch_size: int = 64
+    """Samples per evaluation batch on one worker."""
+    log_every: int = 10
+    """Optimizer steps between two log rows; also how often the controller is asked what comes next."""
+    pixel_mean: float = 128.0
+    """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
+    pixel_std: float = 128.0
+    """Each pixel is divided by this."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be at least {low}")
+        for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
+
+
+def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
+    """Turn uint8 [B, 3, H, W] into normalized float32, channels_last, on the device."""
+    on_device = images.to(device, non_blocking=True)
+    pixels = on_device.to(dtype=torch.float32, memory_format=torch.channels_last)
+    return pixels.sub_(config.pixel_mean).div_(config.pixel_std)
+
+
+def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
+    """Return the autocast context that the config asks for on this device."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    on = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, task: Task, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+) -> dict[str, float]:
+    """Return the task's metrics over every validation sample, each once.
+
+    The batches are the same for any worker count, and the metrics' states are summed over the workers.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if world_size > 1:
+        # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+    model.eval()
+    metrics = task.metrics().to(device)
+    loader = build_eval_loader(
+        data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
+    )
+    for batch in loader:
+        with autocast(config, device):
+            logits = model(normalized(batch.images, config, device))
+        task.update(metrics, logits, batch)
+    return {name: float(value) for name, value in metrics.compute().items()}

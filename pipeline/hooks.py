@@ -1,0 +1,28 @@
+"""Where the loop reaches the outside world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pipeline.checkpoint import Snapshot
+from pipeline.policy import Decision, Progress
+from pipeline.stages import StageSpan
+
+
+class TrainHooks:
+    """What a run tells the outside world. `save` is called on every rank, the others on rank 0 only."""
+
+    def stage_started(self, span: StageSpan, images: Tensor) -> None:
+        """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
+
+    def logged(self, metrics: dict[str, float], cursor: int) -> None:
+        """A row of metrics is ready."""
+
+    def decide(self, progress: Progress) -> Decision:
+        """Say what all ranks do next."""
+        return Decision.CONTINUE
+
+    def save(self, snapshot: Callable[[], Snapshot]) -> None:
+        """A checkpoint is due; `snapshot` copies the state to host memory when called."""

@@ -1,0 +1,55 @@
+"""What happens between two log rows: sums on the device, times on the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from datasets.loader import Batch
+
+
+class Meter:
+    """Gathers a log interval's terms on the device, and its times on the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval now."""
+        self._sums: dict[str, Tensor] = {}
+        self._steps, self._wait_s, self._started = 0, 0.0, time.perf_counter()
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, counting the time that they were waited for."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            self._wait_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add one step's terms."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+
+    def row(self, batch_size: int) -> dict[str, float]:
+        """Return the interval's means over all ranks, its rates, seconds and samples."""
+        sums = torch.stack([*self._sums.values(), torch.tensor(self._wait_s, device=self.device)]).float()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+            sums /= dist.get_world_size()
+        values = sums.tolist()
+        seconds, samples = time.perf_counter() - self._started, self._steps * batch_size
+        row = {f"train/{name}": value / self._steps for name, value in zip(self._sums, values, strict=False)}
+        row["train/images_per_s"] = samples / seconds
+        row["train/data_wait_share"] = values[-1] / seconds
+        return row | {"seconds": seconds, "samples": samples}

@@ -1,0 +1,112 @@
+"""What the driver finds out before any worker starts: bad input ends here, in one clear line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.config import check_data
+from datasets.loader import sample_order
+from datasets.shards import DatasetManifest
+from infra import tracking
+from infra.storage import Storage, open_storage
+from model.factory import check_image_size, check_model
+from pipeline.checkpoint import CheckpointError, Snapshot, newest_whole
+from pipeline.config import TrainConfig
+from pipeline.provenance import breaking, config_values, differences
+from pipeline.stages import TrainingSchedule
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """A run that may start."""
+
+    config: TrainConfig
+    """With absolute paths, as workers need them."""
+    train: DatasetManifest
+    val: DatasetManifest
+    samples_per_epoch: int
+    resume_from: Snapshot | None
+    """The newest whole checkpoint of the same run name."""
+    notes: tuple[str, ...]
+    """What the user should know, a line each."""
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole run."""
+        return TrainingSchedule(self.config.stages).total_samples(self.samples_per_epoch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to train."""
+        return self.resume_from is not None and len(self.resume_from.state.stage_starts) > len(self.config.stages)
+
+
+def preflight(config: TrainConfig) -> Preflight:
+    """Check everything that can be known on the driver.
+
+    Raises:
+        ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
+            config made; one line each, with the cure.
+    """
+    config = absolute(config)
+    check_model(config.model)
+    for stage in config.stages:
+        check_image_size(config.model, stage.image_size)
+    train, val = check_data(
+        config.data,
+        batch_sizes=[stage.batch_size for stage in config.stages],
+        worker_counts=sorted({stage.num_workers or config.cluster.num_workers for stage in config.stages}),
+    )
+    _check_mixup(config)
+    order = sample_order(config.data, train.shard_counts, seed=config.seed)
+    storage = open_storage(f"{config.storage}/{config.name}")
+    storage.check_writable()
+    _check_same_config(config, storage)
+    snapshot, notes = newest_whole(storage)
+    if snapshot is not None and snapshot.facts["data"] != order.fingerprint:
+        raise CheckpointError(
+            f"{storage.uri} was trained on other data than {config.data.train}: give this run another name"
+        )
+    tracking.prepare(config.tracking)
+    storage.write(CONFIG_FILE, json.dumps(config_values(config), indent=1).encode())
+    return Preflight(config, train, val, order.samples_per_epoch, snapshot, tuple(notes))
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """Make local paths absolute: workers have another working directory."""
+    data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val))
+    return replace(config, storage=_absolute(config.storage), data=data, tracking=config.tracking.absolute())
+
+
+def _absolute(location: str) -> str:
+    parts = location.split("::")
+    return "::".join(part if "://" in part or not part else str(Path(part).absolute()) for part in parts)
+
+
+def _check_mixup(config: TrainConfig) -> None:
+    for index, stage in enumerate(config.stages):
+        if stage.mixup_alpha and stage.batch_size < 2 * config.data.num_lanes:
+            raise ValueError(
+                f"stage {index + 1}: Mixup pairs samples of one lane, so batch_size {stage.batch_size} must be at "
+                f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
+                "or use fewer lanes"
+            )
+
+
+def _check_same_config(config: TrainConfig, storage: Storage) -> None:
+    if not storage.exists(CONFIG_FILE):
+        return
+    changes = breaking(
+        differences(json.loads(storage.read(CONFIG_FILE)), json.loads(json.dumps(config_values(config))))
+    )
+    if changes:
+        shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in list(changes.items())[:4])
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise CheckpointError(
+            f"{storage.uri} holds a run of this name with another config ({shown}{more}): "
+            "start a new run with --name, or submit the same config to resume"
+        )

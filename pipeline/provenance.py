@@ -1,0 +1,59 @@
+"""What a run was made with: its config as plain values, the libraries' versions, and how two configs differ."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+HARMLESS = (
+    *("cluster", "tracking", "checkpoint", "storage", "trainer.log_every"),
+    *("data.train", "data.val", "data.loader_workers", "data.prefetch_batches"),  # the data's fingerprint is compared
+)
+"""Fields that a resumed run may change, and every stage's `num_workers`: they don't change what is learned from."""
+
+
+def config_values(config: Any) -> Any:
+    """Return a config as JSON values, nested as its dataclasses are."""
+    if is_dataclass(config):
+        return {field.name: config_values(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, list | tuple):
+        return [config_values(item) for item in config]
+    return config
+
+
+def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested values to `a.b.0.c` keys."""
+    if isinstance(values, dict):
+        items = list(values.items())
+    elif isinstance(values, list):
+        items = list(enumerate(values))
+    else:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flat_values(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Return {field: (old, new)} of two configs' values."""
+    before, after = flat_values(old), flat_values(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def breaking(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Keep the differences with which a run can't go on as the same run."""
+    return {
+        key: change
+        for key, change in changes.items()
+        if not key.endswith(".num_workers") and not any(f"{key}.".startswith(f"{name}.") for name in HARMLESS)
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes a run."""
+    names = ("torch", "torchvision", "numpy", "ray", "mlflow", "webdataset", "simplejpeg", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

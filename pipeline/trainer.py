@@ -1,0 +1,328 @@
+"""The training loop: plain PyTorch, with no cluster, storage or tracking in it. Those are reached through hooks.
+
+Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Trainer.train_step` for a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.augment import mixup
+from datasets.loader import Batch, build_loader
+from model.factory import set_dropout
+from pipeline.checkpoint import CheckpointError, Snapshot, TrainState, to_host
+from pipeline.evaluation import autocast, evaluate, normalized
+from pipeline.hooks import TrainHooks
+from pipeline.meter import Meter
+from pipeline.optim import build_ema, build_optimizer, learning_rate
+from pipeline.policy import Decision, Progress
+from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
+from pipeline.task import Task
+
+if TYPE_CHECKING:
+    from pipeline.config import TrainConfig
+
+
+class TrainingError(ValueError):
+    """Training can't go on, and trying again would fail again."""
+
+
+def crossed(interval: float, before: int, after: int) -> bool:
+    """Is it time? True if a multiple of `interval` lies in (before, after]; never for interval 0."""
+    return interval > 0 and math.floor(after / interval) > math.floor(before / interval)
+
+
+def step_seed(seed: int, cursor: int, rank: int) -> int:
+    """Return the seed of one step's dropout on one rank: a pure function, so no RNG state is ever saved."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{cursor}/{rank}".encode(), digest_size=7).digest())
+
+
+class Trainer:
+    """One rank of a run: model, optimizer, moving average and the loop over stages."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        model: nn.Module,
+        task: Task,
+        samples_per_epoch: int,
+        hooks: TrainHooks,
+        facts: dict[str, Any],
+        device: torch.device | None = None,
+    ) -> None:
+        self.config, self.task, self.hooks, self.facts = config, task, hooks, facts
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = device or torch.device("cpu")
+        self.schedule = TrainingSchedule(config.stages)
+        self.samples_per_epoch = samples_per_epoch
+        self.total_samples = self.schedule.total_samples(samples_per_epoch)
+        self.state = TrainState()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.ema = build_ema(config.optimizer, self.model)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._net = self._parallel(self.model)
+        self._last_save_s = time.monotonic()
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    def run(self, last_stage: int | None = None) -> Decision:
+        """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
+
+        Returns STOP if an operator stopped the run, else NEXT_STAGE: the stages asked for are done.
+        """
+        while (span := self._span()) is not None and (last_stage is None or span.index <= last_stage):
+            if self.fit(span) is Decision.STOP:
+                return Decision.STOP
+        return Decision.NEXT_STAGE
+
+    def fit(self, span: StageSpan) -> Decision:
+        """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
+        set_dropout(self.model, span.stage.dropout)
+        meter = Meter(self.device)
+        first = True
+        for batch in meter.waiting(self._batches(span)):
+            images, targets = self._inputs(batch, span.stage)
+            if first and self.rank == 0:
+                self.hooks.stage_started(span, images)
+            first = False
+            meter.add(self.train_step(images, targets, span))
+            self.state.cursor += span.stage.batch_size
+            self.state.step += 1
+            decision = self._after_step(span, meter)
+            if decision in (Decision.NEXT_STAGE, Decision.STOP):
+                return decision
+        return Decision.NEXT_STAGE
+
+    def train_step(self, images: Tensor, targets: Tensor, span: StageSpan) -> dict[str, Tensor]:
+        """Take one optimizer step at the state's cursor; return the task's terms, on the device, unsynchronized."""
+        torch.manual_seed(step_seed(self.config.seed, self.state.cursor, self.rank))
+        self._net.train()
+        micro = self.config.trainer.micro_batch_size or len(images)
+        chunks = list(zip(images.split(micro), targets.split(micro), strict=True))
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for index, (x, y) in enumerate(chunks):
+            accumulate = isinstance(self._net, DistributedDataParallel) and index < len(chunks) - 1
+            with self._net.no_sync() if accumulate else nullcontext():  # type: ignore[operator]
+                with autocast(self.config.trainer, self.device):
+                    logits = self._net(x)
+                losses = self.task.loss(logits, y)
+                share = len(x) / len(images)
+                (losses["loss"] * share).backward()
+            for name, value in losses.items():
+                terms[name] = terms[name] + value.detach() * share
+        self._update()
+        return terms
+
+    def _update(self) -> None:
+        if self.config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate at the state's cursor."""
+        return learning_rate(
+            self.config.optimizer,
+            cursor=self.state.cursor,
+            samples_per_epoch=self.samples_per_epoch,
+            total_samples=self.total_samples,
+        )
+
+    # What follows a step ---------------------------------------------------------------------------------------------
+
+    def _after_step(self, span: StageSpan, meter: Meter) -> Decision:
+        """Log, evaluate, decide and save where it is time."""
+        now, before, epoch = self.state.cursor, self.state.cursor - span.stage.batch_size, self.samples_per_epoch
+        ended = now >= span.stop
+        evaluate = ended or crossed(self.config.trainer.eval_every_epochs * epoch, before, now)
+        save = ended or crossed(self.config.checkpoint.every_epochs * epoch, before, now)
+        # Checkpoints lie on log steps only, so a resumed run's log intervals are those of the run that was killed.
+        if not (evaluate or save or self.state.step % self.config.trainer.log_every == 0):
+            return Decision.CONTINUE
+        metrics = self._log_row(span, meter)
+        if evaluate:
+            metrics = metrics | self._evaluated(span)
+        decision = self._decide(span, metrics)
+        if ended and decision is not Decision.STOP:
+            decision = Decision.NEXT_STAGE
+        if decision is Decision.NEXT_STAGE:
+            self.state.stage_starts.append(now)
+            self.state.stage_results.append({})
+        if save or decision is not Decision.CONTINUE:
+            self._save()
+        meter.restart()
+        return decision
+
+    def _log_row(self, span: StageSpan, meter: Meter) -> dict[str, float]:
+        """Materialize what the meter has gathered: the one host synchronization of a log interval."""
+        row = meter.row(span.stage.batch_size)
+        if not math.isfinite(row["train/loss"]):
+            raise TrainingError(
+                f"the loss is {row['train/loss']} at cursor {self.state.cursor} (stage {span.index + 1}): "
+                f"lower optimizer.lr ({self.config.optimizer.lr}) or lengthen its warm-up"
+            )
+        result = self.state.stage_results[span.index]
+        result["train_s"] = result.get("train_s", 0.0) + row.pop("seconds")
+        result["samples"] = result.get("samples", 0) + row.pop("samples")
+        row["train/lr"] = self.learning_rate
+        row["train/epoch"] = self.state.cursor / self.samples_per_epoch
+        stage = span.stage
+        row |= {
+            "stage/index": span.index + 1,
+            "stage/image_size": stage.image_size,
+            "stage/randaugment_magnitude": stage.randaugment_magnitude,
+            "stage/mixup_alpha": stage.mixup_alpha,
+            "stage/dropout": stage.dropout,
+            "stage/batch_size": stage.batch_size,
+        }
+        self._tell(row)
+        return row
+
+    def _evaluated(self, span: StageSpan) -> dict[str, float]:
+        started = time.perf_counter()
+        metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
+        result = self.state.stage_results[span.index]
+        result["eval_s"] = result.get("eval_s", 0.0) + time.perf_counter() - started
+        result |= metrics
+        self._tell(metrics | {"val/epoch": self.state.cursor / self.samples_per_epoch})
+        return metrics
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        if self.rank == 0:
+            self.hooks.logged(metrics, self.state.cursor)
+
+    def _decide(self, span: StageSpan, metrics: dict[str, float]) -> Decision:
+        """Ask on rank 0, tell all: every rank switches at the same step."""
+        decisions = list(Decision)
+        choice = torch.zeros(1, dtype=torch.int64, device=self.device)
+        if self.rank == 0:
+            decision = self.hooks.decide(self._progress(span, metrics))
+            limit_s = self.config.checkpoint.every_s
+            if decision is Decision.CONTINUE and limit_s and time.monotonic() - self._last_save_s > limit_s:
+                decision = Decision.CHECKPOINT
+            choice.fill_(decisions.index(decision))
+        if self.world_size > 1:
+            dist.broadcast(choice, src=0)
+        return self._record(decisions[int(choice.item())], span)
+
+    def _record(self, decision: Decision, span: StageSpan) -> Decision:
+        if decision in (Decision.NEXT_STAGE, Decision.STOP):
+            entry = {"cursor": self.state.cursor, "stage": span.index, "decision": decision.value}
+            self.state.decisions.append(entry)
+        return decision
+
+    def _progress(self, span: StageSpan, metrics: dict[str, float]) -> Progress:
+        return Progress(
+            cursor=self.state.cursor,
+            stage=span.index,
+            stage_start=span.start,
+            stage_stop=span.stop,
+            total=list(self.schedule.spans(self.samples_per_epoch, tuple(self.state.stage_starts)))[-1].stop,
+            samples_per_epoch=self.samples_per_epoch,
+            num_workers=self.world_size,
+            metrics=metrics,
+            stage_results=tuple(self.state.stage_results),
+        )
+
+    # Evaluation ------------------------------------------------------------------------------------------------------
+
+    def eval_size(self, stage: TrainingStage) -> int:
+        """Image size at which a stage is evaluated, in pixels."""
+        return round(stage.image_size * self.config.trainer.eval_scale)
+
+    def evaluate(self, image_size: int) -> dict[str, float]:
+        """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
+        return evaluate(
+            self.model if self.ema is None else self.ema.module,
+            self.task,
+            self.config.data,
+            self.config.trainer,
+            image_size=image_size,
+            device=self.device,
+        )
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._last_save_s = time.monotonic()
+        self.hooks.save(self.snapshot)
+
+    def snapshot(self) -> Snapshot:
+        """Copy the whole state to host memory."""
+        return Snapshot(
+            state=TrainState(**self.state.to_dict()),
+            model=to_host(self.model.state_dict()),
+            ema=to_host(self.ema.state_dict()) if self.ema is not None else None,
+            optimizer=to_host(self.optimizer.state_dict()),
+            facts=self.facts,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become what the snapshot says.
+
+        Raises:
+            CheckpointError: the snapshot is of another model or optimizer.
+        """
+        try:
+            self.model.load_state_dict(snapshot.model)
+            self.optimizer.load_state_dict(snapshot.optimizer)
+            if self.ema is not None:
+                self.ema.load_state_dict(snapshot.ema or {})
+        except (RuntimeError, ValueError, KeyError) as error:
+            summary = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"the checkpoint doesn't fit this model or optimizer: {summary}") from error
+        self.state = TrainState(**snapshot.state.to_dict())
+
+    # Small parts -----------------------------------------------------------------------------------------------------
+
+    def _span(self) -> StageSpan | None:
+        return self.schedule.lookup(self.state.cursor, self.samples_per_epoch, tuple(self.state.stage_starts))
+
+    def _batches(self, span: StageSpan) -> Iterable[Batch]:
+        stage = span.stage
+        return build_loader(
+            self.config.data,
+            image_size=stage.image_size,
+            batch_size=stage.batch_size,
+            magnitude=stage.randaugment_magnitude,
+            seed=self.config.seed,
+            cursor=self.state.cursor,
+            stop=span.stop,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
+        """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
+        return mixup(
+            normalized(batch.images, self.config.trainer, self.device),
+            self.task.targets(batch, self.device),
+            alpha=stage.mixup_alpha,
+            seed=self.config.seed,
+            stream_index=batch.stream_index,
+            num_lanes_of_rank=self.config.data.num_lanes // self.world_size,
+        )
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        net = torch.compile(model) if self.config.trainer.compile else model
+        if self.world_size == 1:
+            return net  # type: ignore[return-value]
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True)

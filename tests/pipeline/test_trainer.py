@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datasets.config import check_data
+from datasets.loader import sample_order
+from model.factory import build_model
+from pipeline.checkpoint import Snapshot
+from pipeline.config import TrainConfig
+from pipeline.hooks import TrainHooks
+from pipeline.policy import Decision, Progress
+from pipeline.trainer import Trainer, TrainingError, crossed, step_seed
+from tests.pipeline.conftest import MakeConfig
+
+
+class Recorder(TrainHooks):
+    """Keeps what the loop says; decides what the test says."""
+
+    def __init__(self, decide: Callable[[Progress], Decision] = lambda _: Decision.CONTINUE) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.sizes: list[int] = []
+        self.snapshots: list[Snapshot] = []
+        self._decide = decide
+
+    def stage_started(self, span: object, images: torch.Tensor) -> None:
+        self.sizes.append(images.shape[-1])
+
+    def logged(self, metrics: dict[str, float], cursor: int) -> None:
+        self.rows.append((cursor, metrics))
+
+    def decide(self, progress: Progress) -> Decision:
+        return self._decide(progress)
+
+    def save(self, snapshot: Callable[[], Snapshot]) -> None:
+        self.snapshots.append(snapshot())
+
+
+def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
+    torch.manual_seed(config.seed)
+    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
+    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    task = config.task.build(manifest.classes)
+    return Trainer(
+        config,
+        model=build_model(config.model, num_classes=task.num_outputs),
+        task=task,
+        samples_per_epoch=order.samples_per_epoch,
+        hooks=hooks,
+        facts={},
+    )
+
+
+def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
+    for name, tensor in one.model.items():
+        assert torch.equal(tensor, other.model[name]), name
+    assert one.ema is not None
+    assert other.ema is not None
+    for name, tensor in one.ema.items():
+        assert torch.equal(tensor, other.ema[name]), f"ema {name}"
+
+
+def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> None:
+    hooks = Recorder()
+    trainer = make_trainer(make_config(), hooks)
+    assert trainer.run() is Decision.NEXT_STAGE
+    assert hooks.sizes == [32, 48]
+    assert trainer.state.cursor == trainer.total_samples == 528
+    losses = [row["train/loss"] for _, row in hooks.rows if "train/loss" in row]
+    assert losses[-1] < losses[0]
+    evaluated = [cursor for cursor, row in hooks.rows if "val/accuracy" in row]
+    assert evaluated == [144, 264, 408, 528]  # the step that crosses an epoch of 132 samples, and each stage's end
+    assert [result["samples"] for result in trainer.state.stage_results[:2]] == [264, 264]
+    assert trainer.run() is Decision.NEXT_STAGE  # nothing left
+    assert trainer.state.cursor == 528
+
+
+@pytest.mark.parametrize("index", [0, 2, 3, 5])
+def test_resume_from_any_checkpoint_is_bit_for_bit(make_config: MakeConfig, index: int) -> None:
+    whole = Recorder()
+    make_trainer(make_config(), whole).run()
+    resumed = Recorder()
+    trainer = make_trainer(make_config(seed=0), resumed)
+    for parameter in trainer.model.parameters():
+        parameter.data.zero_()  # nothing may come from the fresh start
+    trainer.restore(whole.snapshots[index])
+    trainer.run()
+    assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+    tail = [(c, r["train/loss"]) for c, r in whole.rows if "train/loss" in r and c > whole.snapshots[index].state.cursor]
+    assert tail == [(c, r["train/loss"]) for c, r in resumed.rows if "train/loss" in r]
+
+
+def test_another_seed_is_another_run(make_config: MakeConfig) -> None:
+    one, other = Recorder(), Recorder()
+    make_trainer(make_config(), one).run(last_stage=0)
+    make_trainer(make_config(seed=1), other).run(last_stage=0)
+    with pytest.raises(AssertionError):
+        assert_same_weights(one.snapshots[-1], other.snapshots[-1])
+
+
+def test_accumulation_equals_the_whole_batch_without_batch_statistics(make_config: MakeConfig) -> None:
+    def final(micro: int) -> Snapshot:
+        config = make_config()
+        stages = tuple(replace(stage, dropout=0.0) for stage in config.stages[:1])
+        config = replace(
+            config,
+            stages=stages,
+            model=replace(config.model, name="swin_t", stochastic_depth=0.0, norm_momentum=None),
+            optimizer=replace(config.optimizer, optimizer="sgd", lr=1e-4),
+            trainer=replace(config.trainer, micro_batch_size=micro),
+        )
+        hooks = Recorder()
+        trainer = make_trainer(config, hooks)
+        trainer.state.cursor = 216  # two steps are enough
+        trainer.run()
+        return hooks.snapshots[-1]
+
+    whole, split = final(0), final(7)
+    for name, tensor in whole.model.items():
+        torch.testing.assert_close(tensor, split.model[name], rtol=1e-4, atol=1e-5)
+
+
+def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: MakeConfig) -> None:
+    def advance_at_96(progress: Progress) -> Decision:
+        return Decision.NEXT_STAGE if progress.cursor == 96 else Decision.CONTINUE
+
+    whole = Recorder(advance_at_96)
+    trainer = make_trainer(make_config(), whole)
+    trainer.run()
+    assert trainer.state.stage_starts == [0, 96, 360]
+    assert trainer.state.decisions == [{"cursor": 96, "stage": 0, "decision": "next_stage"}]
+    after = next(snapshot for snapshot in whole.snapshots if snapshot.state.cursor == 96)
+    resumed = Recorder()  # nobody asks again: the decision is in the state
+    again = make_trainer(make_config(), resumed)
+    again.restore(after)
+    again.run()
+    assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+
+
+def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig) -> None:
+    whole = Recorder()
+    make_trainer(make_config(), whole).run()
+    stopped = Recorder(lambda progress: Decision.STOP if progress.cursor >= 300 else Decision.CONTINUE)
+    trainer = make_trainer(make_config(), stopped)
+    assert trainer.run() is Decision.STOP
+    assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.total_samples
+    resumed = Recorder()
+    again = make_trainer(make_config(), resumed)
+    again.restore(stopped.snapshots[-1])
+    again.run()
+    assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_cure(make_config: MakeConfig) -> None:
+    trainer = make_trainer(make_config(), Recorder())
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"loss is nan at cursor 48 .*optimizer\.lr"):
+        trainer.run()
+
+
+def test_evaluation_does_not_depend_on_the_batch(make_config: MakeConfig) -> None:
+    config = make_config()
+    results = []
+    for size in (1, 7, 30, 64):
+        trainer = make_trainer(replace(config, trainer=replace(config.trainer, eval_batch_size=size)), Recorder())
+        results.append(trainer.evaluate(48))
+    assert len({round(result["accuracy"] * 30) for result in results}) == 1
+    assert [r["loss"] for r in results] == pytest.approx([results[0]["loss"]] * 4, rel=1e-5)
+
+
+def test_crossed_and_step_seed() -> None:
+    assert [c for c in range(0, 60, 6) if crossed(10, c, c + 6)] == [6, 18, 24, 36, 48, 54]
+    assert not crossed(0, 0, 100)
+    seeds = {step_seed(seed, cursor, rank) for seed in range(3) for cursor in range(0, 480, 48) for rank in range(4)}
+    assert len(seeds) == 120
+    assert step_seed(0, 48, 1) == step_seed(0, 48, 1)
