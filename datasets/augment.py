@@ -15,8 +15,11 @@ from datasets.randomness import Purpose, sample_generator
 FULL_MAGNITUDE = 10.0
 """The magnitude at which every operation has its full range; larger magnitudes extrapolate."""
 
-# Below this the image is nearly black, grey or flat; larger magnitudes extrapolate the other direction only.
+# Where extrapolation would leave nothing to learn from, it stops: at a nearly black, grey or flat image, at a quarter
+# of the image, at one bit.
 _LOWEST_FACTOR = 0.1
+_LARGEST_SHIFT = 0.75
+_FEWEST_BITS = 1
 _FILL = [128.0, 128.0, 128.0]
 
 Operation = Callable[[Image.Image, float, float], Image.Image]
@@ -37,7 +40,7 @@ def _shear_degrees(strength: float, sign: float) -> float:
 
 
 def _shift(side: int, strength: float, sign: float) -> int:
-    return int(150.0 / 331.0 * side * strength * sign)
+    return int(min(150.0 / 331.0 * strength, _LARGEST_SHIFT) * side * sign)
 
 
 def _factor(strength: float, sign: float) -> float:
@@ -45,7 +48,7 @@ def _factor(strength: float, sign: float) -> float:
 
 
 def _posterize_bits(strength: float) -> int:
-    return max(1, 8 - round(4 * strength))
+    return max(_FEWEST_BITS, 8 - round(4 * strength))
 
 
 def _solarize_threshold(strength: float) -> float:

@@ -125,7 +125,7 @@ def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray
 def _decode_any(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"damaged image ({error})") from error
 

@@ -34,10 +34,10 @@ class SampleReader:
     """
 
     def __init__(self, manifest: DatasetManifest) -> None:
+        self._open: OrderedDict[int, int] = OrderedDict()
         self.manifest = manifest
         self._ends = np.cumsum(manifest.shard_counts)
         self._indexes: dict[Path, np.ndarray] = {}
-        self._open: OrderedDict[int, int] = OrderedDict()
         self._map()
 
     def __getstate__(self) -> DatasetManifest:
@@ -45,6 +45,9 @@ class SampleReader:
 
     def __setstate__(self, manifest: DatasetManifest) -> None:
         self.__init__(manifest)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
 
     def read(self, sample_id: int) -> Sample:
         """Return one sample.

@@ -18,6 +18,7 @@ import webdataset as wds
 
 from datasets.errors import DataError
 from datasets.pool import count_one, run_tasks
+from datasets.reader import SampleReader
 from datasets.shards import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from datasets.tar_index import INDEX_NAME, index_shard
 
@@ -231,7 +232,9 @@ def _key(number: int, name: str) -> str:
 
 
 def _finish(folder: Path, tasks: list[_ShardTask], plan: Plan, description: dict[str, Any]) -> DatasetManifest:
-    if (folder / MANIFEST_NAME).is_file():
-        return load_manifest(str(folder))
+    with contextlib.suppress(DataError):
+        manifest = load_manifest(str(folder))
+        SampleReader(manifest).close()  # its index is there and fits
+        return manifest
     names = [task.path.name for task in tasks if task.path.parent == folder]
     return write_manifest(folder, names, classes=plan.classes, source={**description, **plan.origin})

@@ -1,0 +1,37 @@
+"""Small real pictures and shards for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import webdataset as wds
+
+from datasets.shards import write_manifest
+
+
+def image_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:
+    """A smooth picture that differs for every number: uint8 [H, W, 3]."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    waves = [np.sin(x / (5 + label) + number), np.cos(y / 7 + number * 2), np.sin((x + y) / 9 + label)]
+    return np.ascontiguousarray((np.stack(waves, axis=-1) * 120 + 128).astype(np.uint8))
+
+
+def write_shards(
+    folder: Path, counts: list[int], *, classes: int = 4, first_label: int = 0, labels: bool = True
+) -> Path:
+    """Shards with `counts` images of 48x64 px, labels 0, 1, 2, ... in turn, and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, names = 0, []
+    for index, count in enumerate(counts):
+        path = folder / f"part-{index:06d}.tar"
+        with wds.TarWriter(str(path), mtime=0) as tar:
+            for _ in range(count):
+                label = number % classes + first_label
+                sample = {"__key__": f"{number:08d}", "jpg": simplejpeg.encode_jpeg(image_of(label, number))}
+                tar.write({**sample, "cls": label} if labels else sample)
+                number += 1
+        names.append(path.name)
+    write_manifest(folder, names, classes=[f"class {label}" for label in range(classes)])
+    return folder

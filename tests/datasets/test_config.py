@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets.config import DataConfig, check_data
+from datasets.errors import DataError
+from datasets.loader import build_loader
+from tests.datasets.images import write_shards
+
+
+def check(folder: Path, *, val: Path | None = None, batch: int = 24, workers: int = 2, **changes: Any) -> None:
+    config = DataConfig(train=str(folder), val=str(val or folder), **changes)
+    check_data(config, batch_sizes=[batch], worker_counts=[workers])
+
+
+def test_good_data_passes_and_returns_both_manifests(shard_folder: Path) -> None:
+    config = DataConfig(train=str(shard_folder), val=f"{shard_folder}/part-000002.tar")
+    train, val = check_data(config, batch_sizes=[12, 24], worker_counts=[1, 2, 3, 4, 6, 12])
+    assert (train.num_samples, val.num_samples) == (137, 23)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (100, "batch_size 100 is no multiple of data.num_lanes=12; the nearest are 96 or 108"),
+        (7, "the nearest are 12"),
+        (0, "batch_size 0"),
+    ],
+)
+def test_batches_that_the_lanes_do_not_divide(shard_folder: Path, batch: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check(shard_folder, batch=batch)
+
+
+@pytest.mark.parametrize("workers", [5, 8, 24, 0])
+def test_workers_that_do_not_divide_the_lanes(shard_folder: Path, workers: int) -> None:
+    with pytest.raises(DataError, match=rf"{workers} workers can't share .*use 1, 2, 3, 4, 6, 12 workers"):
+        check(shard_folder, workers=workers)
+
+
+def test_labels_missing_or_out_of_range(tmp_path: Path) -> None:
+    unlabelled = write_shards(tmp_path / "unlabelled", [30], labels=False)
+    with pytest.raises(DataError, match=r"data\.train: .*part-000000\.tar: 30 of 30 samples have no label"):
+        check(unlabelled)
+    beyond = write_shards(tmp_path / "beyond", [30], first_label=2)
+    with pytest.raises(DataError, match=r"data\.train: .*a label is 5, but .* allow 0 to 3"):
+        check(beyond)
+
+
+def test_a_label_out_of_range_names_shard_and_key_when_it_is_read(tmp_path: Path) -> None:
+    config = DataConfig(train=str(write_shards(tmp_path / "beyond", [30], first_label=2)), loader_workers=0)
+    loader = build_loader(
+        config, image_size=32, batch_size=24, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
+    )
+    with pytest.raises(DataError, match=r"part-000000\.tar: sample '000000\d\d': its label is [45]"):
+        list(loader)
+
+
+def test_other_classes_in_val_and_too_few_samples(tmp_path: Path, shard_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.val has other classes than data\.train"):
+        check(shard_folder, val=write_shards(tmp_path / "other", [30], classes=3))
+    with pytest.raises(DataError, match=r"has 10 samples for data\.num_lanes=12"):
+        check(write_shards(tmp_path / "few", [10]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_lanes": 0},
+        {"block_size": 0},
+        {"window_blocks": -1},
+        {"loader_workers": -1},
+        {"prefetch_batches": 0},
+        {"crop_area": (0.0, 1.0)},
+        {"crop_area": (0.5, 0.2)},
+        {"crop_ratio": (2.0, 1.0)},
+        {"randaugment_layers": -1},
+    ],
+)
+def test_fields_out_of_range_are_named_with_their_value(changes: dict[str, Any]) -> None:
+    (name, value), *_ = changes.items()
+    with pytest.raises(ValueError, match=rf"data\.{name} is ") as caught:
+        replace(DataConfig(), **changes)
+    assert str(value) in str(caught.value)
