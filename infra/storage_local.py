@@ -164,7 +164,7 @@ def _fill_in_folder(path: Path, fill: Callable[[Path], None]) -> None:
             return fill(path)
         except FileNotFoundError:
             if attempt == 4:
-                raise
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
     return None
 
 

@@ -42,6 +42,22 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 
 @pytest.fixture(scope="session")
+def _empty_mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from infra.mlflow_run import make_client
+
+    path = tmp_path_factory.mktemp("mlflow-db") / "mlflow.db"
+    make_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_uri(_empty_mlflow_db: Path, tmp_path: Path) -> str:
+    """The URI of an MLflow database of the test's own, with tables (which take seconds to make) and no runs."""
+    shutil.copy(_empty_mlflow_db, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray of two CPUs, whose processes end with the session."""
     import ray

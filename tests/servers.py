@@ -146,7 +146,8 @@ class MlflowServer(Server):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._take_address()
+        self._port = free_ports(1)
+        self.url = f"http://127.0.0.1:{self._port}"
 
     def command(self) -> list[str]:
         store = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
@@ -155,7 +156,8 @@ class MlflowServer(Server):
         return [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *address]
 
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        # Its job queue would be eight more processes.
+        return {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
     def is_ready(self) -> bool:
         try:
@@ -163,16 +165,6 @@ class MlflowServer(Server):
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
-
-    def move(self) -> None:
-        """Start again with the same data at another address."""
-        self.kill()
-        self._take_address()
-        self.start()
-
-    def _take_address(self) -> None:
-        self._port = free_ports(1)
-        self.url = f"http://127.0.0.1:{self._port}"
 
 
 def free_ports(count: int, also_plus: int = 0) -> int:

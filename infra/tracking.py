@@ -1,0 +1,312 @@
+"""A run's record in MLflow, kept by a thread of its own: never in the way of training, each metric exactly once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from infra import mlflow_run
+from infra.mlflow_run import MlflowRun, TrackingError, valid_name
+from infra.outbox import File, Outbox, Row
+from infra.storage import MissingKeyError, Storage
+from infra.storage_base import checked_key
+from infra.system_metrics import PREFIX, SystemSampler
+from infra.tracking_config import TrackingConfig, check, explained, prepare
+
+__all__ = ["Tracker", "TrackingConfig", "TrackingError", "check", "prepare", "send_unsent"]
+
+log = logging.getLogger(__name__)
+
+KEY_FILE = "tracking/run.json"
+SPOOL_FILE = "tracking/unsent.jsonl"
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+MAX_PAUSE_S = 15.0
+FILES_PAUSE_S = 5.0
+
+
+class Tracker:
+    """Records one training run as one MLflow run, over any number of restarts.
+
+    Calls only put things into an `Outbox` and return in microseconds; a daemon thread sends them. While MLflow is
+    slow, down or gone, they stay there and are sent later. What a process that died had sent is read from MLflow at
+    the start, per metric, and is not sent again when training repeats those steps.
+
+    With `storage` (the run's own folder), nothing is lost when the process dies as well: the run's identity is kept
+    there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_name: str,
+        *,
+        storage: Storage | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        self.config = config
+        self.run_id = run_id
+        """The MLflow run's id; None until MLflow has answered once."""
+        self._run_name, self._storage, self._parent_run_id = run_name, storage, parent_run_id
+        self._outbox = Outbox(config.max_unsent)
+        self._run: MlflowRun | None = None
+        self._key = ""
+        self._spool_loaded = self._spool_exists = False
+        self._status = ""
+        self._finished = self._stopping = False
+        self._down_since = 0.0
+        self._problem = ""
+        self._sampler: SystemSampler | None = None
+        self._next_sample = self._files_wait_until = 0.0
+        self._spool_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._quiet = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    @property
+    def unsent(self) -> int:
+        """Values, params, tags and files that MLflow has not confirmed yet."""
+        return len(self._outbox)
+
+    @property
+    def problem(self) -> str:
+        """One line on what keeps MLflow from being written, or an empty text."""
+        return self._problem
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a step, 0 or more. A step that a metric has reached already is not taken again."""
+        values = {valid_name(name): float(value) for name, value in metrics.items()}
+        self._outbox.add_row(Row(step, time.time_ns() // 1_000_000, values))
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`."""
+        self._outbox.add_labels("params", {name: str(value) for name, value in params.items()})
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags as text, cut at MLflow's 8,000 characters."""
+        self._outbox.add_labels("tags", {name: str(value) for name, value in tags.items()})
+
+    def set_description(self, markdown: str) -> None:
+        """Set the text at the top of the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def log_artifact_bytes(self, path: str, content: bytes) -> None:
+        """Record an artifact of this path and content."""
+        self._outbox.add_file(File(checked_key(path), content))
+
+    def log_text(self, path: str, text: str) -> None:
+        """Record a text as an artifact."""
+        self.log_artifact_bytes(path, text.encode())
+
+    def log_artifact(self, local_path: str | Path, folder: str = "") -> None:
+        """Record a local file as an artifact; it is read when it is sent, and must be there until then."""
+        local = Path(local_path).absolute()
+        self._outbox.add_file(File(checked_key(f"{folder}/{local.name}".lstrip("/")), local))
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until MLflow has confirmed all of it; return whether it did within `timeout` seconds."""
+        return self._wait_until(lambda: not len(self._outbox), timeout)
+
+    def persist(self, timeout: float = 2.0) -> None:
+        """Make all that was recorded so far outlive this process: in MLflow, or else in `storage`.
+
+        To be called, from a thread that may wait, between the snapshot of a checkpoint and its manifest: then every
+        row up to the checkpoint's step is in MLflow or in the spool, and later ones are made again by a resume.
+
+        Raises:
+            StorageError: the spool can't be written.
+        """
+        self.flush(0.0 if self._down_since else timeout)
+        self._write_spool()
+
+    def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
+        """Send the rest and end the MLflow run; spool what can't be sent. Return whether all was sent.
+
+        Raises:
+            StorageError: the spool can't be written.
+        """
+        assert status in STATUSES
+        self._status = status
+        done = self._wait_until(lambda: self._finished, timeout)
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(1.0)
+        self._write_spool()
+        if not done:
+            where = self._storage.location(SPOOL_FILE) if self._storage else "nowhere"
+            log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, where)
+        return done
+
+    def set_uri(self, uri: str) -> None:
+        """Go on with the MLflow server of another address."""
+        self.config = replace(self.config, uri=uri).absolute()
+        self._run = None
+        self._wake.set()
+
+    def _work(self) -> None:
+        pause = self.config.send_interval_s
+        while not self._stopping:
+            try:
+                self._send()
+                pause = self.config.send_interval_s
+            except Exception as error:  # whatever goes wrong with tracking, training goes on
+                self._note_failure(error)
+                pause = min(2 * pause, MAX_PAUSE_S)
+            with self._quiet:
+                self._quiet.notify_all()
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _send(self) -> None:
+        self._load_spool()
+        run = self._run or self._connect()
+        self._sample_system()
+        while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
+            run.send_rows(rows)
+            self._outbox.confirm_rows(rows)
+        self._send_labels("params", run.send_params)
+        self._send_labels("tags", run.send_tags)
+        self._note_success()
+        self._send_files(run)
+        if self._status and not self._finished and not len(self._outbox):
+            run.finish(self._status)
+            self._finished = True
+
+    def _send_labels(self, kind: str, send: Callable[[dict[str, str]], None]) -> None:
+        labels = self._outbox.labels(kind)
+        try:
+            send(labels)
+        except Exception as error:
+            if mlflow_run.error_code(error) != "INVALID_PARAMETER_VALUE":
+                raise
+            log.warning("tracking: MLflow refuses the %s %s: %s", kind, sorted(labels), explained(self.config, error))
+        self._outbox.confirm_labels(kind, labels)
+
+    def _send_files(self, run: MlflowRun) -> None:
+        """Send files. Artifacts may have a store of their own, whose faults hold up no metrics."""
+        if time.monotonic() < self._files_wait_until:
+            return
+        try:
+            for file in self._outbox.files():
+                if isinstance(file.content, Path) and not file.content.is_file():
+                    log.warning("tracking: %s is gone and can't be sent to MLflow", file.content)
+                else:
+                    run.send_file(file)
+                self._outbox.confirm_file(file)
+        except Exception as error:
+            self._files_wait_until = time.monotonic() + FILES_PAUSE_S
+            log.warning("tracking: artifacts wait: %s", explained(self.config, error))
+
+    def _connect(self) -> MlflowRun:
+        config = self.config
+        path = mlflow_run.sqlite_path(config.uri)
+        if path is not None and not path.is_file():
+            raise TrackingError(
+                f"{path} is not on this machine; a SQLite file serves one machine, name an MLflow server"
+            )
+        self._key = self._key or self._stored_key()
+        experiment_id = mlflow_run.open_experiment(config.uri, config.experiment, config.experiment_location())
+        run = mlflow_run.open_run(
+            config.uri,
+            experiment_id,
+            name=self._run_name,
+            key=self._key,
+            run_id=self.run_id,
+            parent_run_id=self._parent_run_id,
+        )
+        self._outbox.settle(run.sent_steps())
+        self.run_id = run.run_id
+        if self.config is config:  # else `set_uri` came in between
+            self._run = run
+        return run
+
+    def _stored_key(self) -> str:
+        """Return the identity that ties the MLflow run to the run's storage: gone with it, unlike the run's name."""
+        key = uuid.uuid4().hex
+        if self._storage is None:
+            return key
+        self._storage.write_if_absent(KEY_FILE, json.dumps({"key": key, "name": self._run_name}).encode())
+        return str(json.loads(self._storage.read(KEY_FILE))["key"])
+
+    def _sample_system(self) -> None:
+        now = time.monotonic()
+        if not self.config.system_metrics or self._status or now < self._next_sample:
+            return
+        self._next_sample = now + self.config.system_interval_s
+        try:
+            self._sampler = self._sampler or SystemSampler()
+            load = self._sampler.sample()
+        except Exception as error:  # a missing psutil, a driver that fails: no reason to hold up the rest
+            self._next_sample = math.inf
+            log.warning("tracking: no system metrics: %s", error)
+            return
+        self.log_metrics(load, self._outbox.last_step(PREFIX) + 1)
+
+    def _load_spool(self) -> None:
+        with self._spool_lock:
+            if self._spool_loaded:
+                return
+            if self._storage is not None:
+                try:
+                    self._outbox.load(self._storage.read(SPOOL_FILE))
+                    self._spool_exists = True
+                except MissingKeyError:
+                    pass
+            self._spool_loaded = True
+
+    def _write_spool(self) -> None:
+        if self._storage is None:
+            return
+        self._load_spool()
+        with self._spool_lock:
+            unsent = self._outbox.dump()
+            if self._status and not self._finished:
+                unsent += json.dumps({"status": self._status}).encode() + b"\n"
+            if unsent:
+                self._storage.write(SPOOL_FILE, unsent)
+            elif self._spool_exists:
+                self._storage.delete(SPOOL_FILE)
+            self._spool_exists = bool(unsent)
+
+    def _wait_until(self, done: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._quiet:
+            while not done():
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._thread.is_alive():
+                    return False
+                self._wake.set()
+                self._quiet.wait(min(left, 0.25))
+        return True
+
+    def _note_failure(self, error: Exception) -> None:
+        if mlflow_run.error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+            self._run = None  # another database stands behind the server now: find or make the run in it
+        if not self._down_since:
+            self._down_since = time.monotonic()
+            log.warning("tracking waits, training goes on: %s", explained(self.config, error))
+        self._problem = str(explained(self.config, error))
+
+    def _note_success(self) -> None:
+        if self._down_since:
+            log.warning("tracking goes on after %.0f s: all is sent", time.monotonic() - self._down_since)
+        self._down_since, self._problem = 0.0, ""
+
+
+def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool:
+    """Send what an ended run could not send, from its spool in `storage`; return whether nothing is left."""
+    try:
+        spool = storage.read(SPOOL_FILE).decode(errors="replace")
+    except MissingKeyError:
+        return True
+    # A spool without a status is of a run that was killed, and would have been resumed if it were to go on.
+    ended = next((status for status in STATUSES if json.dumps({"status": status}) in spool), "KILLED")
+    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(ended, timeout)
