@@ -4,10 +4,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class HeadLinear(nn.Linear):
-    """`nn.Linear` whose input is dropped at rate `dropout` in training. Weights are named as in `nn.Linear`."""
+class TaskHead:
+    """The layer that gives the logits, with the dropout before it: it has a weight [K, C, ...] and a rate."""
 
     dropout: float = 0.0
+    """Dropout rate of the layer's input in training."""
+    weight: Tensor
+
+
+class HeadLinear(TaskHead, nn.Linear):
+    """`nn.Linear` whose input is dropped at rate `dropout` in training. Weights are named as in `nn.Linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Features [B, C] -> logits [B, K]."""
@@ -15,6 +21,21 @@ class HeadLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """The linear layer's own, and the rate."""
+        return f"{super().extra_repr()}, dropout={self.dropout}"
+
+
+class HeadConv2d(TaskHead, nn.Conv2d):
+    """`nn.Conv2d` whose input channels are dropped, whole, at rate `dropout` in training.
+
+    Whole, since a pixel's neighbours would give a dropped value away.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features [B, C, H, W] -> logits [B, K, H, W]."""
+        return super().forward(F.dropout2d(input, self.dropout, self.training) if self.dropout else input)
+
+    def extra_repr(self) -> str:
+        """The convolution's own, and the rate."""
         return f"{super().extra_repr()}, dropout={self.dropout}"
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.factory import ModelConfig, build_model, check_image_size, check_model, set_dropout, set_stochastic_depth
+from model.factory import ModelConfig, build_model, check_image_size, check_model, set_dropout
 
 # The published counts, 1,000 classes.
 PARAMETERS = {
@@ -78,17 +78,6 @@ def test_dropout_follows_the_set_rate_on_the_live_model(name: str) -> None:
     assert torch.equal(model(images), model(images))
 
 
-def test_stochastic_depth_grows_linearly_and_can_be_set() -> None:
-    model = build_model(ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.2), num_classes=4)
-    built = [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth"]
-    assert built == pytest.approx([0.2 * i / 10 for i in range(10)])
-    set_stochastic_depth(model, 0.2)
-    assert [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth"] == pytest.approx(built)
-    swin = build_model(ModelConfig(name="swin_t", stochastic_depth=0.1), num_classes=4)
-    set_stochastic_depth(swin, 0.3)
-    assert [m.p for m in swin.modules() if type(m).__name__ == "StochasticDepth"][-1] == pytest.approx(0.3)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -130,3 +119,9 @@ def test_check_model_refuses_what_build_model_would() -> None:
         check_model(ModelConfig(name="efficientnet_v2_s", fused_rows=(2,)))
     with pytest.raises(ValueError, match="EfficientNets only"):
         ModelConfig(name="resnet50", same_padding=True)
+
+
+def test_a_timm_model_that_refuses_a_size_has_its_nearest_named() -> None:
+    check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 160)
+    with pytest.raises(ValueError, match="nearest: 160 and 176"):
+        check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 171)

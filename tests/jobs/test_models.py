@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from jobs.models import main, measure_all
+from model.published import PUBLISHED_FUSED_B4
+
+
+def test_json_and_table_tell_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["efficientnet_b0", "efficientnet_v2_tiny", "timm/mobilenetv3_small_050"]
+    assert main([*names, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == names
+    assert rows[0]["parameters"] == int(rows[0]["published_parameters"]) == 5_288_548
+    assert rows[1]["published_size"] is None
+    assert main(names) == 0
+    table = capsys.readouterr().out
+    assert "5.29" in table
+    assert "0.386" in table
+    assert "…" not in table
+
+
+def test_an_unknown_model_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match="efficientnet_b9: no such model; nearest"):
+        main(["efficientnet_b9"])
+
+
+@pytest.mark.slow
+def test_all_models_and_the_papers_fused_table_are_listed() -> None:
+    names = [row.name for row in measure_all()]
+    assert len(names) == len(set(names))
+    assert sum("fused" in name for name in names) == len(PUBLISHED_FUSED_B4)
