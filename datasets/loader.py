@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def build_loader(
     stop: int,
     rank: int,
     world_size: int,
-) -> Iterable[Batch]:
+) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
 
     Args:
@@ -69,12 +69,10 @@ def build_loader(
     manifest = load_manifest(config.train)
     order = sample_order(config, manifest.shard_counts, seed=seed)
     steps = _TrainSteps(order, batch_size, cursor, stop, rank, world_size)
-    return _loader(_TrainSamples(SampleReader(manifest), config, image_size, magnitude, seed), steps, config)
+    return Batches(_TrainSamples(SampleReader(manifest), config, image_size, magnitude, seed), steps, config)
 
 
-def build_eval_loader(
-    config: DataConfig, *, image_size: int, batch_size: int, rank: int, world_size: int
-) -> Iterable[Batch]:
+def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, rank: int, world_size: int) -> Batches:
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
@@ -84,7 +82,7 @@ def build_eval_loader(
     """
     manifest = load_manifest(config.val)
     chunks = _EvalChunks(manifest.num_samples, batch_size, rank, world_size)
-    return _loader(_EvalSamples(SampleReader(manifest), config, image_size), chunks, config)
+    return Batches(_EvalSamples(SampleReader(manifest), config, image_size), chunks, config)
 
 
 def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> SampleOrder:
@@ -145,8 +143,14 @@ class _Samples(Dataset[Batch]):
     def __len__(self) -> int:
         return self.reader.manifest.num_samples
 
-    def __getitems__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
-        streams, ids = indices
+    def __getitems__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch | DataError:
+        try:
+            return self._batch(*indices)
+        except DataError as error:
+            # Raised in a loader process it would arrive as a traceback in a string; returned, it stays one line.
+            return error
+
+    def _batch(self, streams: np.ndarray, ids: np.ndarray) -> Batch:
         images = _empty_images(len(ids), self.image_size)
         rows = images.permute(0, 2, 3, 1).numpy()
         labels = np.empty(len(ids), dtype=np.int64)
@@ -198,16 +202,28 @@ def _empty_images(count: int, size: int) -> torch.Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def _loader(samples: _Samples, batches: Any, config: DataConfig) -> Iterable[Batch]:
-    workers = config.loader_workers
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_same,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=config.prefetch_batches if workers else None,
-    )
+class Batches:
+    """The batches of one stage or one evaluation; iterated once or more, always from its start."""
+
+    def __init__(self, samples: _Samples, steps: _TrainSteps | _EvalChunks, config: DataConfig) -> None:
+        self._length = len(steps)
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=steps,  # type: ignore[arg-type]
+            num_workers=config.loader_workers,
+            collate_fn=_same,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=config.prefetch_batches if config.loader_workers else None,
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 def _same(batch: Any) -> Any:

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from datasets.shards import load_manifest
+from jobs.prepare import main
+
+ROOT = Path(__file__).resolve().parents[2]
+# Free fonts that come with a dependency, so that the test needs no network.
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def arguments(out: Path) -> list[str]:
+    images = ["--families", "4", "--train-images", "120", "--val-images", "10", "--size", "96"]
+    return ["fonts", "--font-folder", str(FONTS), "--out", str(out), *images, "--samples-per-shard", "40"]
+
+
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.prepare", *arguments(out)]
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.rglob("*.tar"))}
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: object, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+def kill_after(out: Path, shards: int) -> set[str]:
+    """Run the command, SIGKILL it once so many shards are finished, and return these; its children must end too."""
+    process = subprocess.Popen(command(out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(list(out.rglob("*.tar"))) >= shards or process.poll() is not None)
+        workers = children(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert workers
+    wait_until(lambda: not any(alive(worker) for worker in workers))
+    return set(digests(out))
+
+
+def test_killed_with_sigkill_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    kept = kill_after(tmp_path / "killed", shards=3)
+    assert not (tmp_path / "killed" / "train" / "manifest.json").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.tar")}
+    for out in ("killed", "whole"):
+        assert main(arguments(tmp_path / out)) == 0
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.tar")}
+    assert len(kept) >= 3
+    assert {name: again[name] for name in kept} == times
+    assert load_manifest(str(tmp_path / "killed" / "train")).num_samples == 480
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(tmp_path.rglob("*.tar")) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted; the same command goes on with what is finished\n")
+
+
+def test_elpv_is_written_with_its_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["elpv", "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "CC BY-NC-SA 4.0" in output
+    assert "1970 images of 2 classes" in output
+    train, val = (load_manifest(str(tmp_path / split)) for split in ("train", "val"))
+    assert (train.class_counts, val.class_counts) == ((1353, 617), (450, 204))
+    assert train.source["licence"] == "CC BY-NC-SA 4.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["image-folder", "/no/such/folder"], "error: /no/such/folder: no such folder"),
+        (["image-folder", "{tmp}"], "no class folders in it"),
+        (["fonts", "--font-folder", "{tmp}"], "has only 0 fonts"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*(argument.format(tmp=tmp_path) for argument in given), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["image-folder", "images", "--val-share", "2"], "val_share is 2.0; it must be"),
+        (["fonts", "--text-size", "40", "20"], "text_size is (40, 20) px; it must be"),
+        (["fonts", "--samples-per-shard", "0"], "samples_per_shard is 0; it must be"),
+        (["fonts", "--colour", "red"], "--colour"),
+        (["photos"], "photos"),
+    ],
+)
+def test_options_that_cannot_be_end_with_exit_code_2(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
