@@ -88,7 +88,6 @@ _COLUMNS = (
     "all ops G",
     "published",
 )
-_WIDTH = 118
 
 
 def as_table(rows: Sequence[ModelRow]) -> Table:
@@ -134,8 +133,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
+        table = as_table(rows)
         # A narrow terminal wraps lines; cut columns would lose figures.
-        Console(width=max(_WIDTH, Console().width)).print(as_table(rows))
+        needed = Console(width=1000).measure(table).maximum
+        Console(width=max(needed, Console().width)).print(table)
     return 0
 
 
