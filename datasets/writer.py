@@ -111,12 +111,17 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         _claim(out, description, overwrite=config.overwrite)
-        tasks = [task for split in SPLITS for task in _shard_tasks(source, split, plan, out, config)]
-        waiting = [task for task in tasks if not _is_whole(task)]
-        total = sum(len(task.items) for task in tasks)
+        manifests = {split: manifest for split in SPLITS if (manifest := _finished(out / split)) is not None}
+        tasks = {split: _shard_tasks(source, split, plan, out, config) for split in SPLITS if split not in manifests}
+        waiting = [task for split in tasks for task in tasks[split] if not _is_whole(task)]
+        total = sum(map(len, plan.splits.values()))
         kept = total - sum(len(task.items) for task in waiting)
         run_tasks(_write_shard, waiting, workers=config.workers, progress=lambda count: progress(kept + count, total))
-        return {split: _finish(out / split, tasks, plan, description) for split in SPLITS}
+        for split in tasks:
+            names = [task.path.name for task in tasks[split]]
+            record = {**description, **plan.origin}
+            manifests[split] = write_manifest(out / split, names, classes=plan.classes, source=record)
+        return {split: manifests[split] for split in SPLITS}
 
 
 def _check_plan(source: Source, plan: Plan) -> None:
@@ -231,10 +236,11 @@ def _key(number: int, name: str) -> str:
     return f"{number:08d}-{re.sub('[^A-Za-z0-9]+', '_', name)[-_NAME_CHARACTERS:].strip('_')}"
 
 
-def _finish(folder: Path, tasks: list[_ShardTask], plan: Plan, description: dict[str, Any]) -> DatasetManifest:
-    with contextlib.suppress(DataError):
+def _finished(folder: Path) -> DatasetManifest | None:
+    """Return the manifest of a split that is complete: it is written last, and shards and index must fit it."""
+    try:
         manifest = load_manifest(str(folder))
-        SampleReader(manifest).close()  # its index is there and fits
-        return manifest
-    names = [task.path.name for task in tasks if task.path.parent == folder]
-    return write_manifest(folder, names, classes=plan.classes, source={**description, **plan.origin})
+        SampleReader(manifest).close()
+    except DataError:
+        return None
+    return manifest

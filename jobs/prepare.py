@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,8 @@ from datasets.sources.elpv import Elpv
 from datasets.sources.fonts import Fonts
 from datasets.sources.image_folder import ImageFolder
 from datasets.writer import WriterConfig, prepare
+
+PLAIN_LINE_EVERY_S = 10.0
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
@@ -47,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}; what is finished is kept: put it right and run again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is finished", file=sys.stderr)
         return 130
@@ -58,18 +65,29 @@ def run(config: PrepareConfig) -> None:
     if config.source.notice:
         print(config.source.notice)
     start = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task(f"{config.source.name} -> {config.out}", total=None, visible=False)
-        manifests = prepare(
-            config.source,
-            config.out,
-            config.writer,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-        )
+    with shown_progress(f"{config.source.name} -> {config.out}") as progress:
+        manifests = prepare(config.source, config.out, config.writer, progress=progress)
     for split, manifest in manifests.items():
         print(f"{config.out / split}: {summary(manifest)}")
     print(f"{time.monotonic() - start:.1f} s")
+
+
+@contextlib.contextmanager
+def shown_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows a bar in a terminal and a line now and then elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last = time.monotonic()
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(title, total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total, visible=True)
+            if bar.disable and time.monotonic() - last > PLAIN_LINE_EVERY_S:
+                last = time.monotonic()
+                print(f"{title}: {done} of {total} images", flush=True)
+
+        yield show
 
 
 def summary(manifest: DatasetManifest) -> str:

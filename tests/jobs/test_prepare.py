@@ -115,6 +115,12 @@ def test_errors_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(["elpv", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
