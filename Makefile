@@ -35,7 +35,7 @@ format: setup ## Format the code and apply the safe fixes
 	$(PY) -m ruff check --fix .
 
 ui: setup ## Open the MLflow UI over the local runs
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///runs/mlflow.db
 
 lock: ## Make requirements.lock again from pyproject.toml (needs uv)
 	uv pip compile --universal --no-emit-index-url --no-header --no-annotate --all-extras --group dev \

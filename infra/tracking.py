@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +13,20 @@ from pathlib import Path
 from infra import mlflow_run
 from infra.mlflow_run import MlflowRun, TrackingError, valid_name
 from infra.outbox import File, Outbox, Row
-from infra.storage import MissingKeyError, Storage
+from infra.spool import Spool, spooled_status
+from infra.storage import Storage
 from infra.storage_base import checked_key
 from infra.system_metrics import PREFIX, SystemSampler
-from infra.tracking_config import TrackingConfig, check, explained, prepare
+from infra.tracking_config import TrackingConfig, check, explained, one_line, prepare, redacted
 
 __all__ = ["Tracker", "TrackingConfig", "TrackingError", "check", "prepare", "send_unsent"]
 
 log = logging.getLogger(__name__)
 
-KEY_FILE = "tracking/run.json"
-SPOOL_FILE = "tracking/unsent.jsonl"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PAUSE_S = 15.0
 FILES_PAUSE_S = 5.0
+SETTLE_S = 1.0
 
 
 class Tracker:
@@ -54,18 +52,17 @@ class Tracker:
         self.config = config
         self.run_id = run_id
         """The MLflow run's id; None until MLflow has answered once."""
-        self._run_name, self._storage, self._parent_run_id = run_name, storage, parent_run_id
+        self._run_name, self._parent_run_id = run_name, parent_run_id
         self._outbox = Outbox(config.max_unsent)
+        self._spool = Spool(storage, self._outbox)
         self._run: MlflowRun | None = None
         self._key = ""
-        self._spool_loaded = self._spool_exists = False
         self._status = ""
         self._finished = self._stopping = False
         self._down_since = 0.0
         self._problem = ""
         self._sampler: SystemSampler | None = None
         self._next_sample = self._files_wait_until = 0.0
-        self._spool_lock = threading.Lock()
         self._wake = threading.Event()
         self._quiet = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -87,12 +84,15 @@ class Tracker:
         self._outbox.add_row(Row(step, time.time_ns() // 1_000_000, values))
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`."""
-        self._outbox.add_labels("params", {name: str(value) for name, value in params.items()})
+        """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`.
+
+        Users and passwords in URLs are left out, here and in tags.
+        """
+        self._outbox.add_labels("params", {name: redacted(str(value)) for name, value in params.items()})
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags as text, cut at MLflow's 8,000 characters."""
-        self._outbox.add_labels("tags", {name: str(value) for name, value in tags.items()})
+        self._outbox.add_labels("tags", {name: redacted(str(value)) for name, value in tags.items()})
 
     def set_description(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
@@ -125,7 +125,7 @@ class Tracker:
             StorageError: the spool can't be written.
         """
         self.flush(0.0 if self._down_since else timeout)
-        self._write_spool()
+        self._spool.write("")
 
     def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
         """Send the rest and end the MLflow run; spool what can't be sent. Return whether all was sent.
@@ -139,10 +139,9 @@ class Tracker:
         self._stopping = True
         self._wake.set()
         self._thread.join(1.0)
-        self._write_spool()
+        self._spool.write("" if self._finished else status)
         if not done:
-            where = self._storage.location(SPOOL_FILE) if self._storage else "nowhere"
-            log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, where)
+            log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
         return done
 
     def set_uri(self, uri: str) -> None:
@@ -166,7 +165,7 @@ class Tracker:
             self._wake.clear()
 
     def _send(self) -> None:
-        self._load_spool()
+        self._spool.load()
         run = self._run or self._connect()
         self._sample_system()
         while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
@@ -187,7 +186,7 @@ class Tracker:
         except Exception as error:
             if mlflow_run.error_code(error) != "INVALID_PARAMETER_VALUE":
                 raise
-            log.warning("tracking: MLflow refuses the %s %s: %s", kind, sorted(labels), explained(self.config, error))
+            log.warning("tracking: MLflow refuses the %s %s: %s", kind, sorted(labels), one_line(error))
         self._outbox.confirm_labels(kind, labels)
 
     def _send_files(self, run: MlflowRun) -> None:
@@ -201,9 +200,11 @@ class Tracker:
                 else:
                     run.send_file(file)
                 self._outbox.confirm_file(file)
+            self._files_wait_until = 0.0
         except Exception as error:
+            if not self._files_wait_until:
+                log.warning("tracking: artifacts wait, metrics go on: %s", one_line(error))
             self._files_wait_until = time.monotonic() + FILES_PAUSE_S
-            log.warning("tracking: artifacts wait: %s", explained(self.config, error))
 
     def _connect(self) -> MlflowRun:
         config = self.config
@@ -212,7 +213,7 @@ class Tracker:
             raise TrackingError(
                 f"{path} is not on this machine; a SQLite file serves one machine, name an MLflow server"
             )
-        self._key = self._key or self._stored_key()
+        self._key = self._key or self._spool.run_key(self._run_name)
         experiment_id = mlflow_run.open_experiment(config.uri, config.experiment, config.experiment_location())
         run = mlflow_run.open_run(
             config.uri,
@@ -222,19 +223,13 @@ class Tracker:
             run_id=self.run_id,
             parent_run_id=self._parent_run_id,
         )
+        if self._down_since:
+            time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
         if self.config is config:  # else `set_uri` came in between
             self._run = run
         return run
-
-    def _stored_key(self) -> str:
-        """Return the identity that ties the MLflow run to the run's storage: gone with it, unlike the run's name."""
-        key = uuid.uuid4().hex
-        if self._storage is None:
-            return key
-        self._storage.write_if_absent(KEY_FILE, json.dumps({"key": key, "name": self._run_name}).encode())
-        return str(json.loads(self._storage.read(KEY_FILE))["key"])
 
     def _sample_system(self) -> None:
         now = time.monotonic()
@@ -250,32 +245,6 @@ class Tracker:
             return
         self.log_metrics(load, self._outbox.last_step(PREFIX) + 1)
 
-    def _load_spool(self) -> None:
-        with self._spool_lock:
-            if self._spool_loaded:
-                return
-            if self._storage is not None:
-                try:
-                    self._outbox.load(self._storage.read(SPOOL_FILE))
-                    self._spool_exists = True
-                except MissingKeyError:
-                    pass
-            self._spool_loaded = True
-
-    def _write_spool(self) -> None:
-        if self._storage is None:
-            return
-        self._load_spool()
-        with self._spool_lock:
-            unsent = self._outbox.dump()
-            if self._status and not self._finished:
-                unsent += json.dumps({"status": self._status}).encode() + b"\n"
-            if unsent:
-                self._storage.write(SPOOL_FILE, unsent)
-            elif self._spool_exists:
-                self._storage.delete(SPOOL_FILE)
-            self._spool_exists = bool(unsent)
-
     def _wait_until(self, done: Callable[[], bool], timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         with self._quiet:
@@ -288,8 +257,8 @@ class Tracker:
         return True
 
     def _note_failure(self, error: Exception) -> None:
-        if mlflow_run.error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-            self._run = None  # another database stands behind the server now: find or make the run in it
+        if mlflow_run.error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            self._run = None  # deleted, or another database stands behind the server now: find or make it again
         if not self._down_since:
             self._down_since = time.monotonic()
             log.warning("tracking waits, training goes on: %s", explained(self.config, error))
@@ -303,10 +272,7 @@ class Tracker:
 
 def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool:
     """Send what an ended run could not send, from its spool in `storage`; return whether nothing is left."""
-    try:
-        spool = storage.read(SPOOL_FILE).decode(errors="replace")
-    except MissingKeyError:
+    status = spooled_status(storage)
+    if status is None:
         return True
-    # A spool without a status is of a run that was killed, and would have been resumed if it were to go on.
-    ended = next((status for status in STATUSES if json.dumps({"status": status}) in spool), "KILLED")
-    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(ended, timeout)
+    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status, timeout)

@@ -54,7 +54,7 @@ class TrackingConfig:
         """Return what opens the MLflow UI over these runs."""
         if self.uri.startswith("http"):
             return redacted(self.uri)
-        return f".venv/bin/mlflow ui --backend-store-uri {redacted(self.uri)}"
+        return f".venv/bin/mlflow ui --workers 1 --backend-store-uri {redacted(self.uri)}"
 
     def experiment_location(self) -> str | None:
         """Return where a new experiment keeps its artifacts; None: where the server says."""
@@ -99,20 +99,27 @@ def explained(config: TrackingConfig, error: Exception) -> TrackingError:
     """Return an error of MLflow or its database as one line without secrets."""
     if isinstance(error, TrackingError):
         return error
-    text = redacted(" ".join(str(error).split()))
+    text = one_line(error)
     where = f"tracking.uri is {redacted(config.uri)}"
     if isinstance(error, ModuleNotFoundError):
         return TrackingError(f"{where}: the database driver {error.name!r} is not installed in .venv")
     if "out-of-date database schema" in text:
         return TrackingError(f"{where}: an older MLflow made this database; run `mlflow db upgrade` on a copy of it")
     if not config.uri.startswith("http"):
-        return TrackingError(f"{where}: the database can't be used: {text[:200]}")
+        return TrackingError(f"{where}: the database can't be used: {text}")
     if error_code(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"error code (401|403)\b", text):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return TrackingError(f"{where}: the server refuses the credentials; {cure}")
     if re.search(r"error code \d|JSON", text):
-        return TrackingError(f"{where}: what answers there is not an MLflow server, or is failing: {text[:200]}")
-    return TrackingError(f"{where}: no answer; start the MLflow server, or correct the URI")
+        return TrackingError(f"{where}: what answers there is not an MLflow server, or is failing: {text}")
+    if error_code(error) in ("", "INTERNAL_ERROR"):  # what MLflow's client says when there was no answer to read
+        return TrackingError(f"{where}: no answer; start the MLflow server, or correct the URI")
+    return TrackingError(f"{where}: {text}")
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text, shortened to one line, without secrets."""
+    return redacted(" ".join(str(error).split()))[:200]
 
 
 def redacted(text: str) -> str:

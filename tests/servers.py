@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 3.0
 
 

@@ -20,6 +20,7 @@ import pytest
 from infra import tracking
 from infra.mlflow_run import make_client, open_run
 from infra.outbox import Row
+from infra.spool import SPOOL_FILE
 from infra.storage import Storage, open_storage
 from infra.tracking import Tracker, TrackingConfig, TrackingError, check, prepare, send_unsent
 from tests.infra.training_process import value_of
@@ -201,27 +202,36 @@ def start_training(uri: str, folder: Path, stop: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def kill_at(process: subprocess.Popen[str], step: int) -> None:
+def read_until(process: subprocess.Popen[str], step: int) -> None:
     assert process.stdout
     for line in process.stdout:
         if int(line) >= step:
-            break
+            return
+
+
+def kill(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
 @pytest.mark.slow
 def test_a_killed_training_process_loses_and_doubles_nothing(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """Killed while MLflow answers, while it hangs (with rows spooled), and before it was reached at all."""
-    kill_at(start_training(mlflow_server.url, tmp_path, 2000), step=1200)  # sent to MLflow beyond the checkpoint
-    resumed = start_training(mlflow_server.url, tmp_path, 2600)
-    kill_at(resumed, step=1900)
+    first = start_training(mlflow_server.url, tmp_path, 2600)
+    read_until(first, 1210)
+    kill(first)  # sent to MLflow: more than the checkpoint of step 1200 says
+    second = start_training(mlflow_server.url, tmp_path, 2600)
+    read_until(second, 1700)
     mlflow_server.pause()
     try:
-        kill_at(start_training(mlflow_server.url, tmp_path, 2600), step=2200)  # all of it only in the spool
+        read_until(second, 1910)
+        kill(second)  # a request of its own waits in the server's socket
+        third = start_training(mlflow_server.url, tmp_path, 2600)
+        read_until(third, 2210)
+        kill(third)  # has never reached the server: all of it is in the spool
+        last = start_training(mlflow_server.url, tmp_path, 2600)
+        read_until(last, 2300)
     finally:
         mlflow_server.proceed()
-    last = start_training(mlflow_server.url, tmp_path, 2600)
     output, _ = last.communicate(timeout=120)
     assert output.splitlines()[-1] == "closed True"
     client = make_client(mlflow_server.url)
@@ -235,7 +245,7 @@ def test_a_killed_training_process_loses_and_doubles_nothing(mlflow_server: Mlfl
     ]
     assert runs[0].data.params == {"lr": "0.1", "start": "0"}
     assert "changed.start" in runs[0].data.tags
-    assert not open_storage(tmp_path / "run").exists(tracking.SPOOL_FILE)
+    assert not open_storage(tmp_path / "run").exists(SPOOL_FILE)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -258,7 +268,7 @@ def test_what_a_run_could_not_send_is_sent_later(
     assert run.data.tags["stage"] == "2"
     assert history(config.uri, run.info.run_id, "loss") == [(4, 1.5)]
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["samples"]
-    assert not storage.exists(tracking.SPOOL_FILE)
+    assert not storage.exists(SPOOL_FILE)
 
 
 def test_a_resumed_run_is_the_same_one_and_a_new_one_of_that_name_is_not(
@@ -277,8 +287,35 @@ def test_a_resumed_run_is_the_same_one_and_a_new_one_of_that_name_is_not(
     assert [len(history(config.uri, run_id, "loss")) for run_id in ids] == [1, 1, 1]
 
 
+def test_a_run_that_was_deleted_is_made_again(config: TrackingConfig, storage: Storage) -> None:
+    tracker = Tracker(config, "deleted-run", storage=storage)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    assert tracker.flush(60)
+    first = tracker.run_id
+    make_client(config.uri).delete_run(first)
+    tracker.log_metrics({"loss": 2.0}, 2)
+    assert tracker.close("FINISHED", 60)
+    assert tracker.run_id != first
+    assert history(config.uri, tracker.run_id, "loss") == [(2, 2.0)]
+
+
+def test_secrets_of_urls_reach_no_param_and_no_tag(sqlite_uri: str) -> None:
+    config = TrackingConfig(uri=sqlite_uri, system_metrics=False)
+    tracker = Tracker(config, "secret")
+    tracker.log_params({"tracking.uri": "postgresql://me:hunter2@db/mlflow"})
+    tracker.set_tags({"at": "see http://me:hunter2@host/x"})
+    assert tracker.close("FINISHED", 60)
+    data = run_of(sqlite_uri, tracker.run_id).data
+    assert data.params == {"tracking.uri": "postgresql://db/mlflow"}
+    assert data.tags["at"] == "see http://host/x"
+
+
 def test_artifacts_that_cannot_be_stored_hold_up_no_metrics(
-    sqlite_uri: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_uri: str,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
@@ -294,7 +331,8 @@ def test_artifacts_that_cannot_be_stored_hold_up_no_metrics(
     assert history(database.uri, tracker.run_id, "loss") == [(1, 1.0)]
     assert tracker.unsent == 1
     assert not tracker.close("FINISHED", 1)
-    assert b"a.txt" in storage.read(tracking.SPOOL_FILE)
+    assert caplog.text.count("artifacts wait") == 1
+    assert b"a.txt" in storage.read(SPOOL_FILE)
     blocked.unlink()
     monkeypatch.setattr(tracking, "FILES_PAUSE_S", 0.1)
     assert send_unsent(database, "blocked", storage)
@@ -316,6 +354,7 @@ def test_system_metrics_go_on_counting_after_a_resume(sqlite_uri: str, storage: 
     assert len(steps) > 4
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_same_new_sqlite_file(tmp_path: Path) -> None:
     code = (
         "from infra.tracking import *\n"
@@ -398,7 +437,7 @@ def test_a_sqlite_file_of_another_machine_is_said(tmp_path: Path, storage: Stora
     assert not tracker.flush(1.0)
     assert "a SQLite file serves one machine" in tracker.problem
     assert not tracker.close("FINISHED", 0.5)
-    assert storage.exists(tracking.SPOOL_FILE)
+    assert storage.exists(SPOOL_FILE)
 
 
 def test_the_default_file_means_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -406,7 +445,10 @@ def test_the_default_file_means_the_same_in_every_process(monkeypatch: pytest.Mo
     config = TrackingConfig().absolute()
     monkeypatch.chdir("/")
     assert config.absolute().uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert config.ui_command() == f".venv/bin/mlflow ui --backend-store-uri sqlite:///{tmp_path}/runs/mlflow.db"
+    assert (
+        config.ui_command()
+        == f".venv/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///{tmp_path}/runs/mlflow.db"
+    )
 
 
 def test_importing_tracking_does_not_import_mlflow() -> None:
