@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -93,9 +93,22 @@ class Outbox:
                 self._num_values -= len(row.values)
 
     def settle(self, sent_steps: Mapping[str, int]) -> None:
-        """Learn the last step that the server has of each metric, and forget what is a repetition of it."""
+        """Learn the last step that the server has of each metric, and forget what is a repetition of it.
+
+        Only for the thread that confirms. The long part is done without the lock: `add_row` never waits for it.
+        """
         with self._lock:
-            self._settle(sent_steps)
+            waiting = list(self._rows)
+        last = dict(sent_steps)
+        kept = _without_repetitions(waiting, last)
+        num_values = sum(len(row.values) for row in kept)
+        with self._lock:
+            added = _without_repetitions(islice(self._rows, len(waiting), None), last)
+            self._rows = deque(kept + added)
+            self._num_values = num_values + sum(len(row.values) for row in added)
+            self._last_step = {
+                key: max(last.get(key, -1), self._last_step.get(key, -1)) for key in last | self._last_step
+            }
 
     def last_step(self, prefix: str) -> int:
         """Return the last step of the metrics whose names begin with `prefix`; -1 without one."""
@@ -159,7 +172,7 @@ class Outbox:
             self._rows = earlier._rows
             self._labels = {kind: earlier._labels[kind] | labels for kind, labels in self._labels.items()}
             self._files = earlier._files | self._files
-            self._settle({})
+        self.settle({})
 
     def _load_line(self, line: dict[str, Any]) -> None:
         if "metrics" in line:
@@ -171,24 +184,21 @@ class Outbox:
         for kind in self._labels.keys() & line.keys():
             self._labels[kind].update({str(name): str(value) for name, value in line[kind].items()})
 
-    def _settle(self, sent_steps: Mapping[str, int]) -> None:
-        last = dict(sent_steps)
-        kept: deque[Row] = deque()
-        for row in self._rows:
-            values = {key: value for key, value in row.values.items() if row.step > last.get(key, -1)}
-            if values:
-                last.update(dict.fromkeys(values, row.step))
-                kept.append(row if len(values) == len(row.values) else Row(row.step, row.time_ms, values))
-        self._rows = kept
-        self._num_values = sum(len(row.values) for row in kept)
-        for key, step in self._last_step.items():
-            last[key] = max(step, last.get(key, -1))
-        self._last_step = last
-
     def _drop(self, count: int) -> None:
         if not self.dropped:
             log.warning("tracking: the server has been away for too long; what comes now is dropped, to save memory")
         self.dropped += count
+
+
+def _without_repetitions(rows: Iterable[Row], last: dict[str, int]) -> list[Row]:
+    """Return the rows without steps at or below the `last` one of their metric, and move `last` on."""
+    kept = []
+    for row in rows:
+        values = {key: value for key, value in row.values.items() if row.step > last.get(key, -1)}
+        if values:
+            last.update(dict.fromkeys(values, row.step))
+            kept.append(row if len(values) == len(row.values) else Row(row.step, row.time_ms, values))
+    return kept
 
 
 def _file_line(file: File) -> dict[str, str]:
