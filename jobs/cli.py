@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -29,7 +31,7 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         extra: a dataclass of further flags that are the job's own, not the run's.
 
     Raises:
-        UsageError: no such recipe. An unknown or malformed field ends the program with exit code 2, as argparse does.
+        UsageError: no such recipe or field, or a value that the field doesn't take.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
@@ -44,15 +46,41 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     own: T | None = None
     if extra is not None:
         own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
-    config = tyro.cli(
+    config = parse(
         TrainConfig,
+        rest,
         default=recipe(),
-        args=rest,
         prog=f"{prog} {name}",
         description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return config, own
+
+
+def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
+    """Parse flags into a dataclass; what is wrong with them is one line, not the CLI library's box of lines.
+
+    Raises:
+        UsageError: an unknown field, or a value that the field doesn't take.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(argv), **options)
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Return what a box of the CLI library says: its first sentence, and the flag that may have been meant."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    body = [line for line in lines if line][1:]  # the first line is the box's title
+    sentence = body[0] if body else "wrong arguments"
+    if "Perhaps you meant:" in body:
+        sentence += f" (did you mean {body[body.index('Perhaps you meant:') + 1].split()[0]}?)"
+    return sentence
 
 
 def _usage(prog: str) -> str:

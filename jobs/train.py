@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _announce(console, ready)
     try:
-        status = _train(console, ready.config)
+        status = _train(console, ready)
     except RuntimeError as error:
         console.print(f"error: {config.name} failed: {error}", style="red", highlight=False, soft_wrap=True)
         return 1
@@ -49,16 +49,16 @@ def _announce(console: Console, ready: Preflight) -> None:
     )
 
 
-def _train(console: Console, config: TrainConfig) -> dict[str, Any]:
+def _train(console: Console, ready: Preflight) -> dict[str, Any]:
     """Run to the end; Ctrl-C stops at the next decision point with a checkpoint, a second one at once."""
     import ray
 
     from pipeline.launch import start_controller
 
-    controller = start_controller(config)
+    controller = start_controller(ready)
     run = controller.run.remote()
     try:
-        return follow(console, config, controller, run)
+        return follow(console, ready.config, controller, run)
     except KeyboardInterrupt:
         console.print("stopping with a checkpoint; Ctrl-C again stops at once")
         ray.get(controller.stop.remote())

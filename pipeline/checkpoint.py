@@ -66,7 +66,7 @@ class TrainState:
     stage_starts: list[int] = field(default_factory=lambda: [0])
     """Cursor at which each stage so far began."""
     stage_results: list[dict[str, float]] = field(default_factory=lambda: [{}])
-    """Per stage so far: training and evaluation time in seconds, and the newest metrics."""
+    """Per stage so far: when it began and ended (Unix time), training and evaluation time, and the newest metrics."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
@@ -133,13 +133,20 @@ def read_checkpoint(storage: Storage, key: str) -> Snapshot:
         CheckpointError: a file is missing, or its size or SHA-256 is not the manifest's.
     """
     files = {name: _verified(storage, key, name, facts) for name, facts in read_manifest(storage, key).items()}
-    state = json.loads(files["state.json"])
+
+    def parsed(name: str, parse: Callable[[bytes], Any]) -> Any:
+        try:
+            return parse(files[name])
+        except Exception as error:  # each format's parser has errors of its own
+            raise CheckpointError(f"{storage.uri}/{key}/{name} can't be read ({type(error).__name__})") from error
+
+    state, facts = parsed("state.json", _parse_state)
     return Snapshot(
-        state=TrainState(**state["state"]),
-        model=load_safetensors(files["model.safetensors"]),
-        ema=load_safetensors(files["ema.safetensors"]) if "ema.safetensors" in files else None,
-        optimizer=torch.load(io.BytesIO(files["optimizer.pt"]), weights_only=True),
-        facts=state["facts"],
+        state=state,
+        model=parsed("model.safetensors", load_safetensors),
+        ema=parsed("ema.safetensors", load_safetensors) if "ema.safetensors" in files else None,
+        optimizer=parsed("optimizer.pt", lambda data: torch.load(io.BytesIO(data), weights_only=True)),
+        facts=facts,
     )
 
 
@@ -190,6 +197,11 @@ def _verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) -> b
     if len(data) != facts["bytes"] or _sha256(data) != facts["sha256"]:
         raise CheckpointError(f"{storage.uri}/{key}/{name} is damaged: it is not what its {MANIFEST} says")
     return data
+
+
+def _parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
+    values = json.loads(data)
+    return TrainState(**values["state"]), values["facts"]
 
 
 def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:

@@ -38,8 +38,10 @@ FitSegment = Callable[[Segment], None]
 class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile."""
 
-    def __init__(self, stages: tuple[TrainingStage, ...], num_workers: int, fit: FitSegment) -> None:
-        self._segments = segments(stages, num_workers)
+    def __init__(
+        self, stages: tuple[TrainingStage, ...], num_workers: int, fit: FitSegment, first_stage: int = 0
+    ) -> None:
+        self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit = fit
         self._lock = threading.Lock()
         self._requests: list[Request] = []
@@ -55,11 +57,11 @@ class StageController:
             RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
         """
         for segment in self._segments:
-            if self._stopped or (self._progress and self._progress.stage > segment.last):
-                continue
             self._fit(segment)
             if self._error:
                 raise RuntimeError(self._error)
+            if self._stopped:
+                break
         self._phase = "stopped" if self._stopped else "finished"
         return self.status()
 
@@ -88,10 +90,10 @@ class StageController:
 
     # From rank 0 -----------------------------------------------------------------------------------------------------
 
-    def joined(self) -> str:
-        """A worker group has started. Returns the error that ended the run, if one did: then it must not train."""
+    def joined(self, rank: int) -> str:
+        """A rank has started. Returns the error that ended the run, if one did: then it must not train."""
         with self._lock:
-            if not self._error:
+            if not self._error and rank == 0:
                 self._starts += 1
                 self._phase = "training"
             return self._error

@@ -11,6 +11,7 @@ from datasets.loader import sample_order
 from datasets.shards import DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
+from infra.tracking_config import redacted
 from model.factory import check_image_size, check_model
 from pipeline.checkpoint import CheckpointError, Snapshot, newest_whole
 from pipeline.config import TrainConfig
@@ -72,7 +73,7 @@ def preflight(config: TrainConfig) -> Preflight:
             f"{storage.uri} was trained on other data than {config.data.train}: give this run another name"
         )
     tracking.prepare(config.tracking)
-    storage.write(CONFIG_FILE, json.dumps(config_values(config), indent=1).encode())
+    storage.write(CONFIG_FILE, redacted(json.dumps(config_values(config), indent=1)).encode())
     return Preflight(config, train, val, order.samples_per_epoch, snapshot, tuple(notes))
 
 

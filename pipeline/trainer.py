@@ -94,8 +94,10 @@ class Trainer:
         first = True
         for batch in meter.waiting(self._batches(span)):
             images, targets = self._inputs(batch, span.stage)
-            if first and self.rank == 0:
-                self.hooks.stage_started(span, images)
+            if first:
+                self.state.stage_results[span.index].setdefault("began_s", time.time())
+                if self.rank == 0:
+                    self.hooks.stage_started(span, images)
             first = False
             meter.add(self.train_step(images, targets, span))
             self.state.cursor += span.stage.batch_size
@@ -163,6 +165,7 @@ class Trainer:
         if ended and decision is not Decision.STOP:
             decision = Decision.NEXT_STAGE
         if decision is Decision.NEXT_STAGE:
+            self.state.stage_results[span.index]["ended_s"] = time.time()
             self.state.stage_starts.append(now)
             self.state.stage_results.append({})
         if save or decision is not Decision.CONTINUE:

@@ -38,18 +38,16 @@ SAVE_GIVE_UP_S = 900.0
 """A checkpoint that storage hasn't taken for this long ends the worker: what would be lost grows too large."""
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Train one segment as one rank. Ray Train calls this in every worker, again after every failure.
+def train_worker(config: TrainConfig, controller: Any, last_stage: int) -> None:
+    """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
-    `loop_config` holds `config` (TrainConfig), `controller` (the actor's handle) and `last_stage` (index).
-    An error that trying again doesn't cure is told to the controller, which ends the run.
+    An error that trying again doesn't cure is told to the controller (an actor's handle), which ends the run.
     """
-    config, controller = loop_config["config"], loop_config["controller"]
     rank = ray.train.get_context().get_world_rank()
-    if rank == 0 and ray.get(controller.joined.remote()):
+    if ray.get(controller.joined.remote(rank)):
         return
     try:
-        _train(config, controller, loop_config["last_stage"], rank)
+        _train(config, controller, last_stage, rank)
     except ValueError as error:  # what a user can cure: data, storage, a loss that isn't finite
         ray.get(controller.failed.remote(str(error)))
         raise

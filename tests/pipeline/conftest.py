@@ -15,7 +15,7 @@ from pipeline.config import TrainConfig
 from pipeline.evaluation import TrainerConfig
 from pipeline.optim import OptimizerConfig
 from pipeline.stages import ramp
-from tests.datasets.conftest import write_folder
+from tests.datasets.images import write_shards
 
 torch.set_num_threads(1)  # as a worker with one CPU has it, and quick on a busy machine
 
@@ -26,12 +26,12 @@ MakeConfig = Callable[..., TrainConfig]
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled training and validation shards: 137 and 30 images of 4 classes."""
     folder = tmp_path_factory.mktemp("data")
-    write_folder(folder / "train", [50, 64, 23])
-    write_folder(folder / "val", [30])
+    write_shards(folder / "train", [50, 64, 23])
+    write_shards(folder / "val", [30])
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_config(small_data: Path, tmp_path: Path) -> MakeConfig:
     """A small recipe: two stages, seconds long; takes replacements for fields of TrainConfig."""
 

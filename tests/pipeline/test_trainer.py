@@ -89,7 +89,9 @@ def test_resume_from_any_checkpoint_is_bit_for_bit(make_config: MakeConfig, inde
     trainer.restore(whole.snapshots[index])
     trainer.run()
     assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
-    tail = [(c, r["train/loss"]) for c, r in whole.rows if "train/loss" in r and c > whole.snapshots[index].state.cursor]
+    tail = [
+        (c, r["train/loss"]) for c, r in whole.rows if "train/loss" in r and c > whole.snapshots[index].state.cursor
+    ]
     assert tail == [(c, r["train/loss"]) for c, r in resumed.rows if "train/loss" in r]
 
 

@@ -1,0 +1,31 @@
+"""Measure this project's parts: `python -m jobs.benchmark NAME [--option value ...]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jobs.cli import UsageError, run_main
+
+NAMES = {
+    "stages": "what a stage switch costs, in place and with a new worker group",
+    "model": "forward and backward against torchvision's and timm's models of the same name",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one benchmark's `main`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m jobs.benchmark NAME [--option value ...]\n")
+        print("\n".join(f"  {name:12} {summary}" for name, summary in NAMES.items()))
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in NAMES:
+        raise UsageError(f"no benchmark is named {name!r}: there are {', '.join(NAMES)}")
+    sys.argv[0] = f"jobs.benchmark {name}"
+    return int(importlib.import_module(f"jobs.benchmark.{name}").main(rest) or 0)
+
+
+if __name__ == "__main__":
+    run_main(main)

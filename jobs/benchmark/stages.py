@@ -1,0 +1,68 @@
+"""What a stage switch costs: seconds from a stage's end (evaluated, saved) to the next one's first step."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import tyro
+from rich.table import Table
+
+from infra.tracking import TrackingConfig
+from jobs.display import follow, wide_console
+from jobs.recipes import demo
+from pipeline.config import TrainConfig
+from pipeline.preflight import preflight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    epochs: float = 0.25
+    """Length of each stage, in epochs."""
+    rounds: int = 2
+    """How often the schedule of four stages is gone through; each gives three switches and one back to small images."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train the demo's stages, once in one worker group, once with another worker count in every stage."""
+    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    table = Table(title="seconds from a stage's last step to the next one's first", title_justify="left")
+    for name in ("switch", "switches", "median", "min", "max"):
+        table.add_column(name, justify="right")
+    for name, workers in (("in place", (2,)), ("new worker group", (2, 1))):
+        gaps = _gaps(_config(options, workers))
+        table.add_row(
+            name, str(len(gaps)), *(f"{value:.2f}" for value in (statistics.median(gaps), min(gaps), max(gaps)))
+        )
+    wide_console().print(table)
+    return 0
+
+
+def _config(options: Options, workers: tuple[int, ...]) -> TrainConfig:
+    config = demo()
+    stages = tuple(
+        replace(stage, epochs=options.epochs, num_workers=workers[index % len(workers)])
+        for index, stage in enumerate(config.stages * options.rounds)
+    )
+    folder = tempfile.mkdtemp(prefix="crescendo-benchmark-")
+    tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", system_metrics=False)
+    return replace(config, name=f"switch-{len(workers)}", stages=stages, storage=folder, tracking=tracking)
+
+
+def _gaps(config: TrainConfig) -> list[float]:
+    import ray
+
+    from pipeline.launch import start_controller
+
+    ready = preflight(config)
+    controller = start_controller(ready)
+    status = follow(wide_console(), ready.config, controller, controller.run.remote())
+    ray.kill(controller)
+    results = status["progress"]["stage_results"]
+    # The last row is a stage that ended the run; every other one has a stage after it.
+    return [after["began_s"] - before["ended_s"] for before, after in pairwise(results) if after]

@@ -1,0 +1,65 @@
+"""A segment as one Ray Train worker group. Light to import: Ray's and the run's controllers need no model code."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from infra.cluster import ClusterConfig
+from infra.storage import open_storage, pyarrow_filesystem
+
+if TYPE_CHECKING:
+    from pipeline.config import TrainConfig
+    from pipeline.controller import Segment
+
+
+class SegmentRunner:
+    """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.name, self.storage, self.cluster = config.name, config.storage, config.cluster
+        self.sealed_config = pickle.dumps(config)
+
+    def __call__(self, segment: Segment) -> None:
+        """Return when the segment is trained; raise when Ray Train gives up."""
+        import ray
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import LoggingConfig
+
+        filesystem, path = pyarrow_filesystem(self.storage)
+        # Ray's own list of checkpoints may name some that were pruned since; which one to resume from is ours to find.
+        open_storage(self.storage).sub(self.name).delete("checkpoint_manager_snapshot.json")
+        TorchTrainer(
+            train_entry,
+            train_loop_config={
+                "sealed_config": self.sealed_config,
+                "controller": ray.get_runtime_context().current_actor,
+                "last_stage": segment.last,
+            },
+            scaling_config=_scaling(self.cluster, segment.num_workers),
+            run_config=RunConfig(
+                name=self.name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        ).fit()
+
+
+def train_entry(loop_config: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker: only there the config is opened and the model code imported."""
+    from pipeline.worker import train_worker
+
+    config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
+    train_worker(config, loop_config["controller"], loop_config["last_stage"])
+
+
+def _scaling(cluster: ClusterConfig, num_workers: int) -> Any:
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return ScalingConfig(num_workers=num_workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources)

@@ -1,0 +1,163 @@
+"""The main job as a user runs it: in a process of its own, on a local Ray cluster that it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from infra.storage import open_storage
+from pipeline.checkpoint import Snapshot, TrainState, newest_whole
+from tests.datasets.images import write_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES_PER_EPOCH = 132
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small shards in it."""
+    folder = tmp_path_factory.mktemp("train")
+    write_shards(folder / "train", [50, 64, 23])
+    write_shards(folder / "val", [30])
+    return folder
+
+
+def command(place: Path, name: str, *more: str) -> list[str]:
+    """The demo recipe, made small: two epochs a stage of 132 samples, a checkpoint every half epoch."""
+    stages = [f"--stages.{index}.epochs=2" for index in range(4)] + [
+        f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))
+    ]
+    return [
+        *(sys.executable, "-m", "jobs.train", "demo", "--name", name, "--storage", str(place / "runs")),
+        *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
+        *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
+        *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2"),
+        *stages,
+        *more,
+    ]
+
+
+def run(place: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(place, name, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def newest(place: Path, name: str) -> Snapshot | None:
+    return newest_whole(open_storage(str(place / "runs" / name)))[0]
+
+
+def run_until(place: Path, name: str, reached: Callable[[TrainState], bool]) -> None:
+    """Start the run; once a checkpoint is there that `reached` accepts, SIGKILL the driver and all it started."""
+    process = subprocess.Popen(command(place, name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while (snapshot := newest(place, name)) is None or not reached(snapshot.state):
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        for member in family:
+            try:
+                os.kill(member.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(place: Path) -> None:
+    whole = run(place, "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    def mid_epoch_of_stage_2(state: TrainState) -> bool:
+        return (
+            len(state.stage_starts) == 2 and state.cursor % SAMPLES_PER_EPOCH != 0 and len(state.stage_results[1]) > 0
+        )
+
+    run_until(place, "killed", mid_epoch_of_stage_2)
+    at = newest(place, "killed")
+    assert at is not None
+    assert len(at.state.stage_starts) == 2
+    again = run(place, "killed")
+    assert again.returncode == 0, again.stderr
+    assert f"killed resumes at cursor {at.state.cursor}" in again.stdout
+
+    one, other = newest(place, "whole"), newest(place, "killed")
+    assert one is not None
+    assert other is not None
+    assert one.state.cursor == other.state.cursor
+    for kind in ("model", "ema"):
+        tensors, same = getattr(one, kind), getattr(other, kind)
+        assert [name for name in tensors if not torch.equal(tensors[name], same[name])] == []
+    _check_record(place, "whole", "killed")
+
+
+def _check_record(place: Path, *names: str) -> None:
+    """Both runs are in MLflow, once each, with the same steps and losses."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("crescendo")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == sorted(names)
+    histories = []
+    for name in names:
+        run_id = runs[name].info.run_id
+        assert runs[name].info.status == "FINISHED"
+        histories.append([(m.step, m.value) for m in client.get_metric_history(run_id, "train/loss")])
+        steps = [step for step, _ in histories[-1]]
+        assert len(steps) == len(set(steps))
+        assert len(client.list_artifacts(run_id, "samples")) == 4
+    assert sorted(histories[0]) == sorted(histories[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: Path) -> None:
+    first = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert first.returncode == 0, first.stderr
+    again = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert again.returncode == 0
+    assert "twice is finished" in again.stdout
+    other = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)), "--seed", "1")
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1
+    assert "seed: 0 -> 1" in other.stderr
+
+
+def fails(place: Path, *arguments: str) -> str:
+    """Run a job that must be refused; return its one line."""
+    ended = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    return ended.stderr.strip()
+
+
+def test_a_user_mistake_is_one_line_before_any_worker_starts(place: Path, tmp_path: Path) -> None:
+    def train(*more: str) -> str:
+        return fails(place, *command(place, "wrong", *more)[2:])
+
+    assert "did you mean demo?" in fails(place, "jobs.train", "demmo")
+    assert "holds no .tar shard" in train("--data.train", str(tmp_path))
+    assert "--sed" in train("--sed", "1")
+    assert "seed" in train("--seed", "one")
+    assert "36 or 48" in train("--stages.0.batch-size", "40")
+    assert "5 workers" in train("--cluster.num-workers", "5")
+    assert "image_size is 4" in train("--stages.0.image-size", "4")
+    read_only = tmp_path / "file"
+    read_only.write_text("")
+    assert str(read_only) in train("--storage", str(read_only))
