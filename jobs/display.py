@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import ray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -92,7 +93,9 @@ class _Plain:
 def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
     """Return the table that a run ends with: a row a stage."""
     metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
-    table = Table(title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left")
+    table = Table(
+        title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
+    )
     score_name = metric.removeprefix("val/")
     for name in ("stage", "px", "RandAug", "Mixup", "dropout", "epochs", "images/s", score_name, "time"):
         table.add_column(name, justify="right", no_wrap=True)

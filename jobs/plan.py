@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
@@ -17,7 +18,7 @@ from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS
 from model.factory import check_image_size, check_model
 from pipeline.config import TrainConfig
-from pipeline.optim import learning_rate
+from pipeline.learning_rate import learning_rate
 from pipeline.stages import TrainingSchedule
 
 
@@ -122,21 +123,19 @@ def plan_table(planned: dict[str, Any]) -> Table:
     table = Table(
         title=f"{planned['recipe']}: {planned['model']} on {data['samples']:,} images ({data['source']})",
         title_justify="left",
+        box=SIMPLE_HEAD,
         caption=f"{total['steps']:,} steps, {total['samples']:,} samples, {human_bytes(total['bytes_read'])} read; "
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
         caption_justify="left",
     )
-    for name in (
-        *("stage", "px", "eval px", "batch", "workers", "RandAug", "Mixup", "dropout"),
-        *("epochs", "steps", "samples", "LR", "read"),
-    ):
+    for name in ("stage", "px", "eval", "batch", "RandAug", "Mixup", "dropout", "epochs", "steps", "LR", "read"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
-            *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size", "num_workers")),
+            *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
             *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}", f"{row['dropout']:.3g}"),
-            *(f"{row['epochs']:g}", f"{row['steps']:,}", f"{row['samples']:,}"),
-            *(f"{row['lr_start']:.3g} -> {row['lr_end']:.3g}", human_bytes(row["bytes_read"])),
+            *(f"{row['epochs']:g}", f"{row['steps']:,}"),
+            *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
         )
     return table
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from datasets.config import DataConfig
-from model.factory import ModelConfig
-from pipeline.config import TrainConfig
-from pipeline.evaluation import TrainerConfig
-from pipeline.optim import OptimizerConfig
+from model.config import ModelConfig
+from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.stages import ramp
 
 

@@ -18,12 +18,10 @@ def main(argv: Sequence[str]) -> int:
     config, _ = parse_recipe(argv, prog="python -m jobs.train")
     console = wide_console()
     ready = preflight(config)
-    for note in ready.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     if ready.finished:
         assert ready.resume_from is not None
         console.print(f"{config.name} is finished; give another --name to train again")
-        _show_result(console, config, ready.resume_from.state.stage_results)
+        _show_result(console, config, ready.resume_from.stage_results)
         return 0
     _announce(console, ready)
     try:
@@ -39,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
-    at = f"resumes at cursor {resume.state.cursor}" if resume else "starts"
+    at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "

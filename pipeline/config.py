@@ -1,19 +1,133 @@
-"""`TrainConfig`: everything that a run is, composed from the configs of those who use them. It holds no logic."""
+"""`TrainConfig`: everything that a run is. The package's config types are here, away from the code that they configure:
+
+that code imports PyTorch, which takes seconds, and a command line must answer at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from infra.tracking import TrackingConfig
-
-from datasets.loader import DataConfig
+from datasets.config import DataConfig
 from infra.cluster import ClusterConfig
-from model.factory import ModelConfig
-from pipeline.checkpoint import CheckpointConfig
-from pipeline.evaluation import TrainerConfig
-from pipeline.optim import OptimizerConfig
+from infra.tracking_config import TrackingConfig
+from model.config import ModelConfig
 from pipeline.stages import TrainingStage
-from pipeline.task import ClassificationConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationConfig:
+    """Single-label classification."""
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes (0 to 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Optimizer, learning-rate schedule and moving average. The defaults are EfficientNetV2's."""
+
+    optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"
+    """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, or AdamW."""
+    lr: float = 0.256
+    """Peak learning rate, for the global batch that the stages give."""
+    momentum: float = 0.9
+    """Momentum of RMSProp and SGD; AdamW's first beta."""
+    decay: float = 0.9
+    """RMSProp's decay of the mean square; not used by SGD and AdamW."""
+    eps: float = 1e-3
+    """Added inside RMSProp's root. AdamW has 1e-8 outside of it."""
+    weight_decay: float = 1e-5
+    """L2 decay; decoupled in AdamW. Biases, norms and position tables have none."""
+    warmup_epochs: float = 5.0
+    """Epochs in which the rate grows linearly from 0."""
+    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
+    """What follows: exponential decay, a cosine from the peak to 0 at the run's end, or nothing."""
+    decay_factor: float = 0.97
+    """Exponential: the rate's factor per `decay_epochs`."""
+    decay_epochs: float = 2.4
+    """Exponential: epochs per factor, counted from the run's start, warm-up included (as in the authors' code)."""
+    staircase: bool = True
+    """Exponential: decay in steps; otherwise smoothly."""
+    min_lr: float = 0.0
+    """The schedule never goes below this, except in the warm-up."""
+    ema_decay: float = 0.9999
+    """Decay of the weights' moving average per step, ramped up as min(decay, (1 + n) / (10 + n)); 0: no average."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; None: not clipped."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, 0, "lr", "eps", "weight_decay", "warmup_epochs", "min_lr")
+        for name in ("momentum", "decay", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(f"decay_factor={self.decay_factor}: must be in (0, 1]")
+        if self.decay_epochs <= 0:
+            raise ValueError(f"decay_epochs={self.decay_epochs}: must be above 0")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
+
+
+def _check_at_least(config: OptimizerConfig, low: float, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name}={getattr(config, name)}: must be at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """How steps are run."""
+
+    micro_batch_size: int = 0
+    """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the whole batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast: bf16 on a GPU that has it (auto), never (fp32), always (bf16)."""
+    compile: bool = False
+    """Whether to run the model through torch.compile; costs one compilation a stage."""
+    eval_every_epochs: float = 1.0
+    """Training samples between two evaluations, in epochs. One is also made at each stage's end."""
+    eval_scale: float = 1.0
+    """Evaluation image size as a multiple of the stage's training size (the paper's S: 384/300)."""
+    eval_batch_size: int = 64
+    """Samples per evaluation batch on one worker."""
+    log_every: int = 10
+    """Optimizer steps between two log rows; also how often the controller is asked what comes next."""
+    pixel_mean: float = 128.0
+    """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
+    pixel_std: float = 128.0
+    """Each pixel is divided by this."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be at least {low}")
+        for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which stay."""
+
+    every_s: float = 300.0
+    """Longest time between two checkpoints, in seconds; looked at on log steps. 0: no limit."""
+    every_epochs: float = 1.0
+    """Samples between two checkpoints, in epochs; one is also written at each stage's end. 0: no limit."""
+    keep: int = 3
+    """Newest checkpoints that stay; older ones are deleted once a newer one is whole."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep is {self.keep}: keep at least 1, resuming needs it")
+        for name in ("every_s", "every_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: it must be 0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loader import DataConfig, build_eval_loader
+from pipeline.config import TrainerConfig
 from pipeline.task import Task
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerConfig:
-    """How steps are run."""
-
-    micro_batch_size: int = 0
-    """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the whole batch."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast: bf16 on a GPU that has it (auto), never (fp32), always (bf16)."""
-    compile: bool = False
-    """Whether to run the model through torch.compile; costs one compilation a stage."""
-    eval_every_epochs: float = 1.0
-    """Training samples between two evaluations, in epochs. One is also made at each stage's end."""
-    eval_scale: float = 1.0
-    """Evaluation image size as a multiple of the stage's training size (the paper's S: 384/300)."""
-    eval_batch_size: int = 64
-    """Samples per evaluation batch on one worker."""
-    log_every: int = 10
-    """Optimizer steps between two log rows; also how often the controller is asked what comes next."""
-    pixel_mean: float = 128.0
-    """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
-    pixel_std: float = 128.0
-    """Each pixel is divided by this."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be at least {low}")
-        for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
 
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:

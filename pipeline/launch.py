@@ -19,7 +19,7 @@ def start_controller(ready: Preflight) -> Any:
     config, resume = ready.config, ready.resume_from
     workers = [stage.num_workers or config.cluster.num_workers for stage in config.stages]
     connect(config.cluster, num_workers=max(workers))
-    first_stage = len(resume.state.stage_starts) - 1 if resume else 0
+    first_stage = len(resume.stage_starts) - 1 if resume else 0
     return start_actor(
         StageController,
         config.stages,

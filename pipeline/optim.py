@@ -1,88 +1,14 @@
-"""Optimizers, the learning rate as a function of the cursor, and the moving average of the weights."""
+"""Optimizers, and the moving average of the weights."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig:
-    """Optimizer, learning-rate schedule and moving average. The defaults are EfficientNetV2's."""
-
-    optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"
-    """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, or AdamW."""
-    lr: float = 0.256
-    """Peak learning rate, for the global batch that the stages give."""
-    momentum: float = 0.9
-    """Momentum of RMSProp and SGD; AdamW's first beta."""
-    decay: float = 0.9
-    """RMSProp's decay of the mean square; not used by SGD and AdamW."""
-    eps: float = 1e-3
-    """Added inside RMSProp's root. AdamW has 1e-8 outside of it."""
-    weight_decay: float = 1e-5
-    """L2 decay; decoupled in AdamW. Biases, norms and position tables have none."""
-    warmup_epochs: float = 5.0
-    """Epochs in which the rate grows linearly from 0."""
-    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
-    """What follows: exponential decay, a cosine from the peak to 0 at the run's end, or nothing."""
-    decay_factor: float = 0.97
-    """Exponential: the rate's factor per `decay_epochs`."""
-    decay_epochs: float = 2.4
-    """Exponential: epochs per factor, counted from the run's start, warm-up included (as in the authors' code)."""
-    staircase: bool = True
-    """Exponential: decay in steps; otherwise smoothly."""
-    min_lr: float = 0.0
-    """The schedule never goes below this, except in the warm-up."""
-    ema_decay: float = 0.9999
-    """Decay of the weights' moving average per step, ramped up as min(decay, (1 + n) / (10 + n)); 0: no average."""
-    clip_norm: float | None = None
-    """Largest norm of the whole gradient; None: not clipped."""
-
-    def __post_init__(self) -> None:
-        _check_at_least(self, 0, "lr", "eps", "weight_decay", "warmup_epochs", "min_lr")
-        for name in ("momentum", "decay", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
-        if not 0 < self.decay_factor <= 1:
-            raise ValueError(f"decay_factor={self.decay_factor}: must be in (0, 1]")
-        if self.decay_epochs <= 0:
-            raise ValueError(f"decay_epochs={self.decay_epochs}: must be above 0")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
-
-
-def _check_at_least(config: OptimizerConfig, low: float, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name}={getattr(config, name)}: must be at least {low}")
-
-
-def learning_rate(config: OptimizerConfig, *, cursor: int, samples_per_epoch: int, total_samples: int) -> float:
-    """The rate of the step that starts at `cursor` samples: the same for any batch, stage and worker count.
-
-    `total_samples` is the length of the run; only the cosine needs it.
-    """
-    epoch = cursor / samples_per_epoch
-    if epoch < config.warmup_epochs:
-        return config.lr * epoch / config.warmup_epochs
-    return max(config.min_lr, config.lr * _schedule_factor(config, epoch, total_samples / samples_per_epoch))
-
-
-def _schedule_factor(config: OptimizerConfig, epoch: float, total_epochs: float) -> float:
-    if config.schedule == "exponential":
-        periods = epoch / config.decay_epochs
-        return config.decay_factor ** (math.floor(periods) if config.staircase else periods)
-    if config.schedule == "cosine":
-        length = max(total_epochs - config.warmup_epochs, 1e-9)
-        progress = min((epoch - config.warmup_epochs) / length, 1.0)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return 1.0
+from pipeline.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:

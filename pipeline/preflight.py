@@ -13,10 +13,10 @@ from infra import tracking
 from infra.storage import Storage, open_storage
 from infra.tracking_config import redacted
 from model.factory import check_image_size, check_model
-from pipeline.checkpoint import CheckpointError, Snapshot, newest_whole
 from pipeline.config import TrainConfig
 from pipeline.provenance import breaking, config_values, differences
 from pipeline.stages import TrainingSchedule
+from pipeline.state import CheckpointError, TrainState, newest_state
 
 CONFIG_FILE = "config.json"
 
@@ -30,10 +30,8 @@ class Preflight:
     train: DatasetManifest
     val: DatasetManifest
     samples_per_epoch: int
-    resume_from: Snapshot | None
-    """The newest whole checkpoint of the same run name."""
-    notes: tuple[str, ...]
-    """What the user should know, a line each."""
+    resume_from: TrainState | None
+    """The state of the newest checkpoint of the same run name."""
 
     @property
     def total_samples(self) -> int:
@@ -43,7 +41,7 @@ class Preflight:
     @property
     def finished(self) -> bool:
         """Whether the run has nothing left to train."""
-        return self.resume_from is not None and len(self.resume_from.state.stage_starts) > len(self.config.stages)
+        return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
 
 
 def preflight(config: TrainConfig) -> Preflight:
@@ -67,14 +65,14 @@ def preflight(config: TrainConfig) -> Preflight:
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
     _check_same_config(config, storage)
-    snapshot, notes = newest_whole(storage)
-    if snapshot is not None and snapshot.facts["data"] != order.fingerprint:
+    state, facts = newest_state(storage) or (None, {})
+    if state is not None and facts["data"] != order.fingerprint:
         raise CheckpointError(
             f"{storage.uri} was trained on other data than {config.data.train}: give this run another name"
         )
     tracking.prepare(config.tracking)
     storage.write(CONFIG_FILE, redacted(json.dumps(config_values(config), indent=1)).encode())
-    return Preflight(config, train, val, order.samples_per_epoch, snapshot, tuple(notes))
+    return Preflight(config, train, val, order.samples_per_epoch, state)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from datasets.loader import Batch
+from pipeline.config import ClassificationConfig
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class Task(Protocol):
@@ -37,22 +38,6 @@ class Task(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassificationConfig:
-    """Single-label classification."""
-
-    label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes (0 to 1)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
-
-    def build(self, classes: tuple[str, ...]) -> ClassificationTask:
-        """Make the task for these class names."""
-        return ClassificationTask(self, num_classes=len(classes))
-
-
 class ClassificationTask:
     """Softmax cross-entropy with label smoothing; top-1, top-5 and loss as metrics."""
 
@@ -72,6 +57,9 @@ class ClassificationTask:
 
     def metrics(self) -> MetricCollection:
         """Return accuracy (top-1), top5_accuracy where there are more than 5 classes, and the unsmoothed loss."""
+        from torchmetrics import MeanMetric, MetricCollection  # takes seconds, which a worker's start should not
+        from torchmetrics.classification import MulticlassAccuracy
+
         metrics: dict[str, object] = {
             "accuracy": MulticlassAccuracy(self.num_outputs, average="micro"),
             # Sums of float32 losses are kept in float64, where they don't depend on the order of the workers.
@@ -89,3 +77,8 @@ class ClassificationTask:
                 metrics[name].update(F.cross_entropy(logits.float(), labels, reduction="none").double())
             else:
                 metrics[name].update(logits.float(), labels)
+
+
+def build_task(config: ClassificationConfig, classes: tuple[str, ...]) -> Task:
+    """Make the task that a config names, for these class names."""
+    return ClassificationTask(config, num_classes=len(classes))

@@ -11,7 +11,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,17 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.augment import mixup
 from datasets.loader import Batch, build_loader
 from model.factory import set_dropout
-from pipeline.checkpoint import CheckpointError, Snapshot, TrainState, to_host
+from pipeline.checkpoint import Snapshot, to_host
+from pipeline.config import TrainConfig
 from pipeline.evaluation import autocast, evaluate, normalized
 from pipeline.hooks import TrainHooks
+from pipeline.learning_rate import learning_rate
 from pipeline.meter import Meter
-from pipeline.optim import build_ema, build_optimizer, learning_rate
+from pipeline.optim import build_ema, build_optimizer
 from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
+from pipeline.state import CheckpointError, TrainState
 from pipeline.task import Task
-
-if TYPE_CHECKING:
-    from pipeline.config import TrainConfig
 
 
 class TrainingError(ValueError):
@@ -186,15 +187,8 @@ class Trainer:
         result["samples"] = result.get("samples", 0) + row.pop("samples")
         row["train/lr"] = self.learning_rate
         row["train/epoch"] = self.state.cursor / self.samples_per_epoch
-        stage = span.stage
-        row |= {
-            "stage/index": span.index + 1,
-            "stage/image_size": stage.image_size,
-            "stage/randaugment_magnitude": stage.randaugment_magnitude,
-            "stage/mixup_alpha": stage.mixup_alpha,
-            "stage/dropout": stage.dropout,
-            "stage/batch_size": stage.batch_size,
-        }
+        row |= {f"stage/{name}": value for name, value in asdict(span.stage).items()}
+        row["stage/index"] = span.index + 1
         self._tell(row)
         return row
 

@@ -22,12 +22,14 @@ from datasets.loader import sample_order
 from infra.storage import Storage, StorageError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
-from pipeline.checkpoint import CheckpointError, Snapshot, newest_whole, prune, write_checkpoint
+from pipeline.checkpoint import Snapshot, newest_whole, write_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
 from pipeline.provenance import config_values, flat_values, versions
 from pipeline.stages import StageSpan
+from pipeline.state import CheckpointError, prune
+from pipeline.task import build_task
 from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
         worker_counts=[context.get_world_size()],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    task = config.task.build(manifest.classes)
+    task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
     snapshot, skipped = newest_whole(storage)
     for line in skipped:

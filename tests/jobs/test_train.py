@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from infra.storage import open_storage
-from pipeline.checkpoint import Snapshot, TrainState, newest_whole
+from pipeline.checkpoint import Snapshot, newest_whole
+from pipeline.state import TrainState
 from tests.datasets.images import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from datasets.config import DataConfig
-from model.factory import ModelConfig
-from pipeline.checkpoint import CheckpointConfig
-from pipeline.config import TrainConfig
-from pipeline.evaluation import TrainerConfig
-from pipeline.optim import OptimizerConfig
+from model.config import ModelConfig
+from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.stages import ramp
 from tests.datasets.images import write_shards
 

@@ -8,16 +8,8 @@ import pytest
 import torch
 
 from infra.storage import Storage, open_storage
-from pipeline.checkpoint import (
-    CheckpointError,
-    Snapshot,
-    TrainState,
-    list_checkpoints,
-    newest_whole,
-    prune,
-    read_checkpoint,
-    write_checkpoint,
-)
+from pipeline.checkpoint import Snapshot, newest_whole, read_checkpoint, write_checkpoint
+from pipeline.state import CheckpointError, TrainState, list_checkpoints, newest_state, prune
 
 
 def snapshot(cursor: int) -> Snapshot:
@@ -63,6 +55,7 @@ def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
     assert found is not None
     assert found.state.cursor == 24
     assert skipped == []
+    assert newest_state(storage) == (found.state, found.facts)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])

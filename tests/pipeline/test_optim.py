@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.optim import OptimizerConfig, RMSpropTF, build_ema, build_optimizer, learning_rate, parameter_groups
+from pipeline.config import OptimizerConfig
+from pipeline.learning_rate import learning_rate
+from pipeline.optim import RMSpropTF, build_ema, build_optimizer, parameter_groups
 
 
 def small_net() -> nn.Sequential:

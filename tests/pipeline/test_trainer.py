@@ -13,6 +13,7 @@ from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
+from pipeline.task import build_task
 from pipeline.trainer import Trainer, TrainingError, crossed, step_seed
 from tests.pipeline.conftest import MakeConfig
 
@@ -43,7 +44,7 @@ def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
     torch.manual_seed(config.seed)
     manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    task = config.task.build(manifest.classes)
+    task = build_task(config.task, manifest.classes)
     return Trainer(
         config,
         model=build_model(config.model, num_classes=task.num_outputs),
