@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConv, MBConvConfig
 
+from model.blocks import make_faster
 from model.head import replace_linear, replace_stem
 from model.tables import Architecture, Block
 
@@ -49,6 +50,7 @@ def build_efficientnet(
         _pad_as_tensorflow(model)
     if architecture.activation == "relu6":
         _replace_activations(model, nn.SiLU, lambda: nn.ReLU6(inplace=True))
+    make_faster(model)
     return model
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.efficientnet import EfficientNet
 
+from model.blocks import Activation
 from model.head import HeadConv2d
 
 DECODER_CHANNELS: Mapping[int, int] = {2: 32, 4: 64, 8: 128, 16: 256}
@@ -80,5 +81,5 @@ def _convolutions(inputs: int, outputs: int, norm_eps: float, norm_momentum: flo
     for channels in (inputs, outputs):
         convolution = nn.Conv2d(channels, outputs, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
-        layers += [convolution, nn.BatchNorm2d(outputs, norm_eps, norm_momentum), nn.SiLU(inplace=True)]
+        layers += [convolution, nn.BatchNorm2d(outputs, norm_eps, norm_momentum), Activation()]
     return nn.Sequential(*layers)

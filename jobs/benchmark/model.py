@@ -1,0 +1,205 @@
+"""Speed of our models beside torchvision's and timm's of the same name, in turn, in one process."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+import tyro
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from jobs.display import wide_console
+from model.factory import ModelConfig, build_model, set_dropout
+
+STOCHASTIC_DEPTH = 0.2
+DROPOUT = 0.2
+NUM_CLASSES = 1000
+
+TIMM_NAMES = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    **{f"efficientnet_b{i}": f"efficientnet_b{i}" for i in range(8)},
+    **{f"efficientnet_v2_{size}": f"efficientnetv2_{size}" for size in ("s", "m", "l", "xl")},
+    **{f"efficientnet_v2_b{i}": f"tf_efficientnetv2_b{i}" for i in range(4)},
+    **{
+        f"swin_{s}": f"swin_{size}_patch4_window7_224" for s, size in zip("tsb", ("tiny", "small", "base"), strict=True)
+    },
+    **{f"resnet{depth}": f"resnet{depth}" for depth in (50, 152)},
+}
+"""timm's models of the same architecture; those of V2's B0-B3 exist with TensorFlow's padding only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    names: tuple[str, ...] = ("efficientnet_b0", "efficientnet_v2_b0", "efficientnet_v2_s")
+    """Models to time."""
+    batch_size: int = 16
+    """Images a step."""
+    image_size: int = 128
+    """Side of the images, in pixels."""
+    rounds: int = 15
+    """Timed rounds; in each, every library's model is timed once, in an order that changes."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: under autocast."""
+    threads: int = 0
+    """CPU threads; 0: as many as PyTorch takes."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu: this process's CPU time, which other processes disturb less; for one thread, since waiting threads count."""
+    compile: bool = False
+    """Compile all of the models."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "image_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.clock == "cpu" and self.device.startswith("cuda"):
+            raise ValueError("clock=cpu: a GPU's work is not in the process's CPU time; use wall")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One model of ours beside one library's, for one kind of step."""
+
+    name: str
+    step: str
+    library: str
+    ours_ms: float
+    """Median of ours."""
+    theirs_ms: float
+    """Median of theirs."""
+    ratio: float
+    """Median over the rounds of theirs / ours in the same round: above 1, ours is faster."""
+    ratio_low: float
+    """First quartile of that ratio."""
+    ratio_high: float
+    """Third quartile of that ratio."""
+
+
+def run(options: Options) -> list[Comparison]:
+    """Time all models, one name after another."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    comparisons = []
+    for name in options.names:
+        candidates = {library: _prepared(model, options) for library, model in _candidates(name).items()}
+        for step_name, step in (("forward", _forward), ("forward+backward", _forward_backward)):
+            seconds = _time_in_turn(candidates, step, options)
+            comparisons += [_compare(name, step_name, library, seconds) for library in candidates if library != "ours"]
+    return comparisons
+
+
+def _candidates(name: str) -> dict[str, nn.Module]:
+    config = ModelConfig(name=name, stochastic_depth=STOCHASTIC_DEPTH)
+    ours = build_model(config, num_classes=NUM_CLASSES)
+    set_dropout(ours, DROPOUT)
+    candidates = {"ours": ours}
+    if name in models.list_models():
+        candidates["torchvision"] = models.get_model(name)
+    if name in TIMM_NAMES:
+        import timm
+
+        depth = {} if name.startswith("resnet") else {"drop_path_rate": STOCHASTIC_DEPTH}
+        candidates["timm"] = timm.create_model(TIMM_NAMES[name], drop_rate=DROPOUT, **depth)
+    if len(candidates) == 1:
+        raise ValueError(f"names: neither torchvision nor timm has {name}")
+    return candidates
+
+
+def _prepared(model: nn.Module, options: Options) -> nn.Module:
+    model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(nn.Module, torch.compile(model)) if options.compile else model
+
+
+Step = Callable[[nn.Module, Tensor, Tensor], None]
+
+
+def _forward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    model.eval()
+    with torch.no_grad():
+        model(images)
+
+
+def _forward_backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    model.train()
+    F.cross_entropy(model(images).float(), labels).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _time_in_turn(candidates: dict[str, nn.Module], step: Step, options: Options) -> dict[str, list[float]]:
+    """Seconds of each round by library; two rounds before are not counted."""
+    shape = (options.batch_size, 3, options.image_size, options.image_size)
+    images = torch.randn(shape, device=options.device).to(memory_format=torch.channels_last)
+    labels = torch.randint(NUM_CLASSES, (options.batch_size,), device=options.device)
+    autocast = torch.autocast(torch.device(options.device).type, torch.bfloat16, options.precision == "bfloat16")
+    seconds: dict[str, list[float]] = {library: [] for library in candidates}
+    order = list(candidates)
+    for round_number in range(-2, options.rounds):
+        order = order[1:] + order[:1]
+        for library in order:
+            start = _now(options)
+            with autocast:
+                step(candidates[library], images, labels)
+            if round_number >= 0:
+                seconds[library].append(_now(options) - start)
+    return seconds
+
+
+def _now(options: Options) -> float:
+    if options.device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.process_time() if options.clock == "cpu" else time.perf_counter()
+
+
+def _compare(name: str, step: str, library: str, seconds: dict[str, list[float]]) -> Comparison:
+    ratios = [theirs / ours for theirs, ours in zip(seconds[library], seconds["ours"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Comparison(
+        name=name,
+        step=step,
+        library=library,
+        ours_ms=1000 * statistics.median(seconds["ours"]),
+        theirs_ms=1000 * statistics.median(seconds[library]),
+        ratio=middle,
+        ratio_low=low,
+        ratio_high=high,
+    )
+
+
+def as_table(comparisons: Sequence[Comparison], options: Options) -> Table:
+    """The comparisons for the terminal."""
+    compiled = ", compiled" if options.compile else ""
+    title = (
+        f"{options.batch_size} images of {options.image_size} px, {options.precision}, {options.device}, channels_last"
+        f"{compiled}\nratio: theirs / ours, median (quartiles) of {options.rounds} rounds"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "step", "library", "ours ms", "theirs ms", "ratio"):
+        table.add_column(column, justify="left" if column in ("model", "step", "library") else "right")
+    for c in comparisons:
+        ratio = f"{c.ratio:.2f} ({c.ratio_low:.2f}-{c.ratio_high:.2f})"
+        table.add_row(c.name, c.step, c.library, f"{c.ours_ms:.1f}", f"{c.theirs_ms:.1f}", ratio)
+    return table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; returns the exit code."""
+    options: Any = tyro.cli(Options, args=list(argv), description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    comparisons = run(options)
+    if options.json:
+        print(json.dumps([asdict(comparison) for comparison in comparisons], indent=1))
+    else:
+        wide_console().print(as_table(comparisons, options))
+    return 0
