@@ -44,6 +44,7 @@ def build_efficientnet(
     # One module for both, so that every family of models has its dropout in the same place.
     model.classifier[0] = nn.Identity()
     replace_linear(model, "classifier.1", dropout=architecture.dropout)
+    _calm_classifier(model.classifier[1])
     if in_channels != 3:
         replace_stem(model, "features.0.0", in_channels)
     if same_padding:
@@ -52,6 +53,17 @@ def build_efficientnet(
         _replace_activations(model, nn.SiLU, lambda: nn.ReLU6(inplace=True))
     make_faster(model)
     return model
+
+
+def _calm_classifier(linear: nn.Module) -> None:
+    """Draw the classifier's weights from at most +-1/sqrt(its inputs).
+
+    The authors' +-1/sqrt(classes) is about that for 1,000 classes, but 0.7 for two: training would begin at a loss of 1.7
+    instead of 0.7, and for many epochs unlearn its random start.
+    """
+    assert isinstance(linear, nn.Linear)
+    bound = max(linear.in_features, linear.out_features) ** -0.5
+    nn.init.uniform_(linear.weight, -bound, bound)
 
 
 def row_configs(architecture: Architecture) -> list[MBConvConfig | FusedMBConvConfig]:
