@@ -58,8 +58,8 @@ def build_efficientnet(
 def _calm_classifier(linear: nn.Module) -> None:
     """Draw the classifier's weights from at most +-1/sqrt(its inputs).
 
-    The authors' +-1/sqrt(classes) is about that for 1,000 classes, but 0.7 for two: training would begin at a loss of 1.7
-    instead of 0.7, and for many epochs unlearn its random start.
+    The authors' +-1/sqrt(classes) is about that for 1,000 classes, but 0.7 for two: training would begin at a loss of
+    1.7 instead of 0.7, and for many epochs unlearn its random start.
     """
     assert isinstance(linear, nn.Linear)
     bound = max(linear.in_features, linear.out_features) ** -0.5

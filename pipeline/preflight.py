@@ -12,7 +12,7 @@ from datasets.shards import DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
 from infra.tracking_config import redacted
-from model.factory import check_image_size, check_model
+from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.provenance import breaking, config_values, differences
 from pipeline.stages import TrainingSchedule
