@@ -21,6 +21,8 @@ _LOWEST_FACTOR = 0.1
 _LARGEST_SHIFT = 0.75
 _FEWEST_BITS = 1
 _FILL = [128.0, 128.0, 128.0]
+MASK_IGNORE = 255
+"""A mask's value where there is nothing to learn."""
 
 Operation = Callable[[Image.Image, float, float], Image.Image]
 """image, strength (magnitude / 10), sign (-1 or 1) -> image"""
@@ -31,8 +33,12 @@ def _affine(
 ) -> Image.Image:
     center = [0.0, 0.0] if any(shear) else None
     return F.affine(
-        image, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), fill=_FILL, center=center
+        image, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), fill=_fill(image), center=center
     )
+
+
+def _fill(image: Image.Image) -> list[float]:
+    return _FILL if image.mode == "RGB" else [float(MASK_IGNORE)]
 
 
 def _shear_degrees(strength: float, sign: float) -> float:
@@ -61,7 +67,7 @@ OPERATIONS: dict[str, Operation] = {
     "shear_y": lambda image, strength, sign: _affine(image, shear=(0.0, _shear_degrees(strength, sign))),
     "translate_x": lambda image, strength, sign: _affine(image, translate=(_shift(image.width, strength, sign), 0)),
     "translate_y": lambda image, strength, sign: _affine(image, translate=(0, _shift(image.height, strength, sign))),
-    "rotate": lambda image, strength, sign: F.rotate(image, 30.0 * strength * sign, fill=_FILL),
+    "rotate": lambda image, strength, sign: F.rotate(image, 30.0 * strength * sign, fill=_fill(image)),
     "brightness": lambda image, strength, sign: F.adjust_brightness(image, _factor(strength, sign)),
     "color": lambda image, strength, sign: F.adjust_saturation(image, _factor(strength, sign)),
     "contrast": lambda image, strength, sign: F.adjust_contrast(image, _factor(strength, sign)),
@@ -73,23 +79,47 @@ OPERATIONS: dict[str, Operation] = {
 }
 """RandAugment's operations by name, with the ranges that torchvision gives them."""
 
-_OPERATIONS = tuple(OPERATIONS.values())
+_NAMES = tuple(OPERATIONS)
+GEOMETRIC = frozenset({"shear_x", "shear_y", "translate_x", "translate_y", "rotate"})
+"""The operations that move pixels; the others change their values only."""
 
 
 def rand_augment(pixels: np.ndarray, generator: np.random.Generator, *, magnitude: float, layers: int) -> np.ndarray:
     """Apply `layers` random operations to uint8 [H, W, 3], each at the paper's `magnitude`; 0 changes nothing."""
+    return rand_augment_pair(pixels, None, generator, magnitude=magnitude, layers=layers)[0]
+
+
+def rand_augment_pair(
+    pixels: np.ndarray, mask: np.ndarray | None, generator: np.random.Generator, *, magnitude: float, layers: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Augment an image with its mask, uint8 [H, W, 3] and [H, W]; the image becomes what it becomes without a mask.
+
+    What moves pixels moves the mask's with them, by nearest neighbour; what comes in from outside is `MASK_IGNORE`.
+    """
     if magnitude <= 0 or layers == 0:
-        return pixels
-    image = Image.fromarray(pixels)
-    for pick, sign in generator.random((layers, 2)):
-        operation = _OPERATIONS[int(pick * len(_OPERATIONS))]
-        image = operation(image, magnitude / FULL_MAGNITUDE, 1.0 if sign < 0.5 else -1.0)
-    return np.asarray(image)
+        return pixels, mask
+    image, moved = Image.fromarray(pixels), None if mask is None else Image.fromarray(mask)
+    for pick, draw in generator.random((layers, 2)):
+        name = _NAMES[int(pick * len(_NAMES))]
+        strength, sign = magnitude / FULL_MAGNITUDE, 1.0 if draw < 0.5 else -1.0
+        image = OPERATIONS[name](image, strength, sign)
+        if moved is not None and name in GEOMETRIC:
+            moved = OPERATIONS[name](moved, strength, sign)
+    return np.asarray(image), None if moved is None else np.asarray(moved)
 
 
 def random_flip(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Mirror uint8 [H, W, 3] left to right in half of the cases."""
-    return pixels[:, ::-1] if generator.random() < 0.5 else pixels
+    return random_flip_pair(pixels, None, generator)[0]
+
+
+def random_flip_pair(
+    pixels: np.ndarray, mask: np.ndarray | None, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mirror an image and its mask, uint8 [H, W, 3] and [H, W], together in half of the cases."""
+    if generator.random() >= 0.5:
+        return pixels, mask
+    return pixels[:, ::-1], None if mask is None else mask[:, ::-1]
 
 
 def mixup_weights(stream_index: torch.Tensor, *, alpha: float, seed: int) -> torch.Tensor:

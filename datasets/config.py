@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from datasets.cache import ShardCache, default_folder
 from datasets.errors import DataError
 from datasets.shards import DatasetManifest, load_manifest
 
@@ -17,9 +19,19 @@ class DataConfig:
     """Which shards a run reads, in which order, and how an image becomes a training sample."""
 
     train: str = "data/train"
-    """Training shards: a folder, a brace list such as DIR/train-{000000..000009}.tar, or several joined by `::`."""
+    """Training shards: a folder or s3://BUCKET/PREFIX, a brace list such as DIR/train-{000000..000009}.tar, or several
+    of these joined by `::`."""
     val: str = "data/val"
     """Validation shards, as `train`."""
+    train_weights: tuple[float, ...] = ()
+    """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and goes on
+    in the next epoch where it ended in this one, so that over the epochs all are used equally often. Empty: all of
+    everything."""
+    cache_dir: str = ""
+    """Folder of the node's cache of shards in S3, shared by all its processes and by later runs. Empty: a folder below
+    XDG_CACHE_HOME; `none`: no disk is used, every image is read from S3 by a range."""
+    cache_gb: float = 100.0
+    """Size that the cached shards may have together, in GB (10^9 bytes)."""
     num_lanes: int = 12
     """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
     block_size: int = 256
@@ -42,6 +54,11 @@ class DataConfig:
     """What evaluation looks at: `central` square of size / (size + 32) of the short side, `whole` image squeezed to a
     square, or the first below 320 px and the second from there on."""
 
+    max_pixels: int = 80_000_000
+    """Largest image that is decoded, in pixels; a larger one counts as damaged (a decompression bomb)."""
+    max_damaged: float = 0.01
+    """Largest share of damaged samples; when there are more (and at least 10), the run ends with their list."""
+
     def __post_init__(self) -> None:
         for name in ("num_lanes", "block_size", "window_blocks", "prefetch_batches"):
             if getattr(self, name) < 1:
@@ -49,10 +66,30 @@ class DataConfig:
         for name in ("loader_workers", "randaugment_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.max_damaged <= 1:
+            raise ValueError(f"data.max_damaged is {self.max_damaged}; it must be a share from 0 to 1")
+        if self.max_pixels < 1:
+            raise ValueError(f"data.max_pixels is {self.max_pixels}; it must be at least 1")
+        if not self.cache_gb > 0:
+            raise ValueError(f"data.cache_gb is {self.cache_gb}; it must be above 0")
+        if any(not weight > 0 for weight in self.train_weights):
+            raise ValueError(f"data.train_weights is {self.train_weights}; each must be above 0")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(f"data.crop_area is {self.crop_area}; it must be two shares with 0 < first <= second <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
+
+
+def open_cache(config: DataConfig) -> ShardCache | None:
+    """Return the node's shard cache, or None where the configuration says `none`.
+
+    Raises:
+        DataError: its folder can't be made.
+    """
+    if config.cache_dir == "none":
+        return None
+    folder = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
+    return ShardCache(folder, round(config.cache_gb * 1e9))
 
 
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:
@@ -88,16 +125,18 @@ def check_data(
             of range, other classes in val than in train, fewer samples than lanes.
     """
     check_divisibility(config, batch_sizes=batch_sizes, worker_counts=worker_counts)
-    train, val = load_manifest(config.train), load_manifest(config.val)
+    train, val = load_manifest(config.train, weights=config.train_weights), load_manifest(config.val)
     for name, manifest in (("data.train", train), ("data.val", val)):
         _check_labels(name, manifest)
+    if train.kind != val.kind:
+        raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both at once")
     if train.classes != val.classes:
         raise DataError(
             f"data.val has other classes than data.train ({config.val}, {config.train}); prepare both at once"
         )
-    if train.num_samples < config.num_lanes:
+    if train.shard_counts.sum() < config.num_lanes:
         raise DataError(
-            f"data.train has {train.num_samples} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
+            f"data.train has {train.shard_counts.sum()} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
         )
     return train, val
 
@@ -110,9 +149,10 @@ def _check_labels(name: str, manifest: DatasetManifest) -> None:
     last = len(manifest.classes) - 1
     for shard in manifest.shards:
         if shard.labelled < shard.samples:
+            what, file = ("mask", ".mask.png") if manifest.kind == "segmentation" else ("label", ".cls")
             raise DataError(
-                f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no label; "
-                "each image needs a .cls file beside it"
+                f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no {what}; "
+                f"each image needs a {file} file beside it"
             )
         if shard.max_label > last:
             raise DataError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from dataclasses import dataclass
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
@@ -13,6 +17,10 @@ from PIL import Image
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the whole image"""
 
+MAX_PIXELS = 80_000_000
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSED_FROM = 5
+_EXIF_WITHIN = 4096
 _CROP_ATTEMPTS = 10
 # What simplejpeg turns into RGB; CMYK and YCCK go to Pillow.
 _SIMPLEJPEG_SPACES = frozenset({"RGB", "YCbCr", "GRAY", "Gray"})
@@ -25,31 +33,70 @@ class Header:
     """What must be known of an image before it is decoded."""
 
     height: int
-    """in pixels"""
+    """in pixels, as it is shown"""
     width: int
-    """in pixels"""
+    """in pixels, as it is shown"""
     is_plain_jpeg: bool
     """simplejpeg can decode it"""
+    orientation: int = 1
+    """EXIF's: how the stored pixels must be turned or mirrored to be shown (1: not at all)"""
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Read size and kind of an image from its first bytes.
 
     Raises:
-        ValueError: no image that can be read.
+        ValueError: no image that can be read, or one of more than `max_pixels`.
     """
+    header = _stored_header(data)
+    if header.height * header.width > max_pixels:
+        raise ValueError(f"an image of {header.width}x{header.height} pixels; data.max_pixels allows {max_pixels}")
+    if header.orientation >= _TRANSPOSED_FROM:
+        return replace(header, height=header.width, width=header.height)
+    return header
+
+
+def _stored_header(data: bytes) -> Header:
     if data[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             if space in _SIMPLEJPEG_SPACES:
-                return Header(height, width, True)
+                return Header(height, width, True, _jpeg_orientation(data))
         except ValueError:
             pass
+    with _opened(data) as image:
+        return Header(image.height, image.width, False, _orientation(image.getexif()))
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image with Pillow; whatever it finds wrong with the data is a ValueError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return Header(image.height, image.width, False)
-    except OSError as error:
-        raise ValueError(f"not a readable image ({error})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, which have a limit here, and of odd metadata
+            with Image.open(io.BytesIO(data)) as image:
+                yield image
+    except (OSError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"damaged image, or none ({error})") from error
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """Return the orientation in a JPEG's EXIF segment, which lies before its pixels."""
+    begin = data.find(b"Exif\0\0", 0, _EXIF_WITHIN)
+    if begin < 0:
+        return 1
+    length = int.from_bytes(data[begin - 2 : begin], "big")
+    exif = Image.Exif()
+    try:
+        exif.load(data[begin : begin - 2 + length])
+        return _orientation(exif)
+    except (SyntaxError, ValueError, OSError, struct.error, KeyError):
+        return 1
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(_ORIENTATION_TAG, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def random_crop(
@@ -100,14 +147,63 @@ def eval_crop(header: Header, size: int, *, rule: str) -> Box:
 def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     """Decode an image, cut out `box` and resize it to uint8 [size, size, 3].
 
-    A JPEG is decoded at a smaller scale only when the crop stays at least twice the target there.
+    A JPEG is decoded at a smaller scale only when the crop stays at least twice the target there. Transparent pixels
+    show white, 16 bits a channel become 8.
 
     Raises:
         ValueError: the data is damaged.
     """
-    pixels = _decode_jpeg(data, header, box, size) if header.is_plain_jpeg else _decode_any(data)
-    top, left, height, width = _scaled_box(box, header, pixels.shape[0], pixels.shape[1])
-    return _resize(pixels[top : top + height, left : left + width], size)
+    stored, box = _stored(header, box)
+    pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else _decode_any(data)
+    top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
+    return _turned(_resize(pixels[top : top + height, left : left + width], size), header.orientation)
+
+
+def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
+    """Decode a mask (one value a pixel: grey or palette PNG), cut out `box` and resize it to uint8 [size, size].
+
+    Nearest neighbour: a mask's values are classes and have no mean. It is stored as its image is shown.
+
+    Raises:
+        ValueError: damaged, more than one channel, or of another size than its image.
+    """
+    with _opened(data) as image:
+        if image.mode not in ("L", "P", "1"):
+            raise ValueError(f"the mask is of mode {image.mode}; it must be grey or palette, 8 bits a pixel")
+        mask = np.array(image, dtype=np.uint8)
+    if mask.shape != (header.height, header.width):
+        raise ValueError(
+            f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {header.width}x{header.height}"
+        )
+    top, left, height, width = box
+    # The pixel in which the centre of each target pixel lies.
+    centres = np.arange(size) * 2 + 1
+    rows, columns = top + centres * height // (2 * size), left + centres * width // (2 * size)
+    return mask[rows[:, None], columns[None, :]]
+
+
+def _stored(header: Header, box: Box) -> tuple[Header, Box]:
+    """Return header and box in the pixels as they are stored, before they are turned or mirrored."""
+    top, left, height, width = box
+    rows, columns = header.height, header.width
+    if header.orientation in (3, 4, 7, 8):  # what is shown last is stored first
+        top = rows - top - height
+    if header.orientation in (2, 3, 6, 7):
+        left = columns - left - width
+    if header.orientation >= _TRANSPOSED_FROM:
+        return replace(header, height=columns, width=rows), (left, top, width, height)
+    return header, (top, left, height, width)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror stored pixels [H, W, 3] into what is shown."""
+    if orientation >= _TRANSPOSED_FROM:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
@@ -123,11 +219,13 @@ def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray
 
 
 def _decode_any(data: bytes) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"damaged image ({error})") from error
+    with _opened(data) as image:
+        if image.mode.startswith("I"):  # 16 bits of grey
+            return np.repeat((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if image.has_transparency_data:
+            over = image.convert("RGBA")
+            return np.array(Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB"))
+        return np.array(image.convert("RGB"))
 
 
 def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from datasets.augment import rand_augment, random_flip
-from datasets.config import DataConfig, check_divisibility
-from datasets.decode import decode_crop, eval_crop, random_crop, read_header
-from datasets.errors import DataError
+from datasets.batch import Batch
+from datasets.config import DataConfig, check_divisibility, open_cache
+from datasets.copies import choose_copy, load_copies
+from datasets.damage import DamageCount
+from datasets.manifest import DatasetManifest
 from datasets.order import SampleOrder
-from datasets.randomness import Purpose, sample_generator
-from datasets.reader import Sample, SampleReader
+from datasets.prefetch import Plan, Prefetcher
+from datasets.reader import SampleReader
+from datasets.remote import is_remote
+from datasets.samples import Request, Samples, View
 from datasets.shards import load_manifest
+from datasets.steps import EvalSteps, TrainSteps
 
+__all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "sample_order"]
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's part of a step, lane-major."""
-
-    images: torch.Tensor
-    """uint8 [B, 3, H, W], in channels_last memory"""
-    labels: torch.Tensor
-    """int64 [B]"""
-    stream_index: torch.Tensor
-    """int64 [B]; lane offset * L + lane in training, position in the validation set in evaluation"""
-
-    def pin_memory(self) -> Batch:
-        """Copy to page-locked memory, so that the device can fetch it while the host goes on."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.stream_index)
+log = logging.getLogger(__name__)
 
 
 def build_loader(
@@ -66,23 +57,31 @@ def build_loader(
         DataError: shards that can't be read, or numbers that don't divide each other.
     """
     check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
-    manifest = load_manifest(config.train)
+    manifest = load_manifest(config.train, weights=config.train_weights)
     order = sample_order(config, manifest.shard_counts, seed=seed)
-    steps = _TrainSteps(order, batch_size, cursor, stop, rank, world_size)
-    return Batches(_TrainSamples(SampleReader(manifest), config, image_size, magnitude, seed), steps, config)
+    steps = TrainSteps(
+        order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
+    )
+    copy = choose_copy(manifest.copies, image_size)
+    view = View(image_size=image_size, magnitude=magnitude, seed=seed, training=True, short_side=copy)
+    pool = _pool("train", manifest, config)
+    return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
 
 
 def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, rank: int, world_size: int) -> Batches:
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
+    A sample that can't be decoded is left out, and counted.
 
     Raises:
         DataError: shards that can't be read.
     """
     manifest = load_manifest(config.val)
-    chunks = _EvalChunks(manifest.num_samples, batch_size, rank, world_size)
-    return Batches(_EvalSamples(SampleReader(manifest), config, image_size), chunks, config)
+    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
+    view = View(image_size=image_size, training=False)
+    pool = _pool("eval", manifest, config)
+    return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
 
 
 def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> SampleOrder:
@@ -96,134 +95,111 @@ def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> 
     )
 
 
-class _TrainSteps:
-    """Batch sampler: for each step, this rank's (stream indices, sample ids), each int64 [B], lane-major."""
+class _Requests:
+    """The batch sampler of a pool: its steps change from stage to stage, while the loader processes stay."""
 
-    def __init__(self, order: SampleOrder, batch_size: int, cursor: int, stop: int, rank: int, world_size: int) -> None:
-        if cursor % order.num_lanes:
-            raise DataError(f"cursor {cursor} is no multiple of data.num_lanes={order.num_lanes}")
-        self.order, self.batch_size, self.cursors = order, batch_size, range(cursor, stop, batch_size)
-        share = order.num_lanes // world_size
-        self.lanes = range(rank * share, (rank + 1) * share)
+    view: View
+    steps: TrainSteps | EvalSteps
 
-    def __len__(self) -> int:
-        return len(self.cursors)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        lanes = self.order.num_lanes
-        for cursor in self.cursors:
-            offsets = np.arange(cursor // lanes, (cursor + self.batch_size) // lanes)
-            start, stop = int(offsets[0]), int(offsets[-1]) + 1
-            streams = np.concatenate([offsets * lanes + lane for lane in self.lanes])
-            yield streams, np.concatenate([self.order.lane_samples(lane, start, stop) for lane in self.lanes])
+    def __iter__(self) -> Iterator[Request]:
+        for streams, ids in self.steps:
+            yield Request(self.view, streams, ids)
 
 
-class _EvalChunks:
-    """Batch sampler: this rank's chunks of the validation set."""
+class _Pool:
+    """The loader processes of one dataset; they stay over stages and evaluations."""
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
-        self.starts = range(rank * batch_size, num_samples, world_size * batch_size)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in self.starts:
-            ids = np.arange(start, min(start + self.batch_size, self.num_samples))
-            yield ids, ids
-
-
-class _Samples(Dataset[Batch]):
-    """Map-style dataset whose items are whole batches, written straight into one tensor."""
-
-    def __init__(self, reader: SampleReader, config: DataConfig, image_size: int) -> None:
-        self.reader, self.config, self.image_size = reader, config, image_size
-
-    def __len__(self) -> int:
-        return self.reader.manifest.num_samples
-
-    def __getitems__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch | DataError:
-        try:
-            return self._batch(*indices)
-        except DataError as error:
-            # Raised in a loader process it would arrive as a traceback in a string; returned, it stays one line.
-            return error
-
-    def _batch(self, streams: np.ndarray, ids: np.ndarray) -> Batch:
-        images = _empty_images(len(ids), self.image_size)
-        rows = images.permute(0, 2, 3, 1).numpy()
-        labels = np.empty(len(ids), dtype=np.int64)
-        for row, (stream_index, sample_id) in enumerate(zip(streams.tolist(), ids.tolist(), strict=True)):
-            sample = self.reader.read(sample_id)
-            try:
-                pixels = self._image(sample, stream_index)
-            except ValueError as error:
-                raise DataError(f"{self.reader.describe(sample_id)}: {error}") from error
-            rows[row] = pixels
-            labels[row] = sample.label
-        return Batch(images, torch.from_numpy(labels), torch.from_numpy(streams))
-
-    def _image(self, sample: Sample, stream_index: int) -> np.ndarray:
-        raise NotImplementedError
+    def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
+        cache = open_cache(config)
+        manifests = load_copies(manifest, config.train) if training else {0: manifest}
+        if cache is not None and (far := tuple(shard for shard in manifest.shards if _is_cached(shard.url))):
+            cache.check_room(far)
+        self.cache, self.manifests, self.in_use = cache, manifests, False
+        self.requests = _Requests()
+        self.loader = DataLoader(
+            Samples({side: SampleReader(part, cache) for side, part in manifests.items()}, config),
+            batch_sampler=self.requests,  # type: ignore[arg-type]
+            num_workers=config.loader_workers,
+            collate_fn=_same,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=config.prefetch_batches if config.loader_workers else None,
+            persistent_workers=config.loader_workers > 0,
+        )
 
 
-class _TrainSamples(_Samples):
-    def __init__(self, reader: SampleReader, config: DataConfig, image_size: int, magnitude: float, seed: int) -> None:
-        super().__init__(reader, config, image_size)
-        self.magnitude, self.seed = magnitude, seed
-
-    def _image(self, sample: Sample, stream_index: int) -> np.ndarray:
-        config = self.config
-        generator = sample_generator(self.seed, Purpose.AUGMENT, stream_index)
-        header = read_header(sample.data)
-        box = random_crop(header, generator, area=config.crop_area, ratio=config.crop_ratio)
-        pixels = decode_crop(sample.data, header, box, self.image_size)
-        if config.flip:
-            pixels = random_flip(pixels, generator)
-        return rand_augment(pixels, generator, magnitude=self.magnitude, layers=config.randaugment_layers)
+def _is_cached(url: str) -> bool:
+    return is_remote(url) or url.endswith("gz")
 
 
-class _EvalSamples(_Samples):
-    def _image(self, sample: Sample, stream_index: int) -> np.ndarray:
-        header = read_header(sample.data)
-        box = eval_crop(header, self.image_size, rule=self.config.eval_crop)
-        return decode_crop(sample.data, header, box, self.image_size)
+_pools: dict[str, tuple[tuple[DatasetManifest, DataConfig], _Pool]] = {}
 
 
-def _empty_images(count: int, size: int) -> torch.Tensor:
-    """Return uint8 [count, 3, size, size] in channels_last memory; in a loader process the parent maps it, uncopied."""
-    shape = (count, size, size, 3)
-    if get_worker_info() is None:
-        images = torch.empty(shape, dtype=torch.uint8)
-    else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        images = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
-    return images.permute(0, 3, 1, 2)
+def _pool(role: str, manifest: DatasetManifest, config: DataConfig) -> _Pool:
+    """Return the pool of a role's data: the one that is there, if it is free and of the same data."""
+    key = manifest, config
+    kept = _pools.get(role)
+    if kept is not None and kept[0] == key and not kept[1].in_use:
+        return kept[1]
+    pool = _Pool(manifest, config, training=role == "train")
+    if kept is None or not kept[1].in_use:
+        _pools[role] = key, pool
+    return pool
 
 
 class Batches:
     """The batches of one stage or one evaluation; iterated once or more, always from its start."""
 
-    def __init__(self, samples: _Samples, steps: _TrainSteps | _EvalChunks, config: DataConfig) -> None:
-        self._length = len(steps)
-        self._loader = DataLoader(
-            samples,
-            batch_sampler=steps,  # type: ignore[arg-type]
-            num_workers=config.loader_workers,
-            collate_fn=_same,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=config.prefetch_batches if config.loader_workers else None,
-        )
+    def __init__(
+        self,
+        pool: _Pool,
+        view: View,
+        steps: TrainSteps | EvalSteps,
+        config: DataConfig,
+        *,
+        plan: Plan,
+        cursor: int,
+        step: int,
+    ) -> None:
+        self._pool, self._view, self._steps, self._config = pool, view, steps, config
+        self._plan, self._cursor, self._step = plan, cursor, step
+        if view.short_side:
+            log.info("images of %d px are made from the copy of short side %d", view.image_size, view.short_side)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._steps)
+
+    @property
+    def short_side(self) -> int:
+        """Short side in pixels of the copy that is read; 0: the shards themselves."""
+        return self._view.short_side
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        pool = self._pool
+        if pool.in_use:  # by another iterator: this one needs processes of its own
+            pool = _Pool(pool.manifests[0], self._config, training=self._view.training)
+        pool.in_use = True
+        pool.requests.view, pool.requests.steps = self._view, self._steps
+        prefetcher = self._prefetcher(pool)
+        count = DamageCount(self._config.max_damaged)
+        try:
+            for number, batch in enumerate(pool.loader):
+                if not isinstance(batch, Batch):
+                    raise batch
+                count.add(batch)
+                if prefetcher is not None:
+                    prefetcher.advance(self._cursor + number * self._step)
+                yield batch
+        finally:
+            pool.in_use = False
+            if prefetcher is not None:
+                prefetcher.close()
+
+    def _prefetcher(self, pool: _Pool) -> Prefetcher | None:
+        shards = pool.manifests[self._view.short_side].shards
+        if pool.cache is None or not any(is_remote(shard.url) for shard in shards):
+            return None
+        every = max(self._step, self._config.block_size * self._config.num_lanes)
+        return Prefetcher(pool.cache, shards, self._plan, cursor=self._cursor, replan_every=every)
 
 
 def _same(batch: Any) -> Any:

@@ -7,6 +7,7 @@ position of the run is reached directly.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class SampleOrder:
         self._epochs: dict[int, _EpochBlocks] = {}
         self._windows: dict[int, _Window] = {}
 
+    def fresh(self) -> SampleOrder:
+        """Return the same order without what is kept of it, for another thread."""
+        other = copy.copy(self)
+        other._epochs, other._windows = {}, {}
+        return other
+
     @property
     def samples_per_epoch(self) -> int:
         """Samples that an epoch uses: L * (N // L)."""
@@ -122,6 +129,29 @@ class SampleOrder:
             parts.append(taken)
             start += len(taken)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def shards_ahead(self, lane: int, offset: int, num_blocks: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards of a lane's next blocks, and the lane offsets at which their windows begin.
+
+        About `num_blocks` blocks from the window at `offset` on, of this epoch and the next; a window is shuffled as a
+        whole, so all its blocks are used from its beginning on.
+        """
+        epoch, within = divmod(offset, self.lane_length)
+        parts = [self._blocks_ahead(lane, epoch, within, num_blocks)]
+        if (rest := num_blocks - len(parts[0][0])) > 0:
+            parts.append(self._blocks_ahead(lane, epoch + 1, 0, rest))
+        shards, begins = zip(*parts, strict=True)
+        return np.concatenate(shards), np.concatenate(begins)
+
+    def _blocks_ahead(self, lane: int, epoch: int, within: int, num_blocks: int) -> tuple[np.ndarray, np.ndarray]:
+        blocks, lane_start, width = self._epoch_blocks(epoch), lane * self.lane_length, self.window_blocks
+        first = blocks.find(lane_start)
+        end = blocks.find(lane_start + self.lane_length - 1) + 1
+        low = first + (blocks.find(lane_start + within) - first) // width * width
+        high = min(low + max(num_blocks, width), end)
+        shards = np.searchsorted(self._block_ends, blocks.order[low:high].astype(np.int64), side="right")
+        starts = [max(blocks.start_of(place) - lane_start, 0) for place in range(low, high, width)]
+        return shards, np.repeat(np.array(starts) + epoch * self.lane_length, width)[: high - low]
 
     def _window(self, epoch: int, lane: int, offset: int) -> _Window:
         """Return the window of a lane that holds the lane's `offset` of the epoch; each lane's last one is kept."""

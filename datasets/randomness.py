@@ -15,6 +15,8 @@ class Purpose(IntEnum):
     AUGMENT = 3
     MIXUP = 4
     RENDER = 5
+    REPLACE = 6
+    CUTMIX = 7
 
 
 def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:

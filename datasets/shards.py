@@ -1,11 +1,10 @@
-"""Shards as files: URL expansion, and the dataset manifest with its counts and its index of samples."""
+"""Shards by URL: folders, brace lists and lists of these, local or in S3, with what their manifests say of them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,203 +12,169 @@ import braceexpand
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.tar_index import INDEX_DTYPE, INDEX_NAME, index_shard
+from datasets.manifest import HOW_TO_MAKE, MANIFEST_NAME, DatasetManifest, ShardInfo, read_manifest, save_manifest
+from datasets.places import folder_of, is_packed, is_shard, list_shards, name_of
+from datasets.remote import RemoteFile, changed, is_remote
+from datasets.tar_index import index_shard
 
-MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "crescendo-shards"
-MANIFEST_VERSION = 1
+__all__ = [
+    "MANIFEST_NAME",
+    "DataError",
+    "DatasetManifest",
+    "ShardInfo",
+    "expand_files",
+    "expand_urls",
+    "load_manifest",
+    "read_manifest",
+    "write_manifest",
+]
 
-_HOW_TO_MAKE = "write shards with `python -m jobs.prepare SOURCE --out DIR`"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardInfo:
-    """One tar of a dataset, as its manifest describes it."""
-
-    url: str
-    """Where the shard is: an absolute path of this machine."""
-    samples: int
-    """Number of samples in it."""
-    num_bytes: int
-    """Size of the file in bytes; a shard of another size is not the one that was counted."""
-    labelled: int
-    """How many of the samples have a label."""
-    max_label: int
-    """The largest label in it; -1 when it has none."""
-    first_row: int
-    """Row of its first sample in the index beside it."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.url)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetManifest:
-    """The shards of one split with their counts, in the order that fixes the global sample ids."""
-
-    shards: tuple[ShardInfo, ...]
-    """The shards; sample ids count through them in this order."""
-    classes: tuple[str, ...]
-    """Class names; a label is an index into them. Empty for data without classes."""
-    kind: str = "classification"
-    """What the labels are."""
-    class_counts: tuple[int, ...] = ()
-    """Samples per class over the whole folder; empty where not every shard of the folder is used."""
-    source: dict[str, Any] = field(default_factory=dict)
-    """What the shards were made from and how, as `jobs.prepare` recorded it."""
-
-    @property
-    def num_samples(self) -> int:
-        """Samples over all shards."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes over all shards."""
-        return sum(shard.num_bytes for shard in self.shards)
-
-    @property
-    def shard_counts(self) -> np.ndarray:
-        """Samples per shard, int64 [shards]."""
-        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of what fixes ids and labels: names, counts and sizes of shards, class names. Not the folder."""
-        rows = [(shard.path.name, shard.samples, shard.num_bytes) for shard in self.shards]
-        return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()[:32]
+SEPARATOR = "::"
+_Folders = dict[str, dict[str, RemoteFile]]
+"""folder -> URL -> file, as listed"""
 
 
 def expand_urls(url: str) -> list[str]:
     """Name every shard of a folder, of a brace list such as `DIR/train-{000000..000009}.tar`, or of several by `::`.
 
+    A folder is a local path or `s3://BUCKET/PREFIX`. One that holds only a manifest (`jobs.index --out`) stands for the
+    shards that the manifest lists, wherever they are.
+
     Raises:
         DataError: a part names nothing that is there.
     """
-    urls: list[str] = []
-    for part in filter(None, url.split("::")):
-        folder = Path(part)
-        names = _folder_shards(folder) if folder.is_dir() else list(braceexpand.braceexpand(part))
-        urls += [name if "://" in name else str(Path(name).absolute()) for name in names]
-    if not urls:
-        raise DataError(f"no data given: {url!r} names no shard; {_HOW_TO_MAKE}")
-    for name in urls:
-        if "://" in name:
-            raise DataError(f"{name}: only shards on a local path can be read here; copy them to a folder")
-        if not Path(name).is_file():
-            raise DataError(f"{name}: no such shard or folder; {_HOW_TO_MAKE}")
-    return urls
+    return [file.url for file in expand_files(url)]
 
 
-def _folder_shards(folder: Path) -> list[str]:
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
-    if not shards:
-        splits = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.tar")))
-        cure = f"name one of its folders: {', '.join(splits)}" if splits else _HOW_TO_MAKE
-        raise DataError(f"{folder}: the folder holds no .tar shard; {cure}")
-    return shards
+def expand_files(url: str) -> list[RemoteFile]:
+    """As `expand_urls`, with the size and the ETag of every shard."""
+    listed: _Folders = {}
+    return [file for part in _parts(url) for file in _part_files(part, listed)[0]]
 
 
-def load_manifest(url: str) -> DatasetManifest:
-    """Read the manifests beside the shards that `url` names, and check that the files are the ones they describe.
+def _parts(url: str) -> list[str]:
+    parts = [part for part in url.split(SEPARATOR) if part]
+    if not parts:
+        raise DataError(f"no data given: {url!r} names no shard; {HOW_TO_MAKE}")
+    return parts
+
+
+def _part_files(part: str, listed: _Folders) -> tuple[list[RemoteFile], str]:
+    """Return the shards of one part, and the folder of their manifest; empty where each shard's own folder has it."""
+    if "://" in part and not is_remote(part):
+        raise DataError(f"{part}: only shards on a local path or in s3:// can be read; copy them there")
+    if not _is_folder(part):
+        names = [name if is_remote(name) else str(Path(name).absolute()) for name in braceexpand.braceexpand(part)]
+        return [_find(name, listed) for name in names], ""
+    folder = part.rstrip("/") if is_remote(part) else str(Path(part).absolute())
+    files = list(_listed(folder, listed).values())
+    if files:
+        return files, folder
+    elsewhere = _indexed_elsewhere(folder)
+    if elsewhere is None:
+        raise DataError(f"{folder}: the folder holds no .tar shard; {_cure(folder)}")
+    return [_find(shard.url, listed) for shard in elsewhere.shards], folder
+
+
+def _is_folder(part: str) -> bool:
+    return not is_shard(part) if is_remote(part) else Path(part).is_dir()
+
+
+def _find(url: str, listed: _Folders) -> RemoteFile:
+    file = _listed(folder_of(url), listed).get(url)
+    if file is None:
+        raise DataError(f"{url}: no such shard or folder; {HOW_TO_MAKE}")
+    return file
+
+
+def _listed(folder: str, listed: _Folders) -> dict[str, RemoteFile]:
+    if folder not in listed:
+        exists = is_remote(folder) or Path(folder).is_dir()
+        listed[folder] = {file.url: file for file in list_shards(folder)} if exists else {}
+    return listed[folder]
+
+
+def _indexed_elsewhere(folder: str) -> DatasetManifest | None:
+    """Return the manifest of a folder without shards that was written for shards elsewhere."""
+    try:
+        manifest = read_manifest(folder)
+    except DataError:
+        return None
+    return manifest if all(folder_of(shard.url) != folder for shard in manifest.shards) else None
+
+
+def _cure(folder: str) -> str:
+    if is_remote(folder):
+        return HOW_TO_MAKE
+    splits = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and any(path.glob("*.tar")))
+    return f"name one of its folders: {', '.join(splits)}" if splits else HOW_TO_MAKE
+
+
+def load_manifest(url: str, *, weights: Sequence[float] = ()) -> DatasetManifest:
+    """Read the manifests of the shards that `url` names, and check that the files are the ones they describe.
+
+    Args:
+        url: as `expand_urls` takes it.
+        weights: one for each part of `url`, in a mix: an epoch takes round(weight * n) of a shard's n samples, and goes
+            on in the next epoch where it ended in this one, so that over the epochs all are used equally often.
 
     Raises:
         DataError: no shards, no manifest, a shard that its manifest does not know or that changed since.
     """
+    parts, listed = _parts(url), _Folders()
+    if weights and len(weights) != len(parts):
+        raise DataError(
+            f"data.train_weights has {len(weights)} numbers for {len(parts)} parts of {url!r}; give one each"
+        )
+    read = lru_cache(maxsize=None)(read_manifest)
     shards: list[ShardInfo] = []
-    seen: dict[Path, dict[str, ShardInfo]] = {}
-    manifests: list[DatasetManifest] = []
-    for name in expand_urls(url):
-        path = Path(name)
-        if path.parent not in seen:
-            manifests.append(read_manifest(path.parent))
-            seen[path.parent] = {shard.path.name: shard for shard in manifests[-1].shards}
-        shards.append(_checked_shard(path, seen[path.parent].get(path.name)))
-    for folder in filter(Path.is_dir, map(Path, url.split("::"))):
-        if missing := set(seen[folder.absolute()]) - {shard.path.name for shard in shards}:
+    folders: list[str] = []
+    for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
+        files, folder = _part_files(part, listed)
+        known: dict[str, dict[str, ShardInfo]] = {}
+        for file in files:
+            home = folder or folder_of(file.url)
+            if home not in known:
+                known[home] = {shard.url: shard for shard in read(home).shards}
+                folders += [home] if home not in folders else []
+            shards.append(replace(_checked_shard(file, known[home].get(file.url)), weight=weight))
+        if folder and (missing := set(known[folder]) - {file.url for file in files}):
             raise DataError(
-                f"{folder}: {MANIFEST_NAME} lists {min(missing)}, but there is no such file; {_HOW_TO_MAKE}"
+                f"{folder}: {MANIFEST_NAME} lists {name_of(min(missing))}, but there is no such file; {HOW_TO_MAKE}"
             )
+    manifests = [read(folder) for folder in folders]
+    return _joined(url, manifests, shards)
+
+
+def _joined(url: str, manifests: list[DatasetManifest], shards: list[ShardInfo]) -> DatasetManifest:
     first = manifests[0]
     for manifest in manifests[1:]:
         if (manifest.classes, manifest.kind) != (first.classes, first.kind):
             raise DataError(
-                f"{manifest.shards[0].path.parent}: its classes are not those of the other shards of {url!r}"
+                f"{manifest.shards[0].index_folder}: its classes are not those of the other shards of {url!r}"
             )
+    copies = set(first.copies).intersection(*(manifest.copies for manifest in manifests[1:]))
     whole = len(manifests) == 1 and len(shards) == len(first.shards)
-    return replace(first, shards=tuple(shards), class_counts=first.class_counts if whole else ())
+    return replace(
+        first,
+        shards=tuple(shards),
+        class_counts=first.class_counts if whole else (),
+        copies=tuple(sorted(copies)),
+    )
 
 
-def _checked_shard(path: Path, info: ShardInfo | None) -> ShardInfo:
+def _checked_shard(file: RemoteFile, info: ShardInfo | None) -> ShardInfo:
+    """Return what the manifest says of a shard, with the ETag that it has now: workers then read no other one."""
     if info is None:
-        raise DataError(f"{path}: {MANIFEST_NAME} beside it does not list this shard; {_HOW_TO_MAKE}")
-    size = path.stat().st_size
-    if size != info.num_bytes:
+        raise DataError(f"{file.url}: {MANIFEST_NAME} beside it does not list this shard; {HOW_TO_MAKE}")
+    if file.size != info.num_bytes:
         raise DataError(
-            f"{path}: {size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; write it again"
+            f"{file.url}: {file.size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; "
+            "write it again, or run `python -m jobs.index` again"
         )
-    return info
-
-
-def read_manifest(folder: Path) -> DatasetManifest:
-    """Read `folder/manifest.json` as it stands, without a look at the shards.
-
-    Raises:
-        DataError: it is missing or not a manifest of this format.
-    """
-    path = folder / MANIFEST_NAME
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if (raw["format"], raw["version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
-            raise DataError(f"{path}: format {raw['format']!r} version {raw['version']!r} is not known here")
-        shards = tuple(ShardInfo(url=str(folder / row.pop("name")), **row) for row in raw["shards"])
-        return DatasetManifest(
-            shards=shards,
-            classes=tuple(raw["classes"]),
-            kind=raw["kind"],
-            class_counts=tuple(raw["class_counts"]),
-            source=raw["source"],
-        )
-    except FileNotFoundError:
-        raise DataError(f"{path}: the shards have no manifest (sample counts); {_HOW_TO_MAKE}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a readable manifest ({error!r}); {_HOW_TO_MAKE}") from error
-
-
-def _manifest_json(manifest: DatasetManifest) -> str:
-    """Return the manifest as JSON text, one shard a line."""
-    head = {
-        "format": MANIFEST_FORMAT,
-        "version": MANIFEST_VERSION,
-        "kind": manifest.kind,
-        "source": manifest.source,
-        "classes": list(manifest.classes),
-        "class_counts": list(manifest.class_counts),
-    }
-    lines = [f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
-    rows = []
-    for shard in manifest.shards:
-        row = asdict(shard)
-        rows.append(json.dumps({"name": Path(row.pop("url")).name, **row}))
-    return "{" + ",\n".join(lines) + ',\n"shards": [\n' + ",\n".join(rows) + "\n]}\n"
-
-
-def load_index(folder: Path) -> np.ndarray:
-    """Map the index beside the shards of a folder, rows of `INDEX_DTYPE`; nothing is read before it is used.
-
-    Raises:
-        DataError: it is missing or of another format.
-    """
-    path = folder / INDEX_NAME
-    try:
-        index = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable index of samples ({error}); {_HOW_TO_MAKE}") from error
-    if index.dtype != INDEX_DTYPE:
-        raise DataError(f"{path}: an index of another format; {_HOW_TO_MAKE}")
-    return index
+    if info.etag and file.etag and info.etag != file.etag:
+        raise changed(file.url, file.etag, info.etag)
+    return replace(info, etag=file.etag)
 
 
 def write_manifest(
@@ -219,8 +184,9 @@ def write_manifest(
     classes: Sequence[str],
     kind: str = "classification",
     source: dict[str, Any] | None = None,
+    copies: Sequence[int] = (),
 ) -> DatasetManifest:
-    """Index the shards of a folder and write `index.npy` and `manifest.json` beside them, each whole or not at all.
+    """Index the shards of a local folder and write `index.npy` and `manifest.json` beside them, whole or not at all.
 
     Args:
         folder: with the shards.
@@ -228,40 +194,59 @@ def write_manifest(
         classes: names in label order.
         kind: what the labels are.
         source: what to record about the shards' making.
+        copies: short sides of the smaller copies that lie in folders beside the shards.
 
     Raises:
         DataError: a shard that can't be used; names shard and key.
     """
-    parts = [index_shard(folder / name) for name in names]
+    files = [RemoteFile(str(folder / name), (folder / name).stat().st_size, "") for name in names]
+    parts = [index_shard(file.url) for file in files]
+    manifest, index = describe(files, parts, classes=classes, kind=kind, source=source or {}, copies=copies)
+    save_manifest(folder, manifest, index)
+    return manifest
+
+
+def describe(
+    files: Sequence[RemoteFile],
+    parts: Sequence[np.ndarray],
+    *,
+    classes: Sequence[str],
+    kind: str,
+    source: dict[str, Any],
+    copies: Sequence[int] = (),
+) -> tuple[DatasetManifest, np.ndarray]:
+    """Return the manifest and the index of shards with these rows (of `MASK_DTYPE`)."""
     index = np.concatenate(parts)
     labels = index["label"]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     manifest = DatasetManifest(
         shards=tuple(
-            _shard_info(folder / name, part, start) for name, part, start in zip(names, parts, starts, strict=False)
+            _shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)
         ),
         classes=tuple(classes),
         kind=kind,
         class_counts=tuple(np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()),
-        source=source or {},
+        source=source,
+        copies=tuple(copies),
     )
-    _write_whole(folder / INDEX_NAME, lambda path: np.save(path, index))
-    _write_whole(folder / MANIFEST_NAME, lambda path: path.write_text(_manifest_json(manifest), encoding="utf-8"))
-    return manifest
+    return manifest, index
 
 
-def _shard_info(path: Path, index: np.ndarray, first_row: int) -> ShardInfo:
+def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -> ShardInfo:
+    has_label = rows["mask_size"] > 0 if kind == "segmentation" else rows["label"] >= 0
     return ShardInfo(
-        url=str(path),
-        samples=len(index),
-        num_bytes=path.stat().st_size,
-        labelled=int((index["label"] >= 0).sum()),
-        max_label=int(index["label"].max(initial=-1)),
+        url=file.url,
+        samples=len(rows),
+        num_bytes=file.size,
+        labelled=int(has_label.sum()),
+        max_label=int(rows["label"].max(initial=-1)),
         first_row=first_row,
+        etag=file.etag,
+        unpacked_bytes=_end(rows) if is_packed(file.url) else 0,
     )
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    write(temporary)
-    temporary.replace(path)
+def _end(rows: np.ndarray) -> int:
+    """Return the byte after the last member that is read of a shard."""
+    ends = np.concatenate([rows["offset"] + rows["size"], rows["mask_offset"] + rows["mask_size"], [0]])
+    return int(ends.max())

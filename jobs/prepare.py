@@ -73,7 +73,7 @@ def run(config: PrepareConfig) -> None:
 
 
 @contextlib.contextmanager
-def shown_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def shown_progress(title: str, *, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that shows a bar in a terminal and a line now and then elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     last = time.monotonic()
@@ -85,7 +85,7 @@ def shown_progress(title: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done, total=total, visible=True)
             if bar.disable and time.monotonic() - last > PLAIN_LINE_EVERY_S:
                 last = time.monotonic()
-                print(f"{title}: {done} of {total} images", flush=True)
+                print(f"{title}: {done} of {total} {unit}", flush=True)
 
         yield show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +97,8 @@ def run(options: Options) -> list[Comparison]:
     for name in options.names:
         candidates = {library: _prepared(model, options) for library, model in _candidates(name).items()}
         for step_name, step in (("forward", _forward), ("forward+backward", _forward_backward)):
+            for model in candidates.values():
+                model.train(step is _forward_backward)
             seconds = _time_in_turn(candidates, step, options)
             comparisons += [_compare(name, step_name, library, seconds) for library in candidates if library != "ours"]
     return comparisons
@@ -127,13 +130,11 @@ Step = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 def _forward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    model.eval()
     with torch.no_grad():
         model(images)
 
 
 def _forward_backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    model.train()
     F.cross_entropy(model(images).float(), labels).backward()
     model.zero_grad(set_to_none=True)
 
@@ -145,10 +146,9 @@ def _time_in_turn(candidates: dict[str, nn.Module], step: Step, options: Options
     labels = torch.randint(NUM_CLASSES, (options.batch_size,), device=options.device)
     autocast = torch.autocast(torch.device(options.device).type, torch.bfloat16, options.precision == "bfloat16")
     seconds: dict[str, list[float]] = {library: [] for library in candidates}
-    order = list(candidates)
+    shuffle = random.Random(0)
     for round_number in range(-2, options.rounds):
-        order = order[1:] + order[:1]
-        for library in order:
+        for library in shuffle.sample(list(candidates), len(candidates)):
             start = _now(options)
             with autocast:
                 step(candidates[library], images, labels)

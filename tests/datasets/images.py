@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import webdataset as wds
+from PIL import Image
 
 from datasets.shards import write_manifest
 
@@ -34,4 +36,31 @@ def write_shards(
                 number += 1
         names.append(path.name)
     write_manifest(folder, names, classes=[f"class {label}" for label in range(classes)])
+    return folder
+
+
+def mask_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:
+    """A mask of classes 0 to 2 that follows the picture's first channel: uint8 [H, W]."""
+    return (image_of(label, number, height=height, width=width)[..., 0] // 86).astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_mask_shards(folder: Path, counts: list[int]) -> Path:
+    """Segmentation shards with `counts` PNG images of 48x64 px, their masks of 3 classes, and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, names = 0, []
+    for index, count in enumerate(counts):
+        names.append(f"part-{index:06d}.tar")
+        with wds.TarWriter(str(folder / names[-1]), mtime=0) as tar:
+            for _ in range(count):
+                sample = {"png": png(image_of(1, number)), "mask.png": png(mask_of(1, number))}
+                tar.write({"__key__": f"{number:08d}", **sample})
+                number += 1
+    write_manifest(folder, names, classes=["low", "middle", "high"], kind="segmentation")
     return folder

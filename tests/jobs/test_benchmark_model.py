@@ -18,7 +18,7 @@ def test_each_library_and_step_is_compared() -> None:
 
 
 def test_json_is_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--names", "resnet50", "--batch-size", "1", "--image-size", "32", "--rounds", "1", "--json", "True"]
+    arguments = ["--names", "resnet50", "--batch-size", "2", "--image-size", "32", "--rounds", "1", "--json", "True"]
     assert main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["library"] for row in rows} == {"torchvision", "timm"}

@@ -1,0 +1,52 @@
+"""What a loader hands over for each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.data import get_worker_info
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's part of a step, lane-major."""
+
+    images: torch.Tensor
+    """uint8 [B, 3, H, W], in channels_last memory"""
+    labels: torch.Tensor
+    """int64 [B]; -1 in segmentation"""
+    stream_index: torch.Tensor
+    """int64 [B]; lane offset * L + lane in training, position in the validation set in evaluation"""
+    masks: torch.Tensor | None = None
+    """uint8 [B, H, W] in segmentation: the class of each pixel, 255 where there is none to learn"""
+    replaced: tuple[str, ...] = ()
+    """Damaged samples, one line each with shard and key: replaced in training, left out in evaluation"""
+
+    @property
+    def num_replaced(self) -> int:
+        """Damaged samples in this batch."""
+        return len(self.replaced)
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory, so that the device can fetch it while the host goes on."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), masks=masks)
+
+
+def empty_images(count: int, size: int) -> torch.Tensor:
+    """Return uint8 [count, 3, size, size] in channels_last memory; in a loader process the parent maps it, uncopied."""
+    return _empty((count, size, size, 3)).permute(0, 3, 1, 2)
+
+
+def empty_masks(count: int, size: int) -> torch.Tensor:
+    """Return uint8 [count, size, size], in memory as that of `empty_images`."""
+    return _empty((count, size, size))
+
+
+def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]

@@ -1,0 +1,68 @@
+"""`python -m jobs.index URL`: index WebDataset shards that are there already, local or in S3, for runs to use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from datasets.errors import DataError
+from datasets.indexing import IndexRules, index_shards
+from datasets.manifest import wids_json
+from datasets.places import folder_of, name_of, write_file
+from datasets.remote import is_remote
+from datasets.shards import expand_files
+from jobs.cli import parse, run_main
+from jobs.prepare import shown_progress, summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """Count and locate every sample of some shards in one parallel pass over the tars' headers.
+
+    Writes manifest.json and index.npy beside the shards, or into --out: that folder is then what data.train or data.val
+    names. A shard that changes later is noticed by its size, in S3 by its ETag too.
+    """
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Folder, s3://BUCKET/PREFIX, brace list, or several of these joined by `::`."""
+    out: str = ""
+    """Folder or s3://BUCKET/PREFIX for the index, where the shards' own can't be written or they lie in several."""
+    wids: str = ""
+    """File to which the list of shards is written in the JSON form of wids as well."""
+    rules: tyro.conf.OmitArgPrefixes[IndexRules] = field(default_factory=IndexRules)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Index, and say what was found."""
+    run(parse(IndexConfig, argv, prog="python -m jobs.index"))
+    return 0
+
+
+def run(config: IndexConfig) -> None:
+    """Index the shards with a progress bar."""
+    out = _absolute(config.out) if config.out else _folder(config.url)
+    with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
+        manifest = index_shards(config.url, out, config.rules, progress=progress)
+    if config.wids:
+        write_file(_absolute(config.wids), wids_json(manifest, name=name_of(out)).encode())
+    print(f"{out}: {summary(manifest)}")
+
+
+def _folder(url: str) -> str:
+    """Return the folder that the shards lie in."""
+    folders = sorted({folder_of(file.url) for file in expand_files(url)})
+    if len(folders) > 1:
+        raise DataError(f"{url}: the shards lie in {len(folders)} folders; index them one by one, or name an --out")
+    return folders[0]
+
+
+def _absolute(place: str) -> str:
+    return place.rstrip("/") if is_remote(place) else str(Path(place).absolute())
+
+
+if __name__ == "__main__":
+    run_main(main)
