@@ -33,7 +33,6 @@ from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import CheckpointError, TrainState
 from pipeline.task import Task
 
-
 STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 

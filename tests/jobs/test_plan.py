@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_papers_settings(capsys: pytest.CaptureFixture[str], size: str) -> N
     }.items():
         values = [stage[name] for stage in stages]
         assert (values[0], values[-1]) == pytest.approx((first, last))
-        steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(values)]
         assert steps == pytest.approx([steps[0]] * 3, abs=1)  # linear; sizes are whole pixels
     assert sum(stage["epochs"] for stage in stages) == 350
     assert {stage["batch_size"] for stage in stages} == {4096}
