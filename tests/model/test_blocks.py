@@ -50,6 +50,23 @@ def test_inference_is_in_place_and_training_is_not() -> None:
     assert Activation()(values).data_ptr() != values.data_ptr()
 
 
+@pytest.mark.parametrize("same_padding", [False, True])
+def test_folded_norms_give_the_same_logits(same_padding: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="efficientnet_b0", same_padding=same_padding), num_classes=5).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            module.momentum = 1.0
+    images = torch.randn(4, 3, 64, 64).double().to(memory_format=torch.channels_last)
+    model.train()(images)
+    model.eval()
+    plain = model(images)  # with gradients: norms are layers
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain, rtol=1e-9, atol=1e-9)
+
+
 def test_a_1x1_convolution_keeps_the_memory_format() -> None:
     convolution = PointwiseConv2d(8, 12, 1)
     images = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
