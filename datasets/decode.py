@@ -65,7 +65,8 @@ def _stored_header(data: bytes) -> Header:
         except ValueError:
             pass
     with _opened(data) as image:
-        return Header(image.height, image.width, False, _orientation(image.getexif()))
+        # `image.getexif()` would decode a whole PNG to look behind its pixels.
+        return Header(image.height, image.width, False, _orientation(image.info.get("exif", b"")))
 
 
 @contextlib.contextmanager
@@ -86,16 +87,19 @@ def _jpeg_orientation(data: bytes) -> int:
     if begin < 0:
         return 1
     length = int.from_bytes(data[begin - 2 : begin], "big")
+    return _orientation(data[begin : begin - 2 + length])
+
+
+def _orientation(segment: bytes) -> int:
+    """Return the orientation in EXIF data; 1 where there is none that can be read."""
+    if not segment:
+        return 1
     exif = Image.Exif()
     try:
-        exif.load(data[begin : begin - 2 + length])
-        return _orientation(exif)
+        exif.load(segment)
+        value = exif.get(_ORIENTATION_TAG, 1)
     except (SyntaxError, ValueError, OSError, struct.error, KeyError):
         return 1
-
-
-def _orientation(exif: Image.Exif) -> int:
-    value = exif.get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
