@@ -26,11 +26,11 @@ def test_a_recipe_without_flags_is_the_recipe() -> None:
 def test_flags_change_their_fields_only() -> None:
     from pipeline.provenance import config_values
 
-    changed = parse("demo", "--stages.1.image-size", "80", "--optimizer.lr", "0.5", "--name", "other")
+    changed = parse("demo", "--stages.1.image-size", "88", "--optimizer.lr", "0.5", "--name", "other")
     assert differences(config_values(demo()), config_values(changed)) == {
         "name": ("demo", "other"),
-        "stages.1.image_size": (96, 80),
-        "optimizer.lr": (0.002, 0.5),
+        "stages.1.image_size": (80, 88),
+        "optimizer.lr": (0.004, 0.5),
     }
 
 
