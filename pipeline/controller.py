@@ -12,6 +12,9 @@ from typing import Any
 from pipeline.policy import Decision, Progress, Request, decide
 from pipeline.stages import TrainingStage
 
+MAX_NOTES = 100
+"""Lines for the user that are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -48,6 +51,7 @@ class StageController:
         self._progress: Progress | None = None
         self._phase, self._error, self._stopped = "starting", "", False
         self._starts = 0
+        self._notes: list[str] = []
         self._heard = time.time()
 
     def run(self) -> dict[str, Any]:
@@ -72,7 +76,9 @@ class StageController:
         with self._lock:
             progress = asdict(self._progress) if self._progress else None
             age_s = time.time() - self._heard
-            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s}
+            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s} | {
+                "notes": list(self._notes)
+            }
 
     def advance(self) -> str:
         """Ask for the next stage at the next decision point; returns what will happen."""
@@ -98,11 +104,17 @@ class StageController:
                 self._phase = "training"
             return self._error
 
+    def note(self, line: str) -> None:
+        """Something that the user should read; the same line again is not repeated."""
+        with self._lock:
+            if line not in self._notes:
+                self._notes = [*self._notes, line][-MAX_NOTES:]
+
     def decide(self, progress: Progress) -> Decision:
         """Take rank 0's progress and say what all ranks do next."""
         with self._lock:
             self._progress, self._heard = progress, time.time()
-            decision = decide(progress, self._requests)
+            decision = Decision.STOP if self._error else decide(progress, self._requests)
             self._stopped |= decision is Decision.STOP
             if decision is Decision.CHECKPOINT:
                 self._requests = [request for request in self._requests if request.decision is not decision]

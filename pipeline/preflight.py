@@ -32,6 +32,8 @@ class Preflight:
     samples_per_epoch: int
     resume_from: TrainState | None
     """The state of the newest checkpoint of the same run name."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: checkpoints that were skipped, and why."""
 
     @property
     def total_samples(self) -> int:
@@ -65,14 +67,14 @@ def preflight(config: TrainConfig) -> Preflight:
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
     _check_same_config(config, storage)
-    state, facts = newest_state(storage) or (None, {})
+    state, facts, skipped = newest_state(storage)
     if state is not None and facts["data"] != order.fingerprint:
         raise CheckpointError(
             f"{storage.uri} was trained on other data than {config.data.train}: give this run another name"
         )
     tracking.prepare(config.tracking)
     storage.write(CONFIG_FILE, redacted(json.dumps(config_values(config), indent=1)).encode())
-    return Preflight(config, train, val, order.samples_per_epoch, state)
+    return Preflight(config, train, val, order.samples_per_epoch, state, tuple(skipped))
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
