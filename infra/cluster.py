@@ -47,6 +47,8 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
     """
     # Workers learn that a report was taken at the controller's next poll; Ray's default of 2 s makes each report wait.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # Ray's default of 30 s is too short for a machine that is busy.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -19,11 +19,13 @@ from datasets.loader import sample_order
 from infra.storage import Storage, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
-from pipeline.checkpoint import Snapshot, newest_whole
+from model.weights import load_weights
+from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
-from pipeline.provenance import config_values, flat_values, versions
+from pipeline.provenance import flat_values, recorded_config, versions
+from pipeline.resume import find_start
 from pipeline.saver import Saver
 from pipeline.stages import StageSpan
 from pipeline.state import CheckpointError
@@ -59,23 +61,29 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
     task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
-    snapshot, skipped = newest_whole(storage)
-    for line in skipped:
-        log.warning("skipped a checkpoint: %s", line)
+    start = find_start(config, storage)
+    model = build_model(config.model, num_classes=task.num_outputs)
+    notes = start.notes
+    if start.weights is not None:
+        notes += tuple(f"{start.source}: {line}" for line in load_weights(model, start.weights))
+    if rank == 0:
+        for line in notes:
+            log.warning(line)
+            controller.note.remote(line)
     hooks = WorkerHooks(config, controller, storage, rank)
     trainer = Trainer(
         config,
-        model=build_model(config.model, num_classes=task.num_outputs),
+        model=model,
         task=task,
         samples_per_epoch=order.samples_per_epoch,
         hooks=hooks,
-        facts={"config": config_values(config), "data": order.fingerprint, "versions": versions()},
+        facts={"config": recorded_config(config), "data": order.fingerprint, "versions": versions()},
         device=ray.train.torch.get_device(),
     )
-    if snapshot is not None:
-        if snapshot.facts["data"] != order.fingerprint:
-            raise CheckpointError(f"{storage.uri}/{snapshot.key} was trained on other data or another sample order")
-        trainer.restore(snapshot)
+    if start.snapshot is not None:
+        if start.facts["data"] != order.fingerprint:
+            raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
+        trainer.restore(start.snapshot)
     decision = trainer.run(last_stage)
     done = last_stage == len(config.stages) - 1
     hooks.close("KILLED" if decision is Decision.STOP else "FINISHED" if done else None)
@@ -88,7 +96,7 @@ class WorkerHooks(TrainHooks):
         self.controller, self.rank = controller, rank
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
-            self.tracker.log_params(flat_values(config_values(config)))
+            self.tracker.log_params(flat_values(recorded_config(config)))
         self.saver = Saver(storage, config.checkpoint, self)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
