@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from pipeline.lease import Lease
 from pipeline.policy import Decision, Progress, Request, decide
 from pipeline.stages import TrainingStage
 
@@ -42,10 +43,17 @@ class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile."""
 
     def __init__(
-        self, stages: tuple[TrainingStage, ...], num_workers: int, fit: FitSegment, first_stage: int = 0
+        self,
+        stages: tuple[TrainingStage, ...],
+        num_workers: int,
+        fit: FitSegment,
+        first_stage: int = 0,
+        lease: Lease | None = None,
     ) -> None:
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit = fit
+        self._fit, self._lease = fit, lease
+        if lease is not None:
+            lease.keep(self.failed)
         self._lock = threading.Lock()
         self._requests: list[Request] = []
         self._progress: Progress | None = None
@@ -60,14 +68,21 @@ class StageController:
         Raises:
             RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
         """
+        try:
+            self._run_segments()
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+        self._phase = "stopped" if self._stopped else "finished"
+        return self.status()
+
+    def _run_segments(self) -> None:
         for segment in self._segments:
             self._fit(segment)
             if self._error:
                 raise RuntimeError(self._error)
             if self._stopped:
-                break
-        self._phase = "stopped" if self._stopped else "finished"
-        return self.status()
+                return
 
     # From operators --------------------------------------------------------------------------------------------------
 
@@ -103,6 +118,10 @@ class StageController:
                 self._starts += 1
                 self._phase = "training"
             return self._error
+
+    def error(self) -> str:
+        """Return the error that ended the run, or an empty text."""
+        return self._error
 
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from pipeline.provenance import breaking, described, differences, recorded_confi
 from pipeline.resume import Start, planned_start
 from pipeline.stages import TrainingSchedule
 from pipeline.state import CheckpointError, TrainState
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,6 @@ def preflight(config: TrainConfig) -> Preflight:
     start = planned_start(config, storage)
     notes = start.notes + _check_start(config, start, storage, order.fingerprint)
     tracking.prepare(config.tracking)
-    storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
     return Preflight(config, train, val, order.samples_per_epoch, start.state, notes)
 
 

@@ -18,6 +18,10 @@ RETRY_S = 5.0
 """Pause between two tries to write a checkpoint that storage didn't take."""
 
 
+class SaverStoppedError(Exception):
+    """Raised by `before_whole`: this run may make no checkpoint whole any more."""
+
+
 class SaverEvents(Protocol):
     """What a saver tells. Called in the thread that writes."""
 
@@ -74,6 +78,9 @@ class Saver:
             try:
                 self._write(snapshot)
                 failing_since = None
+            except SaverStoppedError:
+                self._end()
+                return
             except Exception as error:  # whatever it is, a checkpoint is missing: never silently
                 now = time.monotonic()
                 failing_since = failing_since or now
@@ -96,6 +103,9 @@ class Saver:
     def _give_up(self, failing_s: float, error: Exception) -> None:
         line = f"no checkpoint could be written for {failing_s:.0f} s, the run ends here: {_one_line(error)}"
         self.events.gave_up(line)
+        self._end()
+
+    def _end(self) -> None:
         with self._changed:
             self._given_up, self._busy = True, False
             self._changed.notify_all()

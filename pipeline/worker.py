@@ -26,7 +26,7 @@ from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
 from pipeline.provenance import flat_values, recorded_config, versions
 from pipeline.resume import find_start
-from pipeline.saver import Saver
+from pipeline.saver import Saver, SaverStoppedError
 from pipeline.stages import StageSpan
 from pipeline.state import CheckpointError
 from pipeline.task import build_task
@@ -123,7 +123,12 @@ class WorkerHooks(TrainHooks):
     # From the saver, in its thread ------------------------------------------------------------------------------------
 
     def before_whole(self) -> None:
-        """Make the rows up to a checkpoint outlive this process: a resumed run won't make them again."""
+        """Make the rows up to a checkpoint outlive this process: a resumed run won't make them again.
+
+        A run that has ended, as by losing its lease to another submission, makes no checkpoint whole any more.
+        """
+        if error := ray.get(self.controller.error.remote()):
+            raise SaverStoppedError(error)
         if self.tracker is not None:
             self.tracker.persist()
 
