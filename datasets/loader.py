@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -15,7 +14,7 @@ from datasets.config import DataConfig, check_divisibility, open_cache
 from datasets.copies import choose_copy, load_copies
 from datasets.damage import DamageCount
 from datasets.manifest import DatasetManifest
-from datasets.order import SampleOrder
+from datasets.order import sample_order
 from datasets.prefetch import Plan, Prefetcher
 from datasets.reader import SampleReader
 from datasets.remote import is_remote
@@ -82,17 +81,6 @@ def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, r
     view = View(image_size=image_size, training=False)
     pool = _pool("eval", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
-
-
-def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> SampleOrder:
-    """Return the order in which a run with this configuration and seed uses the samples."""
-    return SampleOrder(
-        shard_counts,
-        seed=seed,
-        num_lanes=config.num_lanes,
-        block_size=config.block_size,
-        window_blocks=config.window_blocks,
-    )
 
 
 class _Requests:

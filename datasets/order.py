@@ -11,10 +11,14 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.randomness import Purpose, philox
+
+if TYPE_CHECKING:
+    from datasets.config import DataConfig
 
 _ORDER_VERSION = 1
 _SUM_EVERY = 64
@@ -216,3 +220,14 @@ def _permutation(length: int, seed: int, purpose: Purpose, *position: int) -> np
     raw.sort()
     raw &= low
     return raw.astype(np.uint32 if bits <= 32 else np.int64)
+
+
+def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> SampleOrder:
+    """Return the order in which a run with this configuration and seed uses the samples."""
+    return SampleOrder(
+        shard_counts,
+        seed=seed,
+        num_lanes=config.num_lanes,
+        block_size=config.block_size,
+        window_blocks=config.window_blocks,
+    )

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from datasets.loader import sample_order
+from datasets.order import sample_order
 from datasets.shards import DataError, load_manifest
 from jobs.cli import parse_recipe, run_main
 from jobs.display import wide_console

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.config import check_data
-from datasets.loader import sample_order
+from datasets.order import sample_order
 from datasets.shards import DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
