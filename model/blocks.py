@@ -25,7 +25,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if _is_eager_cpu(input) and input.is_contiguous(memory_format=torch.channels_last):
-            return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+            return F.linear(input.permute(0, 2, 3, 1), _as_matrix(weight), bias).permute(0, 3, 1, 2)
         return super()._conv_forward(input, weight, bias)
 
 
@@ -55,6 +55,11 @@ class FoldedConv2dNormActivation(Conv2dNormActivation):
         return self[2](output) if len(self) > 2 else output
 
 
+def _as_matrix(weight: Tensor) -> Tensor:
+    """[D, C, 1, 1] -> [D, C], by a view whose gradient has the weight's strides: DDP copies, and warns, otherwise."""
+    return weight.flatten(1) if weight.stride(-1) == 1 else weight.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 def _is_eager_cpu(input: Tensor) -> bool:
     # Compilers and exporters find these for themselves, and for their device.
     return input.is_cpu and not torch.compiler.is_compiling()
@@ -65,8 +70,8 @@ class Gate(SqueezeExcitation):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> the same, channels scaled."""
-        scale = F.linear(input.mean((2, 3)), self.fc1.weight.flatten(1), self.fc1.bias)
-        scale = F.linear(self.activation(scale), self.fc2.weight.flatten(1), self.fc2.bias)
+        scale = F.linear(input.mean((2, 3)), _as_matrix(self.fc1.weight), self.fc1.bias)
+        scale = F.linear(self.activation(scale), _as_matrix(self.fc2.weight), self.fc2.bias)
         return input * self.scale_activation(scale)[:, :, None, None]
 
 

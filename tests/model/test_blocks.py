@@ -75,6 +75,18 @@ def test_a_1x1_convolution_keeps_the_memory_format() -> None:
     assert convolution(images.contiguous()).is_contiguous()
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_gradients_have_the_weights_strides(memory_format: torch.memory_format) -> None:
+    model = build_model(ModelConfig(name="efficientnet_v2_tiny"), num_classes=3).to(memory_format=memory_format)  # type: ignore[call-overload]
+    strides = {}
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: strides.update({name: gradient.stride()}))
+    model(torch.randn(2, 3, 32, 32).to(memory_format=memory_format)).sum().backward()
+    pointwise = {name: p.stride() for name, p in model.named_parameters() if p.shape[2:] == (1, 1)}
+    assert len(pointwise) > 10
+    assert {name: strides[name] for name in pointwise} == pointwise
+
+
 def test_the_model_exports_without_example_dependent_paths() -> None:
     model = build_model(ModelConfig(name="efficientnet_v2_tiny"), num_classes=3).eval()
     images = torch.randn(2, 3, 64, 64)
