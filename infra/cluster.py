@@ -13,6 +13,20 @@ START_TRIES = 3
 """A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
 
+_QUICK_RECOVERY = {
+    # How often Ray Train looks after its workers; its default of 2 s is what a lost worker costs at least.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # Of a cluster that is started here: a node is dead after 3 missed checks, a second apart; by default 15 to 50 s.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
 class ClusterError(ValueError):
     """The cluster can't be reached, or can't give what the run asks for."""
 
@@ -23,8 +37,12 @@ class ClusterConfig:
 
     address: str = ""
     """Address of a Ray cluster (`auto`, `host:port`, `ray://host:port`). Empty: RAY_ADDRESS, else a local one."""
-    num_workers: int = 2
-    """Training workers (DDP ranks) of a stage that doesn't name its own number."""
+    num_workers: int | tuple[int, int] = 2
+    """Training workers (DDP ranks) of a stage that doesn't name its own number. A range, as `1 4`: as many as the
+    cluster has room for, of those that divide `data.num_lanes`; fewer after a node is lost, more when one joins."""
+    grow_check_s: float = 30.0
+    """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
+    checkpoint and starts anew."""
     cpus_per_worker: float = 1
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
@@ -33,12 +51,22 @@ class ClusterConfig:
     """Worker or node failures that a run recovers from before it gives up. -1: any number."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ValueError(f"cluster.num_workers is {self.num_workers}: a run needs at least 1 worker")
+        low, high = worker_range(self.num_workers)
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"cluster.num_workers is {self.num_workers}: it must be at least 1, or a range (smallest, largest)"
+            )
+        if self.grow_check_s <= 0:
+            raise ValueError(f"cluster.grow_check_s is {self.grow_check_s}: it must be above 0")
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ValueError("cluster.cpus_per_worker must be above 0 and cluster.gpus_per_worker at least 0")
         if self.max_failures < -1:
             raise ValueError(f"cluster.max_failures is {self.max_failures}: use -1 for any number, or 0 and more")
+
+
+def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest and the largest number of workers."""
+    return (num_workers, num_workers) if isinstance(num_workers, int) else (num_workers[0], num_workers[1])
 
 
 def connect(config: ClusterConfig, *, num_workers: int) -> None:
@@ -47,8 +75,8 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
     Raises:
         ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
     """
-    # Workers learn that a report was taken at the controller's next poll; Ray's default of 2 s makes each report wait.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    for name, value in _QUICK_RECOVERY.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -94,6 +122,16 @@ def _check_room(config: ClusterConfig, num_workers: int) -> None:
             )
 
 
+def preemption_notice() -> bool:
+    """Say in a training worker whether a node of its group is about to be taken away.
+
+    Every worker is told, so rank 0 may look for all; `ray.train.get_preemption_info` would be a barrier of all ranks.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     """Start an instance of a plain class as a named actor that answers calls while a long one runs.
 
@@ -101,8 +139,11 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
         ClusterError: an actor of that name is running.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    options = {"name": name, "num_cpus": 0, "max_concurrency": 16}
+    # On the driver's own node: that one must live for the run in any case, any other may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
     try:
         actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
         ray.get(actor.__ray_ready__.remote())

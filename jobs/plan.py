@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     check_divisibility(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
-        worker_counts=[stage.num_workers or config.cluster.num_workers for stage in config.stages],
+        worker_counts=config.worker_counts,
     )
     planned = plan(config, data_size(config, flags))
     if flags.json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from infra.cluster import worker_range
 from jobs.cli import parse_recipe, run_main
 from jobs.display import follow, result_table, wide_console
 from pipeline.config import TrainConfig
@@ -39,11 +40,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
+    workers = " to ".join(str(count) for count in dict.fromkeys(worker_range(config.cluster.num_workers)))
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
-        f"{len(config.stages)} stages, {config.cluster.num_workers} workers",
+        f"{len(config.stages)} stages, {workers} workers",
         highlight=False,
         soft_wrap=True,
     )

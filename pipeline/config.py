@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datasets.config import DataConfig
-from infra.cluster import ClusterConfig
+from infra.cluster import ClusterConfig, worker_range
 from infra.tracking_config import TrackingConfig
 from model.config import ModelConfig
 from pipeline.stages import TrainingStage
@@ -177,6 +177,12 @@ class TrainConfig:
             )
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Every number of workers that the run names; in a range between two, only divisors of the lanes are used."""
+        asked = [worker_range(stage.num_workers or self.cluster.num_workers) for stage in self.stages]
+        return sorted({count for low_high in asked for count in low_high})
 
 
 _NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"

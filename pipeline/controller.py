@@ -23,10 +23,11 @@ class Segment:
 
     first: int
     last: int
-    num_workers: int
+    num_workers: int | tuple[int, int]
+    """Workers, or a range of them."""
 
 
-def segments(stages: tuple[TrainingStage, ...], num_workers: int) -> list[Segment]:
+def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
     """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
     rows = []
     for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
@@ -45,7 +46,7 @@ class StageController:
     def __init__(
         self,
         stages: tuple[TrainingStage, ...],
-        num_workers: int,
+        num_workers: int | tuple[int, int],
         fit: FitSegment,
         first_stage: int = 0,
         lease: Lease | None = None,
@@ -58,6 +59,7 @@ class StageController:
         self._requests: list[Request] = []
         self._progress: Progress | None = None
         self._phase, self._error, self._stopped = "starting", "", False
+        self._last: Decision | None = None
         self._starts = 0
         self._notes: list[str] = []
         self._heard = time.time()
@@ -78,11 +80,14 @@ class StageController:
 
     def _run_segments(self) -> None:
         for segment in self._segments:
-            self._fit(segment)
-            if self._error:
-                raise RuntimeError(self._error)
-            if self._stopped:
-                return
+            self._last = None
+            while self._last in (None, Decision.NEW_GROUP):
+                self._last = Decision.NEXT_STAGE  # unless a worker says otherwise
+                self._fit(segment)
+                if self._error:
+                    raise RuntimeError(self._error)
+                if self._stopped:
+                    return
 
     # From operators --------------------------------------------------------------------------------------------------
 
@@ -116,8 +121,20 @@ class StageController:
         with self._lock:
             if not self._error and rank == 0:
                 self._starts += 1
+                self._requests = [asked for asked in self._requests if asked.decision is not Decision.NEW_GROUP]
                 self._phase = "training"
             return self._error
+
+    def ended(self, decision: Decision) -> None:
+        """A group has ended as it was told to; with NEW_GROUP the segment goes on in another one."""
+        self._last = decision
+
+    def can_grow(self, num_workers: int, possible: int) -> None:
+        """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        with self._lock:
+            if all(asked.decision is not Decision.NEW_GROUP for asked in self._requests):
+                self._requests.append(Request(Decision.NEW_GROUP, 0))
+        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""

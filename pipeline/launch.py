@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from infra.cluster import connect, start_actor
+from infra.cluster import connect, start_actor, worker_range
 from infra.storage import open_storage
 from pipeline.controller import StageController
 from pipeline.lease import Lease, check_conditional_writes
@@ -31,8 +31,8 @@ def start_controller(ready: Preflight) -> Any:
     lease.keep(lambda _: None)
     try:
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
-        workers = [stage.num_workers or config.cluster.num_workers for stage in config.stages]
-        connect(config.cluster, num_workers=max(workers))
+        least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
+        connect(config.cluster, num_workers=least)
         controller = start_actor(
             StageController,
             config.stages,

@@ -7,10 +7,11 @@ from enum import Enum
 
 
 class Decision(Enum):
-    """What all ranks do at a decision point."""
+    """What all ranks do at a decision point. NEW_GROUP: save and end, so that a group of another size can go on."""
 
     CONTINUE = "continue"
     NEXT_STAGE = "next_stage"
+    NEW_GROUP = "new_group"
     CHECKPOINT = "checkpoint"
     STOP = "stop"
 
@@ -52,10 +53,11 @@ class Request:
 def decide(progress: Progress, requests: list[Request]) -> Decision:
     """Choose the next step of a run: the strongest request that still applies, else go on.
 
-    A stop outweighs an advance, an advance a checkpoint. An advance is for the stage in which it was asked.
+    A stop outweighs an advance, an advance a new group, that a checkpoint. An advance is for the stage in which it was
+    asked.
     """
     asked = {request.decision for request in requests if _applies(request, progress)}
-    for decision in (Decision.STOP, Decision.NEXT_STAGE, Decision.CHECKPOINT):
+    for decision in (Decision.STOP, Decision.NEXT_STAGE, Decision.NEW_GROUP, Decision.CHECKPOINT):
         if decision in asked:
             return decision
     return Decision.CONTINUE

@@ -57,7 +57,7 @@ def preflight(config: TrainConfig) -> Preflight:
     train, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
-        worker_counts=sorted({stage.num_workers or config.cluster.num_workers for stage in config.stages}),
+        worker_counts=config.worker_counts,
     )
     _check_mixup(config)
     order = sample_order(config.data, train.shard_counts, seed=config.seed)

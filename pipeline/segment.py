@@ -14,30 +14,38 @@ if TYPE_CHECKING:
     from pipeline.controller import Segment
 
 
+GROUP_TIMEOUT_S = 600
+"""A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
+
+
 class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.name, self.cluster = config.name, config.cluster
+        self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.sealed_config = pickle.dumps(config)
 
     def __call__(self, segment: Segment) -> None:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import LoggingConfig
+
+        from pipeline.elastic import ElasticTrainer, LanePolicy
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
         scratch = tempfile.mkdtemp(prefix="ray-train-")
-        trainer = TorchTrainer(
+        scaling = _scaling(self.cluster, segment.num_workers)
+        trainer = (ElasticTrainer if scaling.elasticity_enabled else TorchTrainer)(
             train_entry,
             train_loop_config={
                 "sealed_config": self.sealed_config,
                 "controller": ray.get_runtime_context().current_actor,
                 "last_stage": segment.last,
             },
-            scaling_config=_scaling(self.cluster, segment.num_workers),
+            scaling_config=scaling,
+            torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
             run_config=RunConfig(
                 name=self.name,
                 storage_path=scratch,
@@ -45,6 +53,9 @@ class SegmentRunner:
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
+        if isinstance(trainer, ElasticTrainer):
+            controller = ray.get_runtime_context().current_actor
+            trainer.policy = LanePolicy(scaling, num_lanes=self.num_lanes, controller=controller)
         try:
             trainer.fit()
         finally:
@@ -59,10 +70,15 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     train_worker(config, loop_config["controller"], loop_config["last_stage"])
 
 
-def _scaling(cluster: ClusterConfig, num_workers: int) -> Any:
+def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:
     from ray.train import ScalingConfig
 
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
-    return ScalingConfig(num_workers=num_workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=num_workers if isinstance(num_workers, int) else tuple(num_workers),
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=cluster.grow_check_s,
+    )

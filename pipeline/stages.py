@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from infra.cluster import worker_range
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStage:
@@ -27,11 +29,18 @@ class TrainingStage:
     """Alpha of Mixup's Beta(alpha, alpha); 0 turns it off."""
     dropout: float = 0.0
     """Dropout rate before the classifier."""
-    num_workers: int = 0
-    """Workers that train this stage; 0: the cluster config's number. Neighbours of equal number share a group."""
+    num_workers: int | tuple[int, int] = 0
+    """Workers that train this stage, or a range (smallest, largest); 0: the cluster config's. Neighbours of equal
+    number share a group."""
 
     def __post_init__(self) -> None:
-        for name, low in (("image_size", 8), ("batch_size", 1), ("num_workers", 0)):
+        workers = worker_range(self.num_workers)
+        if self.num_workers != 0 and not 1 <= workers[0] <= workers[1]:
+            raise ValueError(
+                f"stage.num_workers is {self.num_workers}: give at least 1, a range (smallest, largest), or 0 for the "
+                "cluster's"
+            )
+        for name, low in (("image_size", 8), ("batch_size", 1)):
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"stage.{name} is {value}: it must be at least {low}")

@@ -28,6 +28,7 @@ from pipeline.hooks import TrainHooks
 from pipeline.learning_rate import learning_rate
 from pipeline.meter import Meter
 from pipeline.optim import build_ema, build_optimizer
+from pipeline.parallel import data_parallel
 from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import CheckpointError, TrainState
@@ -83,11 +84,13 @@ class Trainer:
     def run(self, last_stage: int | None = None) -> Decision:
         """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
 
-        Returns STOP if an operator stopped the run, else NEXT_STAGE: the stages asked for are done.
+        Returns STOP if an operator stopped the run, NEW_GROUP if other workers are to go on with it, else NEXT_STAGE:
+        the stages asked for are done.
         """
         while (span := self._span()) is not None and (last_stage is None or span.index <= last_stage):
-            if self.fit(span) is Decision.STOP:
-                return Decision.STOP
+            decision = self.fit(span)
+            if decision in (Decision.STOP, Decision.NEW_GROUP):
+                return decision
         return Decision.NEXT_STAGE
 
     def fit(self, span: StageSpan) -> Decision:
@@ -106,7 +109,7 @@ class Trainer:
             self.state.cursor += span.stage.batch_size
             self.state.step += 1
             decision = self._after_step(span, meter)
-            if decision in (Decision.NEXT_STAGE, Decision.STOP):
+            if decision in (Decision.NEXT_STAGE, Decision.NEW_GROUP, Decision.STOP):
                 return decision
         return Decision.NEXT_STAGE
 
@@ -190,6 +193,7 @@ class Trainer:
         row["train/lr"] = self.learning_rate
         row["train/epoch"] = self.state.cursor / self.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
+        row["stage/num_workers"] = self.world_size
         row["stage/index"] = span.index + 1
         self._tell(row)
         return row
@@ -324,5 +328,5 @@ class Trainer:
         net = torch.compile(model) if self.config.trainer.compile else model
         if self.world_size == 1:
             return net  # type: ignore[return-value]
-        device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True)
+        images = (self.config.model.in_channels, self.config.stages[0].image_size)
+        return data_parallel(net, self.device, images=images)  # type: ignore[arg-type]

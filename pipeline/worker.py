@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 
 from datasets.config import check_data
 from datasets.loader import sample_order
+from infra.cluster import preemption_notice
 from infra.storage import Storage, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
@@ -86,7 +87,10 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
         trainer.restore(start.snapshot)
     decision = trainer.run(last_stage)
     done = last_stage == len(config.stages) - 1
-    hooks.close("KILLED" if decision is Decision.STOP else "FINISHED" if done else None)
+    going_on = decision is Decision.NEW_GROUP or not done
+    hooks.close("KILLED" if decision is Decision.STOP else None if going_on else "FINISHED")
+    if rank == 0:
+        ray.get(controller.ended.remote(decision))
 
 
 class WorkerHooks(TrainHooks):
@@ -113,8 +117,12 @@ class WorkerHooks(TrainHooks):
         self.tracker.log_metrics(metrics, step=cursor)
 
     def decide(self, progress: Progress) -> Decision:
-        """Ask the controller."""
-        return ray.get(self.controller.decide.remote(progress))
+        """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
+        decision: Decision = ray.get(self.controller.decide.remote(progress))
+        if decision in (Decision.CONTINUE, Decision.CHECKPOINT) and preemption_notice():
+            self.controller.note.remote(f"a node is about to be taken away: checkpoint at cursor {progress.cursor}")
+            return Decision.NEW_GROUP
+        return decision
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """Hand a snapshot to the saver's thread, on rank 0: its state is every rank's."""
