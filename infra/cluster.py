@@ -9,6 +9,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+START_TRIES = 3
+"""A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
 
 class ClusterError(ValueError):
@@ -57,6 +59,14 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
+        _init(address, arguments)
+    _check_room(config, num_workers)
+
+
+def _init(address: str, arguments: dict[str, Any]) -> None:
+    import ray
+
+    for attempt in range(START_TRIES):
         try:
             ray.init(logging_level="ERROR", **arguments)
         except ConnectionError as error:
@@ -64,7 +74,12 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
                 f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
                 "or leave it empty to start one on this machine"
             ) from error
-    _check_room(config, num_workers)
+        except Exception as error:  # Ray has no class of its own for a start that took more than its 30 s
+            if "timed out during startup" not in str(error) or attempt == START_TRIES - 1:
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 def _check_room(config: ClusterConfig, num_workers: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from infra.storage_base import MissingKeyError, Storage, StorageError
@@ -12,7 +12,7 @@ from infra.storage_local import LocalStorage
 if TYPE_CHECKING:
     from infra.storage_s3 import S3Storage
 
-__all__ = ["LocalStorage", "MissingKeyError", "Storage", "StorageError", "open_storage", "pyarrow_filesystem"]
+__all__ = ["LocalStorage", "MissingKeyError", "Storage", "StorageError", "open_storage"]
 
 
 def open_storage(uri: str | Path) -> Storage:
@@ -32,25 +32,6 @@ def open_storage(uri: str | Path) -> Storage:
     if scheme == "s3":
         return _open_s3(text)
     raise StorageError(f"storage: {scheme}:// is not supported; give a folder, file:///folder or s3://bucket/prefix")
-
-
-def pyarrow_filesystem(uri: str | Path) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a storage URI and the path in it, as Ray Train's `RunConfig` takes them.
-
-    S3 keys are not put into the filesystem object: each process finds its own, as in `open_storage`.
-    """
-    from pyarrow import fs  # type: ignore[import-untyped]
-
-    storage = open_storage(uri)
-    if isinstance(storage, LocalStorage):
-        storage.root.mkdir(parents=True, exist_ok=True)
-        return fs.LocalFileSystem(), str(storage.root)
-    s3: S3Storage = storage  # type: ignore[assignment]
-    options: dict[str, Any] = {"connect_timeout": 5, "request_timeout": 60, "region": s3.region}
-    if s3.custom_endpoint:
-        endpoint = urlsplit(s3.custom_endpoint)
-        options |= {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
-    return fs.S3FileSystem(**options), f"{s3.bucket}/{s3.prefix}".rstrip("/")
 
 
 def _open_s3(uri: str) -> S3Storage:

@@ -68,10 +68,14 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
 def follow(console: Console, config: TrainConfig, controller: Any, run: Any) -> dict[str, Any]:
     """Show a run's progress until it ends; return its last status. Live in a terminal, plain lines elsewhere."""
     seen: dict[str, float] = {}
-    last_line, last_printed = "", 0.0
+    last_line, last_printed, notes = "", 0.0, list[str]()
     with Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else _Plain() as live:
         while not ray.wait([run], timeout=POLL_S)[0]:
-            line = progress_line(config, ray.get(controller.status.remote()), seen)
+            status = ray.get(controller.status.remote())
+            for note in status["notes"][len(notes) :]:
+                console.print(f"note: {note}", highlight=False, soft_wrap=True)
+            notes = status["notes"]
+            line = progress_line(config, status, seen)
             if isinstance(live, Live):
                 live.update(Text(line))
             elif line != last_line and time.monotonic() - last_printed > PLAIN_LINE_EVERY_S:

@@ -18,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
     config, _ = parse_recipe(argv, prog="python -m jobs.train")
     console = wide_console()
     ready = preflight(config)
+    for line in ready.notes:
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if ready.finished:
         assert ready.resume_from is not None
         console.print(f"{config.name} is finished; give another --name to train again")

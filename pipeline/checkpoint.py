@@ -6,7 +6,7 @@ A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
     ema.safetensors         their moving average (when the run keeps one)
     optimizer.pt            the optimizer's state; read with torch's weights-only loader
     state.json              cursor, stages, decisions, results, config, data fingerprint, library versions
-    manifest.json           size and SHA-256 of each of the others; written last
+    manifest.json           size and SHA-256 of each of the others, cursor, stage, metrics; written last
 
 Without a manifest, or with one that a file doesn't meet, a checkpoint is torn: it is skipped, never resumed from.
 Nothing that is read from storage is unpickled.
@@ -16,26 +16,28 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from infra.storage import Storage
 from pipeline.state import (
     MANIFEST,
-    PREFIX,
     CheckpointError,
     TrainState,
+    checkpoint_key,
     list_checkpoints,
     parse_state,
     read_manifest,
     read_verified,
-    sha256,
+    sha256_of_file,
 )
 
 
@@ -53,7 +55,7 @@ class Snapshot:
     @property
     def key(self) -> str:
         """Folder of the checkpoint, relative to the run's storage."""
-        return f"{PREFIX}/{self.state.cursor:015d}"
+        return checkpoint_key(self.state.cursor)
 
 
 def to_host(value: Any) -> Any:
@@ -70,24 +72,37 @@ def to_host(value: Any) -> Any:
 def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callable[[], None] = lambda: None) -> str:
     """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
 
-    `before_whole` is called just before that: what must be safe once a run can resume from here.
+    Each file is made on the local disk and uploaded from there, one after the other, so host memory holds the snapshot
+    and at most one more copy of one file. `before_whole` is called just before the manifest: what must be safe once a
+    run can resume from here.
     """
-    optimizer = io.BytesIO()
-    torch.save(snapshot.optimizer, optimizer)
-    state = {"state": snapshot.state.to_dict(), "facts": snapshot.facts}
-    files = {
-        "model.safetensors": _tensor_bytes(snapshot.model),
-        "optimizer.pt": optimizer.getvalue(),
-        "state.json": json.dumps(state, indent=1).encode(),
-    }
-    if snapshot.ema is not None:
-        files["ema.safetensors"] = _tensor_bytes(snapshot.ema)
-    for name, data in files.items():
-        storage.write(f"{snapshot.key}/{name}", data)
-    manifest = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    files: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        for name, fill in _contents(snapshot).items():
+            path = Path(folder, name)
+            fill(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            storage.upload(f"{snapshot.key}/{name}", path)
+            path.unlink()
     before_whole()
-    storage.write(f"{snapshot.key}/{MANIFEST}", json.dumps({"files": manifest}, indent=1).encode())
+    state = snapshot.state
+    about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
+    storage.write(f"{snapshot.key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
     return snapshot.key
+
+
+def _contents(snapshot: Snapshot) -> dict[str, Callable[[Path], Any]]:
+    """Return the files of a checkpoint, each with the function that writes it."""
+    state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.facts}, indent=1)
+    contents: dict[str, Callable[[Path], Any]] = {
+        "model.safetensors": lambda path: _write_tensors(snapshot.model, path),
+        "optimizer.pt": lambda path: torch.save(snapshot.optimizer, path),
+        "state.json": lambda path: path.write_text(state),
+    }
+    ema = snapshot.ema
+    if ema is not None:
+        contents["ema.safetensors"] = lambda path: _write_tensors(ema, path)
+    return contents
 
 
 def read_checkpoint(storage: Storage, key: str) -> Snapshot:
@@ -128,5 +143,5 @@ def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
     return None, skipped
 
 
-def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
-    return save_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

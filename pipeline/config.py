@@ -121,10 +121,18 @@ class CheckpointConfig:
     """Samples between two checkpoints, in epochs; one is also written at each stage's end. 0: no limit."""
     keep: int = 3
     """Newest checkpoints that stay; older ones are deleted once a newer one is whole."""
+    best_metric: str = "val/accuracy"
+    """The checkpoint with the best value of this metric stays as well, of those made at an evaluation. Empty: none."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of `best_metric` is the best."""
+    give_up_s: float = 900.0
+    """Storage that took no checkpoint for this long, in seconds, ends the run: too much would be lost."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep is {self.keep}: keep at least 1, resuming needs it")
+        if not self.give_up_s > 0:
+            raise ValueError(f"checkpoint.give_up_s is {self.give_up_s}: it must be above 0")
         for name in ("every_s", "every_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"checkpoint.{name} is {getattr(self, name)}: it must be 0 (off) or more")
@@ -138,6 +146,9 @@ class TrainConfig:
     """Name of the run. Submitting the same name again resumes it."""
     storage: str = "runs"
     """Folder or `s3://bucket/prefix` under which the run's checkpoints go, in a folder of the run's name."""
+    resume_from: str = ""
+    """Another run's folder or checkpoint, local or `s3://`, that this run goes on from with everything: weights,
+    optimizer, cursor. Only until it has a checkpoint of its own. For weights alone there is `model.init_from`."""
     seed: int = 0
     """Seed of everything random: weights, sample order, augmentation, Mixup, dropout."""
     stages: tuple[TrainingStage, ...]

@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from pipeline.lease import Lease
 from pipeline.policy import Decision, Progress, Request, decide
 from pipeline.stages import TrainingStage
+
+MAX_NOTES = 100
+"""Lines for the user that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,23 @@ class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile."""
 
     def __init__(
-        self, stages: tuple[TrainingStage, ...], num_workers: int, fit: FitSegment, first_stage: int = 0
+        self,
+        stages: tuple[TrainingStage, ...],
+        num_workers: int,
+        fit: FitSegment,
+        first_stage: int = 0,
+        lease: Lease | None = None,
     ) -> None:
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit = fit
+        self._fit, self._lease = fit, lease
+        if lease is not None:
+            lease.keep(self.failed)
         self._lock = threading.Lock()
         self._requests: list[Request] = []
         self._progress: Progress | None = None
         self._phase, self._error, self._stopped = "starting", "", False
         self._starts = 0
+        self._notes: list[str] = []
         self._heard = time.time()
 
     def run(self) -> dict[str, Any]:
@@ -56,14 +68,21 @@ class StageController:
         Raises:
             RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
         """
+        try:
+            self._run_segments()
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+        self._phase = "stopped" if self._stopped else "finished"
+        return self.status()
+
+    def _run_segments(self) -> None:
         for segment in self._segments:
             self._fit(segment)
             if self._error:
                 raise RuntimeError(self._error)
             if self._stopped:
-                break
-        self._phase = "stopped" if self._stopped else "finished"
-        return self.status()
+                return
 
     # From operators --------------------------------------------------------------------------------------------------
 
@@ -72,7 +91,9 @@ class StageController:
         with self._lock:
             progress = asdict(self._progress) if self._progress else None
             age_s = time.time() - self._heard
-            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s}
+            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s} | {
+                "notes": list(self._notes)
+            }
 
     def advance(self) -> str:
         """Ask for the next stage at the next decision point; returns what will happen."""
@@ -98,11 +119,21 @@ class StageController:
                 self._phase = "training"
             return self._error
 
+    def error(self) -> str:
+        """Return the error that ended the run, or an empty text."""
+        return self._error
+
+    def note(self, line: str) -> None:
+        """Something that the user should read; the same line again is not repeated."""
+        with self._lock:
+            if line not in self._notes:
+                self._notes = [*self._notes, line][-MAX_NOTES:]
+
     def decide(self, progress: Progress) -> Decision:
         """Take rank 0's progress and say what all ranks do next."""
         with self._lock:
             self._progress, self._heard = progress, time.time()
-            decision = decide(progress, self._requests)
+            decision = Decision.STOP if self._error else decide(progress, self._requests)
             self._stopped |= decision is Decision.STOP
             if decision is Decision.CHECKPOINT:
                 self._requests = [request for request in self._requests if request.decision is not decision]

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from infra.cluster import connect, start_actor
+from infra.storage import open_storage
 from pipeline.controller import StageController
+from pipeline.lease import Lease, check_conditional_writes
 from pipeline.preflight import Preflight
+from pipeline.provenance import recorded_config
 from pipeline.segment import SegmentRunner
+
+CONFIG_FILE = "config.json"
 
 
 def start_controller(ready: Preflight) -> Any:
-    """Connect to the cluster and start the run's controller actor; `controller.run` then trains.
+    """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
 
     Raises:
-        ClusterError: no cluster, not enough room, or the run is going on already.
+        LeaseError: the run is going on already.
+        ClusterError: no cluster, or not enough room.
     """
     config, resume = ready.config, ready.resume_from
-    workers = [stage.num_workers or config.cluster.num_workers for stage in config.stages]
-    connect(config.cluster, num_workers=max(workers))
-    first_stage = len(resume.stage_starts) - 1 if resume else 0
-    return start_actor(
-        StageController,
-        config.stages,
-        config.cluster.num_workers,
-        SegmentRunner(config),
-        first_stage,
-        name=f"run-{config.name}",
-    )
+    storage = open_storage(f"{config.storage}/{config.name}")
+    guarded = check_conditional_writes(storage)
+    lease = Lease(storage)
+    lease.take()
+    lease.keep(lambda _: None)
+    try:
+        storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
+        workers = [stage.num_workers or config.cluster.num_workers for stage in config.stages]
+        connect(config.cluster, num_workers=max(workers))
+        controller = start_actor(
+            StageController,
+            config.stages,
+            config.cluster.num_workers,
+            SegmentRunner(config),
+            len(resume.stage_starts) - 1 if resume else 0,
+            lease=lease,
+            name=f"run-{config.name}",
+        )
+    except BaseException:
+        lease.release()
+        raise
+    lease.rest()  # from here on the controller renews it
+    if not guarded:
+        controller.note.remote(
+            f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
+        )
+    return controller

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from datasets.loader import sample_order
 from datasets.shards import DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
-from infra.tracking_config import redacted
 from model.factory import check_image_size, check_model
 from pipeline.config import TrainConfig
-from pipeline.provenance import breaking, config_values, differences
+from pipeline.provenance import breaking, described, differences, recorded_config
+from pipeline.resume import Start, planned_start
 from pipeline.stages import TrainingSchedule
-from pipeline.state import CheckpointError, TrainState, newest_state
-
-CONFIG_FILE = "config.json"
+from pipeline.state import CheckpointError, TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,8 @@ class Preflight:
     samples_per_epoch: int
     resume_from: TrainState | None
     """The state of the newest checkpoint of the same run name."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: checkpoints that were skipped, and why."""
 
     @property
     def total_samples(self) -> int:
@@ -64,21 +63,24 @@ def preflight(config: TrainConfig) -> Preflight:
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
-    _check_same_config(config, storage)
-    state, facts = newest_state(storage) or (None, {})
-    if state is not None and facts["data"] != order.fingerprint:
-        raise CheckpointError(
-            f"{storage.uri} was trained on other data than {config.data.train}: give this run another name"
-        )
+    start = planned_start(config, storage)
+    notes = start.notes + _check_start(config, start, storage, order.fingerprint)
     tracking.prepare(config.tracking)
-    storage.write(CONFIG_FILE, redacted(json.dumps(config_values(config), indent=1)).encode())
-    return Preflight(config, train, val, order.samples_per_epoch, state)
+    return Preflight(config, train, val, order.samples_per_epoch, start.state, notes)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """Make local paths absolute: workers have another working directory."""
     data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val))
-    return replace(config, storage=_absolute(config.storage), data=data, tracking=config.tracking.absolute())
+    model = replace(config.model, init_from=_absolute(config.model.init_from or "") or None)
+    return replace(
+        config,
+        storage=_absolute(config.storage),
+        resume_from=_absolute(config.resume_from),
+        data=data,
+        model=model,
+        tracking=config.tracking.absolute(),
+    )
 
 
 def _absolute(location: str) -> str:
@@ -96,16 +98,27 @@ def _check_mixup(config: TrainConfig) -> None:
             )
 
 
-def _check_same_config(config: TrainConfig, storage: Storage) -> None:
-    if not storage.exists(CONFIG_FILE):
-        return
-    changes = breaking(
-        differences(json.loads(storage.read(CONFIG_FILE)), json.loads(json.dumps(config_values(config))))
-    )
-    if changes:
-        shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in list(changes.items())[:4])
-        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:
+    """Refuse what would make another run of it; return a line on what may change and did."""
+    changes = differences(start.facts["config"], recorded_config(config))
+    serious = breaking(changes)
+    if serious:
         raise CheckpointError(
-            f"{storage.uri} holds a run of this name with another config ({shown}{more}): "
+            f"{storage.uri} holds a run of this name with another config ({described(serious)}): "
             "start a new run with --name, or submit the same config to resume"
         )
+    return (f"goes on with a changed config: {described(changes, limit=8)}",) if changes else ()
+
+
+def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprint: str) -> tuple[str, ...]:
+    """Check that what a run starts from fits it; return lines for the user."""
+    if start.state is None:
+        return (f"starts with the weights of {start.source}",) if start.source else ()
+    notes = () if start.source else _compare_configs(config, start, storage)
+    if start.facts["data"] != fingerprint:
+        whose = f"resume_from is {start.source}: it" if start.source else storage.uri
+        cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
+        raise CheckpointError(
+            f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}"
+        )
+    return (*notes, f"goes on from {start.source}") if start.source else notes

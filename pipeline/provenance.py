@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from typing import Any
 
+from infra.tracking_config import redacted
+
 HARMLESS = (
-    *("cluster", "tracking", "checkpoint", "storage", "trainer.log_every"),
+    *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every"),
     *("data.train", "data.val", "data.loader_workers", "data.prefetch_batches"),  # the data's fingerprint is compared
 )
 """Fields that a resumed run may change, and every stage's `num_workers`: they don't change what is learned from."""
@@ -21,6 +24,12 @@ def config_values(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [config_values(item) for item in config]
     return config
+
+
+def recorded_config(config: Any) -> dict[str, Any]:
+    """Return a config as it is written down: plain values, without users and passwords of URLs."""
+    values: dict[str, Any] = json.loads(redacted(json.dumps(config_values(config))))
+    return values
 
 
 def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -44,12 +53,18 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
+def described(changes: dict[str, tuple[Any, Any]], limit: int = 4) -> str:
+    """Return differences in words: `seed: 0 -> 1, ...`."""
+    shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in list(changes.items())[:limit])
+    return shown + (f" and {len(changes) - limit} more" if len(changes) > limit else "")
+
+
 def breaking(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """Keep the differences with which a run can't go on as the same run."""
     return {
         key: change
         for key, change in changes.items()
-        if not key.endswith(".num_workers") and not any(f"{key}.".startswith(f"{name}.") for name in HARMLESS)
+        if ".num_workers." not in f"{key}." and not any(f"{key}.".startswith(f"{name}.") for name in HARMLESS)
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import ClusterConfig
-from infra.storage import open_storage, pyarrow_filesystem
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -17,7 +18,7 @@ class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.name, self.storage, self.cluster = config.name, config.storage, config.cluster
+        self.name, self.cluster = config.name, config.cluster
         self.sealed_config = pickle.dumps(config)
 
     def __call__(self, segment: Segment) -> None:
@@ -27,10 +28,9 @@ class SegmentRunner:
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.config import LoggingConfig
 
-        filesystem, path = pyarrow_filesystem(self.storage)
-        # Ray's own list of checkpoints may name some that were pruned since; which one to resume from is ours to find.
-        open_storage(self.storage).sub(self.name).delete("checkpoint_manager_snapshot.json")
-        TorchTrainer(
+        # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
+        scratch = tempfile.mkdtemp(prefix="ray-train-")
+        trainer = TorchTrainer(
             train_entry,
             train_loop_config={
                 "sealed_config": self.sealed_config,
@@ -40,12 +40,15 @@ class SegmentRunner:
             scaling_config=_scaling(self.cluster, segment.num_workers),
             run_config=RunConfig(
                 name=self.name,
-                storage_path=path,
-                storage_filesystem=filesystem,
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
-        ).fit()
+        )
+        try:
+            trainer.fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def train_entry(loop_config: dict[str, Any]) -> None:

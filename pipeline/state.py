@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from infra.storage import MissingKeyError, Storage
+from infra.storage import MissingKeyError, Storage, StorageError
 
 PREFIX = "checkpoints"
 MANIFEST = "manifest.json"
@@ -32,18 +35,43 @@ class TrainState:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """The newest evaluation: its metrics, and the `cursor` at which it was made."""
+
+    def metrics_here(self) -> dict[str, float]:
+        """Return the metrics that were measured at this very cursor; empty when there was no evaluation."""
+        if self.evaluation.get("cursor") != self.cursor:
+            return {}
+        return {name: value for name, value in self.evaluation.items() if name != "cursor"}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values of their own."""
         return asdict(self)
 
 
+def checkpoint_key(cursor: int) -> str:
+    """Return the folder of a checkpoint, relative to the run's storage."""
+    return f"{PREFIX}/{cursor:015d}"
+
+
 def read_manifest(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
     """Return a checkpoint's file names with their sizes and hashes, or raise CheckpointError if it is torn."""
+    return _manifest(storage, key)["files"]
+
+
+def _manifest(storage: Storage, key: str) -> dict[str, Any]:
     try:
-        return json.loads(storage.read(f"{key}/{MANIFEST}"))["files"]
+        manifest = json.loads(storage.read(f"{key}/{MANIFEST}"))
+        for name, facts in manifest["files"].items():
+            if "/" in name or "\\" in name or name.startswith("."):
+                raise ValueError(f"{name!r} is no file of a checkpoint")
+            int(facts["bytes"]), str(facts["sha256"])
+        return manifest
     except MissingKeyError as error:
         raise CheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it was not written to its end") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StorageError):
+            raise
         raise CheckpointError(f"{storage.uri}/{key}/{MANIFEST} is damaged: {error}") from error
 
 
@@ -53,29 +81,125 @@ def list_checkpoints(storage: Storage) -> list[str]:
     return [name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}")]
 
 
-def prune(storage: Storage, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints, and torn ones older than those. Manifests go first."""
-    kept = list_checkpoints(storage)[-keep:]
-    if not kept:
+def prune(storage: Storage, keep: int, best: BestRule | None = None) -> None:
+    """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
+
+    The newest whole one always stays. Manifests go first, so what is half deleted is torn, not damaged.
+    """
+    whole = list_checkpoints(storage)
+    newest = whole[-max(1, keep) :]
+    if not newest:
         return
-    names = [name for name in storage.list(f"{PREFIX}/") if name.rpartition("/")[0] < kept[0]]
+    kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
+    names = [
+        name
+        for name in storage.list(f"{PREFIX}/")
+        if (folder := name.rpartition("/")[0]) < newest[0] and folder not in kept
+    ]
     storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
 
 
-def newest_state(storage: Storage) -> tuple[TrainState, dict[str, Any]] | None:
-    """Return state and facts of the newest checkpoint that seems whole: all files there, in the manifest's sizes.
+@dataclass(frozen=True, slots=True)
+class BestRule:
+    """Which checkpoint is the best."""
 
-    Their hashes are checked by the workers, which read them anyway.
+    metric: str
+    """Name of the metric, such as `val/accuracy`."""
+    highest: bool = True
+    """Whether the highest value is the best, or the lowest."""
+
+
+def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> str | None:
+    """Return the key with the best metric, the newest of equals; None when no checkpoint was evaluated."""
+    found: list[tuple[float, str]] = []
+    for key in keys:
+        try:
+            value = float(_manifest(storage, key)["metrics"][rule.metric])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, StorageError):
+                raise
+            continue
+        if math.isfinite(value):
+            found.append((value if rule.highest else -value, key))
+    return max(found)[1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """What is known of one checkpoint in storage."""
+
+    key: str
+    cursor: int
+    """Samples consumed since the run's start."""
+    stage: int | None
+    """Index of the stage that comes next; None where the manifest doesn't say."""
+    bytes: int
+    metrics: dict[str, float]
+    """What was measured at this cursor."""
+    problem: str
+    """Why it can't be resumed from, or an empty text: it is whole."""
+    verified: bool
+    """Whether every file was read and has the manifest's SHA-256."""
+
+
+def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
+    """Return a row for each checkpoint, whole or not, oldest first; with `verify` every file is read through."""
+    sizes = storage.list(f"{PREFIX}/")
+    keys = sorted({name.rpartition("/")[0] for name in sizes})
+    return [_describe(storage, key, sizes, verify) for key in keys if key.rpartition("/")[2].isdigit()]
+
+
+def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
+    stage, problem, verified = None, "", False
+    metrics: dict[str, float] = {}
+    try:
+        manifest = _manifest(storage, key)
+        stage, metrics = manifest.get("stage"), manifest.get("metrics") or {}
+        _check_sizes(storage, key, manifest["files"], sizes)
+        if verify:
+            for name, facts in manifest["files"].items():
+                read_verified(storage, key, name, facts)
+            verified = True
+    except CheckpointError as error:
+        problem = str(error)
+    total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
+    return CheckpointRow(key, int(key.rpartition("/")[2]), stage, total, metrics, problem, verified)
+
+
+def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:
+    for name, facts in files.items():
+        there = sizes.get(f"{key}/{name}")
+        if there is None:
+            raise CheckpointError(f"{storage.uri}/{key}/{name} is missing")
+        if there != facts["bytes"]:
+            raise CheckpointError(
+                f"{storage.uri}/{key}/{name} is damaged: {there} bytes, its {MANIFEST} says {facts['bytes']}"
+            )
+
+
+def newest_state(storage: Storage) -> tuple[TrainState | None, dict[str, Any], list[str]]:
+    """Return state and facts of the newest checkpoint that seems whole, and a line for each newer one that doesn't.
+
+    Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
     """
     sizes = storage.list(f"{PREFIX}/")
+    skipped: list[str] = []
     for key in reversed(list_checkpoints(storage)):
         try:
             files = read_manifest(storage, key)
-            if all(sizes.get(f"{key}/{name}") == facts["bytes"] for name, facts in files.items()):
-                return parse_state(read_verified(storage, key, "state.json", files["state.json"]))
-        except (CheckpointError, KeyError, TypeError, ValueError):
-            continue
-    return None
+            _check_sizes(storage, key, files, sizes)
+            return *read_state(storage, key, files), skipped
+        except CheckpointError as error:
+            skipped.append(str(error))
+    return None, {}, skipped
+
+
+def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, dict[str, Any]]:
+    """Return a checkpoint's state and facts; raise CheckpointError when it has none that can be read."""
+    try:
+        return parse_state(read_verified(storage, key, "state.json", files["state.json"]))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{storage.uri}/{key}/state.json can't be read ({type(error).__name__})") from error
 
 
 def read_verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) -> bytes:
@@ -98,3 +222,9 @@ def parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
 def sha256(data: bytes) -> str:
     """Return the hash as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hash of a file's content as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

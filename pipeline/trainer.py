@@ -198,6 +198,7 @@ class Trainer:
         result = self.state.stage_results[span.index]
         result["eval_s"] = result.get("eval_s", 0.0) + time.perf_counter() - started
         result |= metrics
+        self.state.evaluation = {"cursor": self.state.cursor, **metrics}
         self._tell(metrics | {"val/epoch": self.state.cursor / self.samples_per_epoch})
         return metrics
 

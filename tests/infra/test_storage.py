@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage_s3
-from infra.storage import LocalStorage, MissingKeyError, Storage, StorageError, open_storage, pyarrow_filesystem
+from infra.storage import LocalStorage, MissingKeyError, Storage, StorageError, open_storage
 from infra.storage_s3 import PART_BYTES, S3Storage
 from tests.servers import S3Server
 
@@ -114,13 +114,6 @@ def test_keys_stay_inside(storage: Storage, key: str) -> None:
 def test_check_writable_leaves_nothing(storage: Storage) -> None:
     storage.check_writable()
     assert storage.list() == {}
-
-
-def test_ray_gets_the_same_objects_through_pyarrow(storage: Storage) -> None:
-    filesystem, path = pyarrow_filesystem(storage.uri)
-    with filesystem.open_output_stream(f"{path}/from-arrow") as stream:
-        stream.write(b"hello")
-    assert storage.read("from-arrow") == b"hello"
 
 
 def test_a_write_killed_half_way_leaves_the_old_object(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
     assert found is not None
     assert found.state.cursor == 24
     assert skipped == []
-    assert newest_state(storage) == (found.state, found.facts)
+    assert newest_state(storage) == (found.state, found.facts, [])
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])

@@ -1,0 +1,129 @@
+"""Writes checkpoints beside training: no step waits for storage, and storage that is away for a while costs nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+from infra.storage import Storage, StorageError
+from pipeline.checkpoint import Snapshot, write_checkpoint
+from pipeline.config import CheckpointConfig
+from pipeline.state import BestRule, prune
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Pause between two tries to write a checkpoint that storage didn't take."""
+
+
+class SaverStoppedError(Exception):
+    """Raised by `before_whole`: this run may make no checkpoint whole any more."""
+
+
+class SaverEvents(Protocol):
+    """What a saver tells. Called in the thread that writes."""
+
+    def before_whole(self) -> None:
+        """Called between a checkpoint's files and its manifest: make safe what a resumed run won't make again."""
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """A checkpoint is whole."""
+
+    def waits(self, line: str) -> None:
+        """Storage didn't take a checkpoint; training goes on, and it will be tried again."""
+
+    def gave_up(self, line: str) -> None:
+        """Storage didn't take any checkpoint for too long: the run must end."""
+
+
+class Saver:
+    """Writes snapshots one at a time, in a thread of its own.
+
+    The rule: at most one snapshot is being written and at most one waits. A newer one takes the place of the one that
+    waits, since only the newest is resumed from. While storage takes nothing, the one in hand is tried again every
+    `RETRY_S`, unless a newer one waits: then that one is. When storage took nothing for `config.give_up_s`, the saver
+    gives up and says so; it takes nothing more then.
+
+    Ray Train's own asynchronous upload is not used for this: with it, Ray's controller writes a list of checkpoints
+    into the same storage at every report, and ends the run when storage is away at that moment.
+    """
+
+    def __init__(self, storage: Storage, config: CheckpointConfig, events: SaverEvents) -> None:
+        self.storage, self.config, self.events = storage, config, events
+        self._waiting: Snapshot | None = None
+        self._busy = self._given_up = False
+        self._changed = threading.Condition()
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Make `snapshot` the next one to be written; returns at once."""
+        with self._changed:
+            if self._given_up:
+                return
+            self._waiting = snapshot
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._work, name="saver", daemon=True).start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when nothing waits or is being written; whether it came to that within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, timeout)
+
+    def _work(self) -> None:
+        """Write the newest snapshot that waits, and those that come meanwhile."""
+        failing_since: float | None = None
+        while (snapshot := self._next()) is not None:
+            try:
+                self._write(snapshot)
+                failing_since = None
+            except SaverStoppedError:
+                self._end()
+                return
+            except Exception as error:  # whatever it is, a checkpoint is missing: never silently
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since > self.config.give_up_s:
+                    self._give_up(now - failing_since, error)
+                    return
+                self.events.waits(f"a checkpoint waits for storage, training goes on: {_one_line(error)}")
+                with self._changed:
+                    self._waiting = self._waiting or snapshot
+                time.sleep(RETRY_S)
+
+    def _next(self) -> Snapshot | None:
+        with self._changed:
+            snapshot, self._waiting = self._waiting, None
+            if snapshot is None:
+                self._busy = False
+                self._changed.notify_all()
+            return snapshot
+
+    def _give_up(self, failing_s: float, error: Exception) -> None:
+        line = f"no checkpoint could be written for {failing_s:.0f} s, the run ends here: {_one_line(error)}"
+        self.events.gave_up(line)
+        self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._given_up, self._busy = True, False
+            self._changed.notify_all()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        key = write_checkpoint(self.storage, snapshot, self.events.before_whole)
+        self.events.saved(f"{self.storage.uri}/{key}", snapshot.state.cursor)
+        try:
+            prune(self.storage, self.config.keep, best_rule(self.config))
+        except StorageError as error:  # the next one's turn will sweep
+            log.warning("old checkpoints stay for now: %s", error)
+
+
+def best_rule(config: CheckpointConfig) -> BestRule | None:
+    """Return which checkpoint stays as the best one, if one does."""
+    return BestRule(config.best_metric, config.best_is == "highest") if config.best_metric else None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, StorageError) else f"{type(error).__name__}: {text}"

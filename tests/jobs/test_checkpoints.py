@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.storage import open_storage
+from jobs.checkpoints import main
+from jobs.cli import UsageError
+from pipeline.checkpoint import write_checkpoint
+from tests.pipeline.test_checkpoint import snapshot
+
+
+def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = open_storage(tmp_path / "mine")
+    for cursor in (24, 48):
+        write_checkpoint(storage, snapshot(cursor))
+    assert main(["mine", "--storage", str(tmp_path), "--verify"]) == 0
+    assert "48" in capsys.readouterr().out
+    storage.delete("checkpoints/000000000000048/manifest.json")
+    assert main(["mine", "--storage", str(tmp_path), "--verify", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["cursor"], row["whole"], row["verified"]) for row in rows] == [(24, True, True), (48, False, False)]
+    assert main(["mine", "--storage", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "torn" in out
+    assert "was not written to its end" in out
+
+
+def test_a_run_without_checkpoints_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no checkpoints"):
+        main(["none", "--storage", str(tmp_path)])
