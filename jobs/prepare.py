@@ -14,6 +14,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datasets.shards import DatasetManifest
+from datasets.sources.bluemarble import BlueMarble
 from datasets.sources.elpv import Elpv
 from datasets.sources.fonts import Fonts
 from datasets.sources.image_folder import ImageFolder
@@ -24,6 +25,7 @@ PLAIN_LINE_EVERY_S = 10.0
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
+    | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]
 )
 
