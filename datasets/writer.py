@@ -34,7 +34,7 @@ class Item:
     name: str
     """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
     label: int
-    """Class number."""
+    """Class number; -1 where the source has masks."""
     mark: str = ""
     """What else identifies its content, such as a file's size: a change is noticed by it."""
 
@@ -47,6 +47,8 @@ class Plan:
     """Class names in label order."""
     splits: dict[str, tuple[Item, ...]]
     """Items of `train` and `val`."""
+    kind: str = "classification"
+    """What is learned from them: `classification`, or `segmentation` with `Source.mask` beside each image."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the manifest records about where the images come from (licence, package versions, ...)."""
 
@@ -120,7 +122,7 @@ def prepare(
         for split in tasks:
             names = [task.path.name for task in tasks[split]]
             record = {**description, **plan.origin}
-            manifests[split] = write_manifest(out / split, names, classes=plan.classes, source=record)
+            manifests[split] = write_manifest(out / split, names, classes=plan.classes, kind=plan.kind, source=record)
         return {split: manifests[split] for split in SPLITS}
 
 
@@ -224,7 +226,9 @@ def _write_shard(task: _ShardTask) -> None:
         with wds.TarWriter(stream, mtime=0) as tar:
             for number, item in enumerate(task.items, start=task.first):
                 extension, data = task.source.encode(task.split, item)
-                tar.write({"__key__": _key(number, item.name), extension: data, "cls": item.label})
+                mask = getattr(task.source, "mask", None)
+                truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item)}
+                tar.write({"__key__": _key(number, item.name), extension: data, **truth})
                 count_one()
         stream.flush()
         os.fsync(stream.fileno())

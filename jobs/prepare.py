@@ -18,6 +18,7 @@ from datasets.publish import staging_folder, upload_folder
 from datasets.pyramid import write_copies
 from datasets.remote import is_remote
 from datasets.shards import DatasetManifest
+from datasets.sources.bluemarble import BlueMarble
 from datasets.sources.elpv import Elpv
 from datasets.sources.fonts import Fonts
 from datasets.sources.image_folder import ImageFolder
@@ -28,6 +29,7 @@ PLAIN_LINE_EVERY_S = 10.0
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
+    | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]
 )
 

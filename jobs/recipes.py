@@ -8,7 +8,14 @@ from typing import Literal
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import ClassificationConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import (
+    CheckpointConfig,
+    ClassificationConfig,
+    OptimizerConfig,
+    SegmentationConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from pipeline.stages import ramp
 
 
@@ -36,6 +43,40 @@ def demo() -> TrainConfig:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
         ),
+    )
+
+
+def unet_demo() -> TrainConfig:
+    """The Earth from space (Blue Marble): which climate is where? An EfficientUNet, three stages.
+
+    `python -m jobs.prepare bluemarble --out data/bluemarble`, then `python -m jobs.train unet_demo`.
+    """
+    return TrainConfig(
+        name="unet-demo",
+        stages=ramp(
+            epochs=30,
+            batch_size=24,
+            image_size=(64, 128),
+            randaugment_magnitude=(0, 0),
+            dropout=(0.0, 0.2),
+            num_stages=3,
+            size_multiple=32,
+        ),
+        data=DataConfig(
+            train="data/bluemarble/train",
+            val="data/bluemarble/val",
+            block_size=32,
+            crop_area=(0.4, 1.0),
+            eval_crop="whole",
+            loader_workers=0,
+        ),
+        model=ModelConfig(name="unet_efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
+        task=SegmentationConfig(),
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=2e-3, weight_decay=0.02, warmup_epochs=2, schedule="cosine", ema_decay=0.99
+        ),
+        trainer=TrainerConfig(eval_every_epochs=3, eval_batch_size=24),
+        checkpoint=CheckpointConfig(best_metric="val/miou"),
     )
 
 
@@ -107,6 +148,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
+        unet_demo,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,

@@ -11,7 +11,7 @@ from typing import Literal
 from datasets.config import DataConfig
 from infra.cluster import ClusterConfig, worker_range
 from infra.tracking_config import TrackingConfig
-from model.config import ModelConfig
+from model.config import UNETS, ModelConfig
 from pipeline.stages import TrainingStage
 
 
@@ -25,6 +25,23 @@ class ClassificationConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentationConfig:
+    """A class for every pixel. Mixup blends masks as soft targets where a stage's `mixup_alpha` is above 0."""
+
+    dice_weight: float = 1.0
+    """The loss is the cross-entropy plus this times the Dice loss; 0: cross-entropy alone."""
+    ignore_index: int = 255
+    """Mask value of pixels that count neither in the loss nor in the metrics; 255 is also what lies outside of an
+    image that was moved."""
+
+    def __post_init__(self) -> None:
+        if not self.dice_weight >= 0:
+            raise ValueError(f"task.dice_weight is {self.dice_weight}: it must be 0 (off) or more")
+        if not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"task.ignore_index is {self.ignore_index}: it must be from 0 to 255")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +174,7 @@ class TrainConfig:
     """What is trained on, and how it is read and augmented."""
     model: ModelConfig
     """The network."""
-    task: ClassificationConfig = field(default_factory=ClassificationConfig)
+    task: ClassificationConfig | SegmentationConfig = field(default_factory=ClassificationConfig)
     """What is learned: targets, loss, metrics."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer, learning rate, weight decay, moving average."""
@@ -177,6 +194,16 @@ class TrainConfig:
             )
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
+        if isinstance(self.task, SegmentationConfig) != (self.model.name in UNETS):
+            wanted = "a segmentation model (unet_ and an EfficientNet's name)"
+            if not isinstance(self.task, SegmentationConfig):
+                wanted = "a recipe whose task is segmentation, such as unet_demo"
+            raise ValueError(f"model.name is {self.model.name}, which doesn't fit the recipe's task: take {wanted}")
+
+    @property
+    def kind(self) -> str:
+        """Kind of data that the task learns from: `classification` or `segmentation`."""
+        return "segmentation" if isinstance(self.task, SegmentationConfig) else "classification"
 
     @property
     def worker_counts(self) -> list[int]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.loader import DataConfig, build_eval_loader
+from datasets.loader import Batch, DataConfig, build_eval_loader
 from pipeline.config import TrainerConfig
 from pipeline.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
@@ -33,13 +38,29 @@ def evaluate(
 
     The batches are the same for any worker count, and the metrics' states are summed over the workers.
     """
+    metrics = collect(model, task, data, config, task.metrics(), image_size=image_size, device=device)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@torch.inference_mode()
+def collect(
+    model: nn.Module,
+    task: Task,
+    data: DataConfig,
+    config: TrainerConfig,
+    metrics: MetricCollection,
+    *,
+    image_size: int,
+    device: torch.device,
+) -> MetricCollection:
+    """Return `metrics` with every validation sample of this worker in them."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world_size > 1:
         # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
     model.eval()
-    metrics = task.metrics().to(device)
+    metrics = metrics.to(device)
     loader = build_eval_loader(
         data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
     )
@@ -47,4 +68,16 @@ def evaluate(
         with autocast(config, device):
             logits = model(normalized(batch.images, config, device))
         task.update(metrics, logits, batch)
-    return {name: float(value) for name, value in metrics.compute().items()}
+    return metrics
+
+
+@torch.inference_mode()
+def first_batch(
+    model: nn.Module, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+) -> tuple[Batch, Tensor]:
+    """Return the first validation images and their logits."""
+    model.eval()
+    loader = build_eval_loader(data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1)
+    batch = next(iter(loader))
+    with autocast(config, device):
+        return batch, model(normalized(batch.images, config, device))

@@ -24,5 +24,8 @@ class TrainHooks:
         """Say what all ranks do next."""
         return Decision.CONTINUE
 
+    def ended(self, picture: Callable[[], bytes]) -> None:
+        """The last stage is over; `picture` makes a PNG of images, truth and prediction when called."""
+
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; `snapshot` copies the state to host memory when called."""

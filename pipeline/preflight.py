@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets.config import check_data
 from datasets.order import sample_order
-from datasets.shards import DatasetManifest
+from datasets.shards import DataError, DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
 from model.config import check_image_size, check_model
@@ -59,6 +59,8 @@ def preflight(config: TrainConfig) -> Preflight:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=config.worker_counts,
     )
+    if train.kind != config.kind:
+        raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
     _check_mixup(config)
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
     storage = open_storage(f"{config.storage}/{config.name}")

@@ -23,7 +23,7 @@ from datasets.loader import Batch, build_loader
 from model.factory import set_dropout
 from pipeline.checkpoint import Snapshot, to_host
 from pipeline.config import TrainConfig
-from pipeline.evaluation import autocast, evaluate, normalized
+from pipeline.evaluation import autocast, evaluate, first_batch, normalized
 from pipeline.hooks import TrainHooks
 from pipeline.learning_rate import learning_rate
 from pipeline.meter import Meter
@@ -91,6 +91,8 @@ class Trainer:
             decision = self.fit(span)
             if decision in (Decision.STOP, Decision.NEW_GROUP):
                 return decision
+        if self.rank == 0 and self._span() is None:
+            self.hooks.ended(self.picture)
         return Decision.NEXT_STAGE
 
     def fit(self, span: StageSpan) -> Decision:
@@ -251,10 +253,24 @@ class Trainer:
         """Image size at which a stage is evaluated, in pixels."""
         return round(stage.image_size * self.config.trainer.eval_scale)
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The moving average, or the model if there is none."""
+        return self.model if self.ema is None else self.ema.module
+
+    def picture(self) -> bytes:
+        """Return a PNG of the first validation images with truth and prediction, made on this rank alone."""
+        size = self.eval_size(self.config.stages[-1])
+        return self.task.picture(
+            *first_batch(
+                self.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
+            )
+        )
+
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
         return evaluate(
-            self.model if self.ema is None else self.ema.module,
+            self.evaluated_model,
             self.task,
             self.config.data,
             self.config.trainer,

@@ -78,7 +78,12 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
         task=task,
         samples_per_epoch=order.samples_per_epoch,
         hooks=hooks,
-        facts={"config": recorded_config(config), "data": order.fingerprint, "versions": versions()},
+        facts={
+            "config": recorded_config(config),
+            "data": order.fingerprint,
+            "versions": versions(),
+            "classes": list(manifest.classes),
+        },
         device=ray.train.torch.get_device(),
     )
     if start.snapshot is not None:
@@ -123,6 +128,11 @@ class WorkerHooks(TrainHooks):
             self.controller.note.remote(f"a node is about to be taken away: checkpoint at cursor {progress.cursor}")
             return Decision.NEW_GROUP
         return decision
+
+    def ended(self, picture: Callable[[], bytes]) -> None:
+        """Keep a picture of what was learned."""
+        assert self.tracker is not None
+        self.tracker.log_artifact_bytes("predictions.png", picture())
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """Hand a snapshot to the saver's thread, on rank 0: its state is every rank's."""
