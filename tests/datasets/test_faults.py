@@ -19,7 +19,7 @@ from tests.datasets.proxy import FaultProxy, Request, fault_proxy
 from tests.datasets.test_s3 import put
 from tests.servers import S3Server
 
-FAULTS = ("", "500", "cut", "", "503", "slow", "cut")
+FAULTS = ("", "", "500", "", "cut", "", "", "503", "", "slow", "")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_errors_slow_answers_and_cut_bodies_change_nothing(
     proxy.fault = lambda request: FAULTS[request.number % len(FAULTS)]
     got = load(config(uri, tmp_path if cached else "none"))
     assert same(got, expected)
-    assert len(proxy.requests) > 25
+    assert len(proxy.requests) > (8 if cached else 60)  # a filled cache asks little
 
 
 def test_a_server_killed_and_started_again_costs_nothing_but_time(
