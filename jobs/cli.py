@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
 import tyro
@@ -76,8 +77,9 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
 def _one_line(box: str) -> str:
     """Return what a box of the CLI library says: its first sentence, and the flag that may have been meant."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    body = [line for line in lines if line][1:]  # the first line is the box's title
-    sentence = body[0] if body else "wrong arguments"
+    body = lines[1:]  # the first line is the box's title
+    paragraph = list(takewhile(bool, dropwhile(lambda line: not line, body)))  # folded at the box's width
+    sentence = " ".join(paragraph) or "wrong arguments"
     if "Perhaps you meant:" in body:
         sentence += f" (did you mean {body[body.index('Perhaps you meant:') + 1].split()[0]}?)"
     return sentence

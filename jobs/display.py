@@ -60,8 +60,8 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
     ]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
     parts.append(f"{duration(seconds_left(config.stages, progress, seen['train/images_per_s']))} left")
-    if status["starts"] > 1:
-        parts.append(f"recovered {status['starts'] - 1}x")
+    if status["recoveries"]:
+        parts.append(f"recovered {status['recoveries']}x")
     return " | ".join(parts)
 
 

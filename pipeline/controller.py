@@ -60,7 +60,7 @@ class StageController:
         self._progress: Progress | None = None
         self._phase, self._error, self._stopped = "starting", "", False
         self._last: Decision | None = None
-        self._starts = 0
+        self._groups = self._starts = 0
         self._notes: list[str] = []
         self._heard = time.time()
 
@@ -83,6 +83,7 @@ class StageController:
             self._last = None
             while self._last in (None, Decision.NEW_GROUP):
                 self._last = Decision.NEXT_STAGE  # unless a worker says otherwise
+                self._groups += 1
                 self._fit(segment)
                 if self._error:
                     raise RuntimeError(self._error)
@@ -92,11 +93,12 @@ class StageController:
     # From operators --------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return what is known of the run: phase, newest progress, worker group starts, seconds since news."""
+        """Return what is known of the run: phase, newest progress, recoveries from failures, seconds since news."""
         with self._lock:
             progress = asdict(self._progress) if self._progress else None
             age_s = time.time() - self._heard
-            return {"phase": self._phase, "progress": progress, "starts": self._starts, "age_s": age_s} | {
+            recoveries = max(0, self._starts - self._groups)
+            return {"phase": self._phase, "progress": progress, "recoveries": recoveries, "age_s": age_s} | {
                 "notes": list(self._notes)
             }
 

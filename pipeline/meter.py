@@ -22,10 +22,10 @@ class Meter:
     def restart(self) -> None:
         """Begin a new interval now."""
         self._sums: dict[str, Tensor] = {}
-        self._steps, self._wait_s, self._started = 0, 0.0, time.perf_counter()
+        self._steps, self._wait_s, self._damaged, self._started = 0, 0.0, 0, time.perf_counter()
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches, counting the time that they were waited for."""
+        """Yield the batches, counting the time that they were waited for and the damaged samples in them."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
@@ -33,6 +33,7 @@ class Meter:
             self._wait_s += time.perf_counter() - started
             if batch is None:
                 return
+            self._damaged += batch.num_replaced
             yield batch
 
     def add(self, terms: dict[str, Tensor]) -> None:
@@ -43,7 +44,8 @@ class Meter:
 
     def row(self, batch_size: int) -> dict[str, float]:
         """Return the interval's means over all ranks, its rates, seconds and samples."""
-        sums = torch.stack([*self._sums.values(), torch.tensor(self._wait_s, device=self.device)]).float()
+        counts = torch.tensor([self._wait_s, self._damaged], device=self.device)
+        sums = torch.cat([torch.stack(list(self._sums.values())).float(), counts])
         if dist.is_initialized():
             dist.all_reduce(sums)
             sums /= dist.get_world_size()
@@ -51,5 +53,6 @@ class Meter:
         seconds, samples = time.perf_counter() - self._started, self._steps * batch_size
         row = {f"train/{name}": value / self._steps for name, value in zip(self._sums, values, strict=False)}
         row["train/images_per_s"] = samples / seconds
-        row["train/data_wait_share"] = values[-1] / seconds
+        row["train/data_wait_share"] = values[-2] / seconds
+        row["train/damaged_samples"] = round(values[-1] * (dist.get_world_size() if dist.is_initialized() else 1))
         return row | {"seconds": seconds, "samples": samples}

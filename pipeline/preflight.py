@@ -73,7 +73,8 @@ def preflight(config: TrainConfig) -> Preflight:
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """Make local paths absolute: workers have another working directory."""
-    data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val))
+    cache = config.data.cache_dir if config.data.cache_dir == "none" else _absolute(config.data.cache_dir)
+    data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val), cache_dir=cache)
     model = replace(config.model, init_from=_absolute(config.model.init_from or "") or None)
     return replace(
         config,

@@ -13,6 +13,7 @@ from infra.tracking_config import redacted
 HARMLESS = (
     *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every"),
     *("data.train", "data.val", "data.loader_workers", "data.prefetch_batches"),  # the data's fingerprint is compared
+    *("data.cache_dir", "data.cache_gb"),
 )
 """Fields that a resumed run may change, and every stage's `num_workers`: they don't change what is learned from."""
 

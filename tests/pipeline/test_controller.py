@@ -69,7 +69,7 @@ def test_a_run_goes_through_all_segments() -> None:
     assert [s.num_workers for s in group.fitted] == [1, 2]
     assert status["phase"] == "finished"
     assert status["progress"]["cursor"] == 360  # type: ignore[index]
-    assert status["starts"] == 2
+    assert status["recoveries"] == 0
 
 
 def test_finished_segments_are_not_started_again() -> None:
