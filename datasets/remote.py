@@ -163,7 +163,7 @@ def _make_client() -> Any:
     from botocore.exceptions import BotoCoreError
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 2},
+        retries={"mode": "standard", "total_max_attempts": 1},  # `_call` tries again
         connect_timeout=5,
         read_timeout=30,
         tcp_keepalive=True,

@@ -31,6 +31,8 @@ MAX_TAG = 8000
 
 NAME_TAG = "crescendo.run"
 KEY_TAG = "crescendo.run_key"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Has the UI show a new experiment as model training; without it, it may open as one of language models."""
 
 _ENVIRONMENT = {
     # Our own thread tries again; a call that retries for minutes inside would hold up flush and close.
@@ -138,7 +140,7 @@ def open_experiment(uri: str, name: str, artifact_location: str | None) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, artifact_location))
+                return str(client.create_experiment(name, artifact_location, tags=EXPERIMENT_TAGS))
             except MlflowException as error:
                 found = client.get_experiment_by_name(name)  # another process made it meanwhile
                 if found is None:

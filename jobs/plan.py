@@ -16,7 +16,7 @@ from datasets.shards import DataError, load_manifest
 from jobs.cli import parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS
-from model.factory import check_image_size, check_model
+from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
 from pipeline.stages import TrainingSchedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from typing import Annotated
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datasets.publish import staging_folder, upload_folder
+from datasets.pyramid import write_copies
+from datasets.remote import is_remote
 from datasets.shards import DatasetManifest
 from datasets.sources.bluemarble import BlueMarble
 from datasets.sources.elpv import Elpv
@@ -30,6 +34,18 @@ AnySource = (
 )
 
 
+ShortSides = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PX,PX,...",
+        instance_from_str=lambda given: tuple(int(side) for side in given[0].split(",") if side),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda sides: [",".join(map(str, sides))],
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
     """Write the images of a source as WebDataset shards to OUT/train and OUT/val, each with a manifest.
@@ -39,9 +55,16 @@ class PrepareConfig:
 
     source: tyro.conf.OmitArgPrefixes[AnySource]
     """Where the images come from."""
-    out: Path
-    """Folder for the shards, made if missing."""
+    out: str
+    """Folder for the shards, made if missing, or s3://BUCKET/PREFIX: written on this machine first, then uploaded."""
+    also_short_side: ShortSides = ()
+    """Short sides in pixels of smaller copies of the training shards, as in `256,160`: a stage reads the smallest copy
+    whose short side is at least 1.25 times its image size, and so reads and decodes less."""
     writer: tyro.conf.OmitArgPrefixes[WriterConfig] = field(default_factory=WriterConfig)
+
+    def __post_init__(self) -> None:
+        if any(side < 16 for side in self.also_short_side):
+            raise ValueError(f"also_short_side is {self.also_short_side} px; each must be at least 16")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,10 +90,21 @@ def run(config: PrepareConfig) -> None:
     if config.source.notice:
         print(config.source.notice)
     start = time.monotonic()
+    folder = staging_folder(config.out) if is_remote(config.out) else Path(config.out)
     with shown_progress(f"{config.source.name} -> {config.out}") as progress:
-        manifests = prepare(config.source, config.out, config.writer, progress=progress)
+        manifests = prepare(config.source, folder, config.writer, progress=progress)
+    if config.also_short_side:
+        with shown_progress(f"copies of short side {', '.join(map(str, config.also_short_side))}") as progress:
+            workers = config.writer.workers
+            manifests["train"] = write_copies(
+                folder / "train", config.also_short_side, workers=workers, progress=progress
+            )
+    if is_remote(config.out):
+        with shown_progress(f"upload -> {config.out}", unit="files") as progress:
+            upload_folder(folder, config.out, progress=progress)
+        shutil.rmtree(folder)
     for split, manifest in manifests.items():
-        print(f"{config.out / split}: {summary(manifest)}")
+        print(f"{config.out.rstrip('/')}/{split}: {summary(manifest)}")
     print(f"{time.monotonic() - start:.1f} s")
 
 
@@ -96,7 +130,8 @@ def summary(manifest: DatasetManifest) -> str:
     """Return counts and size of a split in a few words."""
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     size = f"{manifest.num_bytes / 1e6:.1f} MB"
-    return f"{manifest.num_samples} images of {len(manifest.classes)} classes in {shards}, {size}"
+    copies = f", copies of short side {', '.join(map(str, manifest.copies))}" if manifest.copies else ""
+    return f"{manifest.num_samples} images of {len(manifest.classes)} classes in {shards}, {size}{copies}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ from typing import Literal
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
+from pipeline.config import (
+    CheckpointConfig,
+    ClassificationConfig,
+    OptimizerConfig,
+    SegmentationConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from pipeline.stages import ramp
 
 
@@ -23,17 +30,18 @@ def demo() -> TrainConfig:
             epochs=24,
             batch_size=48,
             image_size=(64, 128),
-            randaugment_magnitude=(2, 8),
-            mixup_alpha=(0, 0.2),
-            dropout=(0.1, 0.3),
-            size_multiple=32,
+            randaugment_magnitude=(0, 3),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.1, 0.2),
+            size_multiple=16,
         ),
         data=DataConfig(
-            train="data/elpv/train", val="data/elpv/val", block_size=32, crop_area=(0.5, 1.0), loader_workers=0
+            train="data/elpv/train", val="data/elpv/val", block_size=32, crop_area=(0.7, 1.0), loader_workers=0
         ),
         model=ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
+        task=ClassificationConfig(label_smoothing=0.05),
         optimizer=OptimizerConfig(
-            optimizer="adamw", lr=2e-3, weight_decay=0.02, warmup_epochs=2, schedule="cosine", ema_decay=0.99
+            optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
         ),
     )
 

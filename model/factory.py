@@ -1,11 +1,10 @@
 """`build_model(ModelConfig)`: every model by name, and what can be known of it before it is built."""
 
-import torch
 from torch import nn
 
-from model.config import TIMM_PREFIX, UNETS, ModelConfig, architecture_of
+from model.config import TIMM_PREFIX, UNETS, ModelConfig, architecture_of, check_image_size, check_model
 from model.efficientnet import NORM_EPS, NORM_MOMENTUM, build_efficientnet
-from model.libraries import TORCHVISION, build_timm, build_torchvision, check_timm_size, unknown_name
+from model.libraries import TORCHVISION, build_timm, build_torchvision, unknown_name
 from model.regularization import freeze, set_dropout, set_stochastic_depth
 from model.tables import ARCHITECTURES, Architecture
 from model.unet import EfficientUNet
@@ -62,28 +61,3 @@ def _build_rows(config: ModelConfig, architecture: Architecture, num_classes: in
         return EfficientUNet(model, num_classes=num_classes, norm_eps=norm_eps, norm_momentum=norm_momentum)
     assert isinstance(model, nn.Module)
     return model
-
-
-def check_model(config: ModelConfig) -> None:
-    """Raise what `build_model` would raise for this config, without memory or time being spent on weights."""
-    with torch.device("meta"):
-        build_model(config, num_classes=2)
-
-
-def check_image_size(config: ModelConfig, size: int) -> None:
-    """Raise ValueError if images of side `size` pixels can't go through the model, naming the nearest that can."""
-    if config.name.startswith(TIMM_PREFIX):
-        check_timm_size(config, size)
-        return
-    architecture = architecture_of(config)
-    stride = architecture.stride if architecture else 32
-    if size < stride:
-        raise ValueError(
-            f"image_size={size}: {config.name} has a total stride of {stride}, so {stride} is the smallest"
-        )
-    if config.name.startswith("swin") and size % stride:
-        below = size // stride * stride
-        raise ValueError(
-            f"image_size={size}: {config.name} needs a multiple of {stride}, whole patches at every depth;"
-            f" nearest: {below} and {below + stride}"
-        )

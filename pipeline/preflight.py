@@ -10,7 +10,7 @@ from datasets.loader import sample_order
 from datasets.shards import DataError, DatasetManifest
 from infra import tracking
 from infra.storage import Storage, open_storage
-from model.factory import check_image_size, check_model
+from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -33,6 +32,9 @@ from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import CheckpointError, TrainState
 from pipeline.task import Task
+
+STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
+"""Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
 class TrainingError(ValueError):
@@ -189,7 +191,7 @@ class Trainer:
         result["samples"] = result.get("samples", 0) + row.pop("samples")
         row["train/lr"] = self.learning_rate
         row["train/epoch"] = self.state.cursor / self.samples_per_epoch
-        row |= {f"stage/{name}": value for name, value in asdict(span.stage).items()}
+        row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
         row["stage/index"] = span.index + 1
         self._tell(row)
         return row

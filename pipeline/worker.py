@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -22,6 +21,7 @@ from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
+from pipeline.description import describe, summary
 from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
 from pipeline.provenance import flat_values, recorded_config, versions
@@ -98,18 +98,19 @@ class WorkerHooks(TrainHooks):
     """What a rank tells the controller, MLflow and storage."""
 
     def __init__(self, config: TrainConfig, controller: Any, storage: Storage, rank: int) -> None:
-        self.controller, self.rank = controller, rank
+        self.controller, self.rank, self.num_stages = controller, rank, len(config.stages)
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
             self.tracker.log_params(flat_values(recorded_config(config)))
+            self.tracker.set_description(describe(config))
         self.saver = Saver(storage, config.checkpoint, self)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Tag the stage and keep its first batch as a picture."""
         assert self.tracker is not None
-        stage = {f"stage.{span.index + 1}.{name}": str(value) for name, value in asdict(span.stage).items()}
-        self.tracker.set_tags({"stage": str(span.index + 1), **stage})
-        self.tracker.log_artifact_bytes(f"samples/stage-{span.index + 1}.png", _grid_png(images))
+        number = span.index + 1
+        self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
+        self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """Queue a row of metrics for MLflow."""

@@ -49,7 +49,7 @@ class _Apt:
     def known(self, packages: Sequence[str]) -> list[str]:
         """Return those that the distribution has."""
         self._run("apt-get", "update")
-        names = set(self._run("apt-cache", "pkgnames", "fonts-").split())
+        names = set(self._run("apt-cache", "pkgnames").split())
         return [package for package in packages if package in names]
 
     def download(self, packages: Sequence[str]) -> None:

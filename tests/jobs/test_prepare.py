@@ -11,6 +11,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from datasets.config import DataConfig
+from datasets.loader import build_loader
 from datasets.shards import load_manifest
 from jobs.prepare import main
 
@@ -128,6 +130,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
         (["fonts", "--text-size", "40", "20"], "text_size is (40, 20) px; it must be"),
         (["fonts", "--samples-per-shard", "0"], "samples_per_shard is 0; it must be"),
         (["fonts", "--colour", "red"], "--colour"),
+        (["fonts", "--also-short-side", "64,5"], "also_short_side is (64, 5) px; each must be"),
         (["photos"], "photos"),
     ],
 )
@@ -138,3 +141,20 @@ def test_options_that_cannot_be_end_with_exit_code_2(
         main([*given, "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_smaller_copies_and_s3(tmp_path: Path, s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["--families", "2", "--train-images", "10", "--val-images", "3", "--size", "96"]
+    given = ["fonts", "--font-folder", str(FONTS), "--out", f"{s3_uri}/fonts/", *images]
+    assert main([*given, "--also-short-side", "64,32"]) == 0
+    assert f"{s3_uri}/fonts/train: 20 images of 2 classes in 1 shard" in capsys.readouterr().out
+    manifest = load_manifest(f"{s3_uri}/fonts/train")
+    assert manifest.copies == (32, 64)
+    data = DataConfig(
+        train=f"{s3_uri}/fonts/train", val=f"{s3_uri}/fonts/val", cache_dir=str(tmp_path), num_lanes=4, loader_workers=0
+    )
+    loader = build_loader(
+        data, image_size=32, batch_size=8, magnitude=0, seed=1, cursor=0, stop=16, rank=0, world_size=1
+    )
+    assert loader.short_side == 64
+    assert [len(batch.labels) for batch in loader] == [8, 8]

@@ -1,4 +1,4 @@
-"""The faster blocks are torchvision's to float rounding: outputs, gradients and batch-norm statistics."""
+"""The faster blocks are torchvision's to rounding, shown in float64: outputs, gradients and batch-norm statistics."""
 
 import copy
 
@@ -27,20 +27,21 @@ def test_a_block_is_torchvisions(
     kind: type, config: MBConvConfig | FusedMBConvConfig, training: bool, memory_format: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    theirs = kind(config, 0.4, nn.BatchNorm2d).to(memory_format=memory_format).train(training)
+    theirs = kind(config, 0.4, nn.BatchNorm2d).double().to(memory_format=memory_format).train(training)
     ours = copy.deepcopy(theirs)
     make_faster(ours)
     assert type(ours) is not type(theirs)
     results = []
     for block in (theirs, ours):
-        images = torch.randn(6, 16, 9, 9, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(6, 16, 9, 9, generator=generator).double().to(memory_format=memory_format)
         images.requires_grad_()
         torch.manual_seed(2)  # the same blocks are dropped
         output = block(images)
         output.square().sum().backward()
         results.append((output, images.grad, *(p.grad for p in block.parameters()), *block.buffers()))
     for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_inference_is_in_place_and_training_is_not() -> None:
@@ -48,6 +49,23 @@ def test_inference_is_in_place_and_training_is_not() -> None:
     with torch.no_grad():
         assert Activation()(before := values.clone()).data_ptr() == before.data_ptr()
     assert Activation()(values).data_ptr() != values.data_ptr()
+
+
+@pytest.mark.parametrize("same_padding", [False, True])
+def test_folded_norms_give_the_same_logits(same_padding: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="efficientnet_b0", same_padding=same_padding), num_classes=5).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            module.momentum = 1.0
+    images = torch.randn(4, 3, 64, 64).double().to(memory_format=torch.channels_last)
+    model.train()(images)
+    model.eval()
+    plain = model(images)  # with gradients: norms are layers
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain, rtol=1e-9, atol=1e-9)
 
 
 def test_a_1x1_convolution_keeps_the_memory_format() -> None:

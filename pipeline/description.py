@@ -1,0 +1,34 @@
+"""A run in words, for the top of its MLflow page."""
+
+from __future__ import annotations
+
+from pipeline.config import TrainConfig
+from pipeline.stages import TrainingStage
+
+
+def summary(stage: TrainingStage) -> str:
+    """Return one line on a stage."""
+    return (
+        f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
+        f"dropout {stage.dropout:.3g}, batch {stage.batch_size}, {stage.epochs:g} epochs"
+    )
+
+
+def describe(config: TrainConfig) -> str:
+    """Return Markdown: the model, the data, the stages as a table, and how to resume."""
+    rows = [
+        f"| {index} | {stage.image_size} | {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
+        f"| {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
+        for index, stage in enumerate(config.stages, start=1)
+    ]
+    return "\n".join(
+        [
+            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}.",
+            "",
+            "| stage | px | RandAugment | Mixup | dropout | batch | epochs |",
+            "|--:|--:|--:|--:|--:|--:|--:|",
+            *rows,
+            "",
+            f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",
+        ]
+    )

@@ -1,0 +1,123 @@
+"""Smaller copies of shards: the same samples, chosen by a stage's image size."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+from datasets.config import DataConfig
+from datasets.copies import choose_copy
+from datasets.errors import DataError
+from datasets.loader import build_eval_loader, build_loader, sample_order
+from datasets.pyramid import shrunk, write_copies
+from datasets.shards import load_manifest, write_manifest
+from tests.datasets.images import image_of, mask_of, png
+from tests.datasets.test_shards import write_tar
+
+
+def jpeg(number: int, height: int, width: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image_of(3, number, height=height, width=width)).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards of 24 images in all, one of them too small for the copies, with copies of short side 40 and 64."""
+    for shard in range(2):
+        members: dict[str, bytes] = {}
+        for number in range(shard * 12, shard * 12 + 12):
+            members[f"d.1/{number}.jpg"] = jpeg(number, *((30, 50) if number == 5 else (120, 160)))
+            members[f"d.1/{number}.cls"] = str(number % 3).encode()
+        write_tar(tmp_path / f"s-{shard}.tar", members)
+    write_manifest(tmp_path, ["s-0.tar", "s-1.tar"], classes=["a", "b", "c"])
+    write_copies(tmp_path, [64, 40], workers=2)
+    return tmp_path
+
+
+def keys(folder: Path) -> list[str]:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    return [f"{sample['__key__']} {sample['cls']}" for sample in wds.WebDataset(urls, shardshuffle=False)]
+
+
+def config(folder: Path) -> DataConfig:
+    return DataConfig(train=str(folder), val=str(folder), num_lanes=4, block_size=4, loader_workers=0)
+
+
+def test_the_rule_is_one_and_a_quarter_times_the_image_size() -> None:
+    copies = (160, 256)
+    assert [choose_copy(copies, size) for size in (64, 128, 129, 192, 204, 205, 300)] == [160, 160, 256, 256, 256, 0, 0]
+    assert choose_copy((), 128) == 0
+
+
+def test_copies_have_the_same_samples_in_the_same_order(folder: Path) -> None:
+    manifest = load_manifest(str(folder))
+    assert manifest.copies == (40, 64)
+    for side in manifest.copies:
+        copy = folder / f"short-{side}"
+        assert keys(copy) == keys(folder)
+        assert load_manifest(str(copy)).shard_counts.tolist() == manifest.shard_counts.tolist()
+        shown = [Image.open(io.BytesIO(s["jpg"])) for s in wds.WebDataset(str(copy / "s-0.tar"), shardshuffle=False)]
+        assert {min(image.size) for image in shown} == {side, 30}
+
+
+def test_a_stage_reads_the_smallest_copy_that_allows_its_size_and_the_order_stays(folder: Path) -> None:
+    data = config(folder)
+    plain = load_manifest(str(folder))
+    order = sample_order(data, plain.shard_counts, seed=1)
+    for size, side in ((32, 40), (48, 64), (64, 0)):
+        loader = build_loader(
+            data, image_size=size, batch_size=8, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
+        )
+        assert loader.short_side == side
+        batches = list(loader)
+        labels = [int(order.lane_samples(lane, 0, 2)[row]) % 3 for lane in range(4) for row in range(2)]
+        assert batches[0].labels.tolist() == labels
+    whole = build_eval_loader(data, image_size=32, batch_size=24, rank=0, world_size=1)
+    assert whole.short_side == 0
+
+
+def test_a_copy_shows_what_the_full_images_show(folder: Path) -> None:
+    data = replace(config(folder), crop_area=(0.6, 1.0))
+
+    def images() -> torch.Tensor:
+        loader = build_loader(
+            data, image_size=32, batch_size=24, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
+        )
+        return next(iter(loader)).images.float()
+
+    small = images()
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"copies": [40, 64]', '"copies": []'))
+    full = images()
+    assert not torch.equal(small, full)
+    assert (small - full).abs().mean() < 0.3 * (small - full.roll(1, 0)).abs().mean()  # beside other images' crops
+
+
+def test_a_copy_of_other_shards_is_refused_and_a_second_call_writes_only_what_is_gone(folder: Path) -> None:
+    gone = folder / "short-40" / "s-1.tar"
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+    content = gone.read_bytes()
+    gone.unlink()
+    loader = {"image_size": 32, "batch_size": 8, "magnitude": 0, "seed": 1, "cursor": 0, "stop": 24}
+    with pytest.raises(DataError, match=r"short-40: manifest\.json lists s-1\.tar, but there is no such file"):
+        build_loader(config(folder), **loader, rank=0, world_size=1)  # type: ignore[arg-type]
+    write_copies(folder, [40], workers=1)
+    assert gone.read_bytes() == content
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != gone)
+    assert load_manifest(str(folder)).copies == (40, 64)
+
+
+def test_masks_shrink_with_their_images_by_nearest_neighbour() -> None:
+    image, mask = image_of(1, 2, height=120, width=90), mask_of(1, 2, height=120, width=90)
+    small = [Image.open(io.BytesIO(shrunk(png(part), kind, 30))) for part, kind in ((image, "png"), (mask, "mask.png"))]
+    assert small[0].size == small[1].size == (30, 40)
+    assert set(np.unique(np.asarray(small[1]))) <= {0, 1, 2}
+    assert shrunk(b"anything", "json", 30) == b"anything"

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from jobs.cli import UsageError, parse_recipe
+from jobs.recipes import demo
+from pipeline.provenance import differences
+
+
+@dataclass(frozen=True)
+class Flags:
+    json: bool = False
+    """Print JSON."""
+
+
+def parse(*argv: str) -> object:
+    return parse_recipe(argv, prog="train")[0]
+
+
+def test_a_recipe_without_flags_is_the_recipe() -> None:
+    assert parse("demo") == demo()
+
+
+def test_flags_change_their_fields_only() -> None:
+    from pipeline.provenance import config_values
+
+    changed = parse("demo", "--stages.1.image-size", "88", "--optimizer.lr", "0.5", "--name", "other")
+    assert differences(config_values(demo()), config_values(changed)) == {
+        "name": ("demo", "other"),
+        "stages.1.image_size": (80, 88),
+        "optimizer.lr": (0.004, 0.5),
+    }
+
+
+def test_flags_of_the_job_itself_are_kept_apart() -> None:
+    config, flags = parse_recipe(["demo", "--json", "--seed", "3"], prog="plan", extra=Flags)
+    assert config.seed == 3
+    assert flags == Flags(json=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["demmo"], r"no recipe is named 'demmo': did you mean demo\?"),
+        (["demo", "--optimizer.lrr", "1"], r"--optimizer\.lrr.*did you mean --optimizer\.lr\?"),
+        (["demo", "--seed", "one"], "--seed"),
+        (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
+        (["demo", "--name", "a/b"], "name is 'a/b'"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        parse(*argv)
+    assert "\n" not in str(error.value)
+
+
+def test_help_tells_each_field_and_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("demo", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--stages.0.image-size" in shown
+    assert "in pixels" in shown

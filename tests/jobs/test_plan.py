@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from jobs import plan
+from jobs.recipes import RECIPES
+from tests.datasets.images import write_shards
+
+PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
+    "s": ((128, 300), (5, 15), (0, 0), (0.1, 0.3)),
+    "m": ((128, 380), (5, 20), (0, 0.2), (0.1, 0.4)),
+    "l": ((128, 380), (5, 25), (0, 0.5), (0.1, 0.5)),
+}
+
+
+def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    assert plan.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("size", list(PAPER))
+def test_the_papers_settings(capsys: pytest.CaptureFixture[str], size: str) -> None:
+    stages = planned(capsys, f"efficientnetv2_{size}_paper")["stages"]
+    sizes, magnitude, mixup, dropout = PAPER[size]
+    assert len(stages) == 4
+    for name, (first, last) in {
+        "image_size": sizes,
+        "randaugment_magnitude": magnitude,
+        "mixup_alpha": mixup,
+        "dropout": dropout,
+    }.items():
+        values = [stage[name] for stage in stages]
+        assert (values[0], values[-1]) == pytest.approx((first, last))
+        steps = [after - before for before, after in pairwise(values)]
+        assert steps == pytest.approx([steps[0]] * 3, abs=1)  # linear; sizes are whole pixels
+    assert sum(stage["epochs"] for stage in stages) == 350
+    assert {stage["batch_size"] for stage in stages} == {4096}
+    assert stages[-1]["eval_size"] == (384 if size == "s" else 480)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [("s", [171, 214, 257, 300]), ("m", [192, 256, 320, 384]), ("l", [192, 256, 320, 384])]
+)
+def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: str, sizes: list[int]) -> None:
+    stages = planned(capsys, f"efficientnetv2_{size}_google")["stages"]
+    assert [stage["image_size"] for stage in stages] == sizes
+    assert {stage["dropout"] for stage in stages} == {{"s": 0.2, "m": 0.3, "l": 0.4}[size]}
+    assert stages[-1]["randaugment_magnitude"] == {"s": 10, "m": 15, "l": 20}[size]
+
+
+def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "train", [50, 64, 23])
+    result = planned(capsys, "demo", "--data.train", str(folder))
+    assert result["data"]["samples"] == 137
+    assert result["data"]["samples_per_epoch"] == 132
+    for stage in result["stages"]:
+        assert stage["samples"] == stage["steps"] * stage["batch_size"]
+        assert stage["samples"] == pytest.approx(stage["epochs"] * 132, abs=stage["batch_size"])
+    size = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert result["total"]["bytes_read"] == pytest.approx(result["total"]["samples"] * size / 137, rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    assert plan.main([recipe, "--samples", "100000", "--bytes-per-sample", "120000"]) == 0
+    shown = capsys.readouterr().out
+    assert RECIPES[recipe]().name in shown
+    assert "100,000 images" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stages.0.image-size", "12"], "image_size=12"),
+        (["--stages.0.batch-size", "50"], "50 is no multiple"),
+        (["--cluster.num-workers", "5"], "5 workers"),
+        (["--model.name", "efficientnet_v2_t"], "efficientnet_v2_s"),
+    ],
+)
+def test_what_cannot_work_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan.main(["demo", "--samples", "1000", *flags])
