@@ -172,7 +172,7 @@ class Trainer:
         decision = self._decide(span, metrics)
         if ended and decision is not Decision.STOP:
             decision = Decision.NEXT_STAGE
-        if decision is Decision.NEXT_STAGE:
+        if ended or decision is Decision.NEXT_STAGE:  # a stop at a stage's end ends the stage too
             self.state.stage_results[span.index]["ended_s"] = time.time()
             self.state.stage_starts.append(now)
             self.state.stage_results.append({})

@@ -143,10 +143,11 @@ def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: Ma
     assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
 
 
-def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("at", [264, 300])  # a stage's very end, and inside of a stage
+def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at: int) -> None:
     whole = Recorder()
     make_trainer(make_config(), whole).run()
-    stopped = Recorder(lambda progress: Decision.STOP if progress.cursor >= 300 else Decision.CONTINUE)
+    stopped = Recorder(lambda progress: Decision.STOP if progress.cursor >= at else Decision.CONTINUE)
     trainer = make_trainer(make_config(), stopped)
     assert trainer.run() is Decision.STOP
     assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.total_samples
