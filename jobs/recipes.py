@@ -46,6 +46,45 @@ def demo() -> TrainConfig:
     )
 
 
+def elpv_transfer() -> TrainConfig:
+    """Solar cells again (ELPV), with EfficientNet-Lite0 fine-tuned from ImageNet's weights.
+
+    As the paper fine-tunes: a low rate, a cosine, no weight decay; all weights are trained.
+    """
+    base = elpv_scratch()
+    return replace(
+        base,
+        name="elpv-transfer",
+        model=replace(base.model, init_from="data/lite0.safetensors"),
+        optimizer=replace(base.optimizer, lr=1e-3, weight_decay=0.0),
+    )
+
+
+def elpv_frozen() -> TrainConfig:
+    """As elpv_transfer, but only the classifier is trained: the encoder keeps its weights and statistics."""
+    base = elpv_transfer()
+    return replace(
+        base,
+        name="elpv-frozen",
+        model=replace(base.model, frozen=True, stochastic_depth=0.0),
+        optimizer=replace(base.optimizer, lr=1e-2),
+    )
+
+
+def elpv_scratch() -> TrainConfig:
+    """What elpv_transfer is compared with: the same model, data and steps, from nothing, at the demo's rate."""
+    base = demo()
+    return replace(
+        base,
+        name="elpv-scratch",
+        stages=ramp(epochs=8, batch_size=48, image_size=(64, 96), dropout=(0.1, 0.2), num_stages=2),
+        data=replace(base.data, eval_crop="whole"),
+        model=ModelConfig(name="efficientnet_lite0", same_padding=True, stochastic_depth=0.1, norm_momentum=0.1),
+        optimizer=replace(base.optimizer, warmup_epochs=1),
+        trainer=TrainerConfig(eval_every_epochs=4, pixel_mean=127.0),
+    )
+
+
 def unet_demo() -> TrainConfig:
     """The Earth from space (Blue Marble): which climate is where? An EfficientUNet, three stages.
 
@@ -148,6 +187,9 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
+        elpv_transfer,
+        elpv_frozen,
+        elpv_scratch,
         unet_demo,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,

@@ -6,6 +6,7 @@ Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Trainer.train_step` 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections import defaultdict
@@ -33,6 +34,8 @@ from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import CheckpointError, TrainState
 from pipeline.task import Task
+
+log = logging.getLogger(__name__)
 
 STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
@@ -92,8 +95,14 @@ class Trainer:
             if decision in (Decision.STOP, Decision.NEW_GROUP):
                 return decision
         if self.rank == 0 and self._span() is None:
-            self.hooks.ended(self.picture)
+            self._show()
         return Decision.NEXT_STAGE
+
+    def _show(self) -> None:
+        try:
+            self.hooks.ended(self.picture)
+        except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
+            log.warning("the run is done, but the picture of its predictions could not be made: %s", error)
 
     def fit(self, span: StageSpan) -> Decision:
         """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
