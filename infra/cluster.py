@@ -14,6 +14,7 @@ START_TRIES = 3
 
 
 _QUICK_RECOVERY = {
+    # Ray Train reads these where `fit` is called, that is in the run's controller; see `start_actor`.
     # How often Ray Train looks after its workers; its default of 2 s is what a lost worker costs at least.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
@@ -144,6 +145,9 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     # On the driver's own node: that one must live for the run in any case, any other may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
+    # A cluster that was started elsewhere doesn't know this process's environment.
+    train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
+    options["runtime_env"] = {"env_vars": train}
     try:
         actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
         ray.get(actor.__ray_ready__.remote())

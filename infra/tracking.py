@@ -58,7 +58,7 @@ class Tracker:
         self._run: MlflowRun | None = None
         self._key = ""
         self._status = ""
-        self._finished = self._stopping = False
+        self._finished = self._stopping = self._abandoned = False
         self._down_since = 0.0
         self._problem = ""
         self._sampler: SystemSampler | None = None
@@ -124,6 +124,8 @@ class Tracker:
         Raises:
             StorageError: the spool can't be written.
         """
+        if self._abandoned:
+            return
         self.flush(0.0 if self._down_since else timeout)
         self._spool.write("")
 
@@ -134,6 +136,8 @@ class Tracker:
             StorageError: the spool can't be written.
         """
         assert status in STATUSES
+        if self._abandoned:
+            return False
         self._status = status
         done = self._wait_until(lambda: self._finished, timeout)
         self._stopping = True
@@ -143,6 +147,12 @@ class Tracker:
         if not done:
             log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
         return done
+
+    def abandon(self) -> None:
+        """Write nothing any more, neither to MLflow nor to storage: the run is another process's now."""
+        self._abandoned = self._stopping = True
+        self._wake.set()
+        self._thread.join(1.0)
 
     def set_uri(self, uri: str) -> None:
         """Go on with the MLflow server of another address."""

@@ -27,6 +27,8 @@ class Preflight:
     train: DatasetManifest
     val: DatasetManifest
     samples_per_epoch: int
+    data_fingerprint: str
+    """What a checkpoint's data fingerprint must be for the run to go on from it."""
     resume_from: TrainState | None
     """The state of the newest checkpoint of the same run name."""
     notes: tuple[str, ...] = ()
@@ -65,10 +67,22 @@ def preflight(config: TrainConfig) -> Preflight:
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
-    start = planned_start(config, storage)
-    notes = start.notes + _check_start(config, start, storage, order.fingerprint)
+    ready = with_start(Preflight(config, train, val, order.samples_per_epoch, order.fingerprint, None))
     tracking.prepare(config.tracking)
-    return Preflight(config, train, val, order.samples_per_epoch, start.state, notes)
+    return ready
+
+
+def with_start(ready: Preflight) -> Preflight:
+    """Look in storage for what the run starts from. Again once the run's lease is held: only then does it last.
+
+    Raises:
+        ValueError: what is there doesn't fit the config.
+    """
+    config = ready.config
+    storage = open_storage(f"{config.storage}/{config.name}")
+    start = planned_start(config, storage)
+    notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
+    return replace(ready, resume_from=start.state, notes=notes)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

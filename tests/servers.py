@@ -26,6 +26,7 @@ class Server:
         self.folder = folder
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -48,6 +49,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+        self._watch = _kill_with_me(self._process.pid)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -70,6 +72,10 @@ class Server:
             self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.communicate()
+            self._watch = None
 
     def pause(self) -> None:
         """Make it hang: connections are accepted by the kernel and never answered."""
@@ -165,6 +171,12 @@ class MlflowServer(Server):
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _kill_with_me(group: int) -> subprocess.Popen[bytes]:
+    """End a process group when this process ends in whatever way: the pipe to the one that waits breaks then."""
+    script = 'cat > /dev/null; kill -9 "-$0"'
+    return subprocess.Popen(["sh", "-c", script, str(group)], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def free_ports(count: int, also_plus: int = 0) -> int:

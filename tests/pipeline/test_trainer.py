@@ -12,9 +12,10 @@ from model.factory import build_model
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.hooks import TrainHooks
+from pipeline.learner import step_seed
 from pipeline.policy import Decision, Progress
 from pipeline.task import build_task
-from pipeline.trainer import Trainer, TrainingError, crossed, step_seed
+from pipeline.trainer import Trainer, TrainingError, crossed
 from tests.pipeline.conftest import MakeConfig
 
 
@@ -85,7 +86,7 @@ def test_resume_from_any_checkpoint_is_bit_for_bit(make_config: MakeConfig, inde
     make_trainer(make_config(), whole).run()
     resumed = Recorder()
     trainer = make_trainer(make_config(seed=0), resumed)
-    for parameter in trainer.model.parameters():
+    for parameter in trainer.learner.model.parameters():
         parameter.data.zero_()  # nothing may come from the fresh start
     trainer.restore(whole.snapshots[index])
     trainer.run()
@@ -161,7 +162,7 @@ def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at:
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_cure(make_config: MakeConfig) -> None:
     trainer = make_trainer(make_config(), Recorder())
     with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
+        next(trainer.learner.model.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"loss is nan at cursor 48 .*optimizer\.lr"):
         trainer.run()
 
