@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.augment import mixup
 from datasets.loader import Batch, build_loader
+from datasets.mixing import mixup
 from model.factory import set_dropout
 from pipeline.checkpoint import Snapshot, to_host
 from pipeline.config import TrainConfig
