@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
+from scipy.special import betaincinv
 
-from datasets.randomness import Purpose, sample_generator
+from datasets.randomness import Purpose, uniforms
+
+
+def mix(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    seed: int,
+    stream_index: torch.Tensor,
+    num_lanes_of_rank: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply Mixup, CutMix, or, where both are on, one of them to each lane's part of the batch.
+
+    Which one a lane gets is drawn anew for each batch, half and half on average; the released code of EfficientNetV2
+    splits its batches into halves. For the arguments see `mixup` and `cutmix`.
+    """
+    rest = {"seed": seed, "stream_index": stream_index, "num_lanes_of_rank": num_lanes_of_rank}
+    if not (mixup_alpha and cutmix_alpha):
+        images, targets = mixup(images, targets, alpha=mixup_alpha, **rest)  # type: ignore[arg-type]
+        return cutmix(images, targets, alpha=cutmix_alpha, **rest)  # type: ignore[arg-type]
+    blended = mixup(images, targets, alpha=mixup_alpha, **rest)  # type: ignore[arg-type]
+    cut = cutmix(images, targets, alpha=cutmix_alpha, **rest)  # type: ignore[arg-type]
+    chosen = lanes_with_cutmix(stream_index, seed=seed, num_lanes_of_rank=num_lanes_of_rank).to(images.device)
+    mixed, labels = (
+        torch.where(chosen.reshape(-1, *[1] * (one.ndim - 1)), two, one) for one, two in zip(blended, cut, strict=True)
+    )
+    return mixed, labels
+
+
+def lanes_with_cutmix(stream_index: torch.Tensor, *, seed: int, num_lanes_of_rank: int) -> torch.Tensor:
+    """Return which samples get CutMix where Mixup is on too, bool [B]: drawn by each lane's first stream index."""
+    firsts = stream_index.unflatten(0, (num_lanes_of_rank, -1))[:, 0]
+    draws = uniforms(seed, Purpose.MIX_KIND, firsts.numpy(), 1)[:, 0]
+    return torch.from_numpy(draws < 0.5).repeat_interleave(len(stream_index) // num_lanes_of_rank)
+
+
+def _betas(draws: np.ndarray, alpha: float) -> np.ndarray:
+    """Turn uniform numbers into Beta(alpha, alpha) ones, by its inverse distribution function."""
+    return np.asarray(betaincinv(alpha, alpha, draws))
 
 
 def mixup_weights(stream_index: torch.Tensor, *, alpha: float, seed: int) -> torch.Tensor:
     """Return each sample's own share, float32 [B] in [0.5, 1]: max(w, 1 - w) with w ~ Beta(alpha, alpha)."""
-    indices = stream_index.tolist()
-    weights = [sample_generator(seed, Purpose.MIXUP, index).beta(alpha, alpha) for index in indices]
-    return torch.tensor([max(weight, 1.0 - weight) for weight in weights], dtype=torch.float32)
+    weights = _betas(uniforms(seed, Purpose.MIXUP, stream_index.numpy(), 1)[:, 0], alpha)
+    return torch.from_numpy(np.maximum(weights, 1.0 - weights).astype(np.float32))
 
 
 def mixup(
@@ -50,16 +89,11 @@ def cutmix_boxes(stream_index: torch.Tensor, *, alpha: float, seed: int, height:
 
     Its area is the share 1 - w of the image with w ~ Beta(alpha, alpha), its centre anywhere; it is cut at the borders.
     """
-    boxes = []
-    for index in stream_index.tolist():
-        generator = sample_generator(seed, Purpose.CUTMIX, index)
-        half = 0.5 * math.sqrt(1.0 - generator.beta(alpha, alpha))
-        y, x = generator.random(2)
-        sides = ((y - half) * height, (y + half) * height, (x - half) * width, (x + half) * width)
-        boxes.append(
-            [max(0, min(limit, round(s))) for s, limit in zip(sides, (height, height, width, width), strict=True)]
-        )
-    return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+    draws = uniforms(seed, Purpose.CUTMIX, stream_index.numpy(), 3)
+    half = 0.5 * np.sqrt(1.0 - _betas(draws[:, 0], alpha))
+    y, x = draws[:, 1], draws[:, 2]
+    sides = np.stack([(y - half) * height, (y + half) * height, (x - half) * width, (x + half) * width], axis=1)
+    return torch.from_numpy(np.rint(np.clip(sides, 0.0, [height, height, width, width])).astype(np.int64))
 
 
 def cutmix(

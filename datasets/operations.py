@@ -36,17 +36,11 @@ def _clipped(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _blend(pixels: np.ndarray, other: np.ndarray | float, factor: float) -> np.ndarray:
-    """Return other + factor * (pixels - other): beyond 1 it extrapolates."""
-    values = pixels.astype(np.float32)
-    values *= np.float32(factor)
-    values += np.float32(1.0 - factor) * other
-    return _clipped(values)
-
-
 def brightness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Blend with black."""
-    return _blend(pixels, np.float32(0.0), _factor(strength, sign))
+    """Blend with black: beyond 1, a factor extrapolates, here and below."""
+    values = pixels.astype(np.float32)
+    values *= np.float32(_factor(strength, sign))
+    return _clipped(values)
 
 
 def color(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:

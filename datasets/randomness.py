@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     RENDER = 5
     REPLACE = 6
     CUTMIX = 7
+    MIX_KIND = 8
 
 
 def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:

@@ -113,7 +113,7 @@ class Samples(Dataset[Batch]):
         if not view.training:
             return [[]] * len(request.ids)
         count = CROP_DRAWS + 1 + DRAWS_PER_LAYER * self.config.randaugment_layers
-        return uniforms(view.seed, Purpose.AUGMENT, request.streams, count).tolist()  # type: ignore[no-any-return]
+        return uniforms(view.seed, Purpose.AUGMENT, request.streams, count).tolist()
 
     def _replacement(self, stream: int, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
         """Return another sample in a damaged one's place: a pure function of seed and stream index."""

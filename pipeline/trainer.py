@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.loader import Batch, build_loader
-from datasets.mixing import mixup
+from datasets.mixing import mix
 from model.factory import set_dropout
 from pipeline.checkpoint import Snapshot, to_host
 from pipeline.config import TrainConfig
@@ -34,7 +34,7 @@ from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import CheckpointError, TrainState
 from pipeline.task import Task
 
-STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
+STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -331,10 +331,11 @@ class Trainer:
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mixup(
+        return mix(
             normalized(batch.images, self.config.trainer, self.device),
             self.task.targets(batch, self.device),
-            alpha=stage.mixup_alpha,
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
             seed=self.config.seed,
             stream_index=batch.stream_index,
             num_lanes_of_rank=self.config.data.num_lanes // self.world_size,
