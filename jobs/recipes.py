@@ -152,7 +152,7 @@ def efficientnetv2_l_google() -> TrainConfig:
 IMAGENET_SHARDS = "s3://YOUR-BUCKET/imagenet/train"
 """Where the ImageNet recipes look for training shards until `--data.train` says otherwise."""
 
-# Last training size, evaluation size, RandAugment's, Mixup's and dropout's last values.
+# Last training size, evaluation size, RandAugment's, Mixup's (and CutMix's) and dropout's last values.
 _PAPER = {"s": (300, 384, 15, 0.0, 0.3), "m": (380, 480, 20, 0.2, 0.4), "l": (380, 480, 25, 0.5, 0.5)}
 _GOOGLE = {"s": (300, 384, 10, 0.0, 0.2), "m": (384, 480, 15, 0.2, 0.3), "l": (384, 480, 20, 0.5, 0.4)}
 
@@ -165,6 +165,8 @@ def _imagenet(size: Literal["s", "m", "l"], preset: Literal["paper", "google"]) 
         image_size=(128, last),
         randaugment_magnitude=(5, magnitude),
         mixup_alpha=(0, mixup),
+        # The released code ramps both to the same alpha and gives each one half of a batch (google/automl).
+        cutmix_alpha=(0, mixup if preset == "google" else 0.0),
         dropout=(0.1, dropout),
     )
     if preset == "google":  # the released code: sizes don't begin at the smallest, and dropout is constant

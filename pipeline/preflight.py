@@ -107,9 +107,10 @@ def _absolute(location: str) -> str:
 
 def _check_mixup(config: TrainConfig) -> None:
     for index, stage in enumerate(config.stages):
-        if stage.mixup_alpha and stage.batch_size < 2 * config.data.num_lanes:
+        if (stage.mixup_alpha or stage.cutmix_alpha) and stage.batch_size < 2 * config.data.num_lanes:
+            name = "Mixup" if stage.mixup_alpha else "CutMix"
             raise ValueError(
-                f"stage {index + 1}: Mixup pairs samples of one lane, so batch_size {stage.batch_size} must be at "
+                f"stage {index + 1}: {name} pairs samples of one lane, so batch_size {stage.batch_size} must be at "
                 f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
                 "or use fewer lanes"
             )

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.augment import mixup
 from datasets.loader import Batch, build_loader
+from datasets.mixing import mix
 from model.factory import set_dropout
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
@@ -32,7 +32,7 @@ from pipeline.task import Task
 
 log = logging.getLogger(__name__)
 
-STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
+STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -284,10 +284,11 @@ class Trainer:
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mixup(
+        return mix(
             normalized(batch.images, self.config.trainer, self.device),
             self.task.targets(batch, self.device),
-            alpha=stage.mixup_alpha,
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
             seed=self.config.seed,
             stream_index=batch.stream_index,
             num_lanes_of_rank=self.config.data.num_lanes // self.world_size,

@@ -50,6 +50,9 @@ def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: s
     assert [stage["image_size"] for stage in stages] == sizes
     assert {stage["dropout"] for stage in stages} == {{"s": 0.2, "m": 0.3, "l": 0.4}[size]}
     assert stages[-1]["randaugment_magnitude"] == {"s": 10, "m": 15, "l": 20}[size]
+    last = {"s": 0, "m": 0.2, "l": 0.5}[size]
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        assert [stage[name] for stage in stages] == pytest.approx([last * index / 3 for index in range(4)])
 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

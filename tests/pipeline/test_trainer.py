@@ -72,7 +72,7 @@ def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> No
     assert hooks.sizes == [32, 48]
     assert trainer.state.cursor == trainer.total_samples == 528
     losses = [row["train/loss"] for _, row in hooks.rows if "train/loss" in row]
-    assert losses[-1] < losses[0]
+    assert sum(losses[3:6]) < sum(losses[:3])  # at one image size; the next stage is harder
     evaluated = [cursor for cursor, row in hooks.rows if "val/accuracy" in row]
     assert evaluated == [144, 264, 408, 528]  # the step that crosses an epoch of 132 samples, and each stage's end
     assert [result["samples"] for result in trainer.state.stage_results[:2]] == [264, 264]
