@@ -93,7 +93,7 @@ def unet_demo() -> TrainConfig:
     return TrainConfig(
         name="unet-demo",
         stages=ramp(
-            epochs=30,
+            epochs=90,
             batch_size=24,
             image_size=(64, 128),
             randaugment_magnitude=(0, 0),
@@ -105,17 +105,17 @@ def unet_demo() -> TrainConfig:
             train="data/bluemarble/train",
             val="data/bluemarble/val",
             block_size=32,
-            crop_area=(0.4, 1.0),
+            crop_area=(0.5, 1.0),
             eval_crop="whole",
             loader_workers=0,
         ),
         model=ModelConfig(name="unet_efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
         task=SegmentationConfig(),
         optimizer=OptimizerConfig(
-            optimizer="adamw", lr=2e-3, weight_decay=0.02, warmup_epochs=2, schedule="cosine", ema_decay=0.99
+            optimizer="adamw", lr=3e-3, weight_decay=0.02, warmup_epochs=2, schedule="cosine", ema_decay=0.99
         ),
-        trainer=TrainerConfig(eval_every_epochs=3, eval_batch_size=24),
-        checkpoint=CheckpointConfig(best_metric="val/miou"),
+        trainer=TrainerConfig(eval_every_epochs=10, eval_batch_size=24),
+        checkpoint=CheckpointConfig(every_epochs=5, best_metric="val/miou"),
     )
 
 

@@ -87,3 +87,26 @@ def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe:
 def test_what_cannot_work_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan.main(["demo", "--samples", "1000", *flags])
+
+
+def test_transfer_and_scratch_take_the_same_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    scratch, transfer, frozen = (
+        planned(capsys, f"elpv_{name}", "--samples", "1968") for name in ("scratch", "transfer", "frozen")
+    )
+    rates = {"lr_start", "lr_end"}
+    for other in (transfer, frozen):
+        for one, row in zip(scratch["stages"], other["stages"], strict=True):
+            assert {key: value for key, value in row.items() if key not in rates} == {
+                key: value for key, value in one.items() if key not in rates
+            }
+    assert transfer["model"] == scratch["model"] == "efficientnet_lite0"
+    assert scratch["stages"][-1]["lr_end"] < 1e-4 * RECIPES["elpv_scratch"]().optimizer.lr  # a cosine to the end
+
+
+def test_the_transfer_recipes_are_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("elpv_transfer", "elpv_frozen"):
+        config = RECIPES[name]()
+        assert config.model.init_from
+        assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("cosine", 0)
+    assert RECIPES["elpv_frozen"]().model.frozen
+    assert RECIPES["elpv_scratch"]().model.init_from is None
