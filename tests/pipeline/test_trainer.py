@@ -216,7 +216,7 @@ def test_a_frozen_run_trains_the_head_alone(make_config: MakeConfig) -> None:
     )
     hooks = Recorder()
     trainer = make_trainer(config, hooks)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     trainer.run()
     end = hooks.snapshots[-1]
     assert end.ema is not None
