@@ -14,13 +14,15 @@ from infra.storage import open_storage
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.checkpoint import Snapshot, write_checkpoint
-from pipeline.config import OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
+from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
 from pipeline.hooks import TrainHooks
 from pipeline.provenance import recorded_config, versions
 from pipeline.stages import ramp
 from pipeline.task import build_task
 from pipeline.trainer import Trainer
 from tests.datasets.images import write_mask_shards, write_shards
+
+torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def _config(folder: Path, model: str, *, epochs: int, **changes: object) -> Trai
         "model": ModelConfig(name=model, stochastic_depth=0.0, norm_momentum=0.1),
         "optimizer": OptimizerConfig(optimizer="adamw", lr=1e-2, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
         "trainer": TrainerConfig(eval_batch_size=16, eval_every_epochs=3),
+        "checkpoint": CheckpointConfig(every_epochs=3, every_s=0),
     }
     return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
