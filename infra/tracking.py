@@ -52,6 +52,8 @@ class Tracker:
         self.config = config
         self.run_id = run_id
         """The MLflow run's id; None until MLflow has answered once."""
+        self.url = ""
+        """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self._run_name, self._parent_run_id = run_name, parent_run_id
         self._outbox = Outbox(config.max_unsent)
         self._spool = Spool(storage, self._outbox)
@@ -237,6 +239,8 @@ class Tracker:
             time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
+        if config.uri.startswith("http"):
+            self.url = f"{redacted(config.uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run.run_id}"
         if self.config is config:  # else `set_uri` came in between
             self._run = run
         return run

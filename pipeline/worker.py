@@ -132,8 +132,10 @@ class WorkerHooks(TrainHooks):
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
-        """Queue a row of metrics for MLflow."""
+        """Queue a row of metrics for MLflow; tell where they can be seen."""
         assert self.tracker is not None
+        if self.tracker.url:
+            self.controller.note.remote(f"MLflow run {self.tracker.url}")  # the same line is not repeated
         self.tracker.log_metrics(metrics, step=cursor)
 
     def decide(self, progress: Progress) -> Decision:
