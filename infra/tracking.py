@@ -52,7 +52,7 @@ class Tracker:
         self.config = config
         self.run_id = run_id
         """The MLflow run's id; None until MLflow has answered once."""
-        self._run_name, self._parent_run_id = run_name, parent_run_id
+        self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
         self._outbox = Outbox(config.max_unsent)
         self._spool = Spool(storage, self._outbox)
         self._run: MlflowRun | None = None
