@@ -32,6 +32,10 @@ class Board(tune.Callback):
         self._said: dict[int, str] = {}
         self._seen: dict[int, dict[str, float]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its callbacks to restore them, and a terminal can't be."""
+        return {}
+
     def __enter__(self) -> Board:
         if self._live is not None:
             self._live.start()

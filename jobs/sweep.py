@@ -81,11 +81,17 @@ class _Sweep:
         if options.dry_run:
             return 0
         from jobs.board import Board
-        from jobs.study_report import report
+        from jobs.study_report import show_sweep, sweep_files
 
         with Board(self.console, study, ledger.records) as board:
-            result = StudyRunner(study, options, ledger, [board]).run()
-        report(self.console, study, result, recipe=self.argv[0])
+            result = StudyRunner(
+                study,
+                options,
+                ledger,
+                callbacks=[board],
+                files=lambda records: sweep_files(study, records, self.argv[0]),
+            ).run()
+        show_sweep(self.console, study, result.records, self.argv[0])
         if not result.whole:
             done = sum(record.state != "open" for record in result.records)
             self.console.print(f"stopped with {done} of {options.max_trials} trials done; the same command goes on")

@@ -49,3 +49,29 @@ class SweepOptions(StudyOptions):
         StudyOptions.__post_init__(self)
         if self.eta < 2:
             raise ValueError(f"eta is {self.eta}: it must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOptions(StudyOptions):
+    """Options of an architecture search."""
+
+    max_trials: int = 20
+    """Candidates, the base table being the first. The same command with more goes on with more."""
+    search: Literal["random", "evolution", "tpe"] = "evolution"
+    """Where candidates come from: drawn at random, regularized evolution, or Optuna's TPE."""
+    epochs: float = 6.0
+    """Length of a candidate's training."""
+    image_size: int = 0
+    """Image size of a candidate's training, in pixels. 0: the recipe's first stage's."""
+    latency_repeats: int = 7
+    """Steps that are timed for each entry of the latency table; their median is taken."""
+    latency_checks: int = 6
+    """Random candidates that are timed as a whole as well, to know the table's error."""
+
+    def __post_init__(self) -> None:
+        StudyOptions.__post_init__(self)
+        if not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs}: candidates need a length above 0")
+        for name, low in (("image_size", 0), ("latency_repeats", 1), ("latency_checks", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")

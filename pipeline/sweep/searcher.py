@@ -37,6 +37,10 @@ class LedgerSearcher(Searcher):
         self.exhausted = False
         """Whether no trial is left to begin."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles what it is given, to restore it; a study goes on from its ledger."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next trial for Tune."""
         record = self._choose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -118,7 +119,7 @@ def make_strategy(
 
 def random_point(space: Space, source: random.Random) -> Point:
     """Draw one value of each distribution."""
-    return {name: _random_value(distribution, source) for name, distribution in space.items()}
+    return {name: random_value(distribution, source) for name, distribution in space.items()}
 
 
 def mutated(point: Point, space: Space, source: random.Random) -> Point:
@@ -126,19 +127,18 @@ def mutated(point: Point, space: Space, source: random.Random) -> Point:
     name = source.choice([name for name, distribution in space.items() if not distribution.single()])
     value = point[name]
     while value == point[name]:
-        value = _random_value(space[name], source)
+        value = random_value(space[name], source)
     return point | {name: value}
 
 
-def _random_value(distribution: BaseDistribution, source: random.Random) -> Any:
+def random_value(distribution: BaseDistribution, source: random.Random) -> Any:
+    """Draw a value of one distribution."""
     if isinstance(distribution, CategoricalDistribution):
         return source.choice(distribution.choices)
     if isinstance(distribution, IntDistribution):
         return source.randrange(distribution.low, distribution.high + 1, distribution.step)
     assert isinstance(distribution, FloatDistribution)
     if distribution.log:
-        import math
-
         return math.exp(source.uniform(math.log(distribution.low), math.log(distribution.high)))
     if distribution.step is not None:
         steps = round((distribution.high - distribution.low) / distribution.step)

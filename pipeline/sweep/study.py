@@ -19,13 +19,17 @@ from typing import Any, Literal
 
 from infra.cluster import connect
 from infra.storage import Storage, open_storage
-from infra.tracking import Tracker
+from infra.tracking import Tracker, end_record
 from pipeline.config import TrainConfig
-from pipeline.provenance import recorded_config
+from pipeline.launch import CONFIG_FILE
+from pipeline.provenance import flat_values, recorded_config
 from pipeline.sweep.config import StudyOptions
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.strategy import Point, Space, Strategy
 
+TRIAL_RESOURCES = {"cpu": 0, "memory": 1}
+"""A trial only waits for its workers, and they take the CPUs, so it can't keep its own from them. Tune wants it to ask
+for something: one byte."""
 MAX_REPEATS = 1000
 """A strategy that gives only known points so often in a row has no new ones: the space is used up."""
 
@@ -141,7 +145,17 @@ def planned_points(study: Study, records: Sequence[Record], max_trials: int, str
 class StudyRunner:
     """Trains a study's trials through Ray Tune, in one round; with successive halving, in one for each stage."""
 
-    def __init__(self, study: Study, options: StudyOptions, ledger: Ledger, callbacks: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        study: Study,
+        options: StudyOptions,
+        ledger: Ledger,
+        *,
+        callbacks: Sequence[Any] = (),
+        files: Callable[[Sequence[Record]], dict[str, bytes]] = lambda records: {},
+    ) -> None:
+        """Make one of Tune's callbacks, and of a function that makes the report's files, by name, of the trials."""
+        self.files = files
         self.study, self.options, self.ledger, self.callbacks = study, options, ledger, callbacks
         self._ends = time.monotonic() + options.max_hours * 3600 if options.max_hours else math.inf
         self._target = 0
@@ -161,14 +175,25 @@ class StudyRunner:
         connect(base.cluster, num_workers=max(base.worker_counts))
         tracker = Tracker(replace(base.tracking, system_metrics=False), base.name, storage=self.study.storage)
         tracker.set_tags({"kind": self.study.kind})
+        tracker.log_params(flat_values(self.study.plan))
         tracker.flush(30)
         self._parent_run_id = tracker.run_id or ""
         whole = False
         try:
             whole = self._rounds()
+            self._report(tracker)
         finally:
             tracker.close("FINISHED" if whole else "KILLED")
         return Result(self.ledger.records, whole, self._parent_run_id)
+
+    def _report(self, tracker: Tracker) -> None:
+        """Keep the report in storage and in MLflow."""
+        best = self.study.best(self.ledger.records)
+        if best:
+            tracker.log_metrics({"best": self.study.scores(best[0])[-1]}, step=len(self.ledger.records))
+        for name, content in self.files(self.ledger.records).items():
+            self.study.storage.write(f"report/{name}", content)
+            tracker.log_artifact_bytes(f"report/{name}", content)
 
     def _rounds(self) -> bool:
         """Train up to the end of each stage in turn, or of the last one at once; return whether all is done."""
@@ -201,7 +226,7 @@ class StudyRunner:
         scratch = tempfile.mkdtemp(prefix="ray-tune-")
         left = self._ends - time.monotonic()
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, {"cpu": 0}),  # its workers take the CPUs: no trial waits for its own
+            tune.with_resources(TrialTrainable, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
                 search_alg=self._searcher,
                 scheduler=self._scheduler,
@@ -262,6 +287,9 @@ class StudyRunner:
             if record.state == "open" and record.number in reached and record.number not in going_on:
                 record.state = "stopped"
                 self.ledger.write(record)
+                storage = open_storage(f"{self.study.base.storage}/{record.name}")
+                if storage.exists(CONFIG_FILE):  # else it never went beyond a start that it shared
+                    end_record(self.study.base.tracking, record.name, storage, "KILLED")
                 self._tell(record)
 
     def _sealed(self, record: Record) -> dict[str, Any]:
@@ -270,7 +298,8 @@ class StudyRunner:
 
         study = self.study
         base = study.configure(record.point)
-        params = tuple((f"{study.kind}.{name}", str(value)) for name, value in record.point.items())
+        values = record.point | {name: f"{value:.6g}" for name, value in record.figures.items()}
+        params = tuple((f"{study.kind}.{name}", str(value)) for name, value in values.items())
         tracking = replace(base.tracking, parent_run_id=self._parent_run_id, extra_params=params)
         order = TrialOrder(
             config=replace(base, name=record.name, tracking=tracking),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import time
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import ray
@@ -19,9 +20,11 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from infra.cluster import ClusterError
 from infra.storage import open_storage
+from infra.tracking import end_record
 from pipeline.config import TrainConfig
 from pipeline.description import stage_report
 from pipeline.launch import start_controller
+from pipeline.lease import KEY as LEASE_KEY
 from pipeline.lease import LeaseError
 from pipeline.preflight import Preflight, preflight
 from pipeline.state import TrainState, list_checkpoints, newest_state
@@ -29,6 +32,8 @@ from pipeline.sweep.tree import prefix_config, prefix_key
 
 WAIT_S = 1.0
 """Pause between two looks at a shared start that another trial trains."""
+LOOKS_PER_TRY = 15
+"""Every so many looks, its lease is tried, in case that its holder is gone."""
 GONE_S = 60.0
 """Longest wait for the run's earlier actor to be gone."""
 STOP_S = 120.0
@@ -56,22 +61,23 @@ _running: list[tuple[Any, Any]] = []
 def train_trial(parameters: dict[str, Any]) -> None:
     """Train a trial's run to its end, from wherever it is."""
     order: TrialOrder = pickle.loads(parameters["sealed"])  # from this study's own driver, through Ray
-    config, count = order.config, order.num_stages
+    config, num_stages = order.config, order.num_stages
     ready = preflight(config)
     if ready.resume_from is None:
         start = shared_start(order)
         ready = preflight(replace(config, resume_from=start)) if start else ready
     metric = config.checkpoint.best_metric
     done = ready.resume_from.stage_results if ready.resume_from is not None else []
-    done = [result for result in done[:count] if "ended_s" in result]
-    for number, result in enumerate(done[: count - 1], start=1):
+    done = [result for result in done[:num_stages] if "ended_s" in result]
+    for number, result in enumerate(done[: num_stages - 1], start=1):
         tune.report(stage_report(number, result, metric))
-    if len(done) < count:
+    if len(done) < num_stages:
         callback = TuneReportCallback()
-        if run_to_end(_started(ready, count, callback))["phase"] != "finished":
+        if run_to_end(_started(ready, num_stages, callback))["phase"] != "finished":
             return
         _wait_until_told(callback)
-    tune.report(stage_report(count, _state(config).stage_results[count - 1], metric))
+        done = _state(config).stage_results
+    tune.report(stage_report(num_stages, done[num_stages - 1], metric))
 
 
 class TrialTrainable(wrap_function(train_trial)):  # type: ignore[misc]
@@ -89,19 +95,22 @@ def shared_start(order: TrialOrder) -> str:
     An empty text: it shares none.
     """
     config, start = order.config, ""
-    for count in range(1, order.num_stages):
-        key = prefix_key(config, count)
+    for length in range(1, min(order.num_stages + 1, len(config.stages))):
+        key = prefix_key(config, length)
         if key in order.shared:
             name, tracking = f"{order.study}-start-{key}", replace(config.tracking, extra_params=())
-            prefix = replace(prefix_config(config, count), name=name, resume_from=start, tracking=tracking)
-            start = _trained_start(prefix, count)
+            prefix = replace(prefix_config(config, length), name=name, resume_from=start, tracking=tracking)
+            start = _trained_start(prefix, length)
     return start
 
 
 def _trained_start(config: TrainConfig, num_stages: int) -> str:
     """Return the checkpoint at the end of `num_stages` stages; train it, or wait while another trial does."""
     storage = open_storage(f"{config.storage}/{config.name}")
-    while True:
+    for look in count():
+        if look % LOOKS_PER_TRY and storage.exists(LEASE_KEY):
+            time.sleep(WAIT_S)  # another trial is at it, or has died: that only an attempt shows
+            continue
         state, _, _ = newest_state(storage)
         if state is not None and len(state.stage_starts) > num_stages:
             return f"{storage.uri}/{list_checkpoints(storage)[-1]}"
@@ -111,7 +120,9 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str:
             time.sleep(WAIT_S)
             continue
         if run_to_end(controller)["phase"] != "finished":
-            raise RuntimeError(f"{config.name}, a start that trials share, was stopped")
+            break
+        end_record(config.tracking, config.name, storage, "FINISHED")  # its run goes no further than this
+    raise RuntimeError(f"{config.name}, a start that trials share, was stopped")
 
 
 def _wait_until_told(callback: TuneReportCallback) -> None:
