@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jobs.recipes import RECIPES
 from infra.storage import open_storage
+from jobs.recipes import RECIPES
 from model.rows import rows_from_json
 from model.tables import Block
 from pipeline.config import TrainConfig
