@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.config import TrainConfig
 from pipeline.stages import TrainingStage
 
@@ -33,3 +35,8 @@ def describe(config: TrainConfig) -> str:
             f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",
         ]
     )
+
+
+def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:
+    """Return what a sweep hears of a stage, counted from 1; `value` is what trials are compared by."""
+    return {"stage": number, "value": result.get(metric), "metrics": result}

@@ -145,6 +145,8 @@ class Trainer:
             self.state.stage_results.append({})
         if save or decision is not Decision.CONTINUE:
             self._save()
+        if len(self.state.stage_starts) > span.index + 1:
+            self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
         meter.restart()
         return decision
 
