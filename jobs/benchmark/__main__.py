@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jobs.cli import UsageError, run_main
 
 NAMES = {
+    "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
