@@ -86,10 +86,15 @@ def open_cache(config: DataConfig) -> ShardCache | None:
     Raises:
         DataError: its folder can't be made.
     """
+    folder = cache_folder(config)
+    return None if folder is None else ShardCache(folder, round(config.cache_gb * 1e9))
+
+
+def cache_folder(config: DataConfig) -> Path | None:
+    """Return where the node's shard cache is, or None where the configuration says `none`."""
     if config.cache_dir == "none":
         return None
-    folder = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
-    return ShardCache(folder, round(config.cache_gb * 1e9))
+    return Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
 
 
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:

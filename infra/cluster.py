@@ -9,11 +9,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
+"""What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
 """A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
 
 _QUICK_RECOVERY = {
+    # Ray Train reads these where `fit` is called, that is in the run's controller; see `start_actor`.
     # How often Ray Train looks after its workers; its default of 2 s is what a lost worker costs at least.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
@@ -82,13 +85,18 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "namespace": NAMESPACE, "log_to_driver": False}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its working_dir already
-        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "tests", "docs"]}
+    if not in_submitted_job():  # which has its working_dir already
+        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
         _init(address, arguments)
     _check_room(config, num_workers)
+
+
+def in_submitted_job() -> bool:
+    """Say whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _init(address: str, arguments: dict[str, Any]) -> None:
@@ -144,6 +152,9 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     # On the driver's own node: that one must live for the run in any case, any other may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
+    # A cluster that was started elsewhere doesn't know this process's environment.
+    train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
+    options["runtime_env"] = {"env_vars": train}
     try:
         actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
         ray.get(actor.__ray_ready__.remote())

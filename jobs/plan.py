@@ -132,12 +132,26 @@ def plan_table(planned: dict[str, Any]) -> Table:
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
         caption_justify="left",
     )
-    for name in ("stage", "px", "eval", "batch", "RandAug", "Mixup", "dropout", "epochs", "steps", "LR", "read"):
+    for name in (
+        "stage",
+        "px",
+        "eval",
+        "batch",
+        "RandAug",
+        "Mixup",
+        "CutMix",
+        "dropout",
+        "epochs",
+        "steps",
+        "LR",
+        "read",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
             *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
-            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
+            *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
         )

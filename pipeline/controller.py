@@ -38,6 +38,8 @@ def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, in
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
+RecordFailure = Callable[[], None]
+"""Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
 
 class StageController:
@@ -50,19 +52,21 @@ class StageController:
         fit: FitSegment,
         first_stage: int = 0,
         lease: Lease | None = None,
+        record_failure: RecordFailure = lambda: None,
     ) -> None:
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit, self._lease = fit, lease
-        if lease is not None:
-            lease.keep(self.failed)
+        self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
         self._lock = threading.Lock()
         self._requests: list[Request] = []
         self._progress: Progress | None = None
-        self._phase, self._error, self._stopped = "starting", "", False
+        self._phase, self._error, self._stopped, self._taken_over = "starting", "", False, False
         self._last: Decision | None = None
         self._groups = self._starts = 0
         self._notes: list[str] = []
+        self._noted = 0
         self._heard = time.time()
+        if lease is not None:
+            lease.keep(self.lost)
 
     def run(self) -> dict[str, Any]:
         """Train all segments; return the final status.
@@ -72,6 +76,10 @@ class StageController:
         """
         try:
             self._run_segments()
+        except Exception as error:
+            self.failed(last_line(error))
+            self._close_record()
+            raise RuntimeError(self._error) from error
         finally:
             if self._lease is not None:
                 self._lease.release()
@@ -90,6 +98,14 @@ class StageController:
                 if self._stopped:
                     return
 
+    def _close_record(self) -> None:
+        if self._taken_over:  # the record is another submission's now
+            return
+        try:
+            self._record_failure()
+        except Exception as error:  # it must not hide why the run failed
+            self.note(f"the run's record could not be closed: {last_line(error)}")
+
     # From operators --------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -99,7 +115,8 @@ class StageController:
             age_s = time.time() - self._heard
             recoveries = max(0, self._starts - self._groups)
             return {"phase": self._phase, "progress": progress, "recoveries": recoveries, "age_s": age_s} | {
-                "notes": list(self._notes)
+                "notes": list(self._notes),  # the last ones, of `noted` in all
+                "noted": self._noted,
             }
 
     def advance(self) -> str:
@@ -112,7 +129,7 @@ class StageController:
 
     def _ask(self, decision: Decision) -> str:
         with self._lock:
-            stage = self._progress.stage if self._progress else 0
+            stage = self._progress.stage if self._progress else self._first_stage
             self._requests.append(Request(decision, stage))
         return f"{decision.value} at the next decision point (stage {stage + 1})"
 
@@ -142,11 +159,16 @@ class StageController:
         """Return the error that ended the run, or an empty text."""
         return self._error
 
+    def taken_over(self) -> bool:
+        """Say whether another submission trains this run now: then nothing of it may be written any more."""
+        return self._taken_over
+
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
         with self._lock:
             if line not in self._notes:
                 self._notes = [*self._notes, line][-MAX_NOTES:]
+                self._noted += 1
 
     def decide(self, progress: Progress) -> Decision:
         """Take rank 0's progress and say what all ranks do next."""
@@ -163,3 +185,15 @@ class StageController:
         with self._lock:
             self._error = self._error or message
             self._phase = "failed"
+
+    def lost(self, message: str) -> None:
+        """Another submission has taken the run over: this one ends, and writes nothing more."""
+        self._taken_over = True
+        self.failed(message)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the innermost message of an error that came through Ray: its last line, after the tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(cause)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from infra.cluster import connect, start_actor, worker_range
 from infra.storage import open_storage
 from pipeline.controller import StageController
 from pipeline.lease import Lease, check_conditional_writes
-from pipeline.preflight import Preflight
+from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
-from pipeline.segment import SegmentRunner
+from pipeline.segment import SegmentRunner, record_failure
 
 CONFIG_FILE = "config.json"
 
@@ -23,13 +24,14 @@ def start_controller(ready: Preflight) -> Any:
         LeaseError: the run is going on already.
         ClusterError: no cluster, or not enough room.
     """
-    config, resume = ready.config, ready.resume_from
+    config = ready.config
     storage = open_storage(f"{config.storage}/{config.name}")
     guarded = check_conditional_writes(storage)
     lease = Lease(storage)
     lease.take()
     lease.keep(lambda _: None)
     try:
+        resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
         connect(config.cluster, num_workers=least)
@@ -40,6 +42,7 @@ def start_controller(ready: Preflight) -> Any:
             SegmentRunner(config),
             len(resume.stage_starts) - 1 if resume else 0,
             lease=lease,
+            record_failure=partial(record_failure, config),
             name=f"run-{config.name}",
         )
     except BaseException:

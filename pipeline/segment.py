@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import ClusterConfig
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 GROUP_TIMEOUT_S = 600
 """A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
+
+
+RECORD_TIMEOUT_S = 15.0
 
 
 class SegmentRunner:
@@ -68,6 +72,16 @@ def train_entry(loop_config: dict[str, Any]) -> None:
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
     train_worker(config, loop_config["controller"], loop_config["last_stage"])
+
+
+def record_failure(config: TrainConfig) -> None:
+    """End the MLflow run as FAILED, and send what its workers left in the spool."""
+    from infra.storage import open_storage
+    from infra.tracking import Tracker
+
+    storage = open_storage(f"{config.storage}/{config.name}")
+    tracker = Tracker(replace(config.tracking, system_metrics=False), config.name, storage=storage)
+    tracker.close("FAILED", timeout=RECORD_TIMEOUT_S)
 
 
 def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:

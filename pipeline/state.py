@@ -81,15 +81,17 @@ def list_checkpoints(storage: Storage) -> list[str]:
     return [name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}")]
 
 
-def prune(storage: Storage, keep: int, best: BestRule | None = None) -> None:
+def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
     """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
 
-    The newest whole one always stays. Manifests go first, so what is half deleted is torn, not damaged.
+    `written` is the one that this run has just made whole: it is the newest and always stays. A later one is damaged,
+    or the run would have begun from it; it loses its manifest, and the run will write that cursor anew. Manifests go
+    first, so what is half deleted is torn, not damaged.
     """
-    whole = list_checkpoints(storage)
+    found = list_checkpoints(storage)
+    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written))
+    whole = [key for key in found if key <= written]
     newest = whole[-max(1, keep) :]
-    if not newest:
-        return
     kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
     names = [
         name

@@ -1,40 +1,38 @@
 """The training loop: plain PyTorch, with no cluster, storage or tracking in it. Those are reached through hooks.
 
-Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Trainer.train_step` for a step.
+Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Learner.step` for a step.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from datasets.augment import mixup
 from datasets.loader import Batch, build_loader
+from datasets.mixing import mix
 from model.factory import set_dropout
-from pipeline.checkpoint import Snapshot, to_host
+from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
-from pipeline.evaluation import autocast, evaluate, first_batch, normalized
+from pipeline.evaluation import evaluate, first_batch, normalized
 from pipeline.hooks import TrainHooks
+from pipeline.learner import Learner, step_seed
 from pipeline.learning_rate import learning_rate
 from pipeline.meter import Meter
-from pipeline.optim import build_ema, build_optimizer
-from pipeline.parallel import data_parallel
 from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
-from pipeline.state import CheckpointError, TrainState
+from pipeline.state import TrainState
 from pipeline.task import Task
 
-STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
+log = logging.getLogger(__name__)
+
+STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -47,13 +45,8 @@ def crossed(interval: float, before: int, after: int) -> bool:
     return interval > 0 and math.floor(after / interval) > math.floor(before / interval)
 
 
-def step_seed(seed: int, cursor: int, rank: int) -> int:
-    """Return the seed of one step's dropout on one rank: a pure function, so no RNG state is ever saved."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{cursor}/{rank}".encode(), digest_size=7).digest())
-
-
 class Trainer:
-    """One rank of a run: model, optimizer, moving average and the loop over stages."""
+    """One rank of a run: what learns, and the loop over stages."""
 
     def __init__(
         self,
@@ -73,10 +66,7 @@ class Trainer:
         self.samples_per_epoch = samples_per_epoch
         self.total_samples = self.schedule.total_samples(samples_per_epoch)
         self.state = TrainState()
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.ema = build_ema(config.optimizer, self.model)
-        self.optimizer = build_optimizer(config.optimizer, self.model)
-        self._net = self._parallel(self.model)
+        self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
 
     # The run ---------------------------------------------------------------------------------------------------------
@@ -92,12 +82,18 @@ class Trainer:
             if decision in (Decision.STOP, Decision.NEW_GROUP):
                 return decision
         if self.rank == 0 and self._span() is None:
-            self.hooks.ended(self.picture)
+            self._show()
         return Decision.NEXT_STAGE
+
+    def _show(self) -> None:
+        try:
+            self.hooks.ended(self.picture)
+        except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
+            log.warning("the run is done, but the picture of its predictions could not be made: %s", error)
 
     def fit(self, span: StageSpan) -> Decision:
         """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
-        set_dropout(self.model, span.stage.dropout)
+        set_dropout(self.learner.model, span.stage.dropout)
         meter = Meter(self.device)
         first = True
         for batch in meter.waiting(self._batches(span)):
@@ -107,43 +103,14 @@ class Trainer:
                 if self.rank == 0:
                     self.hooks.stage_started(span, images)
             first = False
-            meter.add(self.train_step(images, targets, span))
+            seed = step_seed(self.config.seed, self.state.cursor, self.rank)
+            meter.add(self.learner.step(images, targets, seed=seed, lr=self.learning_rate))
             self.state.cursor += span.stage.batch_size
             self.state.step += 1
             decision = self._after_step(span, meter)
             if decision in (Decision.NEXT_STAGE, Decision.NEW_GROUP, Decision.STOP):
                 return decision
         return Decision.NEXT_STAGE
-
-    def train_step(self, images: Tensor, targets: Tensor, span: StageSpan) -> dict[str, Tensor]:
-        """Take one optimizer step at the state's cursor; return the task's terms, on the device, unsynchronized."""
-        torch.manual_seed(step_seed(self.config.seed, self.state.cursor, self.rank))
-        self._net.train()
-        micro = self.config.trainer.micro_batch_size or len(images)
-        chunks = list(zip(images.split(micro), targets.split(micro), strict=True))
-        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for index, (x, y) in enumerate(chunks):
-            accumulate = isinstance(self._net, DistributedDataParallel) and index < len(chunks) - 1
-            with self._net.no_sync() if accumulate else nullcontext():  # type: ignore[operator]
-                with autocast(self.config.trainer, self.device):
-                    logits = self._net(x)
-                losses = self.task.loss(logits, y)
-                share = len(x) / len(images)
-                (losses["loss"] * share).backward()
-            for name, value in losses.items():
-                terms[name] = terms[name] + value.detach() * share
-        self._update()
-        return terms
-
-    def _update(self) -> None:
-        if self.config.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
 
     @property
     def learning_rate(self) -> float:
@@ -253,24 +220,19 @@ class Trainer:
         """Image size at which a stage is evaluated, in pixels."""
         return round(stage.image_size * self.config.trainer.eval_scale)
 
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The moving average, or the model if there is none."""
-        return self.model if self.ema is None else self.ema.module
-
     def picture(self) -> bytes:
         """Return a PNG of the first validation images with truth and prediction, made on this rank alone."""
         size = self.eval_size(self.config.stages[-1])
         return self.task.picture(
             *first_batch(
-                self.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
+                self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
             )
         )
 
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
         return evaluate(
-            self.evaluated_model,
+            self.learner.evaluated_model,
             self.task,
             self.config.data,
             self.config.trainer,
@@ -288,9 +250,7 @@ class Trainer:
         """Copy the whole state to host memory."""
         return Snapshot(
             state=TrainState(**self.state.to_dict()),
-            model=to_host(self.model.state_dict()),
-            ema=to_host(self.ema.state_dict()) if self.ema is not None else None,
-            optimizer=to_host(self.optimizer.state_dict()),
+            **self.learner.to_host(),
             facts=self.facts,
         )
 
@@ -300,14 +260,7 @@ class Trainer:
         Raises:
             CheckpointError: the snapshot is of another model or optimizer.
         """
-        try:
-            self.model.load_state_dict(snapshot.model)
-            self.optimizer.load_state_dict(snapshot.optimizer)
-            if self.ema is not None:
-                self.ema.load_state_dict(snapshot.ema or {})
-        except (RuntimeError, ValueError, KeyError) as error:
-            summary = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"the checkpoint doesn't fit this model or optimizer: {summary}") from error
+        self.learner.restore(snapshot)
         self.state = TrainState(**snapshot.state.to_dict())
 
     # Small parts -----------------------------------------------------------------------------------------------------
@@ -331,18 +284,12 @@ class Trainer:
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mixup(
+        return mix(
             normalized(batch.images, self.config.trainer, self.device),
             self.task.targets(batch, self.device),
-            alpha=stage.mixup_alpha,
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
             seed=self.config.seed,
             stream_index=batch.stream_index,
             num_lanes_of_rank=self.config.data.num_lanes // self.world_size,
         )
-
-    def _parallel(self, model: nn.Module) -> nn.Module:
-        net = torch.compile(model) if self.config.trainer.compile else model
-        if self.world_size == 1:
-            return net  # type: ignore[return-value]
-        images = (self.config.model.in_channels, self.config.stages[0].image_size)
-        return data_parallel(net, self.device, images=images)  # type: ignore[arg-type]

@@ -14,9 +14,10 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets.config import check_data
+from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
-from infra.storage import Storage, open_storage
+from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
 from model.weights import load_weights
@@ -35,17 +36,26 @@ from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+PASSING = (StorageAwayError, DataAwayError)
+"""What a worker group that is started later may be spared."""
+FAILED_TIMEOUT_S = 60.0
+"""For how long a run that failed waits for its last checkpoint."""
+
 
 def train_worker(config: TrainConfig, controller: Any, last_stage: int) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
-    An error that trying again doesn't cure is told to the controller (an actor's handle), which ends the run.
+    An error that trying again doesn't cure is told to the controller (an actor's handle), which ends the run. One that
+    may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group.
     """
     rank = ray.train.get_context().get_world_rank()
     if ray.get(controller.joined.remote(rank)):
         return
     try:
         _train(config, controller, last_stage, rank)
+    except PASSING as error:
+        controller.note.remote(f"tries again in a new worker group: {error}")
+        raise
     except ValueError as error:  # what a user can cure: data, storage, a loss that isn't finite
         ray.get(controller.failed.remote(str(error)))
         raise
@@ -90,7 +100,12 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
         if start.facts["data"] != order.fingerprint:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
-    decision = trainer.run(last_stage)
+    try:
+        decision = trainer.run(last_stage)
+    except ValueError as error:
+        if not isinstance(error, PASSING):
+            hooks.close("FAILED", timeout=FAILED_TIMEOUT_S)
+        raise
     done = last_stage == len(config.stages) - 1
     going_on = decision is Decision.NEW_GROUP or not done
     hooks.close("KILLED" if decision is Decision.STOP else None if going_on else "FINISHED")
@@ -117,8 +132,10 @@ class WorkerHooks(TrainHooks):
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
-        """Queue a row of metrics for MLflow."""
+        """Queue a row of metrics for MLflow; tell where they can be seen."""
         assert self.tracker is not None
+        if self.tracker.url:
+            self.controller.note.remote(f"MLflow run {self.tracker.url}")  # the same line is not repeated
         self.tracker.log_metrics(metrics, step=cursor)
 
     def decide(self, progress: Progress) -> Decision:
@@ -127,6 +144,9 @@ class WorkerHooks(TrainHooks):
         if decision in (Decision.CONTINUE, Decision.CHECKPOINT) and preemption_notice():
             self.controller.note.remote(f"a node is about to be taken away: checkpoint at cursor {progress.cursor}")
             return Decision.NEW_GROUP
+        if decision is Decision.STOP and ray.get(self.controller.taken_over.remote()):
+            assert self.tracker is not None
+            self.tracker.abandon()
         return decision
 
     def ended(self, picture: Callable[[], bytes]) -> None:
@@ -165,12 +185,19 @@ class WorkerHooks(TrainHooks):
         """End the run with this line."""
         ray.get(self.controller.failed.remote(line))
 
-    def close(self, status: str | None) -> None:
-        """Wait for what is still on its way; end the MLflow run with `status`, or leave it running for the next."""
-        self.saver.wait()
-        if self.tracker is not None and status is not None:
+    def close(self, status: str | None, timeout: float | None = None) -> None:
+        """Wait for what is still on its way; end the MLflow run with `status`, or leave it running for the next.
+
+        A run that failed, as one whose last checkpoint was never written, is recorded as failed whatever its loop did.
+        """
+        self.saver.wait(timeout)
+        if self.tracker is None:
+            return
+        if ray.get(self.controller.error.remote()):
+            status = "FAILED"
+        if status is not None:
             self.tracker.close(status)
-        elif self.tracker is not None:
+        else:
             self.tracker.persist(timeout=30)
 
 

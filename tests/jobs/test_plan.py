@@ -51,6 +51,9 @@ def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: s
     assert [stage["image_size"] for stage in stages] == sizes
     assert {stage["dropout"] for stage in stages} == {{"s": 0.2, "m": 0.3, "l": 0.4}[size]}
     assert stages[-1]["randaugment_magnitude"] == {"s": 10, "m": 15, "l": 20}[size]
+    last = {"s": 0, "m": 0.2, "l": 0.5}[size]
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        assert [stage[name] for stage in stages] == pytest.approx([last * index / 3 for index in range(4)])
 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -104,3 +107,26 @@ def test_diff_wants_two_recipes() -> None:
     for names, message in ((["demo"], "two recipes, not 1"), (["demo", "demmo"], "did you mean demo")):
         with pytest.raises(UsageError, match=message):
             plan.main(["--diff", *names])
+
+
+def test_transfer_and_scratch_take_the_same_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    scratch, transfer, frozen = (
+        planned(capsys, f"elpv_{name}", "--samples", "1968") for name in ("scratch", "transfer", "frozen")
+    )
+    rates = {"lr_start", "lr_end"}
+    for other in (transfer, frozen):
+        for one, row in zip(scratch["stages"], other["stages"], strict=True):
+            assert {key: value for key, value in row.items() if key not in rates} == {
+                key: value for key, value in one.items() if key not in rates
+            }
+    assert transfer["model"] == scratch["model"] == "efficientnet_lite0"
+    assert scratch["stages"][-1]["lr_end"] < 1e-4 * RECIPES["elpv_scratch"]().optimizer.lr  # a cosine to the end
+
+
+def test_the_transfer_recipes_are_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("elpv_transfer", "elpv_frozen"):
+        config = RECIPES[name]()
+        assert config.model.init_from
+        assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("cosine", 0)
+    assert RECIPES["elpv_frozen"]().model.frozen
+    assert RECIPES["elpv_scratch"]().model.init_from is None

@@ -110,6 +110,19 @@ def test_a_changed_head_and_image_channels_are_noted() -> None:
         torch.testing.assert_close(grey.eval().features(image), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_of_grey_images_gives_its_weights_to_one_of_three_channels() -> None:
+    source = with_real_statistics(build_model(TINY, num_classes=4), 64)
+    grey = build_model(ModelConfig(name=TINY.name, in_channels=1), num_classes=4)
+    load_weights(grey, source.state_dict())
+    model = build_model(TINY, num_classes=4)
+    (note,) = load_weights(model, grey.state_dict())
+    assert note == "features.0.0.weight: 1 image channels in the file, 3 here: summed and spread evenly"
+    image = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = grey.eval()(image)
+        torch.testing.assert_close(model.eval()(image.expand(1, 3, 64, 64)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_missing_left_over_or_of_another_shape_is_listed() -> None:
     state = build_model(TINY, num_classes=3).state_dict()
     model = build_model(TINY, num_classes=3)

@@ -111,6 +111,54 @@ def test_an_error_that_cannot_be_cured_by_trying_again_ends_the_run() -> None:
     assert group.controller.joined(1) == "shard 3 is damaged"  # what a restarted group is told
 
 
+class FailingGroup(FakeGroup):
+    """A group that Ray Train gives up, as it does with one whose ranks all ended with an error."""
+
+    def __call__(self, segment: Segment) -> None:
+        super().__call__(segment)
+        raise OSError("Traceback of all ranks\nsocket closed")
+
+
+@pytest.mark.parametrize("said", ["shard 3 is damaged", ""])
+def test_a_run_that_fails_says_why_in_one_line_and_its_record_ends(said: str) -> None:
+    group = FailingGroup({72: lambda controller: said and controller.failed(said)})
+    ended: list[str] = []
+    group.controller = StageController((stage(),), 2, group, record_failure=lambda: ended.append("FAILED"))
+    with pytest.raises(RuntimeError) as error:
+        group.controller.run()
+    assert str(error.value) == group.controller.error() == (said or "socket closed")
+    assert ended == ["FAILED"]
+    assert group.controller.status()["phase"] == "failed"
+
+
+def test_a_record_that_cannot_be_closed_does_not_hide_why_the_run_failed() -> None:
+    def away() -> None:
+        raise OSError("no answer")
+
+    group = FailingGroup()
+    group.controller = StageController((stage(),), 2, group, record_failure=away)
+    with pytest.raises(RuntimeError, match="socket closed"):
+        group.controller.run()
+    assert "no answer" in group.controller.status()["notes"][-1]
+
+
+def test_a_run_that_was_taken_over_ends_and_leaves_the_record_alone() -> None:
+    group = FakeGroup({72: lambda controller: controller.lost("taken over by another submission")})
+    ended: list[str] = []
+    group.controller = StageController((stage(), stage()), 2, group, record_failure=lambda: ended.append("FAILED"))
+    with pytest.raises(RuntimeError, match="taken over"):
+        group.controller.run()
+    assert group.decisions[-1] == (72, Decision.STOP)
+    assert group.controller.taken_over()
+    assert ended == []
+
+
+def test_advance_before_the_first_decision_of_a_resumed_run_is_for_the_stage_it_resumes_in() -> None:
+    controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=1)
+    assert controller.advance().endswith("(stage 2)")
+    assert controller.decide(progress(144, 1)) is Decision.NEXT_STAGE
+
+
 def test_status_before_the_first_decision() -> None:
     controller = StageController((stage(),), 2, lambda segment: None)
     assert controller.status()["phase"] == "starting"
