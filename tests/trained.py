@@ -48,7 +48,7 @@ def train_classifier(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_shards(data / "train", [60, 60])
     write_shards(data / "val", [30])
-    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12))
+    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
 
 
 def train_segmenter(folder: Path) -> TrainedRun:
@@ -56,10 +56,10 @@ def train_segmenter(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_mask_shards(data / "train", [60])
     write_mask_shards(data / "val", [14])
-    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, task=SegmentationConfig()))
+    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
 
 
-def _config(folder: Path, model: str, *, epochs: int, **changes: object) -> TrainConfig:
+def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: object) -> TrainConfig:
     values: dict[str, object] = {
         "name": "small",
         "storage": str(folder / "runs"),
@@ -72,7 +72,7 @@ def _config(folder: Path, model: str, *, epochs: int, **changes: object) -> Trai
             eval_crop="whole",
         ),
         "model": ModelConfig(name=model, stochastic_depth=0.0, norm_momentum=0.1),
-        "optimizer": OptimizerConfig(optimizer="adamw", lr=1e-2, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
+        "optimizer": OptimizerConfig(optimizer="adamw", lr=lr, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
         "trainer": TrainerConfig(eval_batch_size=16, eval_every_epochs=3),
         "checkpoint": CheckpointConfig(every_epochs=3, every_s=0),
     }
