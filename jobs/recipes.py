@@ -93,7 +93,7 @@ def unet_demo() -> TrainConfig:
     return TrainConfig(
         name="unet-demo",
         stages=ramp(
-            epochs=90,
+            epochs=60,
             batch_size=24,
             image_size=(64, 128),
             randaugment_magnitude=(0, 0),
