@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cli import UsageError, parse_recipe
+from jobs.recipes import demo
+from jobs.study_report import search_files
 from model.config import ModelConfig, architecture_of
 from model.factory import build_model
 from model.latency import LatencyTable, Workload, measure_table
@@ -19,7 +21,9 @@ from model.rows import rows_as_json, rows_as_table, rows_from_json
 from model.tables import ARCHITECTURES, Block
 from pipeline.search.reward import Candidate, pareto_front, reward
 from pipeline.search.space import choices, distributions, point_of, rows_of
-from pipeline.sweep.strategy import mutated, random_point
+from pipeline.sweep.ledger import Record
+from pipeline.sweep.strategy import RandomStrategy, mutated, random_point
+from pipeline.sweep.study import Study
 
 BASE = ARCHITECTURES["efficientnet_v2_tiny"].blocks
 
@@ -119,3 +123,41 @@ def test_every_choice_of_the_space_is_in_the_tables_choices() -> None:
     for _ in range(20):
         for row in rows_of(BASE, random_point(distributions(BASE), source)):
             assert (row.operator, row.kernel, row.expansion) in every
+
+
+def test_the_report_has_the_winners_rows_and_the_front(tmp_path: Path) -> None:
+    config = replace(demo(), name="search", storage=str(tmp_path))
+    study = Study(
+        kind="search",
+        base=config,
+        space=distributions(BASE),
+        strategy=RandomStrategy(distributions(BASE), seed=0),
+        configure=lambda point: replace(config, model=replace(config.model, rows=rows_of(BASE, point))),
+        score=lambda metrics, figures: reward(
+            metrics["val/accuracy"], figures["step_ratio"], figures["parameter_ratio"]
+        ),
+        score_name="reward",
+    )
+    figures = [(0.5, 1.0), (0.6, 2.0), (0.5, 3.0), (0.4, 0.5)]  # accuracy, step time; the third is beaten by the first
+    points = [point_of(BASE), *(study.strategy.ask() for _ in figures[1:])]
+    records = [
+        Record(
+            number=number,
+            name=f"search-{number:03d}",
+            point=point,
+            state="finished",
+            stages=[{"val/accuracy": accuracy}],
+            figures={"step_ms": 10 * step, "step_ratio": step, "parameters": 1e6, "parameter_ratio": 1.0},
+        )
+        for number, (point, (accuracy, step)) in enumerate(zip(points, figures, strict=True))
+    ]
+    files = search_files(study, records, "demo", lambda point: rows_of(BASE, point))
+    assert rows_from_json(files["rows.json"]) == rows_of(BASE, points[1])
+    assert [name for name in files if name.startswith("front/")] == [
+        "front/rows-003.json",
+        "front/rows-000.json",
+        "front/rows-001.json",
+    ]
+    assert rows_as_table(rows_of(BASE, points[1])) in files["report.md"].decode()
+    assert "--model-rows" in files["report.md"].decode()
+    assert {"pareto-step-ms.png", "pareto-parameters.png"} <= set(files)

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from infra.storage import open_storage
+from jobs.cli import parse_recipe
 from jobs.recipes import demo
 from jobs.spaces import SPACES, space_of
+from jobs.study_report import sweep_files, winner_command
 from pipeline.config import TrainConfig
 from pipeline.stages import ramp
+from pipeline.sweep.confirm import comparison, confirmation
 from pipeline.sweep.ledger import Ledger, Record, StudyError, read_records
+from pipeline.sweep.report import importances
 from pipeline.sweep.schedulers import StageAsha, survivors
 from pipeline.sweep.space import Range, SweepSpace, default_space
 from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_strategy, mutated, random_point
@@ -316,3 +320,66 @@ def test_a_used_up_space_ends_the_study(tmp_path: Path) -> None:
     while next_record(study, ledger, 50) is not None:
         pass
     assert len(ledger.records) == 2
+
+
+# Report --------------------------------------------------------------------------------------------------------------
+
+
+def finished(study: Study, count: int) -> list[Record]:
+    """Trials whose score is their dropout, and nothing else."""
+    strategy = RandomStrategy(study.space, seed=0)
+    points = [strategy.ask() for _ in range(count)]
+    return [
+        Record(
+            number=number,
+            name=f"sweep-{number:03d}",
+            point=point,
+            state="finished",
+            stages=[{"val/accuracy": point["dropout_end"]}] * 4,
+        )
+        for number, point in enumerate(points)
+    ]
+
+
+def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    records = finished(study, 12)
+    found = importances(study, records)
+    assert next(iter(found)) == "dropout_end"
+    assert found["dropout_end"] > 0.7
+    files = sweep_files(study, records, "demo")
+    assert set(files) == {"report.md", "parallel-coordinates.png", "importances.png"}
+    assert all(content.startswith(b"\x89PNG") for name, content in files.items() if name.endswith("png"))
+    winner = max(records, key=lambda record: record.point["dropout_end"])
+    row = next(line for line in files["report.md"].decode().splitlines() if line.startswith("| ") and line[2].isdigit())
+    assert row.startswith(f"| {winner.number} |")
+
+
+def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    point = finished(study, 1)[0].point
+    command = winner_command(study, point, "demo")
+    assert command.startswith("python -m jobs.train demo --name sweep-best ")
+    parsed, _ = parse_recipe(command.split()[3:], prog="test")
+    assert parsed.stages == study.configure(point).stages
+
+
+def test_a_confirmation_trains_both_over_further_seeds(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    winner = finished(study, 1)[0].point
+    confirming, count = confirmation(study, winner, 3, share=True)
+    ledger = Ledger(confirming.storage)
+    while (record := next_record(confirming, ledger, count)) is not None:
+        config = confirming.configure(record.point)
+        assert config.stages == (study.configure(winner) if record.point["values"] == "winner" else study.base).stages
+        assert config.seed == record.point["seed"]
+        record.state = "finished"
+        gain = 0.1 * record.point["seed"] if record.point["values"] == "winner" else 0.0
+        record.stages = [{"val/accuracy": 0.5 + gain}] * 4
+    assert [(r.point["seed"], r.point["values"]) for r in ledger.records] == [
+        (seed, values) for seed in (1, 2, 3) for values in ("recipe", "winner")
+    ]
+    assert len(confirming.shared) == 3  # each seed's first stage, for both
+    found = comparison(confirming, ledger.records)
+    assert found.difference == pytest.approx(0.2)
+    assert found.standard_error == pytest.approx(0.1 / 3**0.5)
