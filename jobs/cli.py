@@ -63,6 +63,8 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
     own: T | None = None
     if extra is not None:
+        if {"-h", "--help"} & {*rest}:
+            print(tyro.extras.get_parser(extra, prog=f"{prog} {name}", add_help=False).format_help())
         own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
     config = parse(
         TrainConfig,

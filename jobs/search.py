@@ -14,6 +14,7 @@ from rich.console import Console
 from jobs.cli import UsageError, parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import RECIPES
+from jobs.study_run import train_study
 from model.config import architecture_of
 from model.tables import Block
 from pipeline.config import TrainConfig
@@ -56,13 +57,12 @@ class _Search:
     def run(self) -> int:
         """Train the candidates."""
         from infra.cluster import connect
-        from jobs.board import Board
         from jobs.study_report import search_files, show_search
         from pipeline.search import space
         from pipeline.search.reward import reward
         from pipeline.search.timing import timing
         from pipeline.sweep.strategy import make_strategy
-        from pipeline.sweep.study import Study, StudyRunner, open_ledger
+        from pipeline.sweep.study import Study, open_ledger
 
         config, options = self.config, self.options
         distributions = space.distributions(self.base)
@@ -113,20 +113,15 @@ class _Search:
 
         study.figures = figures
         ledger = open_ledger(study)
-        with Board(self.console, study, ledger.records) as board:
-            result = StudyRunner(
-                study,
-                options,
-                ledger,
-                callbacks=[board],
-                files=lambda records: search_files(study, records, self.recipe, rows_of),
-            ).run()
+        result = train_study(
+            self.console,
+            study,
+            options,
+            ledger,
+            files=lambda records: search_files(study, records, self.recipe, rows_of),
+        )
         show_search(self.console, study, result.records, self.recipe, rows_of)
-        if not result.whole:
-            done = sum(record.state != "open" for record in result.records)
-            self.console.print(f"stopped with {done} of {options.max_trials} trials done; the same command goes on")
-            return 3
-        return 0 if study.best(result.records) else 1
+        return 3 if not result.whole else 0 if study.best(result.records) else 1
 
     def configure(self, point: dict[str, Any]) -> TrainConfig:
         """Return a candidate's run."""

@@ -8,8 +8,8 @@ from pipeline.config import TrainConfig
 from pipeline.sweep.space import Range, SweepSpace, default_space
 
 
-def demo() -> SweepSpace:
-    """Where regularization ends; the first stage is the same for all trials, so that they share it."""
+def small() -> SweepSpace:
+    """For small data. Where regularization ends; the first stage is the same for all trials, so that they share it."""
     return SweepSpace(randaugment_end=Range(0, 10), mixup_end=Range(0, 0.4), dropout_end=Range(0, 0.5))
 
 
@@ -24,7 +24,8 @@ def imagenet() -> SweepSpace:
 
 
 SPACES: dict[str, Callable[[], SweepSpace]] = {
-    "demo": demo,
+    "demo": small,
+    "fonts": small,
     **{f"efficientnetv2_{size}_{preset}": imagenet for size in "sml" for preset in ("paper", "google")},
 }
 

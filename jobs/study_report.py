@@ -14,6 +14,7 @@ from model.rows import rows_as_json, rows_as_table
 from model.tables import Block
 from pipeline.provenance import config_values, differences
 from pipeline.search.reward import Candidate, pareto_front
+from pipeline.sweep.confirm import Comparison
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.report import importances, plots, report_markdown, scatter
 from pipeline.sweep.strategy import Point
@@ -49,6 +50,20 @@ def show_sweep(console: Console, study: Study, records: Sequence[Record], recipe
     if found:
         console.print("importance: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
     console.print(winner_command(study, best[0].point, recipe), highlight=False, soft_wrap=True)
+
+
+def show_comparison(console: Console, found: Comparison, score_name: str) -> None:
+    """Print what recipe and winner gave over further seeds."""
+    table = Table(title=f"{score_name} over further seeds", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("seed", "recipe", "winner"):
+        table.add_column(name, justify="right")
+    both = [seed for seed in found.recipe if seed in found.winner]
+    for seed in both:
+        table.add_row(str(seed), f"{found.recipe[seed]:.4f}", f"{found.winner[seed]:.4f}")
+    console.print(table)
+    if both:
+        error = found.standard_error
+        console.print(f"winner - recipe: {found.difference:+.4f}, standard error {error:.4f}", highlight=False)
 
 
 def winner_command(study: Study, point: Point, recipe: str) -> str:

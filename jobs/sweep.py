@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.tree import Tree
@@ -12,11 +13,16 @@ from jobs.cli import parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import RECIPES
 from jobs.spaces import space_of
+from jobs.study_run import train_study
 from pipeline.config import TrainConfig
 from pipeline.preflight import Preflight, preflight
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.space import SweepSpace
 from pipeline.sweep.tree import Node, plan_tree, saving, shared_prefixes
+
+if TYPE_CHECKING:
+    from pipeline.sweep.ledger import Record
+    from pipeline.sweep.study import Study
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,26 +36,52 @@ def main(argv: Sequence[str]) -> int:
     console = wide_console()
     # The study's own folder holds no run; everything else of its config is what its trials will have.
     ready = preflight(config)
-    return _Sweep(console, argv, ready, space_of(argv[0], config), options).run()
+    return _Sweep(console, argv[0], ready, space_of(argv[0], config), options).run()
 
 
 class _Sweep:
     """A sweep on its way."""
 
     def __init__(
-        self, console: Console, argv: Sequence[str], ready: Preflight, space: SweepSpace, options: SweepOptions
+        self, console: Console, recipe: str, ready: Preflight, space: SweepSpace, options: SweepOptions
     ) -> None:
-        self.console, self.argv, self.ready, self.space, self.options = console, argv, ready, space, options
+        self.console, self.recipe, self.ready, self.space, self.options = console, recipe, ready, space, options
 
     def run(self) -> int:
         """Plan, then train unless it is a dry run."""
-        from pipeline.sweep.strategy import RandomStrategy, make_strategy
-        from pipeline.sweep.study import Study, StudyRunner, open_ledger, planned_points
+        from jobs.study_report import show_sweep, sweep_files
+        from pipeline.sweep.strategy import RandomStrategy
+        from pipeline.sweep.study import open_ledger, planned_points
 
-        config, options = self.ready.config, self.options
-        distributions = self.space.distributions()
+        options, study = self.options, self._study()
+        ledger = open_ledger(study, dry_run=options.dry_run)
+        # With TPE the points aren't known beforehand; random ones of the same space say which starts can be equal.
+        drawn = RandomStrategy(study.space, seed=options.search_seed)
+        points = planned_points(study, ledger.records, options.max_trials, drawn)
+        planned = {number: study.configure(point) for number, point in enumerate(points)}
+        if options.share:
+            study.shared = shared_prefixes(planned.values())
+        self._show_plan(planned)
+        if options.dry_run:
+            return 0
+        result = train_study(
+            self.console, study, options, ledger, files=lambda records: sweep_files(study, records, self.recipe)
+        )
+        show_sweep(self.console, study, result.records, self.recipe)
+        if not result.whole:
+            return 3
+        best = study.best(result.records)
+        if best and options.confirm:
+            return self._confirm(study, best[0])
+        return 0 if best else 1
+
+    def _study(self) -> Study:
+        from pipeline.sweep.strategy import make_strategy
+        from pipeline.sweep.study import Study
+
+        config, options, distributions = self.ready.config, self.options, self.space.distributions()
         metric, highest = config.checkpoint.best_metric, config.checkpoint.best_is == "highest"
-        study = Study(
+        return Study(
             kind="sweep",
             base=config,
             space=distributions,
@@ -63,40 +95,29 @@ class _Sweep:
             highest=highest,
             scheduler=options.scheduler,
             eta=options.eta,
-            plan={"space": {name: repr(value) for name, value in self.space.ranges().items()}}
-            | {"search": options.search, "search_seed": options.search_seed, "scheduler": options.scheduler},
+            plan={
+                "space": {name: repr(value) for name, value in self.space.ranges().items()},
+                "search": options.search,
+                "search_seed": options.search_seed,
+                "scheduler": options.scheduler,
+                "eta": options.eta,
+            },
         )
-        ledger = open_ledger(study, dry_run=options.dry_run)
-        # With TPE the points aren't known beforehand; random ones of the same space say which starts can be equal.
-        points = planned_points(
-            study,
-            ledger.records,
-            options.max_trials,
-            RandomStrategy(distributions, seed=options.search_seed),
-        )
-        planned = {number: study.configure(point) for number, point in enumerate(points)}
-        if options.share:
-            study.shared = shared_prefixes(planned.values())
-        self._show_plan(planned)
-        if options.dry_run:
-            return 0
-        from jobs.board import Board
-        from jobs.study_report import show_sweep, sweep_files
 
-        with Board(self.console, study, ledger.records) as board:
-            result = StudyRunner(
-                study,
-                options,
-                ledger,
-                callbacks=[board],
-                files=lambda records: sweep_files(study, records, self.argv[0]),
-            ).run()
-        show_sweep(self.console, study, result.records, self.argv[0])
-        if not result.whole:
-            done = sum(record.state != "open" for record in result.records)
-            self.console.print(f"stopped with {done} of {options.max_trials} trials done; the same command goes on")
-            return 3
-        return 0 if study.best(result.records) else 1
+    def _confirm(self, study: Study, winner: Record) -> int:
+        """Train winner and recipe over further seeds."""
+        from jobs.study_report import show_comparison
+        from pipeline.sweep.confirm import comparison, confirmation
+        from pipeline.sweep.study import open_ledger
+
+        if winner.point == study.first:
+            self.console.print("the recipe's own values are the winner: nothing to confirm")
+            return 0
+        confirming, count = confirmation(study, winner.point, self.options.confirm, share=self.options.share)
+        options = replace(self.options, max_trials=count)
+        result = train_study(self.console, confirming, options, open_ledger(confirming))
+        show_comparison(self.console, comparison(confirming, result.records), study.score_name)
+        return 0 if result.whole else 3
 
     def _show_plan(self, planned: dict[int, TrainConfig]) -> None:
         per_epoch = self.ready.samples_per_epoch

@@ -42,6 +42,8 @@ class SweepOptions(StudyOptions):
     """Of so many trials, one goes on from a stage at which trials end."""
     share: bool = True
     """Train equal first stages of several trials once, and go on from there."""
+    confirm: int = 0
+    """After the sweep, train its winner and the recipe's own values over so many further seeds, and compare."""
     dry_run: bool = False
     """Print the tree of stages and what it costs; start nothing."""
 
@@ -49,6 +51,8 @@ class SweepOptions(StudyOptions):
         StudyOptions.__post_init__(self)
         if self.eta < 2:
             raise ValueError(f"eta is {self.eta}: it must be at least 2")
+        if self.confirm < 0:
+            raise ValueError(f"confirm is {self.confirm}: it must be 0 (off) or a number of seeds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -152,7 +152,7 @@ class StudyRunner:
         ledger: Ledger,
         *,
         callbacks: Sequence[Any] = (),
-        files: Callable[[Sequence[Record]], dict[str, bytes]] = lambda records: {},
+        files: Callable[[Sequence[Record]], dict[str, bytes]],
     ) -> None:
         """Make one of Tune's callbacks, and of a function that makes the report's files, by name, of the trials."""
         self.files = files
