@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from datasets.batch import Batch
 from pipeline.checkpoint import Snapshot
 from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world. `save` is called on every rank, the others on rank 0 only."""
+    """What a run tells the outside world. `stepped` and `save` are called on every rank, the others on rank 0 only."""
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
+
+    def stepped(self, batch: Batch, cursor: int) -> None:
+        """The step at `cursor` is taken; `batch` is what this rank used for it."""
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """A row of metrics is ready."""
