@@ -65,6 +65,7 @@ class StageController:
         self._notes: list[str] = []
         self._noted = 0
         self._heard = time.time()
+        self._started_s = 0.0
         if lease is not None:
             lease.keep(self.lost)
 
@@ -109,7 +110,9 @@ class StageController:
     # From operators --------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return what is known of the run: phase, newest progress, recoveries from failures, seconds since news."""
+        """Return what is known of the run: phase, newest progress, recoveries from failures, seconds since news, notes,
+        and when (Unix time) the newest worker group began.
+        """
         with self._lock:
             progress = asdict(self._progress) if self._progress else None
             age_s = time.time() - self._heard
@@ -117,6 +120,7 @@ class StageController:
             return {"phase": self._phase, "progress": progress, "recoveries": recoveries, "age_s": age_s} | {
                 "notes": list(self._notes),  # the last ones, of `noted` in all
                 "noted": self._noted,
+                "started_s": self._started_s,
             }
 
     def advance(self) -> str:
@@ -140,6 +144,7 @@ class StageController:
         with self._lock:
             if not self._error and rank == 0:
                 self._starts += 1
+                self._started_s = time.time()
                 self._requests = [asked for asked in self._requests if asked.decision is not Decision.NEW_GROUP]
                 self._phase = "training"
             return self._error

@@ -6,19 +6,23 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from datasets.batch import Batch
 from pipeline.checkpoint import Snapshot
 from pipeline.policy import Decision, Progress
 from pipeline.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world. `save` and `stage_ended` are called on every rank, the others on rank 0."""
+    """What a run tells the outside world; `stepped`, `stage_ended` and `save` on every rank, the others on rank 0."""
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
         """A stage has ended and is on its way to storage; `result` has its times and newest metrics."""
+
+    def stepped(self, batch: Batch, cursor: int) -> None:
+        """The step at `cursor` is taken; `batch` is what this rank used for it."""
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """A row of metrics is ready."""

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import ClusterConfig
+from infra.standby import HOOK_VARIABLE
+from pipeline.warm_up import HOOK
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -58,6 +60,7 @@ class SegmentRunner:
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
                 callbacks=list(self.callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
             ),
         )
         if isinstance(trainer, ElasticTrainer):

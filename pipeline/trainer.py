@@ -105,6 +105,7 @@ class Trainer:
             first = False
             seed = step_seed(self.config.seed, self.state.cursor, self.rank)
             meter.add(self.learner.step(images, targets, seed=seed, lr=self.learning_rate))
+            self.hooks.stepped(batch, self.state.cursor)
             self.state.cursor += span.stage.batch_size
             self.state.step += 1
             decision = self._after_step(span, meter)

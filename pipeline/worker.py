@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from datasets.batch import Batch
 from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
+from infra.standby import start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
@@ -28,6 +30,7 @@ from pipeline.hooks import TrainHooks
 from pipeline.policy import Decision, Progress
 from pipeline.provenance import flat_values, recorded_config, versions
 from pipeline.resume import find_start
+from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
 from pipeline.stages import StageSpan
 from pipeline.state import CheckpointError
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 PASSING = (StorageAwayError, DataAwayError)
 """What a worker group that is started later may be spared."""
+STANDBY_DELAY_S = 20.0
+"""A group that has trained for this long gets its spare processes."""
 FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
@@ -101,6 +106,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         if start.facts["data"] != order.fingerprint:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
+    if config.cluster.standby:
+        start_standby(STANDBY_DELAY_S)
     try:
         decision = trainer.run(last_stage)
     except ValueError as error:
@@ -127,6 +134,7 @@ class WorkerHooks(TrainHooks):
             self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
         self.saver = Saver(storage, config.checkpoint, self)
+        self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Tag the stage and keep its first batch as a picture."""
@@ -134,6 +142,10 @@ class WorkerHooks(TrainHooks):
         number = span.index + 1
         self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
+
+    def stepped(self, batch: Batch, cursor: int) -> None:
+        """Write down the step's samples, if somebody wants to know."""
+        self.sample_log.add(batch, cursor)
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """Queue a row of metrics for MLflow; tell where they can be seen."""

@@ -11,6 +11,8 @@ from jobs.cli import UsageError, run_main
 NAMES = {
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "stages": "what a stage switch costs, in place and with a new worker group",
+    "checkpoint": "time that training steps lose to checkpoints, and host memory",
+    "recovery": "seconds from the loss of a worker or a node to the next training step",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
 
