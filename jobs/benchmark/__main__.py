@@ -10,6 +10,7 @@ from jobs.cli import UsageError, run_main
 
 NAMES = {
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
+    "memory": "memory and time of a start at a billion samples, and the memory of a loader process",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
