@@ -69,6 +69,9 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
             asdict(span.stage)
             | {
                 "stage": span.index + 1,
+                "stochastic_depth": config.model.stochastic_depth
+                if span.stage.stochastic_depth is None
+                else span.stage.stochastic_depth,
                 "num_workers": span.stage.num_workers or config.cluster.num_workers,
                 "steps": span.num_steps,
                 "samples": samples,
@@ -132,26 +135,15 @@ def plan_table(planned: dict[str, Any]) -> Table:
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
         caption_justify="left",
     )
-    for name in (
-        "stage",
-        "px",
-        "eval",
-        "batch",
-        "RandAug",
-        "Mixup",
-        "CutMix",
-        "dropout",
-        "epochs",
-        "steps",
-        "LR",
-        "read",
-    ):
+    names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
+    for name in (*names, "read"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
             *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
             *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
             *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            f"{row['stochastic_depth']:.3g}",
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
         )

@@ -32,6 +32,8 @@ class TrainingStage:
     the two."""
     dropout: float = 0.0
     """Dropout rate before the classifier."""
+    stochastic_depth: float | None = None
+    """Drop probability of the last residual block, the others in proportion; None: `model.stochastic_depth`."""
     num_workers: int | tuple[int, int] = 0
     """Workers that train this stage, or a range (smallest, largest); 0: the cluster config's. Neighbours of equal
     number share a group."""
@@ -55,6 +57,8 @@ class TrainingStage:
                 raise ValueError(f"stage.{name} is {value}: it must be 0 (off) or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"stage.dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.stochastic_depth is not None and not 0 <= self.stochastic_depth < 1:
+            raise ValueError(f"stage.stochastic_depth is {self.stochastic_depth}: it must be at least 0 and below 1")
 
     def num_samples(self, samples_per_epoch: int) -> int:
         """Length in samples: the whole global batches nearest to `epochs`, at least one."""
@@ -119,6 +123,7 @@ def ramp(
     mixup_alpha: tuple[float, float] = (0.0, 0.0),
     cutmix_alpha: tuple[float, float] = (0.0, 0.0),
     dropout: tuple[float, float] = (0.0, 0.0),
+    stochastic_depth: tuple[float, float] | None = None,
     num_stages: int = 4,
     size_multiple: int = 1,
 ) -> tuple[TrainingStage, ...]:
@@ -143,6 +148,7 @@ def ramp(
             mixup_alpha=at(mixup_alpha, index),
             cutmix_alpha=at(cutmix_alpha, index),
             dropout=at(dropout, index),
+            stochastic_depth=None if stochastic_depth is None else at(stochastic_depth, index),
         )
         for index in range(num_stages)
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datasets.loader import Batch, build_loader
 from datasets.mixing import mix
-from model.factory import set_dropout
+from model.factory import set_dropout, set_stochastic_depth
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.evaluation import evaluate, first_batch, normalized
@@ -94,6 +94,7 @@ class Trainer:
     def fit(self, span: StageSpan) -> Decision:
         """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
         set_dropout(self.learner.model, span.stage.dropout)
+        set_stochastic_depth(self.learner.model, self._stochastic_depth(span.stage))
         meter = Meter(self.device)
         first = True
         for batch in meter.waiting(self._batches(span)):
@@ -165,6 +166,7 @@ class Trainer:
         row["train/lr"] = self.learning_rate
         row["train/epoch"] = self.state.cursor / self.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
+        row["stage/stochastic_depth"] = self._stochastic_depth(span.stage)
         row["stage/num_workers"] = self.world_size
         row["stage/index"] = span.index + 1
         self._tell(row)
@@ -270,6 +272,10 @@ class Trainer:
 
     def _span(self) -> StageSpan | None:
         return self.schedule.lookup(self.state.cursor, self.samples_per_epoch, tuple(self.state.stage_starts))
+
+    def _stochastic_depth(self, stage: TrainingStage) -> float:
+        rate = stage.stochastic_depth
+        return self.config.model.stochastic_depth if rate is None else rate
 
     def _batches(self, span: StageSpan) -> Iterable[Batch]:
         stage = span.stage

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import StochasticDepth
 
 from datasets.config import check_data
 from datasets.loader import sample_order
 from model.factory import build_model
+from model.head import TaskHead
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.hooks import TrainHooks
@@ -226,3 +228,22 @@ def test_a_frozen_run_trains_the_head_alone(make_config: MakeConfig) -> None:
     for name, value in before.items():
         if name not in head:
             torch.testing.assert_close(end.ema[f"module.{name}"], value)
+
+
+def test_dropout_and_stochastic_depth_follow_the_stage(make_config: MakeConfig) -> None:
+    config = make_config()
+    first, second = config.stages
+    stages = replace(first, stochastic_depth=0.3, epochs=0.2), replace(second, epochs=0.2)
+    hooks = Recorder()
+    trainer = make_trainer(replace(config, stages=stages), hooks)
+    rates = []
+    for span in trainer.schedule.spans(trainer.samples_per_epoch):
+        trainer.fit(span)
+        drops = [module.p for module in trainer.learner.model.modules() if isinstance(module, StochasticDepth)]
+        heads = [module.dropout for module in trainer.learner.model.modules() if isinstance(module, TaskHead)]
+        assert drops == pytest.approx([drops[-1] * index / (len(drops) - 1) for index in range(len(drops))])
+        rates.append((round(drops[-1] * len(drops) / (len(drops) - 1), 9), heads))
+    assert rates == [(0.3, [first.dropout]), (config.model.stochastic_depth, [second.dropout])]
+    logged = [row["stage/stochastic_depth"] for _, row in hooks.rows if "train/loss" in row]
+    assert logged[0] == 0.3
+    assert logged[-1] == config.model.stochastic_depth
