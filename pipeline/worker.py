@@ -18,7 +18,7 @@ from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
-from infra.standby import start_standby
+from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
@@ -54,7 +54,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int) -> None:
     may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group.
     """
     rank = ray.train.get_context().get_world_rank()
-    if ray.get(controller.joined.remote(rank)):
+    if ray.get(controller.joined.remote(rank, current_environment())):
         return
     try:
         _train(config, controller, last_stage, rank)
