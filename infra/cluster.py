@@ -9,6 +9,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
+"""What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
 
 
@@ -90,8 +92,8 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "namespace": NAMESPACE, "log_to_driver": False}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its working_dir already
-        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "tests", "docs"]}
+    if not in_submitted_job():  # which has its working_dir already
+        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
@@ -103,6 +105,11 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
                 "or leave it empty to start one on this machine"
             ) from error
     _check_room(config, num_workers)
+
+
+def in_submitted_job() -> bool:
+    """Say whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def start_ray(**arguments: Any) -> None:

@@ -194,6 +194,11 @@ class TrainConfig:
             )
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
+        if self.model.in_channels != 3:
+            raise ValueError(
+                f"model.in_channels is {self.model.in_channels}: images are read as 3 channels (a grey one is the "
+                "same in each), so leave it at 3; weights of a model with other channels load into it"
+            )
         if isinstance(self.task, SegmentationConfig) != (self.model.name in UNETS):
             wanted = "a segmentation model (unet_ and an EfficientNet's name)"
             if not isinstance(self.task, SegmentationConfig):

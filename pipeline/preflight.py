@@ -9,9 +9,11 @@ from datasets.config import check_data
 from datasets.order import sample_order
 from datasets.shards import DataError, DatasetManifest
 from infra import tracking
+from infra.cluster import in_submitted_job
 from infra.storage import Storage, open_storage
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
+from pipeline.places import check_reachable
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start
 from pipeline.stages import TrainingSchedule
@@ -52,6 +54,8 @@ def preflight(config: TrainConfig) -> Preflight:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
             config made; one line each, with the cure.
     """
+    if in_submitted_job():
+        check_reachable(config)
     config = absolute(config)
     check_model(config.model)
     for stage in config.stages:
@@ -107,9 +111,10 @@ def _absolute(location: str) -> str:
 
 def _check_mixup(config: TrainConfig) -> None:
     for index, stage in enumerate(config.stages):
-        if stage.mixup_alpha and stage.batch_size < 2 * config.data.num_lanes:
+        if (stage.mixup_alpha or stage.cutmix_alpha) and stage.batch_size < 2 * config.data.num_lanes:
+            name = "Mixup" if stage.mixup_alpha else "CutMix"
             raise ValueError(
-                f"stage {index + 1}: Mixup pairs samples of one lane, so batch_size {stage.batch_size} must be at "
+                f"stage {index + 1}: {name} pairs samples of one lane, so batch_size {stage.batch_size} must be at "
                 f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
                 "or use fewer lanes"
             )

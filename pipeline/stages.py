@@ -27,6 +27,9 @@ class TrainingStage:
     """Strength of RandAugment on the paper's scale: 10 is the full range of each operation; 0 turns it off."""
     mixup_alpha: float = 0.0
     """Alpha of Mixup's Beta(alpha, alpha); 0 turns it off."""
+    cutmix_alpha: float = 0.0
+    """Alpha of CutMix's Beta(alpha, alpha); 0 turns it off. With Mixup on too, each lane of a batch gets one of
+    the two."""
     dropout: float = 0.0
     """Dropout rate before the classifier."""
     num_workers: int | tuple[int, int] = 0
@@ -46,7 +49,7 @@ class TrainingStage:
                 raise ValueError(f"stage.{name} is {value}: it must be at least {low}")
         if not self.epochs > 0:
             raise ValueError(f"stage.epochs is {self.epochs}: a stage needs a length above 0")
-        for name in ("randaugment_magnitude", "mixup_alpha"):
+        for name in ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"stage.{name} is {value}: it must be 0 (off) or more")
@@ -114,6 +117,7 @@ def ramp(
     image_size: tuple[int, int],
     randaugment_magnitude: tuple[float, float] = (0.0, 0.0),
     mixup_alpha: tuple[float, float] = (0.0, 0.0),
+    cutmix_alpha: tuple[float, float] = (0.0, 0.0),
     dropout: tuple[float, float] = (0.0, 0.0),
     num_stages: int = 4,
     size_multiple: int = 1,
@@ -137,6 +141,7 @@ def ramp(
             batch_size=batch_size,
             randaugment_magnitude=at(randaugment_magnitude, index),
             mixup_alpha=at(mixup_alpha, index),
+            cutmix_alpha=at(cutmix_alpha, index),
             dropout=at(dropout, index),
         )
         for index in range(num_stages)

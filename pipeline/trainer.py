@@ -5,6 +5,7 @@ Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Learner.step` for a 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -14,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.augment import mixup
 from datasets.loader import Batch, build_loader
+from datasets.mixing import mix
 from model.factory import set_dropout
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
@@ -29,7 +30,9 @@ from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
 from pipeline.state import TrainState
 from pipeline.task import Task
 
-STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "dropout")
+log = logging.getLogger(__name__)
+
+STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -79,8 +82,14 @@ class Trainer:
             if decision in (Decision.STOP, Decision.NEW_GROUP):
                 return decision
         if self.rank == 0 and self._span() is None:
-            self.hooks.ended(self.picture)
+            self._show()
         return Decision.NEXT_STAGE
+
+    def _show(self) -> None:
+        try:
+            self.hooks.ended(self.picture)
+        except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
+            log.warning("the run is done, but the picture of its predictions could not be made: %s", error)
 
     def fit(self, span: StageSpan) -> Decision:
         """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
@@ -137,6 +146,8 @@ class Trainer:
             self.state.stage_results.append({})
         if save or decision is not Decision.CONTINUE:
             self._save()
+        if len(self.state.stage_starts) > span.index + 1:
+            self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
         meter.restart()
         return decision
 
@@ -276,10 +287,11 @@ class Trainer:
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mixup(
+        return mix(
             normalized(batch.images, self.config.trainer, self.device),
             self.task.targets(batch, self.device),
-            alpha=stage.mixup_alpha,
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
             seed=self.config.seed,
             stream_index=batch.stream_index,
             num_lanes_of_rank=self.config.data.num_lanes // self.world_size,

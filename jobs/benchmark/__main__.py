@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jobs.cli import UsageError, run_main
 
 NAMES = {
+    "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "checkpoint": "time that training steps lose to checkpoints, and host memory",
     "recovery": "seconds from the loss of a worker or a node to the next training step",
