@@ -53,7 +53,7 @@ class ClusterConfig:
     """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
     lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
     max_failures: int = 3
-    """Worker or node failures that a run recovers from before it gives up. -1: any number."""
+    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
         low, high = worker_range(self.num_workers)

@@ -66,6 +66,8 @@ class StageController:
         self._noted = 0
         self._heard = time.time()
         self._started_s = 0.0
+        self._reached = -1
+        self._environment = ""
         if lease is not None:
             lease.keep(self.lost)
 
@@ -139,9 +141,12 @@ class StageController:
 
     # From rank 0 -----------------------------------------------------------------------------------------------------
 
-    def joined(self, rank: int) -> str:
-        """A rank has started. Returns the error that ended the run, if one did: then it must not train."""
+    def joined(self, rank: int, environment: str = "") -> str:
+        """A rank has started, in this runtime environment. Returns the error that ended the run, if one did: then it
+        must not train.
+        """
         with self._lock:
+            self._environment = environment
             if not self._error and rank == 0:
                 self._starts += 1
                 self._started_s = time.time()
@@ -159,6 +164,14 @@ class StageController:
             if all(asked.decision is not Decision.NEW_GROUP for asked in self._requests):
                 self._requests.append(Request(Decision.NEW_GROUP, 0))
         self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def environment(self) -> str:
+        """Return the runtime environment of the run's workers."""
+        return self._environment
+
+    def reached(self) -> int:
+        """Return the highest cursor that was reported so far, -1 before any."""
+        return self._reached
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""
@@ -179,6 +192,7 @@ class StageController:
         """Take rank 0's progress and say what all ranks do next."""
         with self._lock:
             self._progress, self._heard = progress, time.time()
+            self._reached = max(self._reached, progress.cursor)
             decision = Decision.STOP if self._error else decide(progress, self._requests)
             self._stopped |= decision is Decision.STOP
             if decision is Decision.CHECKPOINT:

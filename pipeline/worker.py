@@ -18,7 +18,7 @@ from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
-from infra.standby import start_standby
+from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
@@ -55,7 +55,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     hears of the ends of the first `report_stages` stages.
     """
     rank = ray.train.get_context().get_world_rank()
-    if ray.get(controller.joined.remote(rank)):
+    if ray.get(controller.joined.remote(rank, current_environment())):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)

@@ -6,18 +6,23 @@ state to host memory, within a step, and what the steps beside its writing take 
 
 from __future__ import annotations
 
+import os
+import secrets
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import tyro
 from rich.table import Table
 
+from infra.servers import S3Server, free_ports
 from infra.storage import open_storage
 from jobs.display import wide_console
 from jobs.recipes import demo
@@ -29,7 +34,7 @@ class Options:
     """Options of the benchmark."""
 
     storage: str = ""
-    """Folder or `s3://bucket/prefix` (with AWS_ENDPOINT_URL and keys set) for the checkpoints; empty: a folder."""
+    """Folder or `s3://bucket/prefix` for the checkpoints; empty: an S3 server (SeaweedFS) that is started here."""
     model: str = "efficientnet_v2_s"
     """Model that trains."""
     image_size: int = 128
@@ -85,24 +90,40 @@ class Events:
 def main(argv: Sequence[str]) -> int:
     """Train, take checkpoints, and print what they cost."""
     options = tyro.cli(Options, args=list(argv), description=__doc__)
-    trainee = _Trainee(options)
-    for _ in range(5):
-        trainee.step()
-    trainee.measured.steps.clear()
-    with _PeakMemory() as memory:
-        for number in range(options.checkpoints):
-            trainee.train(options.gap_s)
-            if number == 0:
-                memory.mark()
-            trainee.checkpoint()
-    _show(options, trainee, memory)
+    with nullcontext(options.storage) if options.storage else _s3_server() as storage:
+        trainee = _Trainee(options, storage)
+        for _ in range(5):
+            trainee.step()
+        trainee.measured.steps.clear()
+        with _PeakMemory() as memory:
+            for number in range(options.checkpoints):
+                trainee.train(options.gap_s)
+                if number == 0:
+                    memory.mark()
+                trainee.checkpoint()
+        _show(options, trainee, memory)
     return 0
+
+
+@contextmanager
+def _s3_server() -> Iterator[str]:
+    """Run an S3 server on loopback, with this process's environment set to reach it."""
+    port = free_ports(S3Server.num_ports, also_plus=10000)
+    with tempfile.TemporaryDirectory(prefix="crescendo-benchmark-") as folder:
+        keys = {"access_key": "benchmark", "secret_key": secrets.token_hex(16)}
+        server = S3Server(Path(folder, "s3"), bucket="benchmark", port=port, **keys)
+        server.start()
+        os.environ.update(server.client_environment())
+        try:
+            yield f"s3://{server.bucket}/run"
+        finally:
+            server.stop()
 
 
 class _Trainee:
     """A model with optimizer and moving average that trains on random images, and its checkpoints."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, storage: str) -> None:
         import torch
 
         from model.factory import build_model
@@ -120,7 +141,7 @@ class _Trainee:
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.targets = torch.full((options.batch_size, len(classes)), 1 / len(classes), device=device)
         self.events, self.measured, self.state = Events(), Measured(), TrainState()
-        self.storage = open_storage(options.storage or tempfile.mkdtemp(prefix="crescendo-benchmark-"))
+        self.storage = open_storage(storage)
         self.saver = Saver(self.storage, config.checkpoint, self.events)
 
     def step(self) -> None:
