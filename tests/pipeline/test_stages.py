@@ -54,7 +54,7 @@ def test_a_stage_that_was_ended_early_moves_those_after_it() -> None:
     [
         ({"image_size": 4}, "image_size is 4"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"mixup_alpha": -1}, "mixup_alpha is -1"),
         ({"randaugment_magnitude": float("nan")}, "randaugment_magnitude is nan"),
