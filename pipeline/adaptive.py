@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.stages import AdaptiveConfig, TrainingStage
 
-REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "dropout")
+REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that the strength of regularization moves together, as the ramp does."""
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
+PAUSE_POLL_S = 1.0
+"""How often a paused run asks whether it goes on, in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
@@ -139,6 +142,12 @@ _BY_KIND: dict[str, type[Decision]] = {cls.kind: cls for cls in _TYPES}
 def in_order(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
     """Sort decisions of one decision point into the order in which they are carried out."""
     return tuple(sorted(decisions, key=lambda decision: _TYPES.index(type(decision))))
+
+
+def leaving(decisions: Iterable[Decision]) -> Decision | None:
+    """Return the decision with which a stage's loop is left: the last of those that do that, or None."""
+    leaves = [one for one in decisions if isinstance(one, ExtendStage | NextStage | NewGroup | Stop)]
+    return leaves[-1] if leaves else None
 
 
 class Record(NamedTuple):

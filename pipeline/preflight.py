@@ -14,7 +14,8 @@ from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start
-from pipeline.stages import TrainingSchedule
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import with_batch_sizes
 from pipeline.state import CheckpointError, TrainState
 
 
@@ -37,7 +38,7 @@ class Preflight:
     @property
     def total_samples(self) -> int:
         """Samples of the whole run."""
-        return TrainingSchedule(self.config.stages).total_samples(self.samples_per_epoch)
+        return TrainingSchedule(self.config.stages, self.samples_per_epoch).total_samples
 
     @property
     def finished(self) -> bool:
@@ -52,7 +53,7 @@ def preflight(config: TrainConfig) -> Preflight:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
             config made; one line each, with the cure.
     """
-    config = absolute(config)
+    config = with_numbers(absolute(config))
     check_model(config.model)
     for stage in config.stages:
         check_image_size(config.model, stage.image_size)
@@ -83,6 +84,12 @@ def with_start(ready: Preflight) -> Preflight:
     start = planned_start(config, storage)
     notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
     return replace(ready, resume_from=start.state, notes=notes)
+
+
+def with_numbers(config: TrainConfig) -> TrainConfig:
+    """Put a number in place of each automatic batch size."""
+    stages = with_batch_sizes(config.stages, config.adaptive, multiple=config.data.num_lanes)
+    return replace(config, stages=stages)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

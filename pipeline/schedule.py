@@ -19,7 +19,7 @@ class _Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RunSchedule:
+class TrainingSchedule:
     """The stages, and what was decided about them. Looked up by cursor, never mutated."""
 
     stages: tuple[TrainingStage, ...]
@@ -57,7 +57,7 @@ class RunSchedule:
     @cached_property
     def planned_samples(self) -> int:
         """Samples of the recipe's own plan, in which nothing was decided."""
-        return RunSchedule(self.stages, self.samples_per_epoch, (), self.max_epochs).total_samples
+        return TrainingSchedule(self.stages, self.samples_per_epoch, (), self.max_epochs).total_samples
 
     def position(self, cursor: int) -> float:
         """Return where in the recipe's own plan a cursor is, in samples: what the learning rate follows.
@@ -102,14 +102,16 @@ class RunSchedule:
         samples = stage.epochs * self.samples_per_epoch + passed_on
         if self.max_epochs:
             samples = min(samples, max(self.max_epochs, stage.epochs) * self.samples_per_epoch)
+        batches = max(1, round(samples / stage.batch_size))
         for record in self.records:
             if isinstance(record.decision, ExtendStage) and record.stage == index:
-                samples += record.decision.epochs * self.samples_per_epoch
-        return max(1, round(samples / stage.batch_size)) * stage.batch_size
+                batches += max(1, round(record.decision.epochs * self.samples_per_epoch / stage.batch_size))
+        return batches * stage.batch_size
 
     def _share_out(self, samples: float, index: int, passed_on: list[float]) -> None:
-        """Give what a stage left unused to the later ones, in proportion to their lengths."""
-        later = range(index + 1, len(self.stages))
-        epochs = sum(self.stages[other].epochs for other in later)
-        for other in later:
-            passed_on[other] += samples * self.stages[other].epochs / epochs
+        """Give what a stage left unused to the later ones, in proportion to their lengths and in whole batches."""
+        epochs = sum(stage.epochs for stage in self.stages[index + 1 :])
+        for later, stage in enumerate(self.stages[index + 1 :], start=index + 1):
+            share = round(samples * stage.epochs / epochs / stage.batch_size) * stage.batch_size
+            passed_on[later] += share
+            samples, epochs = samples - share, epochs - stage.epochs

@@ -1,4 +1,4 @@
-"""Training stages: values, their schedule, and the ramp that makes one from (start, end) ranges.
+"""Training stages: values, the ramp that makes them from (start, end) ranges, and the rules that may adapt them.
 
 Progressive learning (EfficientNetV2, arXiv 2104.00298, section 4 and Algorithm 1): training is cut into stages, and
 from stage to stage the image size and the regularization grow together.
@@ -7,7 +7,6 @@ from stage to stage the image size and the regularization grow together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -158,40 +157,6 @@ class StageSpan:
     def num_steps(self) -> int:
         """Optimizer steps of the stage."""
         return (self.stop - self.start) // self.stage.batch_size
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSchedule:
-    """The ordered stages of a run. Looked up, never mutated."""
-
-    stages: tuple[TrainingStage, ...]
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("the schedule has no stage: give it at least one TrainingStage")
-
-    def spans(self, samples_per_epoch: int, starts: tuple[int, ...] = ()) -> Iterator[StageSpan]:
-        """Yield each stage's span.
-
-        `starts` are the cursors at which the first stages really began (a stage may have been ended early); the stages
-        after them follow at their full length.
-        """
-        cursor = 0
-        for index, stage in enumerate(self.stages):
-            start = starts[index] if index < len(starts) else cursor
-            cursor = start + stage.num_samples(samples_per_epoch)
-            yield StageSpan(index, stage, start, cursor)
-
-    def lookup(self, cursor: int, samples_per_epoch: int, starts: tuple[int, ...] = ()) -> StageSpan | None:
-        """Return the span that `cursor` lies in, or None after the last stage."""
-        spans = list(self.spans(samples_per_epoch, starts))
-        if len(starts) > 1:  # a stage that was ended early is over, whatever its own length says
-            spans = spans[len(starts) - 1 :]
-        return next((span for span in spans if cursor < span.stop), None)
-
-    def total_samples(self, samples_per_epoch: int) -> int:
-        """Samples of the whole run when no stage is ended early."""
-        return sum(stage.num_samples(samples_per_epoch) for stage in self.stages)
 
 
 def ramp(

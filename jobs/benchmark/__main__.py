@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jobs.cli import UsageError, run_main
 
 NAMES = {
+    "controller": "what a run's controller costs with 1,000 workers and 10 operators",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }

@@ -20,7 +20,7 @@ from pipeline.decisions import (
     paused,
     record_of,
 )
-from pipeline.schedule import RunSchedule
+from pipeline.schedule import TrainingSchedule
 from pipeline.stages import TrainingStage
 
 STAGES = tuple(
@@ -30,11 +30,11 @@ STAGES = tuple(
 EPOCH = 240
 
 
-def schedule(*records: Record, max_epochs: float = 0.0) -> RunSchedule:
-    return RunSchedule(STAGES, EPOCH, records, max_epochs)
+def schedule(*records: Record, max_epochs: float = 0.0) -> TrainingSchedule:
+    return TrainingSchedule(STAGES, EPOCH, records, max_epochs)
 
 
-def edges(runs: RunSchedule) -> list[tuple[int, int]]:
+def edges(runs: TrainingSchedule) -> list[tuple[int, int]]:
     return [(span.start, span.stop) for span in runs.spans]
 
 
