@@ -13,6 +13,8 @@ ACTOR_PREFIX = "run-"
 """What the name of a run's controller begins with."""
 REQUEST_EXPIRES_S = 900.0
 """Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
+NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
+"""What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
 """A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
@@ -90,13 +92,18 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "namespace": NAMESPACE, "log_to_driver": False}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its working_dir already
-        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "tests", "docs"]}
+    if not in_submitted_job():  # which has its working_dir already
+        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
         _init(address, arguments)
     _check_room(config, num_workers)
+
+
+def in_submitted_job() -> bool:
+    """Say whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _init(address: str, arguments: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`."""
+"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`.
+
+`python -m jobs.plan --diff A B [--json]` shows what differs between two recipes.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from rich.table import Table
 from datasets.config import check_divisibility
 from datasets.order import sample_order
 from datasets.shards import DataError, load_manifest
-from jobs.cli import parse_recipe, run_main
+from jobs.cli import UsageError, parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
 from pipeline.preflight import with_numbers
+from pipeline.provenance import config_values, differences
 from pipeline.schedule import TrainingSchedule
 from pipeline.stages import TrainingStage
 
@@ -156,8 +160,38 @@ def plan_table(planned: dict[str, Any]) -> Table:
     return table
 
 
+def difference_table(changes: dict[str, tuple[Any, Any]], names: Sequence[str]) -> Table:
+    """Return a row for each field that differs."""
+    table = Table(box=SIMPLE_HEAD, caption=f"{len(changes)} fields differ", caption_justify="left")
+    for column in ("field", *names):
+        table.add_column(column, justify="left" if column == "field" else "right", overflow="fold")
+    for field, values in changes.items():
+        table.add_row(field, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
+    return table
+
+
+def print_differences(argv: Sequence[str]) -> int:
+    """Print what differs between two recipes, for the arguments `A B [--json]`.
+
+    Raises:
+        UsageError: not two names of recipes.
+    """
+    names = [name for name in argv if name != "--json"]
+    if len(names) != 2:
+        raise UsageError(f"--diff takes the names of two recipes, not {len(names)}: python -m jobs.plan --diff A B")
+    one, other = (config_values(parse_recipe([name], prog="python -m jobs.plan --diff")[0]) for name in names)
+    changes = differences(one, other)
+    if "--json" in argv:
+        print(json.dumps({field: {"a": a, "b": b} for field, (a, b) in changes.items()}, indent=1))
+    else:
+        wide_console().print(difference_table(changes, names))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the plan; refuse what can't work."""
+    if argv and argv[0] == "--diff":
+        return print_differences(argv[1:])
     config, flags = parse_recipe(argv, prog="python -m jobs.plan", extra=PlanFlags)
     assert flags is not None
     config = with_numbers(config)

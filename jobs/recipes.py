@@ -77,11 +77,11 @@ def elpv_scratch() -> TrainConfig:
     return replace(
         base,
         name="elpv-scratch",
-        stages=ramp(epochs=8, batch_size=48, image_size=(64, 96), dropout=(0.1, 0.2), num_stages=2),
+        stages=ramp(epochs=6, batch_size=48, image_size=(64, 96), dropout=(0.1, 0.2), num_stages=2),
         data=replace(base.data, eval_crop="whole"),
         model=ModelConfig(name="efficientnet_lite0", same_padding=True, stochastic_depth=0.1, norm_momentum=0.1),
         optimizer=replace(base.optimizer, warmup_epochs=1),
-        trainer=TrainerConfig(eval_every_epochs=4, pixel_mean=127.0),
+        trainer=TrainerConfig(eval_every_epochs=3, pixel_mean=127.0),
     )
 
 
@@ -93,7 +93,7 @@ def unet_demo() -> TrainConfig:
     return TrainConfig(
         name="unet-demo",
         stages=ramp(
-            epochs=90,
+            epochs=60,
             batch_size=24,
             image_size=(64, 128),
             randaugment_magnitude=(0, 0),

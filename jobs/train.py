@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
     from pipeline.launch import start_controller
 
     controller = start_controller(ready)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
     follower = Follower(console, ready.config, controller, controller.run.remote())
     try:
         try:

@@ -59,9 +59,10 @@ class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile.
 
     Args:
-        stages: the stages, as the recipe has them.
+        stages: the stages that are to be trained.
         num_workers: workers of stages that don't name their own number.
         fit: runs one worker group to the end of a segment.
+        recipe: all stages of the recipe, where `stages` are only the first ones.
         rules: the recipe's adaptive rules.
         first_stage: index of the stage that comes next.
         lease: of the run; the controller renews it and gives it back.
@@ -78,6 +79,7 @@ class StageController:
         num_workers: int | tuple[int, int],
         fit: FitSegment,
         *,
+        recipe: tuple[TrainingStage, ...] = (),
         rules: AdaptiveConfig | None = None,
         first_stage: int = 0,
         lease: Lease | None = None,
@@ -87,7 +89,7 @@ class StageController:
         ask_ahead_s: float = 0.0,
         about: dict[str, Any] | None = None,
     ) -> None:
-        self._stages, self._rules = stages, rules or AdaptiveConfig()
+        self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
         self._journal, self._board = journal or Journal(), Board(about or {})
@@ -168,7 +170,7 @@ class StageController:
             self._requests.append(Request(asked, stage))
             wait_s = PAUSE_POLL_S if self._pause else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if wait_s else "after the start"
-        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._stages)})"
+        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
 
     # From the workers ------------------------------------------------------------------------------------------------
 
@@ -258,7 +260,7 @@ class StageController:
         repeated = self._journal.due(done, cursor)
         if any(isinstance(decision, NextStage | ExtendStage) for decision in repeated):
             return in_order(repeated)
-        verdict = decide(self._stages, self._rules, progress, () if repeated else self._requests)
+        verdict = decide(self._recipe, self._rules, progress, () if repeated else self._requests)
         if not repeated:
             self._requests = list(verdict.waiting)
         now = time.time()

@@ -59,3 +59,8 @@ def decision_table(entries: Sequence[dict[str, Any]]) -> str:
         at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
         rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
     return json.dumps({"columns": columns, "data": rows})
+
+
+def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:
+    """Return what a sweep hears of a stage, counted from 1; `value` is what trials are compared by."""
+    return {"stage": number, "value": result.get(metric), "metrics": result}

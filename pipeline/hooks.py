@@ -14,10 +14,14 @@ from pipeline.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world. `save` and `reported` are called on every rank, the others on rank 0 only."""
+    """What a run tells the outside world. `save`, `stage_ended` and `reported` are called on every rank, the others on
+    rank 0 only."""
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
+
+    def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
+        """A stage has ended and is on its way to storage; `result` has its times and newest metrics."""
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """A row of metrics is ready."""

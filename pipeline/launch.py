@@ -20,14 +20,21 @@ from pipeline.state import TrainState
 CONFIG_FILE = "config.json"
 
 
-def start_controller(ready: Preflight) -> Any:
+def start_controller(ready: Preflight, *, num_stages: int | None = None, callbacks: tuple[Any, ...] = ()) -> Any:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
+
+    Args:
+        ready: the checked run.
+        num_stages: train only so many stages; the run can go on, or be forked, from there. None: all.
+        callbacks: Ray Train's, which hear of each stage's end but the last one's: that is the run's, and not over
+            before the run is whole.
 
     Raises:
         LeaseError: the run is going on already.
         ClusterError: no cluster, or not enough room.
     """
     config = ready.config
+    count = num_stages or len(config.stages)
     storage = open_storage(f"{config.storage}/{config.name}")
     guarded = check_conditional_writes(storage)
     lease = Lease(storage)
@@ -40,9 +47,10 @@ def start_controller(ready: Preflight) -> Any:
         connect(config.cluster, num_workers=least)
         controller = start_actor(
             StageController,
-            config.stages,
+            config.stages[:count],
             config.cluster.num_workers,
-            SegmentRunner(config),
+            SegmentRunner(config, callbacks=callbacks, report_stages=count - 1 if callbacks else 0),
+            recipe=config.stages,
             rules=config.adaptive,
             first_stage=len(resume.stage_starts) - 1 if resume else 0,
             lease=lease,

@@ -33,6 +33,13 @@ def coloured_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
     return palette(num_classes)[mask]
 
 
+def indexed_mask(mask: np.ndarray, num_classes: int) -> bytes:
+    """Return classes, uint8 [H, W], as a palette PNG: its values are the classes, its colours show them."""
+    image = Image.fromarray(mask)
+    image.putpalette(palette(num_classes).ravel().tolist())
+    return as_png(image)
+
+
 def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
     """Return columns of image, truth and prediction (uint8 [B, 3, H, W], [B, H, W] twice), with a legend."""
     ignored = truth[:SHOWN] == 255

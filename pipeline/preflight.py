@@ -9,9 +9,11 @@ from datasets.config import check_data
 from datasets.order import sample_order
 from datasets.shards import DataError, DatasetManifest
 from infra import tracking
+from infra.cluster import in_submitted_job
 from infra.storage import Storage, open_storage
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
+from pipeline.places import check_reachable
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start
 from pipeline.schedule import TrainingSchedule
@@ -53,6 +55,8 @@ def preflight(config: TrainConfig) -> Preflight:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
             config made; one line each, with the cure.
     """
+    if in_submitted_job():
+        check_reachable(config)
     config = with_numbers(absolute(config))
     check_model(config.model)
     for stage in config.stages:

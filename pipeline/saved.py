@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from model.config import ModelConfig
 from model.factory import build_model, check_image_size
 from pipeline.checkpoint import StoredWeights, read_stored_weights
 from pipeline.config import ClassificationConfig, SegmentationConfig, TrainerConfig
+from pipeline.evaluation import normalized
 from pipeline.preprocessing import Preprocessing
 from pipeline.resume import locate
 from pipeline.state import BestRule, CheckpointError, TrainState, best_checkpoint, list_checkpoints, newest_state
@@ -50,6 +52,13 @@ class SavedModel:
         """Return settings for running the model: the run's normalization, the rest as asked."""
         view = self.preprocessing
         return TrainerConfig(pixel_mean=view.pixel_mean, pixel_std=view.pixel_std, **changes)
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 [B, K, ...] for images, uint8 [B, 3, S, S], on the CPU."""
+        inputs = normalized(torch.from_numpy(images), self.trainer_config(), torch.device("cpu"))
+        logits: Tensor = self.model(inputs)
+        return logits.float().numpy()
 
 
 def find_run(checkpoint: str, storage: str) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.decisions import ExtendStage, NextStage, Record, SetField
 from pipeline.stages import StageSpan, TrainingStage
+
+
+def crossed(interval: float, before: int, after: int) -> bool:
+    """Is it time? True if a multiple of `interval` lies in (before, after]; never for interval 0."""
+    return interval > 0 and math.floor(after / interval) > math.floor(before / interval)
 
 
 class _Piece(NamedTuple):

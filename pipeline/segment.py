@@ -25,7 +25,8 @@ RECORD_TIMEOUT_S = 15.0
 class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, callbacks: tuple[Any, ...] = (), report_stages: int = 0) -> None:
+        self.callbacks, self.report_stages = callbacks, report_stages
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.sealed_config = pickle.dumps(config)
 
@@ -47,6 +48,7 @@ class SegmentRunner:
                 "sealed_config": self.sealed_config,
                 "controller": ray.get_runtime_context().current_actor,
                 "last_stage": segment.last,
+                "report_stages": self.report_stages,
             },
             scaling_config=scaling,
             torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
@@ -54,6 +56,7 @@ class SegmentRunner:
                 name=self.name,
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+                callbacks=list(self.callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
@@ -71,7 +74,7 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     from pipeline.worker import train_worker
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
-    train_worker(config, loop_config["controller"], loop_config["last_stage"])
+    train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
 
 
 def record_failure(config: TrainConfig) -> None:

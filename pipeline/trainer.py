@@ -39,6 +39,7 @@ from pipeline.learner import Learner, step_seed
 from pipeline.memory import OutOfMemoryError, micro_batch, stage_limits
 from pipeline.meter import Meter
 from pipeline.parallel import agreed
+from pipeline.schedule import crossed
 from pipeline.stages import StageSpan, TrainingStage
 from pipeline.state import TrainState
 from pipeline.task import Task
@@ -51,11 +52,6 @@ STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alp
 
 class TrainingError(ValueError):
     """Training can't go on, and trying again would fail again."""
-
-
-def crossed(interval: float, before: int, after: int) -> bool:
-    """Is it time? True if a multiple of `interval` lies in (before, after]; never for interval 0."""
-    return interval > 0 and math.floor(after / interval) > math.floor(before / interval)
 
 
 class Trainer:
@@ -159,13 +155,15 @@ class Trainer:
         leaves = leaving(decisions)
         if not isinstance(leaves, Stop | NewGroup):
             leaves = self._while_paused(metrics) or leaves
+        if len(self.state.stage_starts) > span.index + 1:
+            self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
         meter.restart()
         return leaves
 
     def _while_paused(self, metrics: dict[str, float]) -> Decision | None:
         """Wait while an operator has the run wait, with all ranks at the same step."""
         leaves: Decision | None = None
-        while self.course.paused and not isinstance(leaves, Stop):
+        while self.course.paused and not isinstance(leaves, Stop | NewGroup):
             if self.rank == 0:
                 time.sleep(PAUSE_POLL_S)
             decisions = self._decide(metrics)  # a broadcast each time, so that no collective waits for too long

@@ -24,7 +24,7 @@ from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
-from pipeline.description import decision_table, describe, in_words, summary
+from pipeline.description import decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
 from pipeline.memory import OutOfMemoryError
 from pipeline.policy import Progress
@@ -44,17 +44,18 @@ FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
 
-def train_worker(config: TrainConfig, controller: Any, last_stage: int) -> None:
+def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_stages: int = 0) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
     An error that trying again doesn't cure is told to the controller (an actor's handle), which ends the run. One that
-    may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group.
+    may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train
+    hears of the ends of the first `report_stages` stages.
     """
     rank = ray.train.get_context().get_world_rank()
     if ray.get(controller.joined.remote(rank, ray.get_runtime_context().get_node_id())):
         return
     try:
-        _train(config, controller, last_stage, rank)
+        _train(config, controller, last_stage, rank, report_stages)
     except PASSING as error:
         controller.note.remote(f"tries again in a new worker group: {error}")
         raise
@@ -66,7 +67,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int) -> None:
         raise
 
 
-def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> None:
+def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
     context = ray.train.get_context()
     manifest, _ = check_data(
@@ -86,7 +87,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
         for line in notes:
             log.warning(line)
             controller.note.remote(line)
-    hooks = WorkerHooks(config, controller, storage, rank)
+    hooks = WorkerHooks(config, controller, storage, rank, report_stages)
     trainer = Trainer(
         config,
         model=model,
@@ -122,11 +123,14 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int) -> 
 class WorkerHooks(TrainHooks):
     """What a rank tells the controller, MLflow and storage."""
 
-    def __init__(self, config: TrainConfig, controller: Any, storage: Storage, rank: int) -> None:
+    def __init__(
+        self, config: TrainConfig, controller: Any, storage: Storage, rank: int, report_stages: int = 0
+    ) -> None:
         self.controller, self.rank, self.num_stages = controller, rank, len(config.stages)
+        self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
-            self.tracker.log_params(flat_values(recorded_config(config)))
+            self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
         self.saver = Saver(storage, config.checkpoint, self)
 
@@ -138,8 +142,10 @@ class WorkerHooks(TrainHooks):
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
-        """Queue a row of metrics for MLflow."""
+        """Queue a row of metrics for MLflow; tell where they can be seen."""
         assert self.tracker is not None
+        if self.tracker.url:
+            self.controller.note.remote(f"MLflow run {self.tracker.url}")  # the same line is not repeated
         self.tracker.log_metrics(metrics, step=cursor)
 
     def reported(self, cursor: int, wait_share: float) -> None:
@@ -164,6 +170,11 @@ class WorkerHooks(TrainHooks):
         if decisions:
             self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
             self.tracker.set_tags({"control": in_words(decisions[-1])})
+
+    def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
+        """Tell Ray Train, and by it a sweep."""
+        if span.index < self.report_stages:
+            ray.train.report(stage_report(span.index + 1, result, self.metric))
 
     def ended(self, picture: Callable[[], bytes]) -> None:
         """Keep a picture of what was learned."""

@@ -14,13 +14,15 @@ from infra.storage import open_storage
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.checkpoint import Snapshot, write_checkpoint
-from pipeline.config import OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
+from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
 from pipeline.hooks import TrainHooks
 from pipeline.provenance import recorded_config, versions
 from pipeline.stages import ramp
 from pipeline.task import build_task
 from pipeline.trainer import Trainer
 from tests.datasets.images import write_mask_shards, write_shards
+
+torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def train_classifier(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_shards(data / "train", [60, 60])
     write_shards(data / "val", [30])
-    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12))
+    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
 
 
 def train_segmenter(folder: Path) -> TrainedRun:
@@ -54,10 +56,10 @@ def train_segmenter(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_mask_shards(data / "train", [60])
     write_mask_shards(data / "val", [14])
-    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, task=SegmentationConfig()))
+    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
 
 
-def _config(folder: Path, model: str, *, epochs: int, **changes: object) -> TrainConfig:
+def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: object) -> TrainConfig:
     values: dict[str, object] = {
         "name": "small",
         "storage": str(folder / "runs"),
@@ -70,8 +72,9 @@ def _config(folder: Path, model: str, *, epochs: int, **changes: object) -> Trai
             eval_crop="whole",
         ),
         "model": ModelConfig(name=model, stochastic_depth=0.0, norm_momentum=0.1),
-        "optimizer": OptimizerConfig(optimizer="adamw", lr=1e-2, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
+        "optimizer": OptimizerConfig(optimizer="adamw", lr=lr, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
         "trainer": TrainerConfig(eval_batch_size=16, eval_every_epochs=3),
+        "checkpoint": CheckpointConfig(every_epochs=3, every_s=0),
     }
     return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import plan
+from jobs.cli import UsageError
 from jobs.recipes import RECIPES
 from tests.datasets.images import write_shards
 
@@ -87,6 +88,25 @@ def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe:
 def test_what_cannot_work_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan.main(["demo", "--samples", "1000", *flags])
+
+
+def test_the_difference_of_paper_and_google_is_what_the_two_sources_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--diff", "efficientnetv2_s_paper", "efficientnetv2_s_google", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)
+    assert changes["stages.0.image_size"] == {"a": 128, "b": 171}
+    assert changes["stages.3.randaugment_magnitude"] == {"a": 15, "b": 10}
+    assert changes["model.norm_momentum"] == {"a": 0.01, "b": 0.1}
+    assert not any(field.startswith(("optimizer", "data", "task")) for field in changes)
+    assert plan.main(["--diff", "efficientnetv2_s_paper", "efficientnetv2_s_google"]) == 0
+    shown = capsys.readouterr().out
+    assert "stages.0.image_size" in shown
+    assert f"{len(changes)} fields differ" in shown
+
+
+def test_diff_wants_two_recipes() -> None:
+    for names, message in ((["demo"], "two recipes, not 1"), (["demo", "demmo"], "did you mean demo")):
+        with pytest.raises(UsageError, match=message):
+            plan.main(["--diff", *names])
 
 
 def test_transfer_and_scratch_take_the_same_steps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,28 +7,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.agreement import largest_difference, with_real_statistics
 from model.factory import ModelConfig, build_model
 from model.weights import WeightsError, load_weights, read_weights
-
-
-def with_real_statistics(model: nn.Module, size: int) -> nn.Module:
-    """Norms with the statistics of a batch: fresh ones would hide a swap, random ones let rounding errors grow."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, size, size, generator=generator))
-    return model.eval()
-
-
-def largest_difference(ours: nn.Module, source: nn.Module, size: int) -> float:
-    """Of the logits, relative to their spread. In float64, where rounding can't be taken for a small mistake."""
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
-    with torch.no_grad():
-        own, expected = ours.double().eval()(images), source.double()(images)
-    return ((own - expected).abs().max() / expected.std()).item()
 
 
 # torchvision and timm keep PyTorch's epsilon in V1 up to B4; V2 and all of timm's `tf_` have TensorFlow's.

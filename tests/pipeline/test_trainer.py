@@ -15,8 +15,9 @@ from pipeline.decisions import Decision, ExtendStage, NextStage, Pause, Resume, 
 from pipeline.hooks import TrainHooks
 from pipeline.learner import step_seed
 from pipeline.policy import Progress
+from pipeline.schedule import crossed
 from pipeline.task import build_task
-from pipeline.trainer import Trainer, TrainingError, crossed
+from pipeline.trainer import Trainer, TrainingError
 from tests.pipeline.conftest import MakeConfig
 
 
@@ -303,7 +304,7 @@ def test_a_frozen_run_trains_the_head_alone(make_config: MakeConfig) -> None:
     )
     hooks = Recorder()
     trainer = make_trainer(config, hooks)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     trainer.run()
     end = hooks.snapshots[-1]
     assert end.ema is not None
