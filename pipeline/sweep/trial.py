@@ -22,6 +22,7 @@ from infra.cluster import ClusterError
 from infra.storage import open_storage
 from infra.tracking import end_record
 from pipeline.config import TrainConfig
+from pipeline.decisions import Stop
 from pipeline.description import stage_report
 from pipeline.launch import start_controller
 from pipeline.lease import KEY as LEASE_KEY
@@ -159,7 +160,7 @@ def stop_running() -> None:
     """Stop this process's run at its next decision point, and wait for its checkpoint."""
     for controller, run in tuple(_running):
         try:
-            ray.get(controller.stop.remote())
+            ray.get(controller.ask.remote(Stop(asked_by="the sweep")))
             ray.wait([run], timeout=STOP_S)
         except ray.exceptions.RayError:
             continue  # it has ended
