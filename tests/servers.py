@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+
+import psutil
 
 import infra.servers
 from infra.servers import Server, free_ports
@@ -10,7 +13,29 @@ from infra.servers import Server, free_ports
 __all__ = ["MlflowServer", "S3Server", "Server", "free_ports"]
 
 
-class S3Server(infra.servers.S3Server):
+class Watched(Server):
+    """Ends with the process that started it, in whatever way that ends: a pipe to a watcher breaks then."""
+
+    _watcher: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        super().start()
+        process = self.process()
+        assert process is not None
+        script = 'cat > /dev/null; kill -9 "-$0"'
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", script, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def _end(self, family: list[psutil.Process]) -> None:
+        super()._end(family)
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+            self._watcher = None
+
+
+class S3Server(Watched, infra.servers.S3Server):
     """An S3 server with a bucket for tests."""
 
     bucket = "crescendo-test"
@@ -25,7 +50,7 @@ class S3Server(infra.servers.S3Server):
         )
 
 
-class MlflowServer(infra.servers.MlflowServer):
+class MlflowServer(Watched, infra.servers.MlflowServer):
     """A tracking server over SQLite."""
 
     def __init__(self, folder: Path) -> None:
