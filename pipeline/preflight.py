@@ -43,8 +43,10 @@ class Preflight:
         return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
 
 
-def preflight(config: TrainConfig) -> Preflight:
+def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Preflight:
     """Check everything that can be known on the driver.
+
+    `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
 
     Raises:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
@@ -67,7 +69,8 @@ def preflight(config: TrainConfig) -> Preflight:
     storage.check_writable()
     start = planned_start(config, storage)
     notes = start.notes + _check_start(config, start, storage, order.fingerprint)
-    tracking.prepare(config.tracking)
+    if not tracking_is_ready:
+        tracking.prepare(config.tracking)
     return Preflight(config, train, val, order.samples_per_epoch, start.state, notes)
 
 
