@@ -2,11 +2,12 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 READY := .venv/.ready
+BUCKET := s3://crescendo
 
-.PHONY: help setup demo test test-fast lint format ui lock clean
+.PHONY: help setup demo up down demo-s3 test test-fast lint format ui lock clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## Make .venv from requirements.lock (does nothing when it is up to date)
 
@@ -17,6 +18,17 @@ $(READY): requirements.lock .ci/setup
 demo: setup ## Prepare real photographs, train the demo recipe on two local workers, print its table
 	@$(PY) -m jobs.prepare elpv --out data/elpv
 	@$(PY) -m jobs.train demo
+
+up: setup ## Start the local stack: S3 server, MLflow server, Ray head with dashboard, all on loopback
+	@$(PY) -m jobs.stack up
+
+down: setup ## Stop the local stack (its data stay in .stack/)
+	@$(PY) -m jobs.stack down
+
+demo-s3: up ## The demo on the local stack: shards and checkpoints in S3, a submitted Ray job, MLflow server
+	@$(PY) -m jobs.stack run $(PY) -m jobs.prepare elpv --out $(BUCKET)/elpv
+	@$(PY) -m jobs.stack run $(PY) -m jobs.submit demo --name demo-s3 --data.train $(BUCKET)/elpv/train \
+		--data.val $(BUCKET)/elpv/val --storage $(BUCKET)/runs $(ARGS)
 
 test: setup ## Run all tests, the slow ones too
 	$(PY) -m pytest --durations=15

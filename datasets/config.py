@@ -27,6 +27,8 @@ class DataConfig:
     """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and goes on
     in the next epoch where it ended in this one, so that over the epochs all are used equally often. Empty: all of
     everything."""
+    pyramid: bool = True
+    """Read the smallest of the training shards' copies that a stage's image size allows, where there are any."""
     cache_dir: str = ""
     """Folder of the node's cache of shards in S3, shared by all its processes and by later runs. Empty: a folder below
     XDG_CACHE_HOME; `none`: no disk is used, every image is read from S3 by a range."""
@@ -35,7 +37,8 @@ class DataConfig:
     num_lanes: int = 12
     """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
     block_size: int = 256
-    """Samples of one shard that stay together when an epoch is permuted, at most."""
+    """Samples of one shard that stay together when an epoch is permuted: fewer where there are few samples, more where
+    an epoch would have over a million of these blocks."""
     window_blocks: int = 64
     """Blocks that are shuffled together inside a lane."""
     loader_workers: int = 2
@@ -86,10 +89,15 @@ def open_cache(config: DataConfig) -> ShardCache | None:
     Raises:
         DataError: its folder can't be made.
     """
+    folder = cache_folder(config)
+    return None if folder is None else ShardCache(folder, round(config.cache_gb * 1e9))
+
+
+def cache_folder(config: DataConfig) -> Path | None:
+    """Return where the node's shard cache is, or None where the configuration says `none`."""
     if config.cache_dir == "none":
         return None
-    folder = Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
-    return ShardCache(folder, round(config.cache_gb * 1e9))
+    return Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
 
 
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:

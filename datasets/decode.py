@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +22,17 @@ MAX_PIXELS = 80_000_000
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED_FROM = 5
 _EXIF_WITHIN = 4096
-_CROP_ATTEMPTS = 10
+CROP_DRAWS = 40
+"""Random numbers that one crop takes: four for each of ten attempts."""
+_interpolate = torch.ops.aten._upsample_bilinear2d_aa.out
 # What simplejpeg turns into RGB; CMYK and YCCK go to Pillow.
 _SIMPLEJPEG_SPACES = frozenset({"RGB", "YCbCr", "GRAY", "Gray"})
+# Baseline and extended sequential JPEGs have one pass over the rows. Other frames, and the end of the headers.
+_BASELINE_FRAMES = frozenset({0xC0, 0xC1})
+_OTHER_FRAMES = frozenset({*range(0xC2, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}
+_EXTRA_BYTES = "extraneous bytes before marker"
+_MOST_ROWS = 1 << 16
+_ROWS_AROUND = 2  # the colours of a row are interpolated from its neighbours
 _EVAL_PADDING = 32
 _EVAL_CROP_BELOW = 320
 
@@ -104,25 +113,27 @@ def _orientation(segment: bytes) -> int:
 
 
 def random_crop(
-    header: Header, generator: np.random.Generator, *, area: tuple[float, float], ratio: tuple[float, float]
+    header: Header, draws: Sequence[float], *, area: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """Draw a crop of a random share of the area and of random aspect ratio (width / height), as in Inception.
+    """Return a crop of a random share of the area and of random aspect ratio (width / height), as in Inception.
 
-    Where no attempt fits the image, the largest central crop within `ratio` is taken. Takes a fixed number of draws.
+    Where no attempt fits the image, the largest central crop within `ratio` is taken.
+
+    Args:
+        header: of the image.
+        draws: `CROP_DRAWS` numbers in [0, 1): four for each attempt.
+        area: smallest and largest share of the area.
+        ratio: smallest and largest width / height.
     """
     height, width = header.height, header.width
-    draws = generator.random((_CROP_ATTEMPTS, 4))
-    areas = height * width * (area[0] + draws[:, 0] * (area[1] - area[0]))
-    low, high = np.log(ratio)
-    ratios = np.exp(low + draws[:, 1] * (high - low))
-    widths = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
-    heights = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    if not fits.any():
-        return _largest_crop(height, width, ratio)
-    pick = int(fits.argmax())
-    h, w = int(heights[pick]), int(widths[pick])
-    return int(draws[pick, 2] * (height - h + 1)), int(draws[pick, 3] * (width - w + 1)), h, w
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for first in range(0, CROP_DRAWS, 4):
+        size = height * width * (area[0] + draws[first] * (area[1] - area[0]))
+        shape = math.exp(low + draws[first + 1] * (high - low))
+        w, h = round(math.sqrt(size * shape)), round(math.sqrt(size / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[first + 2] * (height - h + 1)), int(draws[first + 3] * (width - w + 1)), h, w
+    return _largest_crop(height, width, ratio)
 
 
 def _largest_crop(height: int, width: int, ratio: tuple[float, float]) -> Box:
@@ -160,7 +171,8 @@ def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     stored, box = _stored(header, box)
     pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else _decode_any(data)
     top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
-    return _turned(_resize(pixels[top : top + height, left : left + width], size), header.orientation)
+    resized = _resize(pixels[top : top + height, left : left + width], size)
+    return np.ascontiguousarray(_turned(resized, header.orientation))
 
 
 def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
@@ -211,15 +223,57 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
+    """Decode a JPEG down to the last row of the box; the rows below it may be missing in what is returned."""
     shrink = min(box[2], box[3]) / (2 * size)
     if shrink < 2:
-        return simplejpeg.decode_jpeg(data)
-    return simplejpeg.decode_jpeg(
-        data,
-        min_height=int(np.ceil(header.height / shrink)),
-        min_width=int(np.ceil(header.width / shrink)),
-        min_factor=2,
-    )
+        height_at, block_rows = _baseline_height(data)
+        rows = -(-(box[0] + box[2] + _ROWS_AROUND) // block_rows) * block_rows
+        return _decode_rows(data, header, rows, height_at) if rows < header.height else _decode_all(data)
+    least_height, least_width = math.ceil(header.height / shrink), math.ceil(header.width / shrink)
+    return _decode_all(data, min_height=least_height, min_width=least_width, min_factor=2)
+
+
+def _decode_all(data: bytes, **scale: int) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, **scale)
+    except ValueError as error:
+        if _EXTRA_BYTES not in str(error):
+            raise
+        return simplejpeg.decode_jpeg(data, strict=False, **scale)  # harmless: all rows were there
+
+
+def _decode_rows(data: bytes, header: Header, rows: int, height_at: int) -> np.ndarray:
+    """Decode the first rows of a baseline JPEG: with their number written into its header, the decoder stops there.
+
+    Nine tenths of a decode are the entropy coding, which can't be entered in the middle, but can be left.
+    """
+    pixels = np.empty((rows, header.width, 3), dtype=np.uint8)
+    shortened = b"".join((data[:height_at], rows.to_bytes(2, "big"), data[height_at + 2 :]))
+    try:
+        simplejpeg.decode_jpeg(shortened, buffer=pixels)
+    except ValueError as error:
+        # The first complaint is reported: when it is of the rows that were left out, those before were sound.
+        if _EXTRA_BYTES not in str(error):
+            raise
+    return pixels
+
+
+def _baseline_height(data: bytes) -> tuple[int, int]:
+    """Return where a baseline JPEG's header has its height, two bytes, and the pixel rows that are coded together.
+
+    A JPEG of another kind has all of its rows coded together, in effect.
+    """
+    place = 2
+    while place + 4 < len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if kind in _BASELINE_FRAMES:
+            components = data[place + 10 : place + 10 + 3 * data[place + 9]]
+            return place + 5, 8 * max(sampling & 15 for sampling in components[1::3])
+        if kind in _OTHER_FRAMES:
+            break
+        # 0xFF again is padding.
+        place += 1 if kind == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0, _MOST_ROWS
 
 
 def _decode_any(data: bytes) -> np.ndarray:
@@ -233,7 +287,7 @@ def _decode_any(data: bytes) -> np.ndarray:
 
 
 def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:
-    if (height, width) == (header.height, header.width):
+    if width == header.width:  # not scaled, though rows below the box may be missing
         return box
     down, right = height / header.height, width / header.width
     top, left = int(box[0] * down), int(box[1] * right)
@@ -244,6 +298,8 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 [H, W, 3] with antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)
-    return tensor[0].permute(1, 2, 0).numpy()
+    # `functional.interpolate` would return planes, which cost more to put back in order than the interpolation itself.
+    out = torch.empty((1, size, size, 3), dtype=torch.uint8)
+    given = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    _interpolate(given, [size, size], False, None, None, out=out.permute(0, 3, 1, 2))
+    return out[0].numpy()

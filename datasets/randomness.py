@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     RENDER = 5
     REPLACE = 6
     CUTMIX = 7
+    MIX_KIND = 8
 
 
 def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:
@@ -33,3 +34,19 @@ def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:
 def sample_generator(seed: int, purpose: Purpose, stream_index: int) -> np.random.Generator:
     """Return the generator of one sample; equal arguments give equal numbers on any rank, worker or machine."""
     return np.random.Generator(philox(seed, purpose, stream_index))
+
+
+def uniforms(seed: int, purpose: Purpose, stream_index: np.ndarray, count: int) -> np.ndarray:
+    """Return the first `count` numbers in [0, 1) of each sample's own stream, float64 [B, count].
+
+    The numbers are those of `sample_generator(seed, purpose, index).random(count)`; one bit generator that is set to
+    each sample's stream costs a fraction of a new one for each.
+    """
+    raw = np.empty((len(stream_index), count), dtype=np.uint64)
+    bits = philox(seed, purpose)
+    state = bits.state
+    for row, index in enumerate(stream_index.tolist()):
+        state["state"]["counter"][1] = index
+        bits.state = state
+        raw[row] = bits.random_raw(count)
+    return (raw >> np.uint64(11)) * 2.0**-53

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from datasets.errors import DataError
+from datasets.errors import DataAwayError, DataError
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -218,12 +218,13 @@ def _explain(action: str, url: str, error: Exception) -> DataError:
         code = _code(error)
         if code in _MISSING:
             return MissingError(f"{where}: it does not exist")
-        return DataError(f"{where}: {_CAUSES.get(code, 'the server answers ' + code)}")
+        kind = DataAwayError if _may_pass(error) else DataError
+        return kind(f"{where}: {_CAUSES.get(code, 'the server answers ' + code)}")
     if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
         return DataError(f"{where}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, aws.SSLError):
         return DataError(f"{where}: the server's certificate is not trusted; set AWS_CA_BUNDLE")
-    return DataError(f"{where}: no answer ({type(error).__name__}); check the network and AWS_ENDPOINT_URL")
+    return DataAwayError(f"{where}: no answer ({type(error).__name__}); check the network and AWS_ENDPOINT_URL")
 
 
 def _code(error: Any) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.augment import rand_augment_pair, random_flip_pair
+from datasets.augment import DRAWS_PER_LAYER, rand_augment_pair, random_flip_pair
 from datasets.batch import Batch, empty_images, empty_masks
 from datasets.config import DataConfig
-from datasets.decode import Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
+from datasets.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
 from datasets.errors import DataError
-from datasets.randomness import Purpose, sample_generator
+from datasets.randomness import Purpose, sample_generator, uniforms
 from datasets.reader import Sample, SampleReader
 
 log = logging.getLogger(__name__)
@@ -89,14 +89,15 @@ class Samples(Dataset[Batch]):
         rows, labels = images.permute(0, 2, 3, 1).numpy(), np.empty(len(request.ids), dtype=np.int64)
         masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
         samples = reader.read_many(request.ids.tolist())
+        draws = self._draws(request)
         for row, (stream, sample_id) in enumerate(zip(request.streams.tolist(), request.ids.tolist(), strict=True)):
             try:
-                decoded = self._decode(samples[row], stream, view, reader)
+                decoded = self._decode(samples[row], draws[row], view, reader)
             except (ValueError, OverflowError, MemoryError) as error:
                 damaged.append(f"{reader.describe(sample_id)}: {error}")
                 if not view.training:
                     continue
-                decoded = self._replacement(stream, view, reader)
+                decoded = self._replacement(stream, draws[row], view, reader)
             rows[row], labels[row] = decoded.image, decoded.label
             if masks is not None:
                 masks.numpy()[row] = decoded.mask
@@ -106,13 +107,20 @@ class Samples(Dataset[Batch]):
         batch = Batch(images, torch.from_numpy(labels), torch.from_numpy(request.streams), masks, tuple(damaged))
         return batch if len(kept) == len(labels) else _only(batch, kept)
 
-    def _replacement(self, stream: int, view: View, reader: SampleReader) -> _Decoded:
+    def _draws(self, request: Request) -> list[list[float]]:
+        """Return the random numbers of each sample's crop, flip and RandAugment; none in an evaluation."""
+        view = request.view
+        if not view.training:
+            return [[]] * len(request.ids)
+        count = CROP_DRAWS + 1 + DRAWS_PER_LAYER * self.config.randaugment_layers
+        return uniforms(view.seed, Purpose.AUGMENT, request.streams, count).tolist()
+
+    def _replacement(self, stream: int, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
         """Return another sample in a damaged one's place: a pure function of seed and stream index."""
-        draws = sample_generator(view.seed, Purpose.REPLACE, stream).random(_REPLACEMENTS)
-        for draw in draws:
+        for draw in sample_generator(view.seed, Purpose.REPLACE, stream).random(_REPLACEMENTS):
             other = int(draw * reader.manifest.num_samples)
             try:
-                return self._decode(reader.read(other), stream, view, reader)
+                return self._decode(reader.read(other), draws, view, reader)
             except (ValueError, OverflowError, MemoryError) as error:
                 if isinstance(error, DataError):
                     raise
@@ -122,10 +130,10 @@ class Samples(Dataset[Batch]):
             "write the shards again"
         )
 
-    def _decode(self, sample: Sample, stream: int, view: View, reader: SampleReader) -> _Decoded:
+    def _decode(self, sample: Sample, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
         header = read_header(sample.data, max_pixels=self.config.max_pixels)
         if view.training:
-            image, mask = self._augmented(sample, header, stream, view)
+            image, mask = self._augmented(sample, header, draws, view)
         else:
             box = eval_crop(header, view.image_size, rule=self.config.eval_crop)
             image = decode_crop(sample.data, header, box, view.image_size)
@@ -135,16 +143,15 @@ class Samples(Dataset[Batch]):
         return _Decoded(image, sample.label, mask)
 
     def _augmented(
-        self, sample: Sample, header: Header, stream: int, view: View
+        self, sample: Sample, header: Header, draws: list[float], view: View
     ) -> tuple[np.ndarray, np.ndarray | None]:
         config, size = self.config, view.image_size
-        generator = sample_generator(view.seed, Purpose.AUGMENT, stream)
-        box = random_crop(header, generator, area=config.crop_area, ratio=config.crop_ratio)
+        box = random_crop(header, draws, area=config.crop_area, ratio=config.crop_ratio)
         image = decode_crop(sample.data, header, box, size)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
         if config.flip:
-            image, mask = random_flip_pair(image, mask, generator)
-        return rand_augment_pair(image, mask, generator, magnitude=view.magnitude, layers=config.randaugment_layers)
+            image, mask = random_flip_pair(image, mask, draws[CROP_DRAWS])
+        return rand_augment_pair(image, mask, draws[CROP_DRAWS + 1 :], magnitude=view.magnitude)
 
 
 def _check_mask(mask: np.ndarray, num_classes: int) -> None:

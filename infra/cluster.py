@@ -9,11 +9,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+ACTOR_PREFIX = "run-"
+"""What the name of a run's controller begins with."""
+REQUEST_EXPIRES_S = 900.0
+"""Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
+NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
+"""What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
-"""A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
 
 _QUICK_RECOVERY = {
+    # Ray Train reads these where `fit` is called, that is in the run's controller; see `start_actor`.
     # How often Ray Train looks after its workers; its default of 2 s is what a lost worker costs at least.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
@@ -43,12 +49,18 @@ class ClusterConfig:
     grow_check_s: float = 30.0
     """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
     checkpoint and starts anew."""
+    ask_ahead_s: float = 300.0
+    """How long before a stage with more workers begins its nodes are asked for, in seconds, where nodes come and go by
+    an autoscaler; 0: only when it begins."""
     cpus_per_worker: float = 1
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
     """GPUs that each worker reserves; 0 trains on CPU."""
+    standby: bool = True
+    """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
+    lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
     max_failures: int = 3
-    """Worker or node failures that a run recovers from before it gives up. -1: any number."""
+    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
         low, high = worker_range(self.num_workers)
@@ -69,40 +81,52 @@ def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
     return (num_workers, num_workers) if isinstance(num_workers, int) else (num_workers[0], num_workers[1])
 
 
+def prepare_environment() -> None:
+    """Set Ray's settings in this process, where its user has not: before Ray is imported."""
+    for name, value in _QUICK_RECOVERY.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
 def connect(config: ClusterConfig, *, num_workers: int) -> None:
     """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
 
     Raises:
         ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
     """
-    for name, value in _QUICK_RECOVERY.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    prepare_environment()
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "namespace": NAMESPACE, "log_to_driver": False}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its working_dir already
-        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "tests", "docs"]}
+    if not in_submitted_job():  # which has its working_dir already
+        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
-        _init(address, arguments)
-    _check_room(config, num_workers)
-
-
-def _init(address: str, arguments: dict[str, Any]) -> None:
-    import ray
-
-    for attempt in range(START_TRIES):
         try:
-            ray.init(logging_level="ERROR", **arguments)
+            start_ray(logging_level="ERROR", **arguments)
         except ConnectionError as error:
             raise ClusterError(
                 f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
                 "or leave it empty to start one on this machine"
             ) from error
-        except Exception as error:  # Ray has no class of its own for a start that took more than its 30 s
+    _check_room(config, num_workers)
+
+
+def in_submitted_job() -> bool:
+    """Say whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def start_ray(**arguments: Any) -> None:
+    """Call `ray.init`; again where Ray's processes were not up within its 30 s, as on a machine that is very busy."""
+    import ray
+
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(**arguments)
+        except Exception as error:  # Ray has no class of its own for it
             if "timed out during startup" not in str(error) or attempt == START_TRIES - 1:
                 raise
             ray.shutdown()
@@ -144,6 +168,9 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     # On the driver's own node: that one must live for the run in any case, any other may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
+    # A cluster that was started elsewhere doesn't know this process's environment.
+    train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
+    options["runtime_env"] = {"env_vars": train}
     try:
         actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
         ray.get(actor.__ray_ready__.remote())
@@ -152,3 +179,24 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
             f"{name} is running on this cluster already: wait for it, or give this run another name"
         ) from error
     return actor
+
+
+def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) -> None:
+    """Ask the cluster's autoscaler for nodes for so many more workers; the request expires by itself.
+
+    Ray's coordinator adds it to what Ray Train asks for its running groups.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    if num_workers < 1:
+        return
+    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(
+        coordinator.request_resources.remote(
+            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
+        )
+    )

@@ -13,6 +13,10 @@ class StorageError(ValueError):
     """Storage cannot do what was asked; one line that says where, why and what to do. Never holds a secret."""
 
 
+class StorageAwayError(StorageError):
+    """Storage was away, busy or full for longer than a call waits; the same call may succeed later."""
+
+
 class MissingKeyError(StorageError):
     """The object that was asked for is not there."""
 

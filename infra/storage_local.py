@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageError, checked_key
+from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or choose another storage",
@@ -24,6 +24,7 @@ _CAUSES = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
 
 
 @contextmanager
@@ -35,7 +36,8 @@ def explained(action: str, location: str) -> Iterator[None]:
         raise MissingKeyError(f"cannot {action} {location}: it does not exist") from None
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
-        raise StorageError(f"cannot {action} {location}: {cause}") from None
+        kind = StorageAwayError if error.errno in _MAY_PASS else StorageError
+        raise kind(f"cannot {action} {location}: {cause}") from None
 
 
 class LocalStorage(Storage):
@@ -219,8 +221,24 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path` (released by the kernel when the process dies)."""
-    _make_folder(path.parent)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """Hold the lock file beside `path` (released by the kernel when the process dies), and leave none behind."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        _make_folder(path.parent)
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_same(lock, file.fileno()):
+                continue  # its last holder removed it while we waited: who comes next would make, and hold, another
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    """Say whether an open file still has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

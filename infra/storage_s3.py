@@ -16,7 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageError, checked_key
+from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 from infra.storage_local import LocalStorage
 
 Result = TypeVar("Result")
@@ -227,14 +227,15 @@ class S3Storage(Storage):
             code = _code(error)
             if code in _MISSING:
                 return MissingKeyError(f"{where}: it does not exist")
-            return StorageError(f"{where}: {_CAUSES.get(code, 'the server answers ' + code)}")
+            kind = StorageAwayError if _may_pass(error) else StorageError
+            return kind(f"{where}: {_CAUSES.get(code, 'the server answers ' + code)}")
         if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
             return StorageError(f"{where}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         server = _without_secrets(self.custom_endpoint) if self.custom_endpoint else "AWS"
         if isinstance(error, aws.SSLError):
             return StorageError(f"{where}: the certificate of {server} is not trusted; set AWS_CA_BUNDLE")
         if isinstance(error, _TRANSPORT):
-            return StorageError(f"{where}: no answer from {server}; check the network and AWS_ENDPOINT_URL")
+            return StorageAwayError(f"{where}: no answer from {server}; check the network and AWS_ENDPOINT_URL")
         return StorageError(f"{where}: {type(error).__name__} from {server}")
 
 

@@ -52,13 +52,15 @@ class Tracker:
         self.config = config
         self.run_id = run_id
         """The MLflow run's id; None until MLflow has answered once."""
+        self.url = ""
+        """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
         self._outbox = Outbox(config.max_unsent)
         self._spool = Spool(storage, self._outbox)
         self._run: MlflowRun | None = None
         self._key = ""
         self._status = ""
-        self._finished = self._stopping = False
+        self._finished = self._stopping = self._abandoned = False
         self._down_since = 0.0
         self._problem = ""
         self._sampler: SystemSampler | None = None
@@ -124,6 +126,8 @@ class Tracker:
         Raises:
             StorageError: the spool can't be written.
         """
+        if self._abandoned:
+            return
         self.flush(0.0 if self._down_since else timeout)
         self._spool.write("")
 
@@ -134,6 +138,8 @@ class Tracker:
             StorageError: the spool can't be written.
         """
         assert status in STATUSES
+        if self._abandoned:
+            return False
         self._status = status
         done = self._wait_until(lambda: self._finished, timeout)
         self._stopping = True
@@ -143,6 +149,12 @@ class Tracker:
         if not done:
             log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
         return done
+
+    def abandon(self) -> None:
+        """Write nothing any more, neither to MLflow nor to storage: the run is another process's now."""
+        self._abandoned = self._stopping = True
+        self._wake.set()
+        self._thread.join(1.0)
 
     def set_uri(self, uri: str) -> None:
         """Go on with the MLflow server of another address."""
@@ -227,6 +239,8 @@ class Tracker:
             time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
+        if config.uri.startswith("http"):
+            self.url = f"{redacted(config.uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run.run_id}"
         if self.config is config:  # else `set_uri` came in between
             self._run = run
         return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from infra.mlflow_run import TrackingError, error_code, make_client, open_experiment, sqlite_path
@@ -17,8 +17,9 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 class TrackingConfig:
     """Where and how a run is recorded in MLflow."""
 
-    uri: str = "sqlite:///runs/mlflow.db"
-    """MLflow server (`http://host:5000`) or database. A SQLite file serves runs on one machine."""
+    uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
+    """MLflow server (`http://host:5000`) or database. By default MLFLOW_TRACKING_URI, without it a SQLite file, which
+    serves runs on one machine."""
     experiment: str = "crescendo"
     """MLflow experiment that holds the run; made if there is none."""
     artifact_location: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import ray
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import TrainConfig
-from pipeline.stages import TrainingStage
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
@@ -34,15 +34,6 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def seconds_left(stages: tuple[TrainingStage, ...], progress: dict[str, Any], images_per_s: float) -> float:
-    """Estimate the time to the end of training: a sample costs as many seconds as it has pixels, relative to now."""
-    index, now = progress["stage"], stages[progress["stage"]].image_size
-    weighted = float(progress["stage_stop"] - progress["cursor"])
-    for stage in stages[index + 1 :]:
-        weighted += stage.num_samples(progress["samples_per_epoch"]) * (stage.image_size / now) ** 2
-    return weighted / images_per_s
-
-
 def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, float]) -> str:
     """Return one line on where a run is; `seen` keeps the newest value of each metric between calls."""
     progress = status["progress"]
@@ -50,7 +41,7 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
         return f"{config.name}: {status['phase']}"
     seen |= progress["metrics"]
     stage = config.stages[progress["stage"]]
-    epoch, epochs = (progress[key] / progress["samples_per_epoch"] for key in ("cursor", "total"))
+    epoch, epochs = (at / progress["samples_per_epoch"] for at in (progress["cursor"], progress["spans"][-1]["stop"]))
     parts = [
         f"stage {progress['stage'] + 1}/{len(config.stages)}",
         f"{stage.image_size} px",
@@ -59,39 +50,46 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
         f"loss {seen['train/loss']:.3f}",
     ]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
-    parts.append(f"{duration(seconds_left(config.stages, progress, seen['train/images_per_s']))} left")
+    parts.append("paused" if status["phase"] == "paused" else f"{duration(sum(status['left_s']))} left")
     if status["recoveries"]:
         parts.append(f"recovered {status['recoveries']}x")
     return " | ".join(parts)
 
 
-def follow(console: Console, config: TrainConfig, controller: Any, run: Any) -> dict[str, Any]:
-    """Show a run's progress until it ends; return its last status. Live in a terminal, plain lines elsewhere."""
-    seen: dict[str, float] = {}
-    last_line, last_printed, notes = "", 0.0, list[str]()
-    with Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else _Plain() as live:
-        while not ray.wait([run], timeout=POLL_S)[0]:
-            status = ray.get(controller.status.remote())
-            for note in status["notes"][len(notes) :]:
-                console.print(f"note: {note}", highlight=False, soft_wrap=True)
-            notes = status["notes"]
-            line = progress_line(config, status, seen)
-            if isinstance(live, Live):
-                live.update(Text(line))
-            elif line != last_line and time.monotonic() - last_printed > PLAIN_LINE_EVERY_S:
-                console.print(line, highlight=False, soft_wrap=True)
-                last_line, last_printed = line, time.monotonic()
-    return ray.get(run)
+class Follower:
+    """Shows a run's progress and notes: live in a terminal, plain lines elsewhere."""
 
+    def __init__(self, console: Console, config: TrainConfig, controller: Any, run: Any) -> None:
+        self.console, self.config, self.controller, self.run = console, config, controller, run
+        self._seen: dict[str, float] = {}
+        self._noted = 0
+        self._last_line, self._last_printed = "", 0.0
 
-class _Plain:
-    """Stands in for rich's Live where there is no terminal."""
+    def follow(self) -> dict[str, Any]:
+        """Show progress until the run ends; return its last status, or raise what it raises. May be called again."""
+        live = Live(console=self.console, refresh_per_second=4, transient=True)
+        with live if self.console.is_terminal else nullcontext() as shown:
+            while not ray.wait([self.run], timeout=POLL_S)[0]:
+                self._show(ray.get(self.controller.status.remote()), shown)
+        with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
+            self._show_notes(ray.get(self.controller.status.remote()))
+        status: dict[str, Any] = ray.get(self.run)
+        return status
 
-    def __enter__(self) -> _Plain:
-        return self
+    def _show(self, status: dict[str, Any], live: Live | None) -> None:
+        self._show_notes(status)
+        line = progress_line(self.config, status, self._seen)
+        if live is not None:
+            live.update(Text(line))
+        elif line != self._last_line and time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S:
+            self.console.print(line, highlight=False, soft_wrap=True)
+            self._last_line, self._last_printed = line, time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def _show_notes(self, status: dict[str, Any]) -> None:
+        new = status["noted"] - self._noted
+        for note in status["notes"][-new:] if new else ():
+            self.console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        self._noted = status["noted"]
 
 
 def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:

@@ -1,4 +1,7 @@
-"""`python -m jobs.models [NAME ...] [--json]`: what every model costs, beside the published figures."""
+"""`python -m jobs.models [NAME ...] [--json]`: what every model costs, beside the published figures.
+
+`--check-logits` instead compares our logits with torchvision's and timm's, given the same weights.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cli import run_main
+from model.agreement import compare_all
 from model.cost import count_multiply_adds, count_parameters
 from model.factory import ModelConfig, build_model, model_names
 from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
@@ -123,12 +127,35 @@ def _billions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e9:.3f}"
 
 
+def check_logits(*, as_json: bool) -> int:
+    """Print how far our logits are from the libraries'; returns the exit code: 1 where it is more than rounding."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.caption = "largest difference of the logits, as a share of their spread; same random weights"
+    for index, column in enumerate(("model", "library", "its name", "px", "float32", "float64", "")):
+        table.add_column(column, justify="right" if 3 <= index <= 5 else "left", no_wrap=True)
+    rows = list(compare_all())
+    for row in rows:
+        case, verdict = row.case, "rounding" if row.holds else "DIFFERENT"
+        table.add_row(
+            *(case.name, case.library, case.theirs, str(case.image_size)),
+            *(f"{row.float32:.1e}", f"{row.float64:.1e}", verdict),
+        )
+    if as_json:
+        print(json.dumps([asdict(row) | {"holds": row.holds} for row in rows], indent=1))
+    else:
+        Console(width=max(120, Console().width)).print(table)
+    return 0 if all(row.holds for row in rows) else 1
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.models", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jobs.models", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to count, timm/NAME too; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--check-logits", action="store_true", help="compare logits with torchvision's and timm's")
     arguments = parser.parse_args(argv)
+    if arguments.check_logits:
+        return check_logits(as_json=arguments.json)
     rows = measure_all(arguments.names)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))

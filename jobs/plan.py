@@ -1,4 +1,7 @@
-"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`."""
+"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`.
+
+`python -m jobs.plan --diff A B [--json]` shows what differs between two recipes.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from rich.table import Table
 from datasets.config import check_divisibility
 from datasets.order import sample_order
 from datasets.shards import DataError, load_manifest
-from jobs.cli import parse_recipe, run_main
+from jobs.cli import UsageError, parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
-from pipeline.stages import TrainingSchedule
+from pipeline.preflight import with_numbers
+from pipeline.provenance import config_values, differences
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,26 +56,29 @@ IMAGENET = (1_281_167, 147_897_477_120)
 
 def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
     """Return the plan as JSON values: a row a stage, and the totals. `epochs` and sizes are per stage."""
-    schedule = TrainingSchedule(config.stages)
-    total = schedule.total_samples(size.samples_per_epoch)
+    schedule = TrainingSchedule(config.stages, size.samples_per_epoch)
+    total = schedule.total_samples
 
-    def rate(cursor: int) -> float:
-        return learning_rate(
+    def rate(cursor: int, stage: TrainingStage) -> float:
+        return stage.lr_factor * learning_rate(
             config.optimizer, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
         )
 
     rows = []
-    for span in schedule.spans(size.samples_per_epoch):
+    for span in schedule.spans:
         samples = span.stop - span.start
         rows.append(
             asdict(span.stage)
             | {
                 "stage": span.index + 1,
+                "stochastic_depth": config.model.stochastic_depth
+                if span.stage.stochastic_depth is None
+                else span.stage.stochastic_depth,
                 "num_workers": span.stage.num_workers or config.cluster.num_workers,
                 "steps": span.num_steps,
                 "samples": samples,
-                "lr_start": rate(span.start),
-                "lr_end": rate(span.stop - span.stage.batch_size),
+                "lr_start": rate(span.start, span.stage),
+                "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
                 "eval_size": round(span.stage.image_size * config.trainer.eval_scale),
                 "bytes_read": round(samples * size.bytes_per_sample),
                 "megapixels": round(samples * span.stage.image_size**2 / 1e6),
@@ -128,22 +137,56 @@ def plan_table(planned: dict[str, Any]) -> Table:
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
         caption_justify="left",
     )
-    for name in ("stage", "px", "eval", "batch", "RandAug", "Mixup", "dropout", "epochs", "steps", "LR", "read"):
+    names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
+    for name in (*names, "read"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
             *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
-            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
+            *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            f"{row['stochastic_depth']:.3g}",
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
         )
     return table
 
 
+def difference_table(changes: dict[str, tuple[Any, Any]], names: Sequence[str]) -> Table:
+    """Return a row for each field that differs."""
+    table = Table(box=SIMPLE_HEAD, caption=f"{len(changes)} fields differ", caption_justify="left")
+    for column in ("field", *names):
+        table.add_column(column, justify="left" if column == "field" else "right", overflow="fold")
+    for field, values in changes.items():
+        table.add_row(field, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
+    return table
+
+
+def print_differences(argv: Sequence[str]) -> int:
+    """Print what differs between two recipes, for the arguments `A B [--json]`.
+
+    Raises:
+        UsageError: not two names of recipes.
+    """
+    names = [name for name in argv if name != "--json"]
+    if len(names) != 2:
+        raise UsageError(f"--diff takes the names of two recipes, not {len(names)}: python -m jobs.plan --diff A B")
+    one, other = (config_values(parse_recipe([name], prog="python -m jobs.plan --diff")[0]) for name in names)
+    changes = differences(one, other)
+    if "--json" in argv:
+        print(json.dumps({field: {"a": a, "b": b} for field, (a, b) in changes.items()}, indent=1))
+    else:
+        wide_console().print(difference_table(changes, names))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the plan; refuse what can't work."""
+    if argv and argv[0] == "--diff":
+        return print_differences(argv[1:])
     config, flags = parse_recipe(argv, prog="python -m jobs.plan", extra=PlanFlags)
     assert flags is not None
+    config = with_numbers(config)
     check_model(config.model)
     for stage in config.stages:
         check_image_size(config.model, stage.image_size)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from infra.cluster import worker_range
-from jobs.cli import parse_recipe, run_main
-from jobs.display import follow, result_table, wide_console
+from jobs.cli import operator, parse_recipe, run_main
+from jobs.display import Follower, result_table, wide_console
 from pipeline.config import TrainConfig
+from pipeline.controller import last_line
+from pipeline.decisions import Stop
 from pipeline.preflight import Preflight, preflight
 
 
@@ -32,9 +35,13 @@ def main(argv: Sequence[str]) -> int:
     except RuntimeError as error:
         console.print(f"error: {config.name} failed: {error}", style="red", highlight=False, soft_wrap=True)
         return 1
-    _show_result(console, config, status["progress"]["stage_results"])
+    progress = status["progress"]
+    if progress is None:  # another submission has finished it meanwhile
+        console.print(f"{config.name} has nothing left to train")
+        return 0
+    _show_result(console, config, progress["stage_results"])
     if status["phase"] == "stopped":
-        console.print(f"stopped at cursor {status['progress']['cursor']}; the same command resumes it")
+        console.print(f"stopped at cursor {progress['cursor']}; the same command resumes it")
     return 0
 
 
@@ -58,22 +65,17 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
     from pipeline.launch import start_controller
 
     controller = start_controller(ready)
-    run = controller.run.remote()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
+    follower = Follower(console, ready.config, controller, controller.run.remote())
     try:
-        return follow(console, ready.config, controller, run)
-    except KeyboardInterrupt:
-        console.print("stopping with a checkpoint; Ctrl-C again stops at once")
-        ray.get(controller.stop.remote())
-        return ray.get(run)
+        try:
+            return follower.follow()
+        except KeyboardInterrupt:
+            console.print("stopping with a checkpoint; Ctrl-C again stops at once")
+            ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
+            return follower.follow()
     except ray.exceptions.RayError as error:
-        raise RuntimeError(_cause(error)) from error
-
-
-def _cause(error: Exception) -> str:
-    """Return the innermost message of an error that came through Ray."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(cause)
+        raise RuntimeError(last_line(error)) from error
 
 
 def _show_result(console: Console, config: TrainConfig, results: Sequence[dict[str, float]]) -> None:

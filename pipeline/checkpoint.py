@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +37,7 @@ from pipeline.state import (
     list_checkpoints,
     parse_state,
     read_manifest,
+    read_state,
     read_verified,
     sha256_of_file,
 )
@@ -127,6 +129,41 @@ def read_checkpoint(storage: Storage, key: str) -> Snapshot:
         optimizer=parsed("optimizer.pt", lambda data: torch.load(io.BytesIO(data), weights_only=True)),
         facts=facts,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """What of a checkpoint is needed to run its model."""
+
+    state: TrainState
+    facts: dict[str, Any]
+    name: str
+    """`ema` or `model`."""
+    tensors: dict[str, Tensor]
+    """By the model's own names."""
+
+
+def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeights:
+    """Read and verify no more of a checkpoint than running its model needs.
+
+    `ema` takes the moving average, if there is one.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    files = read_manifest(storage, key)
+    name = "ema" if ema and "ema.safetensors" in files else "model"
+    file = f"{name}.safetensors"
+    if file not in files:
+        raise CheckpointError(f"{storage.uri}/{key} holds no weights")
+    state, facts = read_state(storage, key, files)
+    try:
+        tensors = load_safetensors(read_verified(storage, key, file, files[file]))
+    except SafetensorError as error:
+        raise CheckpointError(f"{storage.uri}/{key}/{file} can't be read ({error})") from error
+    if name == "ema":  # an AveragedModel's names
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items() if key != "n_averaged"}
+    return StoredWeights(state, facts, name, tensors)
 
 
 def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import TrainConfig
+from pipeline.decisions import record_of
 from pipeline.stages import TrainingStage
 
 
@@ -12,7 +16,8 @@ def summary(stage: TrainingStage) -> str:
     """Return one line on a stage."""
     return (
         f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
-        f"dropout {stage.dropout:.3g}, batch {stage.batch_size}, {stage.epochs:g} epochs"
+        f"CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
+        f"{stage.epochs:g} epochs"
     )
 
 
@@ -20,20 +25,40 @@ def describe(config: TrainConfig) -> str:
     """Return Markdown: the model, the data, the stages as a table, and how to resume."""
     rows = [
         f"| {index} | {stage.image_size} | {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
-        f"| {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
+        f"| {stage.cutmix_alpha:.3g} | {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
         for index, stage in enumerate(config.stages, start=1)
     ]
     return "\n".join(
         [
             f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}.",
             "",
-            "| stage | px | RandAugment | Mixup | dropout | batch | epochs |",
-            "|--:|--:|--:|--:|--:|--:|--:|",
+            "| stage | px | RandAugment | Mixup | CutMix | dropout | batch | epochs |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|",
             *rows,
             "",
             f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",
         ]
     )
+
+
+def in_words(entry: dict[str, Any]) -> str:
+    """Return one line on a recorded decision."""
+    record = record_of(entry)
+    decision = record.decision
+    who = f", asked by {decision.asked_by}" if decision.asked_by else ""
+    why = f": {decision.reason}" if decision.reason else ""
+    return f"cursor {record.cursor:,}, stage {record.stage + 1}: {decision.words}{who}{why}"
+
+
+def decision_table(entries: Sequence[dict[str, Any]]) -> str:
+    """Return recorded decisions as JSON that MLflow shows as a table."""
+    columns = ["time", "cursor", "stage", "decision", "asked by", "reason"]
+    rows = []
+    for entry in entries:
+        cursor, stage, decision = record_of(entry)
+        at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
+        rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
+    return json.dumps({"columns": columns, "data": rows})
 
 
 def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:

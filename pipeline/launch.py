@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
-from infra.cluster import connect, start_actor, worker_range
-from infra.storage import open_storage
-from pipeline.controller import StageController
+from infra.cluster import ACTOR_PREFIX, ClusterConfig, connect, request_workers, start_actor, worker_range
+from infra.storage import Storage, open_storage
+from pipeline.controller import Segment, StageController
+from pipeline.decisions import records_of
+from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease, check_conditional_writes
-from pipeline.preflight import Preflight
+from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
-from pipeline.segment import SegmentRunner
+from pipeline.segment import SegmentRunner, record_failure
+from pipeline.state import TrainState
 
 CONFIG_FILE = "config.json"
 
@@ -29,7 +33,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         LeaseError: the run is going on already.
         ClusterError: no cluster, or not enough room.
     """
-    config, resume = ready.config, ready.resume_from
+    config = ready.config
     count = num_stages or len(config.stages)
     storage = open_storage(f"{config.storage}/{config.name}")
     guarded = check_conditional_writes(storage)
@@ -37,6 +41,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
     lease.take()
     lease.keep(lambda _: None)
     try:
+        resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
         connect(config.cluster, num_workers=least)
@@ -45,9 +50,16 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             config.stages[:count],
             config.cluster.num_workers,
             SegmentRunner(config, callbacks=callbacks, report_stages=count - 1 if callbacks else 0),
-            len(resume.stage_starts) - 1 if resume else 0,
+            recipe=config.stages,
+            rules=config.adaptive,
+            first_stage=len(resume.stage_starts) - 1 if resume else 0,
             lease=lease,
-            name=f"run-{config.name}",
+            record_failure=partial(record_failure, config),
+            journal=_journal(storage, resume),
+            ask_nodes=partial(ask_nodes, config.cluster, config.name),
+            ask_ahead_s=config.cluster.ask_ahead_s,
+            about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
+            name=f"{ACTOR_PREFIX}{config.name}",
         )
     except BaseException:
         lease.release()
@@ -58,3 +70,13 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
         )
     return controller
+
+
+def _journal(storage: Storage, resume: TrainState | None) -> Journal:
+    done = [record for record in records_of(resume.decisions if resume else ()) if record.decision.replayed]
+    return Journal(stored_rows(storage, done), JournalWriter(storage))
+
+
+def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:
+    """Ask the cluster's autoscaler for a segment's workers, besides so many that are there."""
+    request_workers(cluster, worker_range(segment.num_workers)[0] - num_workers, requester=f"{ACTOR_PREFIX}{run}")

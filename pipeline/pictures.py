@@ -19,9 +19,11 @@ _NOTHING = (0, 0, 0)
 def palette(count: int) -> np.ndarray:
     """Return `count` colours that are easy to tell apart, uint8 [256, 3]; the others, such as 255, are black."""
     colours = np.zeros((256, 3), dtype=np.uint8)
+    hues = max(1, min(count, 8))  # as far apart as so few can be; then again in between, lighter or darker
     for index in range(count):
-        lightness = (0.45, 0.65, 0.3)[index // 8 % 3]
-        red, green, blue = colorsys.hls_to_rgb((0.6 + index * 0.618034) % 1, lightness, 0.7)
+        round_, step = divmod(index, hues)
+        hue = (0.6 + (step + round_ / 2) / hues) % 1
+        red, green, blue = colorsys.hls_to_rgb(hue, (0.45, 0.65, 0.3)[round_ % 3], 0.7)
         colours[index] = round(red * 255), round(green * 255), round(blue * 255)
     return colours
 
@@ -29,6 +31,13 @@ def palette(count: int) -> np.ndarray:
 def coloured_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
     """Return classes [H, W] as colours, uint8 [H, W, 3]."""
     return palette(num_classes)[mask]
+
+
+def indexed_mask(mask: np.ndarray, num_classes: int) -> bytes:
+    """Return classes, uint8 [H, W], as a palette PNG: its values are the classes, its colours show them."""
+    image = Image.fromarray(mask)
+    image.putpalette(palette(num_classes).ravel().tolist())
+    return as_png(image)
 
 
 def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:

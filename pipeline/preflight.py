@@ -9,12 +9,15 @@ from datasets.config import check_data
 from datasets.order import sample_order
 from datasets.shards import DataError, DatasetManifest
 from infra import tracking
+from infra.cluster import in_submitted_job
 from infra.storage import Storage, open_storage
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
+from pipeline.places import check_reachable
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start
-from pipeline.stages import TrainingSchedule
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import with_batch_sizes
 from pipeline.state import CheckpointError, TrainState
 
 
@@ -27,6 +30,8 @@ class Preflight:
     train: DatasetManifest
     val: DatasetManifest
     samples_per_epoch: int
+    data_fingerprint: str
+    """What a checkpoint's data fingerprint must be for the run to go on from it."""
     resume_from: TrainState | None
     """The state of the newest checkpoint of the same run name."""
     notes: tuple[str, ...] = ()
@@ -35,7 +40,7 @@ class Preflight:
     @property
     def total_samples(self) -> int:
         """Samples of the whole run."""
-        return TrainingSchedule(self.config.stages).total_samples(self.samples_per_epoch)
+        return TrainingSchedule(self.config.stages, self.samples_per_epoch).total_samples
 
     @property
     def finished(self) -> bool:
@@ -52,7 +57,9 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
             config made; one line each, with the cure.
     """
-    config = absolute(config)
+    if in_submitted_job():
+        check_reachable(config)
+    config = with_numbers(absolute(config))
     check_model(config.model)
     for stage in config.stages:
         check_image_size(config.model, stage.image_size)
@@ -67,11 +74,29 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
-    start = planned_start(config, storage)
-    notes = start.notes + _check_start(config, start, storage, order.fingerprint)
+    ready = with_start(Preflight(config, train, val, order.samples_per_epoch, order.fingerprint, None))
     if not tracking_is_ready:
         tracking.prepare(config.tracking)
-    return Preflight(config, train, val, order.samples_per_epoch, start.state, notes)
+    return ready
+
+
+def with_start(ready: Preflight) -> Preflight:
+    """Look in storage for what the run starts from. Again once the run's lease is held: only then does it last.
+
+    Raises:
+        ValueError: what is there doesn't fit the config.
+    """
+    config = ready.config
+    storage = open_storage(f"{config.storage}/{config.name}")
+    start = planned_start(config, storage)
+    notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
+    return replace(ready, resume_from=start.state, notes=notes)
+
+
+def with_numbers(config: TrainConfig) -> TrainConfig:
+    """Put a number in place of each automatic batch size."""
+    stages = with_batch_sizes(config.stages, config.adaptive, multiple=config.data.num_lanes)
+    return replace(config, stages=stages)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -96,9 +121,10 @@ def _absolute(location: str) -> str:
 
 def _check_mixup(config: TrainConfig) -> None:
     for index, stage in enumerate(config.stages):
-        if stage.mixup_alpha and stage.batch_size < 2 * config.data.num_lanes:
+        if (stage.mixup_alpha or stage.cutmix_alpha) and stage.batch_size < 2 * config.data.num_lanes:
+            name = "Mixup" if stage.mixup_alpha else "CutMix"
             raise ValueError(
-                f"stage {index + 1}: Mixup pairs samples of one lane, so batch_size {stage.batch_size} must be at "
+                f"stage {index + 1}: {name} pairs samples of one lane, so batch_size {stage.batch_size} must be at "
                 f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
                 "or use fewer lanes"
             )

@@ -114,7 +114,7 @@ class Saver:
         key = write_checkpoint(self.storage, snapshot, self.events.before_whole)
         self.events.saved(f"{self.storage.uri}/{key}", snapshot.state.cursor)
         try:
-            prune(self.storage, self.config.keep, best_rule(self.config))
+            prune(self.storage, self.config.keep, best_rule(self.config), written=key)
         except StorageError as error:  # the next one's turn will sweep
             log.warning("old checkpoints stay for now: %s", error)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 import shutil
 import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import ClusterConfig
+from infra.standby import HOOK_VARIABLE
+from pipeline.warm_up import HOOK
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 GROUP_TIMEOUT_S = 600
 """A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
+
+
+RECORD_TIMEOUT_S = 15.0
 
 
 class SegmentRunner:
@@ -30,23 +36,26 @@ class SegmentRunner:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import LoggingConfig
 
-        from pipeline.elastic import ElasticTrainer, LanePolicy
+        from pipeline.elastic import GroupTrainer
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
         scratch = tempfile.mkdtemp(prefix="ray-train-")
-        scaling = _scaling(self.cluster, segment.num_workers)
-        trainer = (ElasticTrainer if scaling.elasticity_enabled else TorchTrainer)(
+        controller = ray.get_runtime_context().current_actor
+        trainer = GroupTrainer(
             train_entry,
+            num_lanes=self.num_lanes,
+            controller=controller,
+            standby=self.cluster.standby,
             train_loop_config={
                 "sealed_config": self.sealed_config,
-                "controller": ray.get_runtime_context().current_actor,
+                "controller": controller,
                 "last_stage": segment.last,
                 "report_stages": self.report_stages,
             },
-            scaling_config=scaling,
+            scaling_config=_scaling(self.cluster, segment.num_workers),
             torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
             run_config=RunConfig(
                 name=self.name,
@@ -54,11 +63,9 @@ class SegmentRunner:
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
                 callbacks=list(self.callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
             ),
         )
-        if isinstance(trainer, ElasticTrainer):
-            controller = ray.get_runtime_context().current_actor
-            trainer.policy = LanePolicy(scaling, num_lanes=self.num_lanes, controller=controller)
         try:
             trainer.fit()
         finally:
@@ -71,6 +78,16 @@ def train_entry(loop_config: dict[str, Any]) -> None:
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
     train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
+
+
+def record_failure(config: TrainConfig) -> None:
+    """End the MLflow run as FAILED, and send what its workers left in the spool."""
+    from infra.storage import open_storage
+    from infra.tracking import Tracker
+
+    storage = open_storage(f"{config.storage}/{config.name}")
+    tracker = Tracker(replace(config.tracking, system_metrics=False), config.name, storage=storage)
+    tracker.close("FAILED", timeout=RECORD_TIMEOUT_S)
 
 
 def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:

@@ -35,6 +35,12 @@ class TrainState:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """Every evaluation's cursor and stage, and the losses and the metric that the adaptive rules look at."""
+    since_evaluation: dict[str, float] = field(default_factory=dict)
+    """Sum of the training loss over the steps since the last evaluation, and their number."""
+    micro_limits: list[int] = field(default_factory=list)
+    """Per stage: most samples of a forward pass on one worker, as they were found to fit; empty: not looked for."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation: its metrics, and the `cursor` at which it was made."""
 
@@ -81,15 +87,17 @@ def list_checkpoints(storage: Storage) -> list[str]:
     return [name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}")]
 
 
-def prune(storage: Storage, keep: int, best: BestRule | None = None) -> None:
+def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
     """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
 
-    The newest whole one always stays. Manifests go first, so what is half deleted is torn, not damaged.
+    `written` is the one that this run has just made whole: it is the newest and always stays. A later one is damaged,
+    or the run would have begun from it; it loses its manifest, and the run will write that cursor anew. Manifests go
+    first, so what is half deleted is torn, not damaged.
     """
-    whole = list_checkpoints(storage)
+    found = list_checkpoints(storage)
+    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written))
+    whole = [key for key in found if key <= written]
     newest = whole[-max(1, keep) :]
-    if not newest:
-        return
     kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
     names = [
         name

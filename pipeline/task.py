@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -118,14 +119,20 @@ class SegmentationTask:
         return one_hot[..., : self.num_outputs].permute(0, 3, 1, 2).float()
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return `loss` and its parts for logits [B, K, H, W]; Dice is averaged over the classes that are there."""
+        """Return `loss` and its parts for logits [B, K, H, W]; Dice is averaged over the classes that are there.
+
+        Both are of sums over the pixels of all workers: a mean of the workers' losses would weigh a pixel the more, the
+        fewer its worker has, and Dice is no mean at all. With gradient accumulation each micro-batch counts alike.
+        """
         logits = logits.float()
         weight = targets.sum(1, keepdim=True)
-        cross_entropy = -(targets * F.log_softmax(logits, 1)).sum() / weight.sum().clamp_min(1)
         shares = logits.softmax(1) * weight
         dims = (0, 2, 3)
-        total = targets.sum(dims)
-        scores = 2 * (shares * targets).sum(dims) / (shares.sum(dims) + total).clamp_min(1e-6)
+        log_likelihood = (targets * F.log_softmax(logits, 1)).sum(dims)
+        here = torch.stack((log_likelihood, (shares * targets).sum(dims), shares.sum(dims), targets.sum(dims)))
+        log_likelihood, common, predicted, total = sum_over_workers(here)
+        cross_entropy = -log_likelihood.sum() / total.sum().clamp_min(1)
+        scores = 2 * common / (predicted + total).clamp_min(1e-6)
         there = (total > 0).float()
         dice = ((1 - scores) * there).sum() / there.sum().clamp_min(1)
         loss = cross_entropy + self.config.dice_weight * dice
@@ -172,6 +179,19 @@ class SegmentationTask:
     def _masks(self, batch: Batch) -> Tensor:
         assert batch.masks is not None, "preflight lets only data with masks through"
         return batch.masks
+
+
+def sum_over_workers(here: Tensor) -> Tensor:
+    """Return the sum of all workers' tensors, with the gradient that DDP's mean over the workers makes right.
+
+    A function of the sum is the same on every worker, and its gradient on each is of that worker's own part only: DDP
+    divides the sum of these by the number of workers, so each is multiplied by it.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return here
+    total = here.detach().clone()
+    dist.all_reduce(total)
+    return total + (here - here.detach()) * dist.get_world_size()
 
 
 def _mean_loss() -> Metric:

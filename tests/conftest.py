@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.cluster import start_ray
 from tests.servers import MlflowServer, S3Server
+from tests.trained import TrainedRun, train_classifier, train_segmenter
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +70,7 @@ def ray_cluster() -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # A folder of its own: an address file that a dead cluster left would be followed.
     folder = tempfile.mkdtemp(prefix="ray-test-")
-    ray.init(
+    start_ray(
         address="local",
         num_cpus=2,
         num_gpus=0,
@@ -80,3 +82,15 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A small classifier's run with its checkpoints and its data; not to be changed."""
+    return train_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="session")
+def trained_segmenter(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A small U-Net's run with its checkpoints and its data; not to be changed."""
+    return train_segmenter(tmp_path_factory.mktemp("segmenter"))

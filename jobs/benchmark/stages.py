@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 
 from infra.tracking import TrackingConfig
-from jobs.display import follow, wide_console
+from jobs.display import Follower, wide_console
 from jobs.recipes import demo
 from pipeline.config import TrainConfig
 from pipeline.preflight import preflight
@@ -61,7 +61,7 @@ def _gaps(config: TrainConfig) -> list[float]:
 
     ready = preflight(config)
     controller = start_controller(ready)
-    status = follow(wide_console(), ready.config, controller, controller.run.remote())
+    status = Follower(wide_console(), ready.config, controller, controller.run.remote()).follow()
     ray.kill(controller)
     results = status["progress"]["stage_results"]
     # The last row is a stage that ended the run; every other one has a stage after it.

@@ -7,6 +7,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+from infra.running import controllers
+from pipeline.decisions import Stop
+from pipeline.sweep.config import is_of_study
 
 AGAIN_S = 1.0
 """Pause between two rounds of telling runs to stop: a trial may start one meanwhile."""
@@ -16,7 +21,7 @@ class Stopper:
     """Tells every run of a study to stop at its next decision point. Nothing new is begun then."""
 
     def __init__(self, study: str) -> None:
-        self._prefix = f"run-{study}-"
+        self._study = study
         self._stop, self._over = threading.Event(), threading.Event()
 
     @property
@@ -52,23 +57,18 @@ class Stopper:
     def _tell(self) -> None:
         while not (self._stop.wait(AGAIN_S) or self._over.is_set()):
             continue
+        told: set[Any] = set()
         while not self._over.is_set():
-            for name in _actor_names():
-                if name.startswith(self._prefix):
-                    _stop(name)
+            for name, controller in _controllers().items():
+                if is_of_study(name, self._study) and controller._actor_id not in told:
+                    told.add(controller._actor_id)
+                    controller.ask.remote(Stop(asked_by=self._study))
             self._over.wait(AGAIN_S)
 
 
-def _actor_names() -> list[str]:
+def _controllers() -> dict[str, Any]:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
-        return list(ray.util.list_named_actors())
-    return []
-
-
-def _stop(name: str) -> None:
-    import ray
-
-    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it has ended
-        ray.get_actor(name).stop.remote()
+        return controllers()
+    return {}

@@ -21,7 +21,7 @@ from infra.tracking import Tracker, end_record
 from pipeline.config import TrainConfig
 from pipeline.launch import CONFIG_FILE
 from pipeline.provenance import flat_values, recorded_config
-from pipeline.sweep.config import StudyOptions
+from pipeline.sweep.config import StudyOptions, trial_name
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.strategy import Point, Space, Strategy
@@ -116,9 +116,8 @@ def next_record(study: Study, ledger: Ledger, max_trials: int) -> Record | None:
         point = study.strategy.ask() if point is None else point
         known = ledger.find(point)
         if known is None:
-            record = Record(
-                number=number, name=f"{study.base.name}-{number:03d}", point=point, figures=study.figures(point)
-            )
+            name = trial_name(study.base.name, number)
+            record = Record(number=number, name=name, point=point, figures=study.figures(point))
             ledger.add(record)
             return record
         if known.state in ("finished", "stopped"):  # what it gave, again; it isn't trained again

@@ -22,12 +22,14 @@ from infra.cluster import ClusterError
 from infra.storage import open_storage
 from infra.tracking import end_record
 from pipeline.config import TrainConfig
+from pipeline.decisions import Stop
 from pipeline.description import stage_report
 from pipeline.launch import start_controller
 from pipeline.lease import KEY as LEASE_KEY
 from pipeline.lease import LeaseError
 from pipeline.preflight import Preflight, preflight
 from pipeline.state import TrainState, list_checkpoints, newest_state
+from pipeline.sweep.config import start_name
 from pipeline.sweep.tree import prefix_config, prefix_key
 
 WAIT_S = 1.0
@@ -101,7 +103,7 @@ def shared_start(order: TrialOrder) -> str | None:
     for length in range(1, min(order.num_stages + 1, len(config.stages))):
         key = prefix_key(config, length)
         if key in order.shared:
-            name, tracking = f"{order.study}-start-{key}", replace(config.tracking, extra_params=())
+            name, tracking = start_name(order.study, key), replace(config.tracking, extra_params=())
             prefix = replace(prefix_config(config, length), name=name, resume_from=start or "", tracking=tracking)
             start = _trained_start(prefix, length)
             if start is None:
@@ -167,7 +169,7 @@ def stop_running() -> None:
     """Stop this process's run at its next decision point, and wait for its checkpoint."""
     for controller, run in tuple(_running):
         try:
-            ray.get(controller.stop.remote())
+            ray.get(controller.ask.remote(Stop(asked_by="the sweep")))
             ray.wait([run], timeout=STOP_S)
         except ray.exceptions.RayError:
             continue  # it has ended

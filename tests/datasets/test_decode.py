@@ -9,7 +9,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from datasets.decode import Header, decode_crop, eval_crop, random_crop, read_header
+from datasets import decode
+from datasets.decode import CROP_DRAWS, Header, _decode_jpeg, decode_crop, eval_crop, random_crop, read_header
 from datasets.randomness import Purpose, sample_generator
 from tests.datasets.images import image_of
 
@@ -22,6 +23,10 @@ def encoded(pixels: np.ndarray, kind: str, mode: str = "RGB", **options: object)
     stream = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def draws(index: int) -> list[float]:
+    return sample_generator(1, Purpose.AUGMENT, index).random(CROP_DRAWS).tolist()
 
 
 def whole(data: bytes, size: int) -> np.ndarray:
@@ -64,15 +69,24 @@ def test_the_crop_is_the_part_that_was_asked_for() -> None:
     assert decode_crop(data, read_header(data), (60, 0, 40, 30), 16).max() == 0
 
 
+def test_resizing_is_torchs_antialiased_bilinear() -> None:
+    pixels = photo(90, 120)
+    data = encoded(pixels, "PNG")
+    got = decode_crop(data, read_header(data), (5, 10, 70, 90), 48)
+    crop = torch.from_numpy(pixels[5:75, 10:100].copy()).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(crop, (48, 48), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert np.array_equal(got, expected.numpy())
+
+
 def test_scaled_decode_only_where_the_crop_stays_twice_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
-    real = torch.nn.functional.interpolate
+    real = decode._resize
 
-    def spy(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        sizes.append((tensor.shape[2], tensor.shape[3]))
-        return real(tensor, *args, **kwargs)  # type: ignore[arg-type]
+    def spy(pixels: np.ndarray, size: int) -> np.ndarray:
+        sizes.append(pixels.shape[:2])
+        return real(pixels, size)
 
-    monkeypatch.setattr(torch.nn.functional, "interpolate", spy)
+    monkeypatch.setattr(decode, "_resize", spy)
     pixels = photo(600, 800)
     data = simplejpeg.encode_jpeg(pixels, quality=98)
     header = read_header(data)
@@ -105,12 +119,38 @@ def test_a_jpeg_cut_short_is_a_value_error() -> None:
         whole(data[: len(data) // 2], 16)
 
 
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "Gray"])
+def test_rows_below_the_crop_are_not_decoded_and_change_nothing(subsampling: str) -> None:
+    pixels = photo(300, 200) if subsampling != "Gray" else photo(300, 200)[..., :1]
+    colors = (
+        {"colorspace": "GRAY", "colorsubsampling": "Gray"}
+        if subsampling == "Gray"
+        else {"colorsubsampling": subsampling}
+    )
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95, **colors)
+    header, all_rows = read_header(data), simplejpeg.decode_jpeg(data)
+    for bottom in range(1, 301, 7):
+        rows = _decode_jpeg(data, header, (0, 0, bottom, 200), 128)
+        assert len(rows) <= max(bottom + 33, 32)
+        assert np.array_equal(rows[:bottom], all_rows[:bottom])
+
+
+def test_damage_above_the_crops_end_is_found_and_bytes_too_many_do_no_harm() -> None:
+    data = simplejpeg.encode_jpeg(photo(400, 400), quality=95)
+    header, middle = read_header(data), len(data) // 2
+    ended = data[:middle] + b"\xff\xd9" + data[middle:]
+    for damaged in (data[:middle], ended):
+        with pytest.raises(ValueError, match=r"."):
+            decode_crop(damaged, header, (0, 0, 350, 350), 128)
+    extra = data[:-2] + bytes(50) + data[-2:]
+    assert np.array_equal(
+        decode_crop(extra, header, (0, 0, 400, 400), 128), decode_crop(data, header, (0, 0, 400, 400), 128)
+    )
+
+
 def test_random_crops_keep_to_area_ratio_and_image() -> None:
     header = Header(300, 400, True)
-    boxes = [
-        random_crop(header, sample_generator(1, Purpose.AUGMENT, index), area=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
-        for index in range(500)
-    ]
+    boxes = [random_crop(header, draws(index), area=(0.05, 1.0), ratio=(3 / 4, 4 / 3)) for index in range(500)]
     for top, left, height, width in boxes:
         assert 0 <= top <= 300 - height
         assert 0 <= left <= 400 - width
@@ -122,9 +162,7 @@ def test_random_crops_keep_to_area_ratio_and_image() -> None:
 
 
 def test_an_image_that_no_crop_fits_is_cropped_centrally() -> None:
-    box = random_crop(
-        Header(20, 800, True), sample_generator(1, Purpose.AUGMENT, 0), area=(0.9, 1.0), ratio=(3 / 4, 4 / 3)
-    )
+    box = random_crop(Header(20, 800, True), draws(0), area=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
     assert box == (0, 386, 20, 27)
 
 

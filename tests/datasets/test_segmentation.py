@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from datasets.augment import GEOMETRIC, MASK_IGNORE, OPERATIONS, rand_augment, rand_augment_pair, random_flip_pair
+from datasets.augment import rand_augment, rand_augment_pair, random_flip_pair
 from datasets.config import DataConfig, check_data
 from datasets.decode import decode_mask, read_header
 from datasets.errors import DataError
 from datasets.loader import build_eval_loader, build_loader
+from datasets.operations import GEOMETRIC, MASK_IGNORE, OPERATIONS
 from datasets.randomness import Purpose, sample_generator
 from datasets.shards import load_manifest
 from jobs.index import main as index
@@ -31,8 +31,8 @@ def config(folder: Path) -> DataConfig:
     return DataConfig(train=str(folder), val=str(folder), num_lanes=4, block_size=4, loader_workers=0)
 
 
-def generator(index: int) -> np.random.Generator:
-    return sample_generator(9, Purpose.AUGMENT, index)
+def draws(index: int) -> list[float]:
+    return sample_generator(9, Purpose.AUGMENT, index).random(5).tolist()
 
 
 def follows(image: np.ndarray, mask: np.ndarray) -> float:
@@ -69,8 +69,8 @@ def test_training_crops_and_flips_move_both(config: DataConfig, workers: int) ->
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_what_moves_the_pixels_moves_the_mask_with_them(name: str, sign: float) -> None:
     image, mask = image_of(1, 4), mask_of(1, 4)
-    moved = np.asarray(OPERATIONS[name](Image.fromarray(image), 0.7, sign))
-    moved_mask = np.asarray(OPERATIONS[name](Image.fromarray(mask), 0.7, sign))
+    moved = OPERATIONS[name](image, 0.7, sign)
+    moved_mask = OPERATIONS[name](mask, 0.7, sign)
     inside = moved_mask != MASK_IGNORE
     assert 0 < (~inside).sum() < inside.sum()
     assert np.array_equal(moved[..., 0][inside] // 86, moved_mask[inside])
@@ -79,11 +79,12 @@ def test_what_moves_the_pixels_moves_the_mask_with_them(name: str, sign: float) 
 
 def test_with_a_mask_the_image_becomes_what_it_becomes_without() -> None:
     for number in range(20):
-        image, mask = rand_augment_pair(image_of(1, 4), mask_of(1, 4), generator(number), magnitude=8, layers=2)
-        assert np.array_equal(image, rand_augment(image_of(1, 4), generator(number), magnitude=8, layers=2))
+        flip, *layers = draws(number)
+        image, mask = rand_augment_pair(image_of(1, 4), mask_of(1, 4), layers, magnitude=8)
+        assert np.array_equal(image, rand_augment(image_of(1, 4), layers, magnitude=8))
         assert mask is not None
         assert set(np.unique(mask)) <= {0, 1, 2, MASK_IGNORE}
-        flipped, flipped_mask = random_flip_pair(image_of(1, 4), mask_of(1, 4), generator(number))
+        flipped, flipped_mask = random_flip_pair(image_of(1, 4), mask_of(1, 4), flip)
         assert flipped_mask is not None
         assert follows(flipped, flipped_mask) == 1
 

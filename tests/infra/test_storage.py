@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage_s3
-from infra.storage import LocalStorage, MissingKeyError, Storage, StorageError, open_storage
+from infra.storage import LocalStorage, MissingKeyError, Storage, StorageAwayError, StorageError, open_storage
 from infra.storage_s3 import PART_BYTES, S3Storage
 from tests.servers import S3Server
 
@@ -96,6 +96,23 @@ def test_a_replacement_needs_the_current_tag(storage: Storage) -> None:
     assert data == b"owner %d" % winners[0]
     assert current == tags[winners[0]]
     assert storage.write_if_match("lease", b"late", tag) is None
+    if isinstance(storage, LocalStorage):
+        assert [path.name for path in storage.root.iterdir()] == ["lease"]  # no lock is left
+
+
+def test_a_lock_is_held_by_one_although_its_file_is_removed_each_time(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("count", b"0")
+
+    def add(_: int) -> None:
+        while True:
+            value, tag = storage.read_with_etag("count")
+            if storage.write_if_match("count", b"%d" % (int(value) + 1), tag):
+                return
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(64)))
+    assert storage.read("count") == b"64"
 
 
 def test_a_storage_pickles_as_its_uri(storage: Storage) -> None:
@@ -136,7 +153,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_object(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.write("a", b"old")
     (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"cannot write .*: the disk is full; free some space"):
+    with pytest.raises(StorageAwayError, match=r"cannot write .*: the disk is full; free some space"):
         storage.fill("a", lambda temporary: Path("/dev/full").write_bytes(b"x" * 10_000))
     assert storage.read("a") == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "full"]
@@ -205,6 +222,7 @@ def test_wrong_credentials_are_said_without_the_secret(
     monkeypatch.setenv(variable, "wrong-secret-value")
     with pytest.raises(StorageError, match=message) as caught:
         open_storage(s3_uri).check_writable()
+    assert not isinstance(caught.value, StorageAwayError)  # trying again would not help
     assert "wrong-secret-value" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -222,7 +240,7 @@ def test_an_unreachable_server_is_said_within_seconds(s3_uri: str, monkeypatch: 
     monkeypatch.setattr(storage_s3, "CHECK_PATIENCE_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(StorageError, match=r"no answer from http://127\.0\.0\.1:9; check the network") as caught:
+    with pytest.raises(StorageAwayError, match=r"no answer from http://127\.0\.0\.1:9; check the network") as caught:
         open_storage(s3_uri).check_writable()
     assert "hunter2" not in str(caught.value)
     assert time.monotonic() - start < 15

@@ -454,3 +454,18 @@ def test_the_default_file_means_the_same_in_every_process(monkeypatch: pytest.Mo
 def test_importing_tracking_does_not_import_mlflow() -> None:
     code = "import sys, infra.tracking, infra.storage; sys.exit('mlflow' in sys.modules or 'boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0
+
+
+def test_a_run_that_is_anothers_now_is_left_alone(
+    mlflow_server: MlflowServer, config: TrackingConfig, storage: Storage
+) -> None:
+    tracker = Tracker(replace(config, send_interval_s=60), "abandoned", storage=storage)
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    assert tracker.flush(60)
+    tracker.log_metrics({"loss": 2.0}, step=2)
+    tracker.abandon()
+    tracker.persist()
+    assert not tracker.close("KILLED")
+    assert history(config.uri, tracker.run_id, "loss") == [(1, 1.0)]
+    assert run_of(config.uri, tracker.run_id).info.status == "RUNNING"
+    assert not storage.exists(SPOOL_FILE)

@@ -3,6 +3,8 @@ import json
 import pytest
 
 from jobs.models import main, measure_all
+from model import agreement
+from model.agreement import Case
 from model.published import PUBLISHED_FUSED_B4
 
 
@@ -30,3 +32,21 @@ def test_all_models_and_the_papers_fused_table_are_listed() -> None:
     names = [row.name for row in measure_all()]
     assert len(names) == len(set(names))
     assert sum("fused" in name for name in names) == len(PUBLISHED_FUSED_B4)
+
+
+@pytest.mark.slow
+def test_logits_are_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check-logits", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["case"]["library"] for row in rows] == ["torchvision"] * 3 + ["timm"] * 3
+    assert all(row["float64"] < 1e-10 for row in rows)
+
+
+def test_a_difference_is_told_and_ends_with_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without the fields that torchvision's model needs, B0 has another epsilon in its norms.
+    wrong = Case(name="efficientnet_b0", library="torchvision", theirs="efficientnet_b0", image_size=64)
+    monkeypatch.setattr(agreement, "CASES", (wrong,))
+    assert main(["--check-logits"]) == 1
+    assert "DIFFERENT" in capsys.readouterr().out

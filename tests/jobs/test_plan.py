@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import plan
+from jobs.cli import UsageError
 from jobs.recipes import RECIPES
 from tests.datasets.images import write_shards
 
@@ -50,6 +51,9 @@ def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: s
     assert [stage["image_size"] for stage in stages] == sizes
     assert {stage["dropout"] for stage in stages} == {{"s": 0.2, "m": 0.3, "l": 0.4}[size]}
     assert stages[-1]["randaugment_magnitude"] == {"s": 10, "m": 15, "l": 20}[size]
+    last = {"s": 0, "m": 0.2, "l": 0.5}[size]
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        assert [stage[name] for stage in stages] == pytest.approx([last * index / 3 for index in range(4)])
 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -84,3 +88,45 @@ def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe:
 def test_what_cannot_work_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan.main(["demo", "--samples", "1000", *flags])
+
+
+def test_the_difference_of_paper_and_google_is_what_the_two_sources_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--diff", "efficientnetv2_s_paper", "efficientnetv2_s_google", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)
+    assert changes["stages.0.image_size"] == {"a": 128, "b": 171}
+    assert changes["stages.3.randaugment_magnitude"] == {"a": 15, "b": 10}
+    assert changes["model.norm_momentum"] == {"a": 0.01, "b": 0.1}
+    assert not any(field.startswith(("optimizer", "data", "task")) for field in changes)
+    assert plan.main(["--diff", "efficientnetv2_s_paper", "efficientnetv2_s_google"]) == 0
+    shown = capsys.readouterr().out
+    assert "stages.0.image_size" in shown
+    assert f"{len(changes)} fields differ" in shown
+
+
+def test_diff_wants_two_recipes() -> None:
+    for names, message in ((["demo"], "two recipes, not 1"), (["demo", "demmo"], "did you mean demo")):
+        with pytest.raises(UsageError, match=message):
+            plan.main(["--diff", *names])
+
+
+def test_transfer_and_scratch_take_the_same_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    scratch, transfer, frozen = (
+        planned(capsys, f"elpv_{name}", "--samples", "1968") for name in ("scratch", "transfer", "frozen")
+    )
+    rates = {"lr_start", "lr_end"}
+    for other in (transfer, frozen):
+        for one, row in zip(scratch["stages"], other["stages"], strict=True):
+            assert {key: value for key, value in row.items() if key not in rates} == {
+                key: value for key, value in one.items() if key not in rates
+            }
+    assert transfer["model"] == scratch["model"] == "efficientnet_lite0"
+    assert scratch["stages"][-1]["lr_end"] < 1e-4 * RECIPES["elpv_scratch"]().optimizer.lr  # a cosine to the end
+
+
+def test_the_transfer_recipes_are_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("elpv_transfer", "elpv_frozen"):
+        config = RECIPES[name]()
+        assert config.model.init_from
+        assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("cosine", 0)
+    assert RECIPES["elpv_frozen"]().model.frozen
+    assert RECIPES["elpv_scratch"]().model.init_from is None

@@ -7,28 +7,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.agreement import largest_difference, with_real_statistics
 from model.factory import ModelConfig, build_model
 from model.weights import WeightsError, load_weights, read_weights
-
-
-def with_real_statistics(model: nn.Module, size: int) -> nn.Module:
-    """Norms with the statistics of a batch: fresh ones would hide a swap, random ones let rounding errors grow."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, size, size, generator=generator))
-    return model.eval()
-
-
-def largest_difference(ours: nn.Module, source: nn.Module, size: int) -> float:
-    """Of the logits, relative to their spread. In float64, where rounding can't be taken for a small mistake."""
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
-    with torch.no_grad():
-        own, expected = ours.double().eval()(images), source.double()(images)
-    return ((own - expected).abs().max() / expected.std()).item()
 
 
 # torchvision and timm keep PyTorch's epsilon in V1 up to B4; V2 and all of timm's `tf_` have TensorFlow's.
@@ -108,6 +89,19 @@ def test_a_changed_head_and_image_channels_are_noted() -> None:
     with torch.no_grad():
         expected = source.features(image.expand(1, 3, 64, 64))
         torch.testing.assert_close(grey.eval().features(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_grey_images_gives_its_weights_to_one_of_three_channels() -> None:
+    source = with_real_statistics(build_model(TINY, num_classes=4), 64)
+    grey = build_model(ModelConfig(name=TINY.name, in_channels=1), num_classes=4)
+    load_weights(grey, source.state_dict())
+    model = build_model(TINY, num_classes=4)
+    (note,) = load_weights(model, grey.state_dict())
+    assert note == "features.0.0.weight: 1 image channels in the file, 3 here: summed and spread evenly"
+    image = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = grey.eval()(image)
+        torch.testing.assert_close(model.eval()(image.expand(1, 3, 64, 64)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_missing_left_over_or_of_another_shape_is_listed() -> None:

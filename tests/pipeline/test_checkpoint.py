@@ -81,9 +81,23 @@ def test_prune_keeps_the_newest_and_sweeps_torn_ones_before_them(storage: Storag
         key = write_checkpoint(storage, snapshot(cursor))
         if cursor == 48:
             storage.delete(f"{key}/manifest.json")
-    prune(storage, keep=2)
+    prune(storage, keep=2, written=key)
     assert [int(key.rpartition("/")[2]) for key in list_checkpoints(storage)] == [72, 96]
     assert not [name for name in storage.list("checkpoints/") if "/000000000000048/" in name]
+
+
+def test_prune_keeps_what_was_just_written_when_later_ones_are_damaged(storage: Storage) -> None:
+    for cursor in (24, 72, 96):
+        key = write_checkpoint(storage, snapshot(cursor))
+        if cursor > 24:
+            storage.write(f"{key}/model.safetensors", b"damaged")
+    assert newest_whole(storage)[0].state.cursor == 24  # type: ignore[union-attr]
+    written = write_checkpoint(storage, snapshot(48))  # the run that went on from there
+    prune(storage, keep=1, written=written)
+    assert list_checkpoints(storage) == [written]
+    found, skipped = newest_whole(storage)
+    assert found is not None
+    assert (found.state.cursor, skipped) == (48, [])
 
 
 class Malicious:

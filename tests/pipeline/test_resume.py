@@ -15,7 +15,7 @@ from infra.tracking_config import TrackingConfig
 from model.factory import build_model
 from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.config import CheckpointConfig, TrainConfig
-from pipeline.preflight import absolute, preflight
+from pipeline.preflight import absolute, preflight, with_start
 from pipeline.provenance import recorded_config
 from pipeline.resume import find_start, planned_start
 from pipeline.state import CheckpointError, TrainState
@@ -150,6 +150,21 @@ def test_a_changed_config_goes_on_or_is_refused_by_its_fields(make_config: MakeC
     other = replace(config, name="other", seed=5, resume_from=str(storage_of(config).uri))
     with pytest.raises(CheckpointError, match="start from its weights alone with"):
         preflight(other)
+
+
+def test_what_another_submission_did_before_this_one_got_the_lease_counts(
+    make_config: MakeConfig, sqlite_uri: str
+) -> None:
+    config = make_config(tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False))
+    ready = preflight(config)
+    assert ready.resume_from is None
+    saved(config, storage_of(config), 24, bias=0)
+    again = with_start(ready)
+    assert again.resume_from is not None
+    assert again.resume_from.cursor == 24
+    saved(replace(config, seed=5), storage_of(config), 48, bias=0)
+    with pytest.raises(CheckpointError, match="seed: 5 -> 0"):
+        with_start(ready)
 
 
 def test_secrets_in_urls_are_not_written_down(make_config: MakeConfig) -> None:

@@ -1,0 +1,178 @@
+"""Evaluate a checkpoint on labelled shards: `python -m jobs.evaluate CHECKPOINT --data URL`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.manifest import DatasetManifest
+from datasets.shards import load_manifest
+from jobs.cli import parse, run_main
+from jobs.display import wide_console
+
+if TYPE_CHECKING:
+    from pipeline.report import Report
+    from pipeline.saved import SavedModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the evaluation."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run's name or folder (its newest whole checkpoint is meant), or a checkpoint's folder; local or s3://."""
+    data: str
+    """Labelled shards: a folder, s3://BUCKET/PREFIX or a brace list, with the classes that the run was trained on."""
+    storage: str = "runs"
+    """Folder or s3://BUCKET/PREFIX in which a run is looked for by its name."""
+    best: bool = False
+    """Take the run's best checkpoint instead of its newest."""
+    image_size: int = 0
+    """Side of the images in pixels; 0: as in the run's own evaluations."""
+    ema: bool = True
+    """Evaluate the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+    batch_size: int = 64
+    """Images that are run at once."""
+    loader_workers: int = 2
+    """Processes that decode images; 0 decodes in this one."""
+    device: str = ""
+    """Where to run, such as cuda:1 or cpu; empty: a GPU if there is one."""
+    json: str = ""
+    """File for the report as JSON; `-` prints it instead of the tables."""
+    pictures: str = ""
+    """Folder for confusion.png and predictions.png."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("image_size", 0), ("batch_size", 1), ("loader_workers", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate, print, and write what was asked for."""
+    options = parse(
+        Options,
+        argv,
+        prog="python -m jobs.evaluate",
+        description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    from pipeline.report import evaluate_saved
+    from pipeline.saved import find_run, open_saved
+
+    saved = open_saved(
+        find_run(options.checkpoint, options.storage),
+        ema=options.ema,
+        best=options.best,
+        image_size=options.image_size,
+    )
+    manifest = load_manifest(options.data)
+    check_classes(saved, manifest, options.data)
+    data = eval_data(saved, options.data, options.loader_workers)
+    device = chosen_device(options.device)
+    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size)
+    values = about(saved) | {"data": options.data, "samples": manifest.num_samples} | report.to_dict()
+    if options.json == "-":
+        print(json.dumps(values, indent=1))
+    else:
+        _print(wide_console(), saved, report, values)
+    if options.json not in ("", "-"):
+        Path(options.json).write_text(json.dumps(values, indent=1))
+    if options.pictures:
+        _write_pictures(Path(options.pictures), saved, data, report, device)
+    return 0
+
+
+def about(saved: SavedModel) -> dict[str, Any]:
+    """Return what a report says of the model, as JSON values."""
+    return {
+        "checkpoint": saved.uri,
+        "cursor": saved.state.cursor,
+        "model": saved.model_config.name,
+        "weights": saved.weights,
+        "image_size": saved.preprocessing.image_size,
+    }
+
+
+def eval_data(saved: SavedModel, url: str, loader_workers: int) -> DataConfig:
+    """Return the config by which `url` is read as the run read its validation data."""
+    return DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=loader_workers)
+
+
+def chosen_device(name: str) -> Any:
+    """Return the torch device of this name, or the best that there is.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def check_classes(saved: SavedModel, manifest: DatasetManifest, url: str) -> None:
+    """Refuse data whose labels mean something else than the model's outputs."""
+    if manifest.kind != saved.kind:
+        raise DataError(f"{url} is for {manifest.kind}, but {saved.uri} was trained for {saved.kind}")
+    if manifest.classes != saved.task.classes:
+        here, there = ", ".join(manifest.classes[:6]), ", ".join(saved.task.classes[:6])
+        raise DataError(
+            f"{url} has other classes ({len(manifest.classes)}: {here}) than {saved.uri} was trained on "
+            f"({len(saved.task.classes)}: {there}): prepare it with the same class folders"
+        )
+
+
+def _print(console: Console, saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
+    for line in saved.notes:
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
+    whole = {name: value for name, value in report.metrics.items() if not name.startswith("iou_")}
+    console.print(
+        f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
+        f"{values['image_size']} px, on {values['samples']} images of {values['data']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print("  ".join(f"{name} {value:.4f}" for name, value in whole.items()), highlight=False, soft_wrap=True)
+    console.print(class_table(report, saved.kind))
+
+
+def class_table(report: Report, kind: str) -> Table:
+    """Return a row a class: in segmentation with the IoU, else with F1."""
+    table = Table(box=SIMPLE_HEAD)
+    unit, score = ("pixels", "iou") if kind == "segmentation" else ("images", "f1")
+    for index, column in enumerate(("class", unit, "recall", "precision", score)):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in report.classes:
+        scores = (row.recall, row.precision, getattr(row, score))
+        table.add_row(row.name, f"{row.count:,}", *("-" if value is None else f"{value:.4f}" for value in scores))
+    return table
+
+
+def _write_pictures(folder: Path, saved: SavedModel, data: DataConfig, report: Report, device: Any) -> None:
+    from pipeline.evaluation import first_batch
+    from pipeline.pictures import confusion_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))
+    size = saved.preprocessing.image_size
+    batch, logits = first_batch(saved.model, data, saved.trainer_config(), image_size=size, device=device)
+    (folder / "predictions.png").write_bytes(saved.task.picture(batch, logits))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,128 @@
+"""Export a checkpoint's model as ONNX or `.pt2`: `python -m jobs.export CHECKPOINT --to model.onnx`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jobs.cli import parse, run_main
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.saved import SavedModel
+
+TOLERANCE = 1e-4
+"""Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 5e-6)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the export."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run's name or folder (its newest whole checkpoint is meant), or a checkpoint's folder; local or s3://."""
+    to: str
+    """File to write: NAME.onnx or NAME.pt2 (torch.export). It is there only if it gives the checkpoint's results."""
+    data: str = ""
+    """Shards of which some images are run through both models; empty: the run's own validation data."""
+    storage: str = "runs"
+    """Folder or s3://BUCKET/PREFIX in which a run is looked for by its name."""
+    best: bool = False
+    """Take the run's best checkpoint instead of its newest."""
+    image_size: int = 0
+    """Side of the model's input in pixels; 0: as in the run's own evaluations."""
+    ema: bool = True
+    """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+    compared: int = 8
+    """Images that are run through both models."""
+
+    def __post_init__(self) -> None:
+        if not self.to.endswith((".onnx", ".pt2")):
+            raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
+        if self.compared < 1:
+            raise ValueError(f"compared is {self.compared}: at least 1 image must be compared")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write under a temporary name, compare, and only then rename."""
+    options = parse(
+        Options, argv, prog="python -m jobs.export", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    from pipeline.saved import find_run, open_saved
+
+    saved = open_saved(
+        find_run(options.checkpoint, options.storage),
+        ema=options.ema,
+        best=options.best,
+        image_size=options.image_size,
+    )
+    for line in saved.notes:
+        print(f"note: {line}")
+    images = _real_images(saved, options)
+    difference = export_compared(saved, Path(options.to), images)
+    size = Path(options.to).stat().st_size / 1e6
+    print(
+        f"{options.to}: {saved.model_config.name} at {saved.preprocessing.image_size} px, "
+        f"{len(saved.task.classes)} classes, {size:.1f} MB\n"
+        f"its logits on {len(images)} real images are those of {saved.uri} to {difference:.1e} of the largest"
+    )
+    return 0
+
+
+def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
+    """Write a model file that was run on `images`, uint8 [B, 3, S, S]; return its logits' largest difference.
+
+    Raises:
+        ExportError: it doesn't run, or gives other logits; then there is no new file.
+    """
+    from pipeline.exported import ExportError, largest_difference, open_exported, write_exported
+
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: the folder {path.parent} doesn't exist; make it first")
+    unproven = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        write_exported(saved, unproven)
+        _, run = open_exported(unproven)
+        difference = largest_difference(saved, run, images)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{path} is not written: the exported model's logits differ from the checkpoint's by {difference:.1e} "
+                f"of the largest; {TOLERANCE:.0e} would be rounding"
+            )
+        unproven.replace(path)
+    finally:
+        unproven.unlink(missing_ok=True)
+    return difference
+
+
+def _real_images(saved: SavedModel, options: Options) -> np.ndarray:
+    """Return images of the data as the model takes them, uint8 [B, 3, S, S].
+
+    Raises:
+        ValueError: the data can't be read from here.
+    """
+    import numpy as np
+
+    from datasets.config import DataConfig
+    from datasets.errors import DataError
+    from datasets.loader import build_eval_loader
+
+    url = options.data or saved.config["data"]["val"]
+    data = DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=0)
+    size = saved.preprocessing.image_size
+    try:
+        loader = build_eval_loader(data, image_size=size, batch_size=options.compared, rank=0, world_size=1)
+        batch = next(iter(loader))
+    except DataError as error:
+        raise DataError(f"{error}; name shards for the comparison with --data") from error
+    return np.ascontiguousarray(batch.images.numpy())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,85 @@
+"""Train a recipe on a Ray cluster: `python -m jobs.submit RECIPE [--field value ...]`, as a job of the cluster."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from infra.cluster import ClusterError
+from infra.submission import follow, open_client, submit
+from infra.tracking_config import redacted
+from jobs.cli import UsageError, parse_recipe, run_main
+from pipeline.config import TrainConfig
+from pipeline.places import check_reachable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Flags of the submission; all others are the run's."""
+
+    dashboard: str = ""
+    """URL of the cluster's dashboard. Empty: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    detach: bool = False
+    """Return once the job is submitted, instead of showing what it prints."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Submit and follow. Exit code 1: the job failed; 0: it succeeded, or goes on without us."""
+    if not argv or argv[0] in ("-h", "--help"):
+        parse_recipe(argv, prog="python -m jobs.submit")
+    recipe, *rest = argv
+    options, fields = Options(), rest
+    if not {"-h", "--help"} & set(rest):
+        options, fields = tyro.cli(Options, args=rest, return_unknown_args=True, add_help=False)
+    config, _ = parse_recipe([recipe, *fields], prog="python -m jobs.submit")
+    check_reachable(config)
+    if redacted(shlex.join(fields)) != shlex.join(fields):
+        raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
+    client = open_client(options.dashboard)
+    entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields])
+    job_id = submit(client, entrypoint, name=config.name)
+    _announce(config, client.get_address(), job_id)
+    return 0 if options.detach else _follow(client, job_id)
+
+
+def _announce(config: TrainConfig, dashboard: str, job_id: str) -> None:
+    print(f"job     {job_id}   {dashboard}/#/jobs/{job_id}")
+    print(f"run     {config.name}   {config.storage}/{config.name}")
+    print(f"MLflow  {config.tracking.ui_command()}")
+    print(f"stop it with `ray job stop {job_id}`; the same command again resumes the run", flush=True)
+
+
+def _follow(client: Any, job_id: str) -> int:
+    try:
+        status = follow(client, job_id)
+    except KeyboardInterrupt:
+        if not _wants_stop():
+            print(f"\n{job_id} goes on: `ray job logs --follow {job_id}` shows it, `ray job stop {job_id}` stops it")
+            return 0
+        client.stop_job(job_id)
+        print("stopping with a checkpoint", flush=True)
+        status = follow(client, job_id)
+    kind, _, message = status.partition(": ")
+    if kind == "FAILED":
+        # Ray adds the end of the log, which is on the screen already.
+        raise ClusterError(f"{job_id} failed: {message.splitlines()[0] if message else 'see above'}")
+    return 0
+
+
+def _wants_stop() -> bool:
+    """Ask what Ctrl-C means; without a terminal it means that the job goes on."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input("\n[d]etach, the job goes on, or [s]top it with a checkpoint? ").strip().lower().startswith("s")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infra.storage import open_storage
+from jobs.evaluate import main
+from pipeline.state import CheckpointError, describe_checkpoints
+from tests.datasets.images import write_shards
+from tests.trained import TrainedRun
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], run: TrainedRun, *more: str, model: str = "") -> dict:
+    arguments = [model or str(run.folder), "--data", str(run.data / "val"), "--loader-workers", "0", "--json", "-"]
+    assert main([*arguments, *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_every_checkpoint_gives_the_metrics_that_training_recorded(
+    kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: TrainedRun = request.getfixturevalue(f"trained_{kind}")
+    rows = [row for row in describe_checkpoints(open_storage(run.folder)) if row.metrics]
+    sizes = []
+    for row in rows:
+        report = evaluated(capsys, run, "--batch-size", "16", model=f"{run.folder}/{row.key}")
+        assert report["cursor"] == row.cursor
+        assert {f"val/{name}": value for name, value in report["metrics"].items()} == pytest.approx(row.metrics)
+        sizes.append(report["image_size"])
+    assert (sizes[0], sizes[-1]) == (32, 48)
+
+
+def test_classes_and_confusion_add_up(trained_classifier: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    report = evaluated(capsys, trained_classifier)
+    confusion = report["confusion"]
+    assert [row["count"] for row in report["classes"]] == [sum(counts) for counts in confusion] == [8, 8, 7, 7]
+    right = sum(confusion[index][index] for index in range(4))
+    assert right / report["samples"] == pytest.approx(report["metrics"]["accuracy"])
+    assert report["metrics"]["accuracy"] > 0.6
+    for index, row in enumerate(report["classes"]):
+        assert row["recall"] == confusion[index][index] / row["count"]
+
+
+def test_iou_of_the_confusion_matrix_is_torchmetrics(
+    trained_segmenter: TrainedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluated(capsys, trained_segmenter)
+    for row in report["classes"]:
+        assert row["iou"] == pytest.approx(report["metrics"][f"iou_{row['name']}"])
+
+
+def test_size_weights_and_checkpoint_can_be_chosen(
+    trained_classifier: TrainedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = evaluated(capsys, trained_classifier)
+    weights = evaluated(capsys, trained_classifier, "--no-ema")
+    assert (usual["weights"], weights["weights"]) == ("ema", "model")
+    assert usual["metrics"]["loss"] != weights["metrics"]["loss"]
+    larger = evaluated(capsys, trained_classifier, "--image-size", "64")
+    assert larger["image_size"] == 64
+    assert larger["metrics"]["loss"] != usual["metrics"]["loss"]
+    rows = [row for row in describe_checkpoints(open_storage(trained_classifier.folder)) if row.metrics]
+    best = evaluated(capsys, trained_classifier, "--best")
+    assert best["metrics"]["accuracy"] == pytest.approx(max(row.metrics["val/accuracy"] for row in rows))
+
+
+def test_a_run_is_found_by_its_name_and_tables_and_pictures_are_written(
+    trained_segmenter: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = trained_segmenter.folder.parent
+    arguments = ["small", "--storage", str(storage), "--data", str(trained_segmenter.data / "val")]
+    files = ["--json", str(tmp_path / "report.json"), "--pictures", str(tmp_path / "pictures")]
+    assert main([*arguments, *files, "--loader-workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "miou" in shown
+    assert "middle" in shown
+    assert set(json.loads((tmp_path / "report.json").read_text())) >= {"metrics", "classes", "confusion"}
+    for name in ("confusion.png", "predictions.png"):
+        assert Image.open(tmp_path / "pictures" / name).size > (48, 48)
+
+
+def test_a_torn_checkpoint_is_skipped_with_a_line(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained_classifier.folder, tmp_path / "run")
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    (newest / "ema.safetensors").write_bytes(b"damaged")
+    assert main([str(folder), "--data", str(trained_classifier.data / "val"), "--loader-workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: skipped a checkpoint" in shown
+    assert newest.name in shown
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is damaged"):
+        main([str(newest), "--data", str(trained_classifier.data / "val")])
+
+
+def test_mistakes_are_one_line(trained_classifier: TrainedRun, trained_segmenter: TrainedRun, tmp_path: Path) -> None:
+    run, val = str(trained_classifier.folder), str(trained_classifier.data / "val")
+    other = write_shards(tmp_path / "other", [4], classes=3)
+    for arguments, message in (
+        (["nothing", "--storage", str(tmp_path), "--data", val], "nothing holds no whole checkpoint"),
+        ([run, "--data", str(trained_segmenter.data / "val")], "is for segmentation, but"),
+        ([run, "--data", str(other)], r"has other classes \(3: class 0, .*than .*\(4: "),
+        ([run, "--data", val, "--image-size", "8"], "image_size=8: efficientnet_v2_tiny has a total stride of 16"),
+        ([run, "--data", val, "--device", "tpu9"], "device is 'tpu9'"),
+        ([run, "--data", val, "--batch-size", "0"], "batch_size is 0"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            main(arguments)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from datasets.config import DataConfig
+from datasets.loader import build_eval_loader
+from jobs.predict import main
+from pipeline.pictures import palette
+from pipeline.saved import open_saved
+from tests.datasets.images import image_of, png
+from tests.trained import TrainedRun
+
+COUNT = 6
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """The first images of the validation shards, as files."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(COUNT):
+        (folder / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(image_of(number % 4, number)))
+    return folder
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_probabilities_are_those_of_the_evaluation(
+    trained_classifier: TrainedRun, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = open_saved(str(trained_classifier.folder))
+    data = DataConfig(val=str(trained_classifier.data / "val"), eval_crop="whole", loader_workers=0)
+    batch = next(iter(build_eval_loader(data, image_size=48, batch_size=COUNT, rank=0, world_size=1)))
+    expected = torch.from_numpy(saved.logits(batch.images.numpy())).softmax(1)
+    answers = predicted(capsys, trained_classifier.folder, images, "--top", 4)
+    assert [Path(answer["image"]).name for answer in answers] == [f"{number}.jpg" for number in range(COUNT)]
+    for answer, row in zip(answers, expected, strict=True):
+        scores = {label["label"]: label["probability"] for label in answer["labels"]}
+        assert [scores[name] for name in saved.task.classes] == pytest.approx(row.tolist(), abs=1e-6)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_exported_models_say_the_same(
+    trained_classifier: TrainedRun,
+    exported: dict[str, Path],
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+) -> None:
+    ours = predicted(capsys, trained_classifier.folder, images)
+    theirs = predicted(capsys, exported[f"classifier{suffix}"], images, "--batch-size", 4)
+    for one, other in zip(ours, theirs, strict=True):
+        assert [label["label"] for label in one["labels"]] == [label["label"] for label in other["labels"]]
+        probabilities = [label["probability"] for label in other["labels"]]
+        assert [label["probability"] for label in one["labels"]] == pytest.approx(probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", ".onnx", ".pt2"])
+def test_a_mask_has_the_images_size_and_the_classes_colours(
+    trained_segmenter: TrainedRun,
+    exported: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    model = trained_segmenter.folder if kind == "checkpoint" else exported[f"segmenter{kind}"]
+    image = image_of(1, 3)
+    (tmp_path / "photo.png").write_bytes(png(image))
+    answer = predicted(capsys, model, tmp_path / "photo.png", "--out", tmp_path / "masks")[0]
+    mask = Image.open(answer["mask"])
+    values = np.array(mask)
+    assert values.shape == (48, 64)
+    assert np.array_equal(np.array(mask.convert("RGB")), palette(3)[values])
+    right = (values == image[..., 0] // 86).mean()
+    assert right > 0.75
+    assert sum(label["share"] for label in answer["labels"]) == pytest.approx(1)
+
+
+def test_a_table_and_a_damaged_file(
+    trained_classifier: TrainedRun, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    assert main([str(trained_classifier.folder), str(tmp_path / "broken.jpg"), str(images), "--top", "1"]) == 1
+    shown = capsys.readouterr()
+    assert "broken.jpg: damaged image" in shown.err
+    assert shown.out.count("class ") == COUNT
+
+
+def test_mistakes_are_one_line(
+    trained_classifier: TrainedRun,
+    trained_segmenter: TrainedRun,
+    exported: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+) -> None:
+    run, file = str(trained_classifier.folder), str(images / "0.jpg")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/0.jpg").write_bytes(b"")
+    for arguments, message in (
+        ([run, str(tmp_path / "none.jpg")], r"none\.jpg: there is no such file"),
+        ([run, str(tmp_path)], "no image files lie in this folder"),
+        ([str(trained_segmenter.folder), file], "out is empty: the model segments"),
+        (
+            [str(trained_segmenter.folder), file, str(tmp_path / "other/0.jpg"), "--out", str(tmp_path / "m")],
+            "named 0 too",
+        ),
+        ([str(tmp_path / "none.onnx"), file], r"none\.onnx: there is no such file"),
+        ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has its size inside"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            main(arguments)
+        assert "\n" not in str(error.value)

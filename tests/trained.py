@@ -1,0 +1,101 @@
+"""Runs that were really trained, in seconds and without a cluster, and are saved as a worker saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datasets.config import DataConfig, check_data
+from datasets.loader import sample_order
+from infra.storage import open_storage
+from model.config import ModelConfig
+from model.factory import build_model
+from pipeline.checkpoint import Snapshot, write_checkpoint
+from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
+from pipeline.hooks import TrainHooks
+from pipeline.provenance import recorded_config, versions
+from pipeline.stages import ramp
+from pipeline.task import build_task
+from pipeline.trainer import Trainer
+from tests.datasets.images import write_mask_shards, write_shards
+
+torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run in storage, and the data that it was trained on."""
+
+    folder: Path
+    """Of the run: `folder.parent` is its storage, `folder.name` its name."""
+    data: Path
+    """With the splits `train` and `val`."""
+
+
+class _Writer(TrainHooks):
+    def __init__(self, folder: Path) -> None:
+        self.storage = open_storage(folder)
+
+    def save(self, snapshot: Callable[[], Snapshot]) -> None:
+        write_checkpoint(self.storage, snapshot())
+
+
+def train_classifier(folder: Path) -> TrainedRun:
+    """4 classes, 6 epochs at 32 px and 6 at 48 px: enough to be right mostly."""
+    data = folder / "data"
+    write_shards(data / "train", [60, 60])
+    write_shards(data / "val", [30])
+    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
+
+
+def train_segmenter(folder: Path) -> TrainedRun:
+    """3 classes, 2 epochs at 32 px and 2 at 48 px; the whole image is evaluated."""
+    data = folder / "data"
+    write_mask_shards(data / "train", [60])
+    write_mask_shards(data / "val", [14])
+    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
+
+
+def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "name": "small",
+        "storage": str(folder / "runs"),
+        "stages": ramp(epochs=epochs, batch_size=24, num_stages=2, image_size=(32, 48), randaugment_magnitude=(0, 0)),
+        "data": DataConfig(
+            train=str(folder / "data/train"),
+            val=str(folder / "data/val"),
+            loader_workers=0,
+            crop_area=(0.5, 1.0),
+            eval_crop="whole",
+        ),
+        "model": ModelConfig(name=model, stochastic_depth=0.0, norm_momentum=0.1),
+        "optimizer": OptimizerConfig(optimizer="adamw", lr=lr, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
+        "trainer": TrainerConfig(eval_batch_size=16, eval_every_epochs=3),
+        "checkpoint": CheckpointConfig(every_epochs=3, every_s=0),
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def _train(folder: Path, config: TrainConfig) -> TrainedRun:
+    torch.manual_seed(0)
+    manifest, _ = check_data(config.data, batch_sizes=[24], worker_counts=[1])
+    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    task = build_task(config.task, manifest.classes)
+    run = folder / "runs" / config.name
+    Trainer(
+        config,
+        model=build_model(config.model, num_classes=task.num_outputs),
+        task=task,
+        samples_per_epoch=order.samples_per_epoch,
+        hooks=_Writer(run),
+        facts={
+            "config": recorded_config(config),
+            "data": order.fingerprint,
+            "versions": versions(),
+            "classes": list(manifest.classes),
+        },
+    ).run()
+    return TrainedRun(run, folder / "data")
