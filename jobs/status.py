@@ -19,6 +19,7 @@ from infra.running import answer, attached, cluster_addresses, controllers
 from jobs.cli import parse, run_main
 from jobs.display import wide_console
 from jobs.run_view import run_view
+from pipeline.sweep.config import is_of_study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class Options:
     """What is shown, and how."""
 
     run: Annotated[str, tyro.conf.Positional] = ""
-    """Name of the run; none: all that are on."""
+    """Name of a run, or of a sweep or search, for its trials that are on; none: all runs."""
     watch: bool = False
     """Show it again and again, until the runs have ended."""
     every_s: float = 2.0
@@ -63,7 +64,9 @@ def look(address: str, run: str) -> list[dict[str, Any]]:
 
 
 def _statuses(run: str) -> list[dict[str, Any]]:
-    found = [answer(actor, "status") for name, actor in controllers().items() if run in ("", name)]
+    found = [
+        answer(actor, "status") for name, actor in controllers().items() if run in ("", name) or is_of_study(name, run)
+    ]
     return [status for status in found if status is not None]
 
 
