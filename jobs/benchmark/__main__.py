@@ -11,6 +11,7 @@ from jobs.cli import UsageError, run_main
 NAMES = {
     "controller": "what a run's controller costs with 1,000 workers and 10 operators",
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
+    "policies": "the adaptive rules beside the linear ramp: accuracy and time",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
