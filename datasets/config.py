@@ -27,6 +27,8 @@ class DataConfig:
     """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and goes on
     in the next epoch where it ended in this one, so that over the epochs all are used equally often. Empty: all of
     everything."""
+    pyramid: bool = True
+    """Read the smallest of the training shards' copies that a stage's image size allows, where there are any."""
     cache_dir: str = ""
     """Folder of the node's cache of shards in S3, shared by all its processes and by later runs. Empty: a folder below
     XDG_CACHE_HOME; `none`: no disk is used, every image is read from S3 by a range."""
@@ -35,7 +37,8 @@ class DataConfig:
     num_lanes: int = 12
     """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
     block_size: int = 256
-    """Samples of one shard that stay together when an epoch is permuted, at most."""
+    """Samples of one shard that stay together when an epoch is permuted: fewer where there are few samples, more where
+    an epoch would have over a million of these blocks."""
     window_blocks: int = 64
     """Blocks that are shuffled together inside a lane."""
     loader_workers: int = 2

@@ -24,13 +24,14 @@ _TRANSPOSED_FROM = 5
 _EXIF_WITHIN = 4096
 CROP_DRAWS = 40
 """Random numbers that one crop takes: four for each of ten attempts."""
+_interpolate = torch.ops.aten._upsample_bilinear2d_aa.out
 # What simplejpeg turns into RGB; CMYK and YCCK go to Pillow.
 _SIMPLEJPEG_SPACES = frozenset({"RGB", "YCbCr", "GRAY", "Gray"})
 # Baseline and extended sequential JPEGs have one pass over the rows. Other frames, and the end of the headers.
 _BASELINE_FRAMES = frozenset({0xC0, 0xC1})
 _OTHER_FRAMES = frozenset({*range(0xC2, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}
 _EXTRA_BYTES = "extraneous bytes before marker"
-_BLOCK_ROWS = 32
+_MOST_ROWS = 1 << 16
 _ROWS_AROUND = 2  # the colours of a row are interpolated from its neighbours
 _EVAL_PADDING = 32
 _EVAL_CROP_BELOW = 320
@@ -225,9 +226,9 @@ def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray
     """Decode a JPEG down to the last row of the box; the rows below it may be missing in what is returned."""
     shrink = min(box[2], box[3]) / (2 * size)
     if shrink < 2:
-        rows = -(-(box[0] + box[2] + _ROWS_AROUND) // _BLOCK_ROWS) * _BLOCK_ROWS
-        height_at = _baseline_height(data) if rows < header.height else 0
-        return _decode_rows(data, header, rows, height_at) if height_at else _decode_all(data)
+        height_at, block_rows = _baseline_height(data)
+        rows = -(-(box[0] + box[2] + _ROWS_AROUND) // block_rows) * block_rows
+        return _decode_rows(data, header, rows, height_at) if rows < header.height else _decode_all(data)
     least_height, least_width = math.ceil(header.height / shrink), math.ceil(header.width / shrink)
     return _decode_all(data, min_height=least_height, min_width=least_width, min_factor=2)
 
@@ -257,19 +258,22 @@ def _decode_rows(data: bytes, header: Header, rows: int, height_at: int) -> np.n
     return pixels
 
 
-def _baseline_height(data: bytes) -> int:
-    """Return where a baseline JPEG's header has its height, two bytes; 0 where the JPEG is of another kind."""
+def _baseline_height(data: bytes) -> tuple[int, int]:
+    """Return where a baseline JPEG's header has its height, two bytes, and the pixel rows that are coded together.
+
+    A JPEG of another kind has all of its rows coded together, in effect.
+    """
     place = 2
     while place + 4 < len(data) and data[place] == 0xFF:
-        if data[place + 1] in _BASELINE_FRAMES:
-            return place + 5
-        if data[place + 1] in _OTHER_FRAMES:
-            return 0
-        if data[place + 1] == 0xFF:  # padding
-            place += 1
-            continue
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return 0
+        kind = data[place + 1]
+        if kind in _BASELINE_FRAMES:
+            components = data[place + 10 : place + 10 + 3 * data[place + 9]]
+            return place + 5, 8 * max(sampling & 15 for sampling in components[1::3])
+        if kind in _OTHER_FRAMES:
+            break
+        # 0xFF again is padding.
+        place += 1 if kind == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0, _MOST_ROWS
 
 
 def _decode_any(data: bytes) -> np.ndarray:
@@ -294,6 +298,8 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 [H, W, 3] with antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    tensor = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)
-    return tensor[0].permute(1, 2, 0).numpy()
+    # `functional.interpolate` would return planes, which cost more to put back in order than the interpolation itself.
+    out = torch.empty((1, size, size, 3), dtype=torch.uint8)
+    given = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    _interpolate(given, [size, size], False, None, None, out=out.permute(0, 3, 1, 2))
+    return out[0].numpy()

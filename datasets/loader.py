@@ -61,7 +61,7 @@ def build_loader(
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
-    copy = choose_copy(manifest.copies, image_size)
+    copy = choose_copy(manifest.copies, image_size) if config.pyramid else 0
     view = View(image_size=image_size, magnitude=magnitude, seed=seed, training=True, short_side=copy)
     pool = _pool("train", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
@@ -99,7 +99,7 @@ class _Pool:
 
     def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
         cache = open_cache(config)
-        manifests = load_copies(manifest, config.train) if training else {0: manifest}
+        manifests = load_copies(manifest, config.train) if training and config.pyramid else {0: manifest}
         if cache is not None and (far := tuple(shard for shard in manifest.shards if _is_cached(shard.url))):
             cache.check_room(far)
         self.cache, self.manifests, self.in_use = cache, manifests, False

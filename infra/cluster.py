@@ -9,10 +9,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+ACTOR_PREFIX = "run-"
+"""What the name of a run's controller begins with."""
+REQUEST_EXPIRES_S = 900.0
+"""Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
 NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
 """What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
-"""A local Ray that is not up after Ray's 30 s, as on a machine that is very busy, is started again."""
 
 
 _QUICK_RECOVERY = {
@@ -46,12 +49,18 @@ class ClusterConfig:
     grow_check_s: float = 30.0
     """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
     checkpoint and starts anew."""
+    ask_ahead_s: float = 300.0
+    """How long before a stage with more workers begins its nodes are asked for, in seconds, where nodes come and go by
+    an autoscaler; 0: only when it begins."""
     cpus_per_worker: float = 1
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
     """GPUs that each worker reserves; 0 trains on CPU."""
+    standby: bool = True
+    """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
+    lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
     max_failures: int = 3
-    """Worker or node failures that a run recovers from before it gives up. -1: any number."""
+    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
         low, high = worker_range(self.num_workers)
@@ -72,15 +81,20 @@ def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
     return (num_workers, num_workers) if isinstance(num_workers, int) else (num_workers[0], num_workers[1])
 
 
+def prepare_environment() -> None:
+    """Set Ray's settings in this process, where its user has not: before Ray is imported."""
+    for name, value in _QUICK_RECOVERY.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
 def connect(config: ClusterConfig, *, num_workers: int) -> None:
     """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
 
     Raises:
         ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
     """
-    for name, value in _QUICK_RECOVERY.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    prepare_environment()
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -90,7 +104,13 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
-        _init(address, arguments)
+        try:
+            start_ray(logging_level="ERROR", **arguments)
+        except ConnectionError as error:
+            raise ClusterError(
+                f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
+                "or leave it empty to start one on this machine"
+            ) from error
     _check_room(config, num_workers)
 
 
@@ -99,18 +119,14 @@ def in_submitted_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _init(address: str, arguments: dict[str, Any]) -> None:
+def start_ray(**arguments: Any) -> None:
+    """Call `ray.init`; again where Ray's processes were not up within its 30 s, as on a machine that is very busy."""
     import ray
 
     for attempt in range(START_TRIES):
         try:
-            ray.init(logging_level="ERROR", **arguments)
-        except ConnectionError as error:
-            raise ClusterError(
-                f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
-                "or leave it empty to start one on this machine"
-            ) from error
-        except Exception as error:  # Ray has no class of its own for a start that took more than its 30 s
+            ray.init(**arguments)
+        except Exception as error:  # Ray has no class of its own for it
             if "timed out during startup" not in str(error) or attempt == START_TRIES - 1:
                 raise
             ray.shutdown()
@@ -163,3 +179,24 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
             f"{name} is running on this cluster already: wait for it, or give this run another name"
         ) from error
     return actor
+
+
+def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) -> None:
+    """Ask the cluster's autoscaler for nodes for so many more workers; the request expires by itself.
+
+    Ray's coordinator adds it to what Ray Train asks for its running groups.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    if num_workers < 1:
+        return
+    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(
+        coordinator.request_resources.remote(
+            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
+        )
+    )

@@ -239,6 +239,8 @@ class RayHead(Server):
     """A Ray head node with its dashboard, behind a token."""
 
     stop_grace_s = 15.0
+    start_tries = 3
+    """A head that is not up after Ray's own 30 s, as on a machine that is very busy, is started again."""
     num_ports = 10
 
     def __init__(
@@ -290,6 +292,17 @@ class RayHead(Server):
             "RAY_AUTH_TOKEN_PATH": str(self._token_file),
             **LOOPBACK_RAY,
         }
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; again where Ray's time limit was too short for a busy machine."""
+        for left in reversed(range(self.start_tries)):
+            try:
+                super().start()
+            except ServerError as error:
+                if "timed out during startup" not in str(error) or not left:
+                    raise
+            else:
+                return
 
     def is_ready(self) -> bool:
         """Ready when the dashboard takes jobs."""

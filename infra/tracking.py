@@ -19,7 +19,7 @@ from infra.storage_base import checked_key
 from infra.system_metrics import PREFIX, SystemSampler
 from infra.tracking_config import TrackingConfig, check, explained, one_line, prepare, redacted
 
-__all__ = ["Tracker", "TrackingConfig", "TrackingError", "check", "prepare", "send_unsent"]
+__all__ = ["Tracker", "TrackingConfig", "TrackingError", "check", "end_record", "prepare", "send_unsent"]
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Tracker:
         """The MLflow run's id; None until MLflow has answered once."""
         self.url = ""
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
-        self._run_name, self._parent_run_id = run_name, parent_run_id
+        self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
         self._outbox = Outbox(config.max_unsent)
         self._spool = Spool(storage, self._outbox)
         self._run: MlflowRun | None = None
@@ -282,6 +282,11 @@ class Tracker:
         if self._down_since:
             log.warning("tracking goes on after %.0f s: all is sent", time.monotonic() - self._down_since)
         self._down_since, self._problem = 0.0, ""
+
+
+def end_record(config: TrackingConfig, run_name: str, storage: Storage, status: str) -> bool:
+    """End the record of a run that was left open, as it might have gone on; return whether MLflow has taken it."""
+    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status)
 
 
 def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool:

@@ -30,6 +30,10 @@ class TrackingConfig:
     """Seconds between two records of that load."""
     send_interval_s: float = 1.0
     """Seconds for which metrics are gathered before they are sent together."""
+    parent_run_id: str = ""
+    """MLflow run below which this one is shown: a sweep's or a search's."""
+    extra_params: tuple[tuple[str, str], ...] = ()
+    """Further params of the record, as name and value, beside the config's."""
     max_unsent: int = 1_000_000
     """Metric values that are kept while MLflow is away (about 100 bytes of memory each); later ones are dropped."""
 

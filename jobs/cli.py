@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import getpass
 import io
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import dropwhile, takewhile
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from infra.storage import open_storage
 from jobs.recipes import RECIPES
+from model.rows import rows_from_json
+from model.tables import Block
 from pipeline.config import TrainConfig
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """What every job that takes a recipe takes as well."""
+
+    model_rows: str = ""
+    """JSON file of architecture rows in place of the model's own, as `jobs.search` writes it."""
 
 
 class UsageError(ValueError):
@@ -44,18 +59,32 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         raise UsageError(f"no recipe is named {name!r}: {hint}")
     recipe = RECIPES[name]
     description = f"Recipe {name}. {recipe.__doc__ or ''}"
+    rows, rest = tyro.cli(_Rows, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
+    default = recipe()
+    if rows.model_rows:
+        default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
     own: T | None = None
     if extra is not None:
+        if {"-h", "--help"} & {*rest}:
+            print(tyro.extras.get_parser(extra, prog=f"{prog} {name}", add_help=False).format_help())
         own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
     config = parse(
         TrainConfig,
         rest,
-        default=recipe(),
+        default=default,
         prog=f"{prog} {name}",
         description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return config, own
+
+
+def _read_rows(uri: str) -> tuple[Block, ...]:
+    folder, _, name = (uri if "://" in uri else str(Path(uri).absolute())).rpartition("/")
+    try:
+        return rows_from_json(open_storage(folder).read(name))
+    except ValueError as error:
+        raise UsageError(f"model-rows is {uri}: {error}") from error
 
 
 def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
@@ -91,6 +120,11 @@ def _usage(prog: str) -> str:
         summary = (recipe.__doc__ or "").strip().splitlines()[0]
         lines.append(f"  {name:28} {summary}")
     return "\n".join(lines)
+
+
+def operator() -> str:
+    """Return who asks for something: user and machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import (
     TrainConfig,
     TrainerConfig,
 )
-from pipeline.stages import ramp
+from pipeline.stages import AdaptiveConfig, ramp
 
 
 def demo() -> TrainConfig:
@@ -43,6 +43,39 @@ def demo() -> TrainConfig:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
         ),
+    )
+
+
+def demo_adaptive() -> TrainConfig:
+    """The demo with stages that end on a plateau and regularization that follows the gap of the losses.
+
+    See docs/control.md. Unused epochs go to the later, larger stages.
+    """
+    base = demo()
+    rules = AdaptiveConfig(plateau=True, patience=3, min_epochs=3, closed_loop=True, gap=0.1)
+    return replace(base, name="demo-adaptive", adaptive=rules)
+
+
+def fonts() -> TrainConfig:
+    """Which typeface is it? Words in free fonts, on which image size and regularization show; minutes on a CPU.
+
+    `python -m jobs.prepare fonts --families 12 --train-images 80 --val-images 30 --out data/fonts`, then
+    `python -m jobs.benchmark policies` compares the adaptive rules with the linear ramp on it.
+    """
+    base = demo()
+    return replace(
+        base,
+        name="fonts",
+        stages=ramp(
+            epochs=12,
+            batch_size=48,
+            image_size=(32, 64),
+            randaugment_magnitude=(0, 6),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.0, 0.2),
+            size_multiple=8,
+        ),
+        data=replace(base.data, train="data/fonts/train", val="data/fonts/val", flip=False, crop_area=(0.7, 1.0)),
     )
 
 
@@ -77,11 +110,11 @@ def elpv_scratch() -> TrainConfig:
     return replace(
         base,
         name="elpv-scratch",
-        stages=ramp(epochs=8, batch_size=48, image_size=(64, 96), dropout=(0.1, 0.2), num_stages=2),
+        stages=ramp(epochs=6, batch_size=48, image_size=(64, 96), dropout=(0.1, 0.2), num_stages=2),
         data=replace(base.data, eval_crop="whole"),
         model=ModelConfig(name="efficientnet_lite0", same_padding=True, stochastic_depth=0.1, norm_momentum=0.1),
         optimizer=replace(base.optimizer, warmup_epochs=1),
-        trainer=TrainerConfig(eval_every_epochs=4, pixel_mean=127.0),
+        trainer=TrainerConfig(eval_every_epochs=3, pixel_mean=127.0),
     )
 
 
@@ -93,7 +126,7 @@ def unet_demo() -> TrainConfig:
     return TrainConfig(
         name="unet-demo",
         stages=ramp(
-            epochs=90,
+            epochs=60,
             batch_size=24,
             image_size=(64, 128),
             randaugment_magnitude=(0, 0),
@@ -116,6 +149,37 @@ def unet_demo() -> TrainConfig:
         ),
         trainer=TrainerConfig(eval_every_epochs=10, eval_batch_size=24),
         checkpoint=CheckpointConfig(every_epochs=5, best_metric="val/miou"),
+    )
+
+
+def fonts() -> TrainConfig:
+    """Which font is it? A set on which the effects of image size and regularization are large, for sweeps and searches.
+
+    `python -m jobs.prepare fonts --out data/fonts`, then `python -m jobs.sweep fonts`.
+    """
+    return TrainConfig(
+        name="fonts",
+        stages=ramp(
+            epochs=40,
+            batch_size=48,
+            image_size=(64, 128),
+            randaugment_magnitude=(0, 5),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.1, 0.3),
+            size_multiple=16,
+        ),
+        data=DataConfig(
+            train="data/fonts/train",
+            val="data/fonts/val",
+            block_size=32,
+            crop_area=(0.7, 1.0),
+            flip=False,  # letters have a side
+            loader_workers=0,
+        ),
+        model=ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
+        ),
     )
 
 
@@ -189,10 +253,13 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
+        demo_adaptive,
+        fonts,
         elpv_transfer,
         elpv_frozen,
         elpv_scratch,
         unet_demo,
+        fonts,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,

@@ -1,8 +1,8 @@
 """`ModelConfig`: which model, and what of it stays the same from stage to stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from model.tables import ARCHITECTURES, Architecture, fused_variant
+from model.tables import ARCHITECTURES, Architecture, Block, fused_variant
 
 TIMM_PREFIX = "timm/"
 UNETS = {f"unet_{name}": name for name in ARCHITECTURES}
@@ -21,6 +21,9 @@ class ModelConfig:
     """Channels of the images."""
     fused_rows: tuple[int, ...] = ()
     """Rows of the architecture table, counted from 1, whose MBConv becomes Fused-MBConv as in the paper's ablation."""
+    rows: tuple[Block, ...] = ()
+    """Rows in place of those of the EfficientNet that `name` says; its stem and head stay. Empty: its own.
+    `--model-rows FILE` reads them from a file that `jobs.search` wrote."""
     same_padding: bool = False
     """Pad as TensorFlow does, unevenly where stride 2 meets an even size. For weights that come from TensorFlow."""
     stochastic_depth: float = 0.2
@@ -41,8 +44,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.in_channels < 1:
             raise ValueError(f"in_channels={self.in_channels}: must be at least 1")
-        if (self.fused_rows or self.same_padding) and self.name not in ARCHITECTURES | UNETS:
-            raise ValueError(f"name={self.name}: fused_rows and same_padding are for the EfficientNets only")
+        if (self.fused_rows or self.rows or self.same_padding) and self.name not in ARCHITECTURES | UNETS:
+            raise ValueError(f"name={self.name}: fused_rows, rows and same_padding are for the EfficientNets only")
+        if self.fused_rows and self.rows:
+            raise ValueError(f"fused_rows={self.fused_rows}: they are for a table's own rows; leave them out with rows")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth={self.stochastic_depth}: must be in [0, 1)")
         if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
@@ -56,6 +61,8 @@ def architecture_of(config: ModelConfig) -> Architecture | None:
     name = UNETS.get(config.name, config.name)
     if name not in ARCHITECTURES:
         return None
+    if config.rows:
+        return replace(ARCHITECTURES[name], name=f"{name}, own rows", blocks=config.rows)
     return fused_variant(name, config.fused_rows) if config.fused_rows else ARCHITECTURES[name]
 
 

@@ -1,6 +1,7 @@
 """What of a model follows the training stage, and what of it is frozen: set on the live model."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -45,12 +46,18 @@ def _scale_timm(model: nn.Module, rate: float) -> None:
         module.drop_prob = rate * module.full_drop_prob / largest if largest else 0.0
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that uses its stored statistics in training too, and leaves them as they are."""
+class FrozenStatistics:
+    """Mixed into a batch norm: its stored statistics are used in training too, and stay as they are."""
 
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+    def train(self, mode: bool = True) -> Any:
         """Stay in evaluation mode."""
-        return super().train(False)
+        return super().train(False)  # type: ignore[misc]
+
+
+@cache
+def _frozen(kind: Any) -> Any:
+    # A class for each kind: timm's batch norms have the activation inside.
+    return type(f"Frozen{kind.__name__}", (FrozenStatistics, kind), {})
 
 
 def freeze(model: nn.Module) -> None:
@@ -61,8 +68,9 @@ def freeze(model: nn.Module) -> None:
         part.requires_grad_(True)
     kept = {module for part in trainable for module in part.modules()}
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module not in kept:
-            module.__class__ = FrozenBatchNorm2d
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in kept:
+            kind: Any = type(module)
+            module.__class__ = _frozen(kind)
             module.eval()
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.cluster import ClusterConfig
+from infra.standby import HOOK_VARIABLE
+from pipeline.warm_up import HOOK
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -25,7 +27,8 @@ RECORD_TIMEOUT_S = 15.0
 class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, callbacks: tuple[Any, ...] = (), report_stages: int = 0) -> None:
+        self.callbacks, self.report_stages = callbacks, report_stages
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.sealed_config = pickle.dumps(config)
 
@@ -33,33 +36,36 @@ class SegmentRunner:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import LoggingConfig
 
-        from pipeline.elastic import ElasticTrainer, LanePolicy
+        from pipeline.elastic import GroupTrainer
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
         scratch = tempfile.mkdtemp(prefix="ray-train-")
-        scaling = _scaling(self.cluster, segment.num_workers)
-        trainer = (ElasticTrainer if scaling.elasticity_enabled else TorchTrainer)(
+        controller = ray.get_runtime_context().current_actor
+        trainer = GroupTrainer(
             train_entry,
+            num_lanes=self.num_lanes,
+            controller=controller,
+            standby=self.cluster.standby,
             train_loop_config={
                 "sealed_config": self.sealed_config,
-                "controller": ray.get_runtime_context().current_actor,
+                "controller": controller,
                 "last_stage": segment.last,
+                "report_stages": self.report_stages,
             },
-            scaling_config=scaling,
+            scaling_config=_scaling(self.cluster, segment.num_workers),
             torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
             run_config=RunConfig(
                 name=self.name,
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+                callbacks=list(self.callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
             ),
         )
-        if isinstance(trainer, ElasticTrainer):
-            controller = ray.get_runtime_context().current_actor
-            trainer.policy = LanePolicy(scaling, num_lanes=self.num_lanes, controller=controller)
         try:
             trainer.fit()
         finally:
@@ -71,7 +77,7 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     from pipeline.worker import train_worker
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
-    train_worker(config, loop_config["controller"], loop_config["last_stage"])
+    train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
 
 
 def record_failure(config: TrainConfig) -> None:

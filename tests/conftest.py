@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.cluster import start_ray
 from tests.servers import MlflowServer, S3Server
 from tests.trained import TrainedRun, train_classifier, train_segmenter
 
@@ -69,7 +70,7 @@ def ray_cluster() -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # A folder of its own: an address file that a dead cluster left would be followed.
     folder = tempfile.mkdtemp(prefix="ray-test-")
-    ray.init(
+    start_ray(
         address="local",
         num_cpus=2,
         num_gpus=0,

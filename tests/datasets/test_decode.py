@@ -9,6 +9,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from datasets import decode
 from datasets.decode import CROP_DRAWS, Header, _decode_jpeg, decode_crop, eval_crop, random_crop, read_header
 from datasets.randomness import Purpose, sample_generator
 from tests.datasets.images import image_of
@@ -68,15 +69,24 @@ def test_the_crop_is_the_part_that_was_asked_for() -> None:
     assert decode_crop(data, read_header(data), (60, 0, 40, 30), 16).max() == 0
 
 
+def test_resizing_is_torchs_antialiased_bilinear() -> None:
+    pixels = photo(90, 120)
+    data = encoded(pixels, "PNG")
+    got = decode_crop(data, read_header(data), (5, 10, 70, 90), 48)
+    crop = torch.from_numpy(pixels[5:75, 10:100].copy()).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(crop, (48, 48), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert np.array_equal(got, expected.numpy())
+
+
 def test_scaled_decode_only_where_the_crop_stays_twice_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
-    real = torch.nn.functional.interpolate
+    real = decode._resize
 
-    def spy(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        sizes.append((tensor.shape[2], tensor.shape[3]))
-        return real(tensor, *args, **kwargs)  # type: ignore[arg-type]
+    def spy(pixels: np.ndarray, size: int) -> np.ndarray:
+        sizes.append(pixels.shape[:2])
+        return real(pixels, size)
 
-    monkeypatch.setattr(torch.nn.functional, "interpolate", spy)
+    monkeypatch.setattr(decode, "_resize", spy)
     pixels = photo(600, 800)
     data = simplejpeg.encode_jpeg(pixels, quality=98)
     header = read_header(data)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.factory import ModelConfig, build_model, set_stochastic_depth
+from model.factory import ModelConfig, build_model, set_dropout, set_stochastic_depth
 
 
 def probabilities(model: nn.Module) -> list[float]:
@@ -43,7 +43,9 @@ def test_timms_rates_keep_their_proportions() -> None:
     assert rates() == pytest.approx([rate / 2 for rate in built])
 
 
-@pytest.mark.parametrize("name", ["efficientnet_v2_tiny", "unet_efficientnet_v2_tiny", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_v2_tiny", "unet_efficientnet_v2_tiny", "resnet50", "timm/efficientnet_b0"]
+)
 def test_a_frozen_models_own_part_is_all_that_changes(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=name, frozen=True, stochastic_depth=0), num_classes=3).train()
@@ -54,3 +56,16 @@ def test_a_frozen_models_own_part_is_all_that_changes(name: str) -> None:
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed
     assert {key.split(".")[0] for key in changed} <= {"classifier", "fc", "head", "decoder"}
+
+
+@pytest.mark.parametrize("name", ["efficientnet_v2_tiny", "timm/efficientnet_b0"])
+def test_freezing_changes_no_output(name: str) -> None:
+    model = build_model(ModelConfig(name=name, stochastic_depth=0), num_classes=3).eval()
+    frozen = build_model(ModelConfig(name=name, stochastic_depth=0, frozen=True), num_classes=3)
+    frozen.load_state_dict(model.state_dict())
+    set_dropout(frozen, 0)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        # In training nothing is folded together, so only rounding may differ.
+        assert (frozen.train()(images) - expected).abs().max() < 1e-3 * expected.std()

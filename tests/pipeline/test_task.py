@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.augment import mixup
 from datasets.batch import Batch
+from datasets.mixing import mixup
 from pipeline.config import ClassificationConfig, SegmentationConfig
 from pipeline.task import ClassificationTask, SegmentationTask
 

@@ -1,0 +1,223 @@
+"""What checkpoints cost: time that training steps lose to them, as a share, and host memory.
+
+A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
+state to host memory, within a step, and what the steps beside its writing take longer than the others.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tyro
+from rich.table import Table
+
+from infra.servers import S3Server, free_ports
+from infra.storage import open_storage
+from jobs.display import wide_console
+from jobs.recipes import demo
+from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    storage: str = ""
+    """Folder or `s3://bucket/prefix` for the checkpoints; empty: an S3 server (SeaweedFS) that is started here."""
+    model: str = "efficientnet_v2_s"
+    """Model that trains."""
+    image_size: int = 128
+    """Image side in pixels."""
+    batch_size: int = 8
+    """Samples a step."""
+    checkpoints: int = 5
+    """How many are taken."""
+    gap_s: float = 30.0
+    """Time without a checkpoint before each, in seconds, to compare with."""
+    every_s: float = 60.0
+    """The pace of checkpoints for which the share is given, in seconds."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """Steps as (start, end), checkpoints as (taken, copied, whole), in seconds of one clock."""
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    checkpoints: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def lost(self) -> list[tuple[float, float]]:
+        """Return for each checkpoint the seconds that the copy took, and that steps beside the writing lost."""
+        beside = [[s for s in self.steps if s[1] > copied and s[0] < whole] for _, copied, whole in self.checkpoints]
+        quiet = [s for s in self.steps if all(s not in steps for steps in beside)]
+        usual = statistics.median(end - start for start, end in quiet)
+        return [
+            (copied - taken, sum(end - start - usual for start, end in steps))
+            for (taken, copied, _), steps in zip(self.checkpoints, beside, strict=True)
+        ]
+
+
+class Events:
+    """Hears when a checkpoint is whole."""
+
+    def __init__(self) -> None:
+        self.whole_at = 0.0
+
+    def before_whole(self) -> None:
+        """Nothing to make safe."""
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """Note the time."""
+        self.whole_at = time.perf_counter()
+
+    def waits(self, line: str) -> None:
+        """Storage that is away would spoil the measurement."""
+        raise SystemExit(line)
+
+    gave_up = waits
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, take checkpoints, and print what they cost."""
+    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    with nullcontext(options.storage) if options.storage else _s3_server() as storage:
+        trainee = _Trainee(options, storage)
+        for _ in range(5):
+            trainee.step()
+        trainee.measured.steps.clear()
+        with _PeakMemory() as memory:
+            for number in range(options.checkpoints):
+                trainee.train(options.gap_s)
+                if number == 0:
+                    memory.mark()
+                trainee.checkpoint()
+        _show(options, trainee, memory)
+    return 0
+
+
+@contextmanager
+def _s3_server() -> Iterator[str]:
+    """Run an S3 server on loopback, with this process's environment set to reach it."""
+    port = free_ports(S3Server.num_ports, also_plus=10000)
+    with tempfile.TemporaryDirectory(prefix="crescendo-benchmark-") as folder:
+        keys = {"access_key": "benchmark", "secret_key": secrets.token_hex(16)}
+        server = S3Server(Path(folder, "s3"), bucket="benchmark", port=port, **keys)
+        server.start()
+        os.environ.update(server.client_environment())
+        try:
+            yield f"s3://{server.bucket}/run"
+        finally:
+            server.stop()
+
+
+class _Trainee:
+    """A model with optimizer and moving average that trains on random images, and its checkpoints."""
+
+    def __init__(self, options: Options, storage: str) -> None:
+        import torch
+
+        from model.factory import build_model
+        from pipeline.learner import Learner
+        from pipeline.saver import Saver
+        from pipeline.state import TrainState
+        from pipeline.task import build_task
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = _config(options)
+        classes = tuple(str(index) for index in range(1000))
+        task = build_task(config.task, classes)
+        self.learner = Learner(config, build_model(config.model, num_classes=len(classes)), task, device)
+        shape = (options.batch_size, 3, options.image_size, options.image_size)
+        self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+        self.targets = torch.full((options.batch_size, len(classes)), 1 / len(classes), device=device)
+        self.events, self.measured, self.state = Events(), Measured(), TrainState()
+        self.storage = open_storage(storage)
+        self.saver = Saver(self.storage, config.checkpoint, self.events)
+
+    def step(self) -> None:
+        """Take a step, and wait for its end."""
+        start = time.perf_counter()
+        terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6, micro=len(self.images))
+        terms["loss"].item()
+        self.measured.steps.append((start, time.perf_counter()))
+        self.state.cursor += len(self.images)
+
+    def train(self, seconds: float) -> None:
+        """Take steps for so long."""
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop:
+            self.step()
+
+    def checkpoint(self) -> None:
+        """Take a checkpoint, and train on until it is whole."""
+        from pipeline.checkpoint import Snapshot
+        from pipeline.state import TrainState
+
+        taken = time.perf_counter()
+        state = TrainState(**self.state.to_dict())
+        self.saver.take(Snapshot(state=state, facts={}, **self.learner.to_host()))
+        copied = time.perf_counter()
+        while not self.saver.wait(0):
+            self.step()
+        self.measured.checkpoints.append((taken, copied, self.events.whole_at))
+
+
+def _config(options: Options) -> TrainConfig:
+    base = demo()
+    return replace(
+        base,
+        model=replace(base.model, name=options.model),
+        optimizer=OptimizerConfig(),
+        checkpoint=CheckpointConfig(keep=1, best_metric=""),
+    )
+
+
+class _PeakMemory:
+    """The process's resident memory: at a mark, and the highest after it, in bytes."""
+
+    def __init__(self) -> None:
+        self.base = self.peak = 0
+        self._process, self._ended = psutil.Process(), threading.Event()
+
+    def __enter__(self) -> _PeakMemory:
+        threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+
+    def mark(self) -> None:
+        """Count from here."""
+        self.base = self.peak = self._process.memory_info().rss
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.01):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+
+def _show(options: Options, trainee: _Trainee, memory: _PeakMemory) -> None:
+    measured = trainee.measured
+    copies, beside = zip(*measured.lost(), strict=True)
+    writing = [whole - copied for _, copied, whole in measured.checkpoints]
+    size = sum(trainee.storage.list("checkpoints/").values())
+    share = (statistics.mean(copies) + statistics.mean(beside)) / options.every_s
+    table = Table(title=f"a checkpoint of {options.model}: {size / 1e6:.0f} MB to {trainee.storage.uri}")
+    for name in ("seconds", "median", "min", "max"):
+        table.add_column(name, justify="right")
+    for name, values in (("copy, within a step", copies), ("writing, in a thread", writing), ("lost beside", beside)):
+        shown = (statistics.median(values), min(values), max(values))
+        table.add_row(name, *(f"{value:.2f}" for value in shown))
+    console = wide_console()
+    console.print(table)
+    console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {share:.2%}")
+    console.print(f"peak of extra host memory: {(memory.peak - memory.base) / 1e6:.0f} MB")

@@ -1,0 +1,223 @@
+"""Images a second of one core: this loader, the usual recipe, and decoding alone, in turn, on the same photographs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.table import Table
+
+from datasets.config import DataConfig
+from datasets.copies import choose_copy, copy_folder
+from datasets.decode import CROP_DRAWS, decode_crop, random_crop, read_header
+from datasets.loader import build_loader
+from datasets.pyramid import write_copies
+from datasets.randomness import Purpose, uniforms
+from datasets.reader import SampleReader
+from datasets.shards import expand_urls, load_manifest
+from datasets.sources.photographs import Photographs
+from datasets.writer import WriterConfig, prepare
+from jobs.benchmark.usual import usual_batches
+from jobs.display import wide_console
+
+SIDES = (256, 160)
+MAGNITUDE = 10.0
+LAYERS = 2
+_LANES = 8
+_ENDLESS = 1 << 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    data: Path = field(default_factory=lambda: Path("data/photographs"))
+    """Where the photographs are, as shards; made there if missing."""
+    images: int = 1024
+    """Photographs of 500x375 px."""
+    image_sizes: tuple[int, ...] = (128, 192, 300)
+    """Sides of the crops, in pixels."""
+    batch_size: int = 64
+    """Images of a batch."""
+    batches: int = 3
+    """Batches that each contender makes in a round."""
+    rounds: int = 7
+    """Timed rounds; in each, every contender runs once, in an order that changes."""
+    clock: Literal["cpu", "wall"] = "cpu"
+    """cpu: CPU time of the process, which other processes disturb less; wall: the time that passes."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "batches", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.batch_size % _LANES:
+            raise ValueError(f"batch_size={self.batch_size}: must be a multiple of {_LANES}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One contender at one image size."""
+
+    image_size: int
+    source: str
+    """What is read: the `shards` themselves, or the `pyramid`, with the short side of the copy."""
+    contender: str
+    images_per_s: float
+    """Median over the rounds, of one core."""
+    to_usual: float
+    """Median over the rounds of the ratio to the usual recipe (the faster one) from the shards themselves."""
+    to_ceiling: float
+    """Median over the rounds of the ratio to decoding and resizing alone, from the same source."""
+
+
+Batches = Iterator[object]
+"""Endless batches of one contender"""
+_Key = tuple[int, str, str]
+"""image size, source, contender"""
+_USUAL = ("usual, Pillow", "usual, tensors")
+_OURS, _CEILING = "this loader", "decode + resize"
+
+
+def run(options: Options) -> list[Measured]:
+    """Make the photographs if they are missing, and time all contenders."""
+    torch.set_num_threads(1)
+    folder = _photographs(options)
+    contenders = {key: batches for size in options.image_sizes for key, batches in _contenders(folder, size, options)}
+    rates: dict[_Key, list[float]] = {key: [] for key in contenders}
+    shuffle = random.Random(0)
+    for round_number in range(-1, options.rounds):
+        for key in shuffle.sample(list(contenders), len(contenders)):
+            rate = _rate(contenders[key], options)
+            if round_number >= 0:  # the first round fills buffers
+                rates[key].append(rate)
+    return [_measured(key, rates) for key in contenders]
+
+
+def _photographs(options: Options) -> Path:
+    """Return a folder with the shards and their copies."""
+    source = Photographs(train_images=options.images, val_images=1)
+    prepare(source, options.data, WriterConfig(samples_per_shard=256))
+    folder = options.data / "train"
+    if set(load_manifest(str(folder)).copies) != set(SIDES):
+        write_copies(folder, SIDES, workers=WriterConfig().workers)
+    return folder
+
+
+def _contenders(folder: Path, size: int, options: Options) -> Iterator[tuple[_Key, Batches]]:
+    """Yield every contender at one image size, from the shards and from the copy that this size reads."""
+    short_side = choose_copy(SIDES, size)
+    for side in dict.fromkeys((0, short_side)):
+        source = f"pyramid, {side} px" if side else "shards"
+        place = folder / copy_folder(side) if side else folder
+        yield (size, source, _OURS), _ours(place, size, options)
+        yield (size, source, _CEILING), _ceiling(place, size, options)
+        for name, on in zip(_USUAL, ("pil", "tensor"), strict=True):
+            yield (
+                (size, source, name),
+                usual_batches(
+                    expand_urls(str(place)),
+                    image_size=size,
+                    batch_size=options.batch_size,
+                    magnitude=MAGNITUDE,
+                    layers=LAYERS,
+                    on=on,
+                ),
+            )
+
+
+def _ours(folder: Path, size: int, options: Options) -> Batches:
+    config = DataConfig(train=str(folder), num_lanes=_LANES, loader_workers=0, randaugment_layers=LAYERS, pyramid=False)
+    loader = build_loader(
+        config,
+        image_size=size,
+        batch_size=options.batch_size,
+        magnitude=MAGNITUDE,
+        seed=0,
+        cursor=0,
+        stop=_ENDLESS // options.batch_size * options.batch_size,
+        rank=0,
+        world_size=1,
+    )
+    return iter(loader)
+
+
+def _ceiling(folder: Path, size: int, options: Options) -> Batches:
+    """Decode and resize the same random crops in the order of the shards, and do nothing else."""
+    manifest = load_manifest(str(folder))
+    reader, config = SampleReader(manifest), DataConfig()
+    samples = itertools.cycle(range(manifest.num_samples))
+    draws = uniforms(0, Purpose.AUGMENT, np.arange(manifest.num_samples), CROP_DRAWS).tolist()
+    while True:
+        for number in itertools.islice(samples, options.batch_size):
+            data = reader.read(number).data
+            header = read_header(data)
+            box = random_crop(header, draws[number], area=config.crop_area, ratio=config.crop_ratio)
+            decode_crop(data, header, box, size)
+        yield None
+
+
+def _rate(batches: Batches, options: Options) -> float:
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    start = clock()
+    for _ in range(options.batches):
+        next(batches)
+    return options.batches * options.batch_size / (clock() - start)
+
+
+def _measured(key: _Key, rates: dict[_Key, list[float]]) -> Measured:
+    size, source, contender = key
+    usual = max((rates[size, "shards", name] for name in _USUAL), key=statistics.median)
+    ceiling = rates[size, source, _CEILING]
+    return Measured(
+        image_size=size,
+        source=source,
+        contender=contender,
+        images_per_s=statistics.median(rates[key]),
+        to_usual=statistics.median(one / other for one, other in zip(rates[key], usual, strict=True)),
+        to_ceiling=statistics.median(one / other for one, other in zip(rates[key], ceiling, strict=True)),
+    )
+
+
+def as_table(measured: Sequence[Measured], options: Options) -> Table:
+    """The results for the terminal."""
+    manifest = load_manifest(str(options.data / "train"))
+    table = Table(
+        title=f"images a second of one core: {manifest.num_samples} photographs of 500x375 px, "
+        f"{manifest.num_bytes / manifest.num_samples / 1000:.0f} kB each, in shards; copies of short side "
+        f"{', '.join(map(str, SIDES))} px\nRandAugment {LAYERS} x {MAGNITUDE:g}, batch {options.batch_size}; "
+        f"medians of {options.rounds} rounds, {options.clock} time",
+        title_justify="left",
+    )
+    for name in ("px", "from", "contender", "images/s", "to usual", "to ceiling"):
+        table.add_column(name, justify="left" if name in ("from", "contender") else "right")
+    for last, row in zip([None, *measured], measured, strict=False):
+        if last is not None and (last.image_size, last.source) != (row.image_size, row.source):
+            table.add_section()
+        table.add_row(
+            *(str(row.image_size), row.source, row.contender, f"{row.images_per_s:.0f}"),
+            *(f"{row.to_usual:.2f}", f"{row.to_ceiling:.0%}"),
+        )
+    return table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; returns the exit code."""
+    options = tyro.cli(Options, args=list(argv), description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    measured = run(options)
+    if options.json:
+        print(json.dumps([asdict(row) for row in measured], indent=1))
+    else:
+        wide_console().print(as_table(measured, options))
+    return 0

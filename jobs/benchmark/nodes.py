@@ -1,0 +1,85 @@
+"""A Ray cluster of several nodes on this machine, whose workers and nodes can be killed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+
+from infra.cluster import prepare_environment
+
+TRAIN_WORKER = "ray::RayTrainWorker"
+
+
+class Nodes:
+    """A head without CPUs, for the controllers, and nodes of one CPU each. As a context it leaves nothing running."""
+
+    def __init__(self, count: int) -> None:
+        prepare_environment()
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False},
+        )
+        self.nodes = [self.add() for _ in range(count)]
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        family = [member for node in (*self.nodes, self._cluster.head_node) for member in self._family(node)]
+        self._cluster.shutdown()
+        for member in family:
+            if member.is_running():
+                member.kill()
+
+    @property
+    def address(self) -> str:
+        """Address that a driver connects to."""
+        address: str = self._cluster.address
+        return address
+
+    def add(self) -> Any:
+        """Start another node and return it."""
+        return self._cluster.add_node(num_cpus=1)
+
+    def kill(self, node: Any) -> None:
+        """End all processes of a node at once by SIGKILL."""
+        family = self._family(node)
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=10)
+        self.nodes = [other for other in self.nodes if other is not node]
+        self._cluster.worker_nodes.discard(node)
+
+    def drain(self, node: Any, *, grace_s: float) -> None:
+        """Give notice that a node is taken away in `grace_s` seconds, as a cloud does with a spot machine."""
+        import ray
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int((time.time() + grace_s) * 1000)
+        ray._raylet.GcsClient(address=self.address).drain_node(node.node_id, reason, "taken away", deadline_ms)
+
+    def train_workers(self, node: Any) -> list[psutil.Process]:
+        """Return the processes that train on a node."""
+        return [member for member in self._family(node) if _title(member).startswith(TRAIN_WORKER)]
+
+    def _family(self, node: Any) -> list[psutil.Process]:
+        """Return a node's processes, the raylet first."""
+        found = []
+        for kind in node.all_processes.values():
+            for info in kind:
+                if psutil.pid_exists(info.process.pid):
+                    process = psutil.Process(info.process.pid)
+                    found += [process, *process.children(recursive=True)]
+        return found
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended
+        return ""

@@ -1,0 +1,125 @@
+"""How long a run stands still: seconds from a SIGKILL to the next training step, for a worker and for a whole node."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tyro
+from rich.table import Table
+
+from infra.cluster import ClusterConfig
+from infra.tracking_config import TrackingConfig
+from jobs.benchmark.nodes import Nodes
+from jobs.display import wide_console
+from jobs.recipes import demo
+from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.preflight import preflight
+
+GIVE_UP_S = 240.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    rounds: int = 3
+    """How often each is killed."""
+    settle_s: float = 60.0
+    """How long the run trains between a recovery and the next kill, in seconds."""
+    standby: bool = True
+    """Whether the workers keep spare processes."""
+
+
+class Run:
+    """A run on the cluster, seen from its controller."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        from pipeline.launch import start_controller
+
+        self.controller = start_controller(preflight(config))
+        self.ends = self.controller.run.remote()
+
+    def wait_for_step(self, after_s: float, *, num_workers: int = 0) -> float:
+        """Return when (Unix time) the first step came that a group started after `after_s` has taken."""
+        import ray
+
+        deadline = time.monotonic() + GIVE_UP_S
+        while time.monotonic() < deadline:
+            status: dict[str, Any] = ray.get(self.controller.status.remote())
+            heard_s = time.time() - status["age_s"]
+            progress = status["progress"]
+            stepped = progress and status["started_s"] > after_s and heard_s > status["started_s"]
+            if stepped and num_workers in (0, progress["num_workers"]):
+                return heard_s
+            time.sleep(0.05)
+        raise RuntimeError(f"no training step for {GIVE_UP_S:.0f} s")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Kill a worker, then a node, again and again, and add the node back."""
+    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    began_s = time.time()
+    times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow")}
+    with Nodes(2) as nodes:
+        run = Run(_config(nodes.address, options.standby))
+        times["start"].append(run.wait_for_step(began_s) - began_s)
+        for _ in range(options.rounds):
+            time.sleep(options.settle_s)
+            times["worker"].append(_timed(run, lambda: nodes.train_workers(nodes.nodes[1])[0].kill()))
+            time.sleep(options.settle_s)
+            times["node"].append(_timed(run, lambda: nodes.kill(nodes.nodes[1])))
+            nodes.nodes.append(nodes.add())
+            times["grow"].append(_timed(run, lambda: None, num_workers=2))
+        _stop(run)
+    _show(times)
+    return 0
+
+
+def _timed(run: Run, kill: Any, num_workers: int = 0) -> float:
+    killed_s = time.time()
+    kill()
+    return run.wait_for_step(killed_s, num_workers=num_workers) - killed_s
+
+
+def _stop(run: Run) -> None:
+    import ray
+
+    ray.get(run.controller.stop.remote())
+    ray.get(run.ends, timeout=GIVE_UP_S)
+    ray.shutdown()
+
+
+def _config(address: str, standby: bool) -> TrainConfig:
+    config = demo()
+    folder = tempfile.mkdtemp(prefix="crescendo-benchmark-")
+    return replace(
+        config,
+        name="recovery",
+        storage=folder,
+        stages=tuple(replace(stage, epochs=1000, image_size=64) for stage in config.stages[:1]),
+        trainer=replace(config.trainer, log_every=1, eval_every_epochs=1000),
+        checkpoint=CheckpointConfig(every_s=5),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", system_metrics=False),
+        cluster=ClusterConfig(address=address, num_workers=(1, 2), max_failures=-1, grow_check_s=5, standby=standby),
+    )
+
+
+def _show(times: dict[str, list[float]]) -> None:
+    table = Table(title="seconds to the next training step", title_justify="left")
+    for name in ("from", "times", "median", "min", "max"):
+        table.add_column(name, justify="right")
+    said = {
+        "start": "submission",
+        "worker": "a worker's SIGKILL",
+        "node": "a node's SIGKILL (goes on with one worker)",
+        "grow": "the node being back (with two workers)",
+    }
+    for name, values in times.items():
+        ordered = sorted(values)
+        shown = (ordered[len(ordered) // 2], ordered[0], ordered[-1])
+        table.add_row(said[name], str(len(values)), *(f"{value:.1f}" for value in shown))
+    wide_console().print(table)

@@ -1,0 +1,145 @@
+"""Search for an architecture around a recipe's: `python -m jobs.search RECIPE [--field value ...]`.
+
+The same command goes on with a search that was stopped or killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from jobs.cli import UsageError, parse_recipe, run_main
+from jobs.display import wide_console
+from jobs.recipes import RECIPES
+from jobs.study_run import train_study
+from model.config import architecture_of
+from model.tables import Block
+from pipeline.config import TrainConfig
+from pipeline.preflight import Preflight, preflight
+from pipeline.sweep.config import SearchOptions
+
+
+def main(argv: Sequence[str]) -> int:
+    """Time the blocks, train the candidates, report. Exit code 1: none was finished; 3: stopped before its end."""
+    config, options = parse_recipe(argv, prog="python -m jobs.search", extra=SearchOptions)
+    assert options is not None
+    if config.name == RECIPES[argv[0]]().name:
+        config = replace(config, name=f"{config.name}-search")
+    if not config.checkpoint.best_metric or config.checkpoint.best_is != "highest":
+        raise ValueError(
+            "checkpoint.best_metric must be one that is best when highest: the reward is a product with it"
+        )
+    return _Search(wide_console(), argv[0], preflight(short_run(config, options)), options).run()
+
+
+def short_run(config: TrainConfig, options: SearchOptions) -> TrainConfig:
+    """Return the run of a candidate: the recipe's first stage alone, for a few epochs."""
+    stage = config.stages[0]
+    stage = replace(stage, epochs=options.epochs, image_size=options.image_size or stage.image_size)
+    warmup = min(config.optimizer.warmup_epochs, options.epochs / 4)
+    return replace(config, stages=(stage,), optimizer=replace(config.optimizer, warmup_epochs=warmup))
+
+
+class _Search:
+    """A search on its way."""
+
+    def __init__(self, console: Console, recipe: str, ready: Preflight, options: SearchOptions) -> None:
+        self.console, self.recipe, self.ready, self.options = console, recipe, ready, options
+        self.config = ready.config
+        architecture = architecture_of(self.config.model)
+        if architecture is None:
+            raise UsageError(f"model.name is {self.config.model.name}: only EfficientNets have rows to search over")
+        self.base: tuple[Block, ...] = architecture.blocks
+
+    def run(self) -> int:
+        """Train the candidates."""
+        from infra.cluster import connect
+        from jobs.study_report import search_files, show_search
+        from pipeline.search import space
+        from pipeline.search.reward import reward
+        from pipeline.search.timing import timing
+        from pipeline.sweep.strategy import make_strategy
+        from pipeline.sweep.study import Study, open_ledger
+
+        config, options = self.config, self.options
+        distributions = space.distributions(self.base)
+        metric = config.checkpoint.best_metric
+        study = Study(
+            kind="search",
+            base=config,
+            space=distributions,
+            strategy=make_strategy(
+                options.search, distributions, seed=options.search_seed, highest=True, max_trials=options.max_trials
+            ),
+            first=space.point_of(self.base),
+            configure=self.configure,
+            score=lambda metrics, figures: reward(metrics[metric], figures["step_ratio"], figures["parameter_ratio"]),
+            score_name="reward",
+            plan={"search": options.search, "search_seed": options.search_seed},
+        )
+        connect(config.cluster, num_workers=max(config.worker_counts))
+        found = timing(
+            config,
+            self.base,
+            study.storage,
+            num_classes=len(self.ready.train.classes),
+            repeats=options.latency_repeats,
+            checks=options.latency_checks,
+        )
+        self.console.print(
+            f"base step {found.base_s * 1e3:.1f} ms; the block table's mean error against {len(found.checks)} "
+            f"candidates timed as a whole: {found.error:.1%}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+        base_parameters = self._parameters(self.base)
+
+        def figures(point: dict[str, Any]) -> dict[str, float]:
+            rows = space.rows_of(self.base, point)
+            step_s, parameters = found.table.estimate(rows), self._parameters(rows)
+            return {
+                "step_ms": 1e3 * step_s,
+                "step_ratio": step_s / found.base_s,
+                "parameters": parameters,
+                "parameter_ratio": parameters / base_parameters,
+            }
+
+        def rows_of(point: dict[str, Any]) -> tuple[Block, ...]:
+            return space.rows_of(self.base, point)
+
+        study.figures = figures
+        ledger = open_ledger(study)
+        result = train_study(
+            self.console,
+            study,
+            options,
+            ledger,
+            files=lambda records: search_files(study, records, self.recipe, rows_of),
+        )
+        show_search(self.console, study, result.records, self.recipe, rows_of)
+        return 3 if not result.whole else 0 if study.best(result.records) else 1
+
+    def configure(self, point: dict[str, Any]) -> TrainConfig:
+        """Return a candidate's run."""
+        from pipeline.search.space import rows_of
+
+        model = replace(self.config.model, rows=rows_of(self.base, point), fused_rows=())
+        return replace(self.config, model=model)
+
+    def _parameters(self, rows: tuple[Block, ...]) -> int:
+        import torch
+
+        from model.cost import count_parameters
+        from model.factory import build_model
+
+        with torch.device("meta"):
+            model = replace(self.config.model, rows=rows, fused_rows=())
+            return count_parameters(build_model(model, num_classes=len(self.ready.train.classes)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,45 @@
+"""What ends trials early, at stages' ends only: ASHA by Ray Tune, and successive halving as rungs of whole rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+
+class StageAsha(ASHAScheduler):
+    """ASHA over stages. Trials of an earlier submission count as if they were of this one."""
+
+    def __init__(self, *, num_stages: int, eta: int, highest: bool, known: Sequence[Sequence[float]] = ()) -> None:
+        super().__init__(
+            time_attr="stage",
+            metric="value",
+            mode="max" if highest else "min",
+            max_t=num_stages + 1,  # the last stage's end is the run's: nothing is left to be ended
+            grace_period=1,
+            reduction_factor=eta,
+            stop_last_trials=False,
+        )
+        self.ended: set[str] = set()
+        """Tune's ids of the trials that it has ended: those are done, unlike trials that were interrupted."""
+        for number, values in enumerate(known):
+            trial = SimpleNamespace(trial_id=f"earlier-{number}")
+            for stage, value in enumerate(values, start=1):
+                self._brackets[0].on_result(trial, stage, value if highest else -value)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Continue, or stop what is not among the best 1/eta so far."""
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        if action == TrialScheduler.STOP:
+            self.ended.add(trial.trial_id)
+        return action
+
+
+def survivors(values: Mapping[int, float], eta: int, *, highest: bool) -> set[int]:
+    """Return the numbers of the best 1/eta trials, rounded up; of equal ones those that came first."""
+    ranked = sorted(values, key=lambda number: (-values[number] if highest else values[number], number))
+    return set(ranked[: math.ceil(len(ranked) / eta)])

@@ -1,0 +1,136 @@
+"""The search space of a sweep: ranges of what a recipe's stages go from and to, and how a point of it becomes a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import TrainConfig
+from pipeline.stages import TrainingStage
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+RAMPED = {
+    "randaugment": "randaugment_magnitude",
+    "mixup": "mixup_alpha",
+    "dropout": "dropout",
+    "image_size": "image_size",
+}
+"""Names in the space, and the field of a stage that they are for; each has a `_start` and an `_end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Values from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    step: float | None = None
+    """Distance between two values; None: any value. Trials can share their first stages only where values are equal."""
+    log: bool = False
+    """Draw the logarithm evenly, as for a learning rate."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"range is {self.low} to {self.high}: the first must be below the second")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError(f"range is {self.low} to {self.high}, log: it must begin above 0 and have no step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise ValueError(f"range is {self.low} to {self.high}, step {self.step}: the step must fit into it")
+
+    def distribution(self) -> BaseDistribution:
+        """Return it as Optuna knows it."""
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSpace:
+    """What a sweep varies: the first and the last stage's values, linear in between. None: as the recipe says."""
+
+    randaugment_start: Range | None = None
+    """RandAugment's magnitude in the first stage."""
+    randaugment_end: Range | None = None
+    """RandAugment's magnitude in the last stage."""
+    mixup_start: Range | None = None
+    """Mixup's alpha in the first stage."""
+    mixup_end: Range | None = None
+    """Mixup's alpha in the last stage."""
+    dropout_start: Range | None = None
+    """Dropout in the first stage."""
+    dropout_end: Range | None = None
+    """Dropout in the last stage."""
+    image_size_start: Range | None = None
+    """Image size of the first stage, in pixels."""
+    image_size_end: Range | None = None
+    """Image size of the last stage, in pixels."""
+    lr: Range | None = None
+    """Peak learning rate."""
+    weight_decay: Range | None = None
+    """L2 decay."""
+    size_multiple: int = 16
+    """Image sizes are rounded to multiples of so many pixels."""
+
+    def __post_init__(self) -> None:
+        if not self.ranges():
+            raise ValueError("the search space is empty: give it at least one range")
+
+    def ranges(self) -> dict[str, Range]:
+        """Return the ranges that there are, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Range)}
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the ranges as Optuna knows them."""
+        return {name: found.distribution() for name, found in self.ranges().items()}
+
+    def apply(self, config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the recipe's config with a point of the space in it."""
+        stages = config.stages
+        for name, field in RAMPED.items():
+            if f"{name}_start" in values or f"{name}_end" in values:
+                first = values.get(f"{name}_start", getattr(stages[0], field))
+                last = values.get(f"{name}_end", getattr(stages[-1], field))
+                stages = _ramped(stages, field, first, last, self.size_multiple if name == "image_size" else 0)
+        changed = {name: values[name] for name in ("lr", "weight_decay") if name in values}
+        return replace(config, stages=stages, optimizer=replace(config.optimizer, **changed))
+
+    def point_of(self, config: TrainConfig) -> dict[str, float] | None:
+        """Return the point that the recipe itself is, or None if it lies outside of the space."""
+        point: dict[str, float] = {}
+        for name, found in self.ranges().items():
+            stem, _, end = name.rpartition("_")
+            if stem in RAMPED:
+                value = float(getattr(config.stages[0 if end == "start" else -1], RAMPED[stem]))
+            else:
+                value = getattr(config.optimizer, name)
+            if not found.low <= value <= found.high:
+                return None
+            point[name] = value
+        return point if self.apply(config, point) == config else None
+
+
+def _ramped(
+    stages: tuple[TrainingStage, ...], field: str, first: float, last: float, multiple: int
+) -> tuple[TrainingStage, ...]:
+    """Return the stages with `field` going from `first` to `last`, linear over the stages."""
+    changed = []
+    for index, stage in enumerate(stages):
+        fraction = index / (len(stages) - 1) if len(stages) > 1 else 1.0
+        value: Any = first + (last - first) * fraction
+        changed.append(replace(stage, **{field: round(value / multiple) * multiple if multiple else value}))
+    return tuple(changed)
+
+
+def default_space(config: TrainConfig) -> SweepSpace:
+    """Return a space for a recipe that has none of its own: where its regularization ends, from nothing to double."""
+    last = config.stages[-1]
+    return SweepSpace(
+        randaugment_end=Range(0, max(10.0, 2 * last.randaugment_magnitude)),
+        mixup_end=Range(0, max(0.4, 2 * last.mixup_alpha)),
+        dropout_end=Range(0, min(0.8, max(0.4, 2 * last.dropout))),
+    )

@@ -1,0 +1,114 @@
+"""Studies on a real cluster of two CPUs: trials share a start, are ended early, and leave nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infra.cluster import ClusterConfig
+from infra.storage import open_storage
+from infra.tracking import TrackingConfig
+from pipeline.checkpoint import newest_whole
+from pipeline.config import TrainConfig
+from pipeline.launch import start_controller
+from pipeline.preflight import preflight
+from pipeline.sweep.config import SweepOptions
+from pipeline.sweep.ledger import Record
+from pipeline.sweep.space import Range, SweepSpace
+from pipeline.sweep.strategy import RandomStrategy
+from pipeline.sweep.study import Study, StudyRunner, open_ledger, planned_points
+from pipeline.sweep.tree import shared_prefixes
+from tests.pipeline.conftest import MakeConfig
+
+SPACE = SweepSpace(dropout_end=Range(0.1, 0.5), randaugment_end=Range(0, 9))
+
+
+def files(records: Sequence[Record]) -> dict[str, bytes]:
+    return {"report.md": "".join(record.name for record in records).encode()}
+
+
+def make_study(config: TrainConfig, scheduler: str, num_trials: int) -> Study:
+    space = SPACE.distributions()
+    study = Study(
+        kind="sweep",
+        base=config,
+        space=space,
+        strategy=RandomStrategy(space, seed=0),
+        first=SPACE.point_of(config),
+        configure=lambda point: SPACE.apply(config, point),
+        score=lambda metrics, figures: metrics["val/accuracy"],
+        score_name="val/accuracy",
+        scheduler=scheduler,  # type: ignore[arg-type]
+    )
+    points = planned_points(study, [], num_trials, RandomStrategy(space, seed=0))
+    study.shared = shared_prefixes([study.configure(point) for point in points])
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
+    make_config: MakeConfig, sqlite_uri: str
+) -> None:
+    import ray
+    from mlflow.tracking import MlflowClient
+
+    config = preflight(
+        make_config(
+            name="halving",
+            cluster=ClusterConfig(num_workers=1),
+            tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
+        )
+    ).config
+    study = make_study(config, "halving", 4)
+    assert len(study.shared) == 1
+    # Asked for more than there is room for: four trials of one worker each, on two CPUs.
+    options = SweepOptions(max_trials=4, concurrent=4)
+    result = StudyRunner(study, options, open_ledger(study), files=files).run()
+    assert result.whole
+    assert sorted(record.state for record in result.records) == ["finished", "finished", "stopped", "stopped"]
+    assert {len(record.stages) for record in result.records if record.state == "stopped"} == {1}
+
+    # Nothing is left: no placement group, no actor's CPU.
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 2
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+
+    # A trial that went on from the shared start is the run that it would have been alone, bit for bit.
+    finished = next(record for record in result.records if record.state == "finished")
+    alone = replace(study.configure(finished.point), name="alone")
+    controller = start_controller(preflight(alone))
+    assert ray.get(controller.run.remote())["phase"] == "finished"
+    ray.kill(controller)
+    mine, other = (newest_whole(open_storage(f"{config.storage}/{name}"))[0] for name in (finished.name, "alone"))
+    assert mine is not None
+    assert other is not None
+    assert mine.state.cursor == other.state.cursor
+    assert [name for name in mine.model if not torch.equal(mine.model[name], other.model[name])] == []
+
+    # The record: the sweep, and below it the shared start and the trials that went on from it.
+    client = MlflowClient(sqlite_uri)
+    experiment = client.get_experiment_by_name("crescendo")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop("halving")
+    runs.pop("alone")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert len(runs) == 3
+    assert runs[finished.name].data.params["sweep.dropout_end"] == str(finished.point["dropout_end"])
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "report")] == ["report/report.md"]
+
+    # The same study again has nothing to do.
+    again = make_study(config, "halving", 4)
+    ledger = open_ledger(again)
+    before = ledger.records
+    assert StudyRunner(again, options, ledger, files=files).run().records == before
