@@ -149,7 +149,7 @@ class _Trainee:
     def step(self) -> None:
         """Take a step, and wait for its end."""
         start, waited = time.perf_counter(), _waited_s()
-        terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6)
+        terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6, micro=len(self.images))
         terms["loss"].item()
         self.measured.steps.append((start, time.perf_counter(), _waited_s() - waited))
         self.state.cursor += len(self.images)

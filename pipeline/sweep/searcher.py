@@ -34,8 +34,6 @@ class LedgerSearcher(Searcher):
         self.running: dict[str, Record] = {}
         self.failed: set[int] = set()
         """Numbers of the trials that died too often."""
-        self.exhausted = False
-        """Whether no trial is left to begin."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles what it is given, to restore it; a study goes on from its ledger."""
@@ -45,7 +43,6 @@ class LedgerSearcher(Searcher):
         """Return the next trial for Tune."""
         record = self._choose()
         if record is None:
-            self.exhausted = True
             return str(Searcher.FINISHED)
         self.running[trial_id] = record
         return self._seal(record)

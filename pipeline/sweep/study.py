@@ -7,12 +7,10 @@ same command on any machine, and nothing that is finished runs again.
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,7 +21,8 @@ from infra.tracking import Tracker, end_record
 from pipeline.config import TrainConfig
 from pipeline.launch import CONFIG_FILE
 from pipeline.provenance import flat_values, recorded_config
-from pipeline.sweep.config import StudyOptions
+from pipeline.sweep.config import StudyOptions, trial_name
+from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.strategy import Point, Space, Strategy
 
@@ -117,9 +116,8 @@ def next_record(study: Study, ledger: Ledger, max_trials: int) -> Record | None:
         point = study.strategy.ask() if point is None else point
         known = ledger.find(point)
         if known is None:
-            record = Record(
-                number=number, name=f"{study.base.name}-{number:03d}", point=point, figures=study.figures(point)
-            )
+            name = trial_name(study.base.name, number)
+            record = Record(number=number, name=name, point=point, figures=study.figures(point))
             ledger.add(record)
             return record
         if known.state in ("finished", "stopped"):  # what it gave, again; it isn't trained again
@@ -157,7 +155,7 @@ class StudyRunner:
         """Make one of Tune's callbacks, and of a function that makes the report's files, by name, of the trials."""
         self.files = files
         self.study, self.options, self.ledger, self.callbacks = study, options, ledger, callbacks
-        self._ends = time.monotonic() + options.max_hours * 3600 if options.max_hours else math.inf
+        self._stopper = Stopper(study.base.name)
         self._target = 0
         self._waiting: list[Record] = []
         self._scheduler: Any = None
@@ -180,7 +178,8 @@ class StudyRunner:
         self._parent_run_id = tracker.run_id or ""
         whole = False
         try:
-            whole = self._rounds()
+            with self._stopper.after(self.options.max_hours * 3600):
+                whole = self._rounds()
             self._report(tracker)
         finally:
             tracker.close("FINISHED" if whole else "KILLED")
@@ -224,7 +223,6 @@ class StudyRunner:
             )
         self._searcher = LedgerSearcher(self._choose, self._sealed, self._heard)
         scratch = tempfile.mkdtemp(prefix="ray-tune-")
-        left = self._ends - time.monotonic()
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -232,7 +230,6 @@ class StudyRunner:
                 scheduler=self._scheduler,
                 num_samples=-1,
                 max_concurrent_trials=trials_at_a_time(study.base, self.options.concurrent),
-                time_budget_s=None if left == math.inf else max(1.0, left),
             ),
             run_config=tune.RunConfig(
                 name=study.base.name,
@@ -244,14 +241,28 @@ class StudyRunner:
         )
         try:
             tuner.fit()
+            self._end_records()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return self._searcher.exhausted and all(
+        return not self._stopper.stopping and all(
             record.state != "open" or len(record.stages) >= self._target for record in self.ledger.records
         )
 
+    def _end_records(self) -> None:
+        """End the MLflow runs of trials that ASHA has ended: they had a moment for it, or none."""
+        for record in self.ledger.records:
+            if record.state == "stopped":
+                self._end_record(record)
+
+    def _end_record(self, record: Record) -> None:
+        storage = open_storage(f"{self.study.base.storage}/{record.name}")
+        if storage.exists(CONFIG_FILE):  # else it never went beyond a start that it shared
+            end_record(self.study.base.tracking, record.name, storage, "KILLED")
+
     def _choose(self) -> Record | None:
         """Return an open trial of an earlier submission or round, else a new one."""
+        if self._stopper.stopping:
+            return None
         if self._waiting:
             return self._waiting.pop(0)
         return next_record(self.study, self.ledger, self.options.max_trials)
@@ -287,9 +298,7 @@ class StudyRunner:
             if record.state == "open" and record.number in reached and record.number not in going_on:
                 record.state = "stopped"
                 self.ledger.write(record)
-                storage = open_storage(f"{self.study.base.storage}/{record.name}")
-                if storage.exists(CONFIG_FILE):  # else it never went beyond a start that it shared
-                    end_record(self.study.base.tracking, record.name, storage, "KILLED")
+                self._end_record(record)
                 self._tell(record)
 
     def _sealed(self, record: Record) -> dict[str, Any]:
@@ -313,6 +322,7 @@ class StudyRunner:
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow have it all
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it gives trials five seconds for their checkpoints
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
