@@ -18,9 +18,10 @@ from pipeline.launch import start_controller
 from pipeline.preflight import preflight
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.ledger import Record
+from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
-from pipeline.sweep.study import Study, StudyRunner, open_ledger, planned_points
+from pipeline.sweep.study import Study, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
 from tests.pipeline.conftest import MakeConfig
 
