@@ -116,7 +116,11 @@ class StudyRunner:
         if study.scheduler == "asha":
             known = [study.scores(record) for record in self.ledger.records]
             self._scheduler = StageAsha(
-                num_stages=len(study.base.stages), eta=study.eta, highest=study.highest, known=known
+                num_stages=len(study.base.stages),
+                eta=study.eta,
+                highest=study.highest,
+                end=self._stopper.end,
+                known=known,
             )
         self._searcher = LedgerSearcher(self._choose, self._sealed, self._heard)
         scratch = tempfile.mkdtemp(prefix="ray-tune-")
@@ -138,18 +142,11 @@ class StudyRunner:
         )
         try:
             tuner.fit()
-            self._end_records()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return not self._stopper.stopping and all(
             record.state != "open" or len(record.stages) >= self._target for record in self.ledger.records
         )
-
-    def _end_records(self) -> None:
-        """End the MLflow runs of trials that ASHA has ended: they had a moment for it, or none."""
-        for record in self.ledger.records:
-            if record.state == "stopped":
-                self._end_record(record)
 
     def _end_record(self, record: Record) -> None:
         storage = open_storage(f"{self.study.base.storage}/{record.name}")
