@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from typing import Protocol
@@ -16,6 +17,10 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 """Pause between two tries to write a checkpoint that storage didn't take."""
+
+
+SWITCH_S = 0.0005
+"""How long the writing thread's Python code may hold up a training step at a time; Python's own 5 ms are felt in it."""
 
 
 class SaverStoppedError(Exception):
@@ -64,12 +69,20 @@ class Saver:
             self._waiting = snapshot
             if not self._busy:
                 self._busy = True
-                threading.Thread(target=self._work, name="saver", daemon=True).start()
+                threading.Thread(target=self._work_fairly, name="saver", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return when nothing waits or is being written; whether it came to that within `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, timeout)
+
+    def _work_fairly(self) -> None:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, SWITCH_S))
+        try:
+            self._work()
+        finally:
+            sys.setswitchinterval(before)
 
     def _work(self) -> None:
         """Write the newest snapshot that waits, and those that come meanwhile."""
