@@ -37,7 +37,8 @@ class DataConfig:
     num_lanes: int = 12
     """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
     block_size: int = 256
-    """Samples of one shard that stay together when an epoch is permuted, at most."""
+    """Samples of one shard that stay together when an epoch is permuted: fewer where there are few samples, more where
+    an epoch would have over a million of these blocks."""
     window_blocks: int = 64
     """Blocks that are shuffled together inside a lane."""
     loader_workers: int = 2

@@ -23,7 +23,7 @@ KINDS = ("classification", "segmentation")
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
 )
-_OPTIONAL = {"etag": "", "unpacked_bytes": 0}
+_OPTIONAL = {"etag": "", "mtime_ns": 0, "pieces": "", "unpacked_bytes": 0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,10 @@ class ShardInfo:
     """Row of its first sample in the index."""
     etag: str = ""
     """ETag of the object in S3; empty for a local file."""
+    mtime_ns: int = 0
+    """When the local file was changed last, in nanoseconds since 1970; 0 in S3."""
+    pieces: str = ""
+    """Digest of pieces of the local file; looked at when its time is another one. Empty in S3."""
     unpacked_bytes: int = 0
     """Size of the tar inside a compressed shard; 0 for a plain one."""
     index: str = ""

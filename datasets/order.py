@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _ORDER_VERSION = 1
 _SUM_EVERY = 64
+_MOST_BLOCKS = 1 << 20
+"""Blocks of an epoch, about: permuting more of them takes longer than a start should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,10 @@ class SampleOrder:
         seed: of the run; another seed is another order.
         num_lanes: L, the number of fixed streams that the epoch is cut into.
         block_size: samples that stay together when the epoch is permuted, at most. Smaller where the dataset is so
-            small that a lane would get less than one window of blocks.
-        window_blocks: blocks that are shuffled together inside a lane.
+            small that a lane would get less than one window of blocks; larger where an epoch would have more than about
+            a million of them.
+        window_blocks: blocks that are shuffled together inside a lane; fewer where the blocks are larger than
+            `block_size`, so that a window has no more samples.
 
     Raises:
         ValueError: fewer samples than lanes, or an argument out of its range.
@@ -90,7 +94,11 @@ class SampleOrder:
         total = int(counts.sum())
         if total < num_lanes:
             raise ValueError(f"num_lanes is {num_lanes}, but there are only {total} samples; use fewer lanes")
-        self.seed, self.num_lanes, self.window_blocks = seed, num_lanes, window_blocks
+        self.seed, self.num_lanes = seed, num_lanes
+        least = -(-total // _MOST_BLOCKS)
+        if least > block_size:
+            window_blocks, block_size = max(1, window_blocks * block_size // least), least
+        self.window_blocks = window_blocks
         self.block_size = max(1, min(block_size, total // (num_lanes * window_blocks)))
         self.lane_length = total // num_lanes
         """Samples of one lane in one epoch."""

@@ -15,6 +15,7 @@ from datasets.errors import DataError
 from datasets.manifest import HOW_TO_MAKE, MANIFEST_NAME, DatasetManifest, ShardInfo, read_manifest, save_manifest
 from datasets.places import folder_of, is_packed, is_shard, list_shards, name_of
 from datasets.remote import RemoteFile, changed, is_remote
+from datasets.sameness import pieces_digest, time_of
 from datasets.tar_index import index_shard
 
 __all__ = [
@@ -174,6 +175,12 @@ def _checked_shard(file: RemoteFile, info: ShardInfo | None) -> ShardInfo:
         )
     if info.etag and file.etag and info.etag != file.etag:
         raise changed(file.url, file.etag, info.etag)
+    moved = info.pieces and not is_remote(file.url) and time_of(info.path) != info.mtime_ns
+    if moved and pieces_digest(info.path) != info.pieces:
+        raise DataError(
+            f"{file.url}: its content is not what {MANIFEST_NAME} was made for: changed since; "
+            "write it again, or run `python -m jobs.index` again"
+        )
     return replace(info, etag=file.etag)
 
 
@@ -233,6 +240,7 @@ def describe(
 
 
 def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -> ShardInfo:
+    local = not is_remote(file.url)
     has_label = rows["mask_size"] > 0 if kind == "segmentation" else rows["label"] >= 0
     return ShardInfo(
         url=file.url,
@@ -242,6 +250,8 @@ def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -
         max_label=int(rows["label"].max(initial=-1)),
         first_row=first_row,
         etag=file.etag,
+        mtime_ns=time_of(Path(file.url)) if local else 0,
+        pieces=pieces_digest(Path(file.url)) if local else "",
         unpacked_bytes=_end(rows) if is_packed(file.url) else 0,
     )
 

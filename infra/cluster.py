@@ -9,6 +9,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "crescendo"
+ACTOR_PREFIX = "run-"
+"""What the name of a run's controller begins with."""
+REQUEST_EXPIRES_S = 900.0
+"""Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
 NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
 """What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
@@ -45,6 +49,9 @@ class ClusterConfig:
     grow_check_s: float = 30.0
     """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
     checkpoint and starts anew."""
+    ask_ahead_s: float = 300.0
+    """How long before a stage with more workers begins its nodes are asked for, in seconds, where nodes come and go by
+    an autoscaler; 0: only when it begins."""
     cpus_per_worker: float = 1
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
@@ -53,7 +60,7 @@ class ClusterConfig:
     """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
     lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
     max_failures: int = 3
-    """Worker or node failures that a run recovers from before it gives up. -1: any number."""
+    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
         low, high = worker_range(self.num_workers)
@@ -172,3 +179,24 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
             f"{name} is running on this cluster already: wait for it, or give this run another name"
         ) from error
     return actor
+
+
+def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) -> None:
+    """Ask the cluster's autoscaler for nodes for so many more workers; the request expires by itself.
+
+    Ray's coordinator adds it to what Ray Train asks for its running groups.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    if num_workers < 1:
+        return
+    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(
+        coordinator.request_resources.remote(
+            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
+        )
+    )

@@ -11,13 +11,14 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Ray's environment variable for the function that a new process runs first, as `module.function`."""
 _KEEP_S = 10 * 365 * 86400
-_CALL_TIMEOUT_S = 60.0
+_CALL_TIMEOUT_S = 10.0
 
 
 def start_standby(delay_s: float) -> None:
@@ -40,25 +41,35 @@ def import_all(*modules: str) -> None:
             log.debug("%s is not imported ahead: %s", module, error)
 
 
-def _start_quietly() -> None:
-    try:
-        _start()
-    except Exception as error:
-        log.info("no spare process: %s", error)
+def current_environment() -> str:
+    """Return the calling worker's runtime environment, as Ray compares it with that of a spare process."""
+    import ray
+
+    return str(ray.get_runtime_context().get_runtime_env_string())
 
 
-def _start() -> None:
+def ask_node(node: dict[str, Any], environment: str, count: int = 1) -> None:
+    """Ask a node (an entry of `ray.nodes()`) for spare processes of an environment, for the caller's job."""
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
-    context = ray.get_runtime_context()
-    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     request = node_manager_pb2.PrestartWorkersRequest()
     request.language = common_pb2.Language.Value("PYTHON")
-    request.num_workers = 1
-    request.job_id = bytes.fromhex(context.get_job_id())
-    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+    request.num_workers = count
+    request.job_id = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    request.runtime_env_info.serialized_runtime_env = environment
     request.keep_alive_duration_secs = _KEEP_S
     with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_CALL_TIMEOUT_S)
+
+
+def _start_quietly() -> None:
+    import ray
+
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        node = next(node for node in ray.nodes() if node["NodeID"] == here)
+        ask_node(node, current_environment())
+    except Exception as error:
+        log.info("no spare process: %s", error)

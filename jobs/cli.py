@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import getpass
 import io
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -118,6 +120,11 @@ def _usage(prog: str) -> str:
         summary = (recipe.__doc__ or "").strip().splitlines()[0]
         lines.append(f"  {name:28} {summary}")
     return "\n".join(lines)
+
+
+def operator() -> str:
+    """Return who asks for something: user and machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:

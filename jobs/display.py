@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import TrainConfig
-from pipeline.stages import TrainingStage
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
@@ -35,15 +34,6 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def seconds_left(stages: tuple[TrainingStage, ...], progress: dict[str, Any], images_per_s: float) -> float:
-    """Estimate the time to the end of training: a sample costs as many seconds as it has pixels, relative to now."""
-    index, now = progress["stage"], stages[progress["stage"]].image_size
-    weighted = float(progress["stage_stop"] - progress["cursor"])
-    for stage in stages[index + 1 :]:
-        weighted += stage.num_samples(progress["samples_per_epoch"]) * (stage.image_size / now) ** 2
-    return weighted / images_per_s
-
-
 def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, float]) -> str:
     """Return one line on where a run is; `seen` keeps the newest value of each metric between calls."""
     progress = status["progress"]
@@ -51,7 +41,7 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
         return f"{config.name}: {status['phase']}"
     seen |= progress["metrics"]
     stage = config.stages[progress["stage"]]
-    epoch, epochs = (progress[key] / progress["samples_per_epoch"] for key in ("cursor", "total"))
+    epoch, epochs = (at / progress["samples_per_epoch"] for at in (progress["cursor"], progress["spans"][-1]["stop"]))
     parts = [
         f"stage {progress['stage'] + 1}/{len(config.stages)}",
         f"{stage.image_size} px",
@@ -60,7 +50,7 @@ def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, f
         f"loss {seen['train/loss']:.3f}",
     ]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
-    parts.append(f"{duration(seconds_left(config.stages, progress, seen['train/images_per_s']))} left")
+    parts.append("paused" if status["phase"] == "paused" else f"{duration(sum(status['left_s']))} left")
     if status["recoveries"]:
         parts.append(f"recovered {status['recoveries']}x")
     return " | ".join(parts)

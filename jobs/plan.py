@@ -22,8 +22,10 @@ from jobs.recipes import IMAGENET_SHARDS
 from model.config import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
+from pipeline.preflight import with_numbers
 from pipeline.provenance import config_values, differences
-from pipeline.stages import TrainingSchedule
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,26 +56,29 @@ IMAGENET = (1_281_167, 147_897_477_120)
 
 def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
     """Return the plan as JSON values: a row a stage, and the totals. `epochs` and sizes are per stage."""
-    schedule = TrainingSchedule(config.stages)
-    total = schedule.total_samples(size.samples_per_epoch)
+    schedule = TrainingSchedule(config.stages, size.samples_per_epoch)
+    total = schedule.total_samples
 
-    def rate(cursor: int) -> float:
-        return learning_rate(
+    def rate(cursor: int, stage: TrainingStage) -> float:
+        return stage.lr_factor * learning_rate(
             config.optimizer, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
         )
 
     rows = []
-    for span in schedule.spans(size.samples_per_epoch):
+    for span in schedule.spans:
         samples = span.stop - span.start
         rows.append(
             asdict(span.stage)
             | {
                 "stage": span.index + 1,
+                "stochastic_depth": config.model.stochastic_depth
+                if span.stage.stochastic_depth is None
+                else span.stage.stochastic_depth,
                 "num_workers": span.stage.num_workers or config.cluster.num_workers,
                 "steps": span.num_steps,
                 "samples": samples,
-                "lr_start": rate(span.start),
-                "lr_end": rate(span.stop - span.stage.batch_size),
+                "lr_start": rate(span.start, span.stage),
+                "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
                 "eval_size": round(span.stage.image_size * config.trainer.eval_scale),
                 "bytes_read": round(samples * size.bytes_per_sample),
                 "megapixels": round(samples * span.stage.image_size**2 / 1e6),
@@ -132,26 +137,15 @@ def plan_table(planned: dict[str, Any]) -> Table:
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
         caption_justify="left",
     )
-    for name in (
-        "stage",
-        "px",
-        "eval",
-        "batch",
-        "RandAug",
-        "Mixup",
-        "CutMix",
-        "dropout",
-        "epochs",
-        "steps",
-        "LR",
-        "read",
-    ):
+    names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
+    for name in (*names, "read"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
             *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
             *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
             *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
+            f"{row['stochastic_depth']:.3g}",
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
         )
@@ -192,6 +186,7 @@ def main(argv: Sequence[str]) -> int:
         return print_differences(argv[1:])
     config, flags = parse_recipe(argv, prog="python -m jobs.plan", extra=PlanFlags)
     assert flags is not None
+    config = with_numbers(config)
     check_model(config.model)
     for stage in config.stages:
         check_image_size(config.model, stage.image_size)

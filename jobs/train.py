@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from infra.cluster import worker_range
-from jobs.cli import parse_recipe, run_main
+from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
 from pipeline.config import TrainConfig
 from pipeline.controller import last_line
+from pipeline.decisions import Stop
 from pipeline.preflight import Preflight, preflight
 
 
@@ -71,7 +72,7 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
             return follower.follow()
         except KeyboardInterrupt:
             console.print("stopping with a checkpoint; Ctrl-C again stops at once")
-            ray.get(controller.stop.remote())
+            ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
             return follower.follow()
     except ray.exceptions.RayError as error:
         raise RuntimeError(last_line(error)) from error

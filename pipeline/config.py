@@ -12,7 +12,7 @@ from datasets.config import DataConfig
 from infra.cluster import ClusterConfig, worker_range
 from infra.tracking_config import TrackingConfig
 from model.config import UNETS, ModelConfig
-from pipeline.stages import TrainingStage
+from pipeline.stages import AdaptiveConfig, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +104,9 @@ class TrainerConfig:
     """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the whole batch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast: bf16 on a GPU that has it (auto), never (fp32), always (bf16)."""
+    probe_memory: Literal["auto", "always", "never"] = "auto"
+    """Whether the largest forward and backward pass that fits is looked for before the first step, where
+    `micro_batch_size` is 0; each stage's micro-batch follows from it. auto: on a GPU."""
     compile: bool = False
     """Whether to run the model through torch.compile; costs one compilation a stage."""
     eval_every_epochs: float = 1.0
@@ -170,6 +173,8 @@ class TrainConfig:
     """Seed of everything random: weights, sample order, augmentation, Mixup, dropout."""
     stages: tuple[TrainingStage, ...]
     """The stages of progressive learning, in order."""
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    """How stages adapt to how the run goes: plateaus, closed-loop regularization, automatic batch sizes."""
     data: DataConfig
     """What is trained on, and how it is read and augmented."""
     model: ModelConfig

@@ -5,16 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from pipeline.decisions import (
+    PAUSE_POLL_S,
+    Decision,
+    ExtendStage,
+    NewGroup,
+    NextStage,
+    Pause,
+    Record,
+    Resume,
+    Stop,
+    in_order,
+)
+from pipeline.journal import Journal
 from pipeline.lease import Lease
-from pipeline.policy import Decision, Progress, Request, decide
-from pipeline.stages import TrainingStage
-
-MAX_NOTES = 100
-"""Lines for the user that are kept."""
+from pipeline.policy import Progress, Request, decide
+from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.status import Board, pending, seconds_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +49,60 @@ def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, in
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
+AskNodes = Callable[[Segment, int], None]
+"""Asks for the nodes of a segment, besides so many workers that are there."""
 RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
 
 class StageController:
-    """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile."""
+    """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile.
+
+    Args:
+        stages: the stages that are to be trained.
+        num_workers: workers of stages that don't name their own number.
+        fit: runs one worker group to the end of a segment.
+        recipe: all stages of the recipe, where `stages` are only the first ones.
+        rules: the recipe's adaptive rules.
+        first_stage: index of the stage that comes next.
+        lease: of the run; the controller renews it and gives it back.
+        record_failure: ends the run's record as one of a failed run.
+        journal: decisions that a run which went back repeats.
+        ask_nodes: asks an autoscaler for a segment's workers, besides so many that are there; called in a thread.
+        ask_ahead_s: how long before the segment begins.
+        about: facts for the status: name, model, stages.
+    """
 
     def __init__(
         self,
         stages: tuple[TrainingStage, ...],
         num_workers: int | tuple[int, int],
         fit: FitSegment,
+        *,
+        recipe: tuple[TrainingStage, ...] = (),
+        rules: AdaptiveConfig | None = None,
         first_stage: int = 0,
         lease: Lease | None = None,
         record_failure: RecordFailure = lambda: None,
+        journal: Journal | None = None,
+        ask_nodes: AskNodes | None = None,
+        ask_ahead_s: float = 0.0,
+        about: dict[str, Any] | None = None,
     ) -> None:
+        self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
+        self._journal, self._board = journal or Journal(), Board(about or {})
+        self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, -1
         self._lock = threading.Lock()
         self._requests: list[Request] = []
-        self._progress: Progress | None = None
-        self._phase, self._error, self._stopped, self._taken_over = "starting", "", False, False
+        self._phase, self._error, self._taken_over = "starting", "", False
+        self._stop: Stop | None = None
+        self._pause: Pause | None = None
         self._last: Decision | None = None
         self._groups = self._starts = 0
-        self._notes: list[str] = []
-        self._noted = 0
-        self._heard = time.time()
-        self._started_s = 0.0
+        self._started_s, self._reached, self._environment = 0.0, -1, ""
+        self._out_of_memory: list[tuple[int, int]] = []
         if lease is not None:
             lease.keep(self.lost)
 
@@ -84,19 +121,19 @@ class StageController:
         finally:
             if self._lease is not None:
                 self._lease.release()
-        self._phase = "stopped" if self._stopped else "finished"
+        self._phase = "stopped" if self._stop else "finished"
         return self.status()
 
     def _run_segments(self) -> None:
         for segment in self._segments:
             self._last = None
-            while self._last in (None, Decision.NEW_GROUP):
-                self._last = Decision.NEXT_STAGE  # unless a worker says otherwise
+            while self._last is None or isinstance(self._last, NewGroup):
+                self._last = NextStage()  # unless a worker says otherwise
                 self._groups += 1
                 self._fit(segment)
                 if self._error:
                     raise RuntimeError(self._error)
-                if self._stopped:
+                if self._stop:
                     return
 
     def _close_record(self) -> None:
@@ -110,55 +147,75 @@ class StageController:
     # From operators --------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return what is known of the run: phase, newest progress, recoveries from failures, seconds since news, notes,
-        and when (Unix time) the newest worker group began.
-        """
+        """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
-            progress = asdict(self._progress) if self._progress else None
-            age_s = time.time() - self._heard
-            recoveries = max(0, self._starts - self._groups)
-            return {"phase": self._phase, "progress": progress, "recoveries": recoveries, "age_s": age_s} | {
-                "notes": list(self._notes),  # the last ones, of `noted` in all
-                "noted": self._noted,
+            return self._board.values() | {
+                "phase": "paused" if self._pause and self._phase == "training" else self._phase,
+                "error": self._error,
+                "recoveries": max(0, self._starts - self._groups),
+                "pending": pending([request.decision for request in self._requests]),
                 "started_s": self._started_s,
             }
 
-    def advance(self) -> str:
-        """Ask for the next stage at the next decision point; returns what will happen."""
-        return self._ask(Decision.NEXT_STAGE)
-
-    def stop(self) -> str:
-        """Ask for a checkpoint and the run's end at the next decision point; returns what will happen."""
-        return self._ask(Decision.STOP)
-
-    def _ask(self, decision: Decision) -> str:
+    def ask(self, decision: Decision) -> str:
+        """Ask for a decision; returns at once what will happen. It is carried out at the next decision point."""
         with self._lock:
-            stage = self._progress.stage if self._progress else self._first_stage
-            self._requests.append(Request(decision, stage))
-        return f"{decision.value} at the next decision point (stage {stage + 1})"
+            if self._phase in ("failed", "finished", "stopped") or self._stop:
+                return (
+                    f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
+                )
+            if isinstance(decision, Resume) and not self._pause:
+                return "the run isn't paused"
+            progress = self._board.progress
+            stage = progress.stage if progress else self._first_stage
+            asked = replace(decision, time_s=time.time())
+            self._requests.append(Request(asked, stage))
+            wait_s = PAUSE_POLL_S if self._pause else self._board.next_decision_s
+        when = f"in about {max(1, round(wait_s))} s" if wait_s else "after the start"
+        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
 
-    # From rank 0 -----------------------------------------------------------------------------------------------------
+    # From the workers ------------------------------------------------------------------------------------------------
 
-    def joined(self, rank: int) -> str:
-        """A rank has started. Returns the error that ended the run, if one did: then it must not train."""
+    def joined(self, rank: int, node: str = "", environment: str = "") -> str:
+        """A rank has started on a node, in this runtime environment. Returns the error that ended the run, if one did:
+        then it must not train.
+        """
         with self._lock:
-            if not self._error and rank == 0:
-                self._starts += 1
-                self._started_s = time.time()
-                self._requests = [asked for asked in self._requests if asked.decision is not Decision.NEW_GROUP]
-                self._phase = "training"
+            self._environment = environment
+            if not self._error:
+                if rank == 0:
+                    self._new_group()
+                self._board.joined(rank, node)
             return self._error
 
+    def _new_group(self) -> None:
+        self._starts += 1
+        self._started_s = time.time()
+        self._requests = [asked for asked in self._requests if not isinstance(asked.decision, NewGroup)]
+        if self._pause:  # its checkpoint may not have been written in time
+            self._requests.append(Request(self._pause, 0))
+        self._board.new_group()
+        self._phase = "training"
+
     def ended(self, decision: Decision) -> None:
-        """A group has ended as it was told to; with NEW_GROUP the segment goes on in another one."""
+        """A group has ended as it was told to; with `NewGroup` the segment goes on in another one."""
         self._last = decision
 
     def can_grow(self, num_workers: int, possible: int) -> None:
         """The cluster has room for more workers than a group has: let it end with a checkpoint."""
         with self._lock:
-            if all(asked.decision is not Decision.NEW_GROUP for asked in self._requests):
-                self._requests.append(Request(Decision.NEW_GROUP, 0))
+            if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
+                grow = NewGroup(reason=f"from {num_workers} to {possible} workers", time_s=time.time())
+                self._requests.append(Request(grow, 0))
         self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def environment(self) -> str:
+        """Return the runtime environment of the run's workers."""
+        return self._environment
+
+    def reached(self) -> int:
+        """Return the highest cursor that was reported so far, -1 before any."""
+        return self._reached
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""
@@ -171,19 +228,71 @@ class StageController:
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
         with self._lock:
-            if line not in self._notes:
-                self._notes = [*self._notes, line][-MAX_NOTES:]
-                self._noted += 1
+            self._board.note(line)
 
-    def decide(self, progress: Progress) -> Decision:
-        """Take rank 0's progress and say what all ranks do next."""
+    def report(self, rank: int, cursor: int, wait_share: float) -> None:
+        """A rank tells how far it is, and for which share of the time it waited for data."""
         with self._lock:
-            self._progress, self._heard = progress, time.time()
-            decision = Decision.STOP if self._error else decide(progress, self._requests)
-            self._stopped |= decision is Decision.STOP
-            if decision is Decision.CHECKPOINT:
-                self._requests = [request for request in self._requests if request.decision is not decision]
-            return decision
+            self._board.reported(rank, cursor, wait_share)
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """A checkpoint is whole."""
+        with self._lock:
+            self._board.saved(uri, cursor)
+
+    def ran_out_of_memory(self, stage: int, samples: int) -> None:
+        """A pass of so many samples didn't fit; the next group uses smaller ones."""
+        with self._lock:
+            if (stage, samples) not in self._out_of_memory:
+                self._out_of_memory.append((stage, samples))
+        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: goes on with half of it")
+
+    def out_of_memory(self) -> list[tuple[int, int]]:
+        """Return the passes that didn't fit: (stage, samples) each."""
+        return list(self._out_of_memory)
+
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
+        """Take rank 0's progress and say what all ranks do next; nothing: go on."""
+        with self._lock:
+            self._board.decided(progress)
+            self._reached = max(self._reached, progress.cursor)
+            if self._error or self._stop:
+                return (self._stop or Stop(reason=self._error),)
+            if progress.paused and self._pause is None:
+                self._pause = Pause()  # of before this controller's time
+            decisions = self._decisions(progress)
+            for decision in decisions:
+                if isinstance(decision, Pause | Resume):
+                    self._pause = decision if isinstance(decision, Pause) else None
+                elif isinstance(decision, Stop):
+                    self._stop = decision
+            self._look_ahead(progress)
+            return decisions
+
+    def _decisions(self, progress: Progress) -> tuple[Decision, ...]:
+        """Return what is due again, of a run that went back; else what was asked for and what the rules say."""
+        done, cursor = progress.num_replayed, progress.cursor
+        repeated = self._journal.due(done, cursor)
+        if any(isinstance(decision, NextStage | ExtendStage) for decision in repeated):
+            return in_order(repeated)
+        verdict = decide(self._recipe, self._rules, progress, () if repeated else self._requests)
+        if not repeated:
+            self._requests = list(verdict.waiting)
+        now = time.time()
+        new = [decision if decision.time_s else replace(decision, time_s=now) for decision in verdict.decisions]
+        records = [Record(cursor, progress.stage, decision) for decision in new if decision.replayed]
+        self._journal.add(done + len(repeated), records)
+        return in_order([*repeated, *new])
+
+    def _look_ahead(self, progress: Progress) -> None:
+        """Ask for the next segment's nodes when it is about to begin."""
+        following = next((segment for segment in self._segments if segment.first > progress.stage), None)
+        if self._ask_nodes is None or following is None or following.first == self._asked_for:
+            return
+        left_s = seconds_left(progress, self._board.seen)
+        if left_s and sum(left_s[: following.first]) <= self._ask_ahead_s:
+            self._asked_for = following.first
+            threading.Thread(target=self._ask_nodes, args=(following, progress.num_workers), daemon=True).start()
 
     def failed(self, message: str) -> None:
         """A worker met an error that trying again doesn't cure: the run ends with this message."""

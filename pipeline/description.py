@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import TrainConfig
+from pipeline.decisions import record_of
 from pipeline.stages import TrainingStage
 
 
@@ -35,6 +39,26 @@ def describe(config: TrainConfig) -> str:
             f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",
         ]
     )
+
+
+def in_words(entry: dict[str, Any]) -> str:
+    """Return one line on a recorded decision."""
+    record = record_of(entry)
+    decision = record.decision
+    who = f", asked by {decision.asked_by}" if decision.asked_by else ""
+    why = f": {decision.reason}" if decision.reason else ""
+    return f"cursor {record.cursor:,}, stage {record.stage + 1}: {decision.words}{who}{why}"
+
+
+def decision_table(entries: Sequence[dict[str, Any]]) -> str:
+    """Return recorded decisions as JSON that MLflow shows as a table."""
+    columns = ["time", "cursor", "stage", "decision", "asked by", "reason"]
+    rows = []
+    for entry in entries:
+        cursor, stage, decision = record_of(entry)
+        at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
+        rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
+    return json.dumps({"columns": columns, "data": rows})
 
 
 def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:

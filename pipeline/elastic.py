@@ -1,7 +1,7 @@
-"""How many workers a group gets, as a Ray Train scaling policy: what the cluster has, in numbers that share the lanes.
+"""How many workers a group gets, and how many failures a run survives: policies for Ray Train.
 
 Ray's own elastic policy may pick any number in the range, counts nodes from a view that is up to 20 s old, and restarts
-a running group without a checkpoint when it could be larger. This one picks divisors of the lanes, asks each node
+a running group without a checkpoint when it could be larger. `LanePolicy` picks divisors of the lanes, asks each node
 whether it is there before it counts it, and leaves it to the run's controller to end a group that could be larger:
 with a checkpoint, at a decision point. Imported only where a worker group is started.
 """
@@ -11,13 +11,17 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import ray
-from ray.train import ScalingConfig
+from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -25,11 +29,15 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
+from infra.standby import ask_node
+
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 1.0
 """A node whose raylet takes no connection within this time is not counted, in seconds."""
 CALL_TIMEOUT_S = 5.0
+WARM_S = 20.0
+"""What a new node gets to warm up spare workers before a group ends in order to grow onto it, in seconds."""
 
 
 def allowed_count(available: int, low: int, high: int, num_lanes: int) -> int:
@@ -41,9 +49,10 @@ def allowed_count(available: int, low: int, high: int, num_lanes: int) -> int:
 class LanePolicy(ElasticScalingPolicy):
     """Ray's elastic policy with the numbers, the view of the cluster and the way to grow that a run needs."""
 
-    def __init__(self, scaling_config: ScalingConfig, *, num_lanes: int, controller: Any) -> None:
+    def __init__(self, scaling_config: ScalingConfig, *, num_lanes: int, controller: Any, standby: bool) -> None:
         super().__init__(scaling_config)
-        self.num_lanes, self.controller = num_lanes, controller
+        self.num_lanes, self.controller, self.standby = num_lanes, controller, standby
+        self._asked: dict[str, float] = {}
         self._known: dict[str, dict[str, float]] | None = None
         self._known_at = float("-inf")
 
@@ -52,9 +61,34 @@ class LanePolicy(ElasticScalingPolicy):
     ) -> ScalingDecision:
         """Tell the run's controller when the group could be larger; never cut a running group off."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision) and decision.num_workers > worker_group_state.num_workers:
-            self.controller.can_grow.remote(worker_group_state.num_workers, decision.num_workers)
+        now = worker_group_state.num_workers
+        if isinstance(decision, ResizeDecision) and decision.num_workers > now:
+            here = {worker.metadata.node_id for worker in worker_group_state.workers}
+            if not self.standby or self._is_warm(here, decision.num_workers - now):
+                self.controller.can_grow.remote(now, decision.num_workers)
         return NoopDecision()
+
+    def _is_warm(self, here: set[str], more: int) -> bool:
+        """Say whether the nodes without workers had time to warm up spare ones; ask those that were not asked yet.
+
+        So the group trains on while a new node imports what a worker needs, instead of waiting for it.
+        """
+        slots = {node: self._slots(resources) for node, resources in (self._known or {}).items()}
+        new = {node for node, count in slots.items() if count and node not in here}
+        try:
+            for node in ray.nodes():
+                if (name := node["NodeID"]) in new - self._asked.keys():
+                    self._asked[name] = time.monotonic()
+                    environment = ray.get(self.controller.environment.remote(), timeout=CALL_TIMEOUT_S)
+                    ask_node(node, environment, min(more, slots[name]))
+        except Exception as error:  # it costs a slower start
+            log.info("no spare process: %s", error)
+        return all(time.monotonic() - self._asked[name] > WARM_S for name in new & self._asked.keys())
+
+    def _slots(self, resources: dict[str, float]) -> int:
+        """Return how many workers have room in a node's resources."""
+        each = self.scaling_config._resources_per_worker_not_none
+        return int(min(resources.get(name, 0) // amount for name, amount in each.items() if amount))
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         available = super()._count_possible_workers(reserved_resources)
@@ -77,13 +111,58 @@ class LanePolicy(ElasticScalingPolicy):
         return self._known
 
 
-class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer with a scaling policy of its own."""
+class ProgressPolicy(DefaultFailurePolicy):
+    """Ray's failure policy, which counts failures over a whole run; this one begins anew when the run has got further.
 
-    policy: LanePolicy
+    So a run of weeks survives any number of lost machines, and one that fails at the same place again and again ends.
+    """
+
+    def __init__(self, failure_config: FailureConfig, *, reached: Callable[[], int]) -> None:
+        super().__init__(failure_config)
+        self.reached = reached
+        self._best = -1
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Forget earlier failures if a later step than ever before was reported since, then decide as Ray does."""
+        reached = self.reached()
+        if reached > self._best:
+            self._best = reached
+            self._worker_group_failures = self._controller_failures = self._preemption_failures = 0
+        return super().make_decision(training_failed_error)
+
+
+class GroupTrainer(TorchTrainer):
+    """A TorchTrainer with the policies above.
+
+    Without Ray's cleaner of placement groups, an actor more for each group, which holds up its start for seconds: a
+    group's reservation ends with its job, and a run whose Ray Train controller is lost ends its job.
+    """
+
+    def __init__(self, *arguments: Any, num_lanes: int, controller: Any, standby: bool, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.num_lanes, self.controller, self.standby = num_lanes, controller, standby
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        return super()._initialize_and_run_controller(**arguments | {"scaling_policy": self.policy})
+        reached = partial(_reached, self.controller)
+        arguments["failure_policy"] = ProgressPolicy(self.run_config.failure_config, reached=reached)
+        if self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = LanePolicy(
+                self.scaling_config, num_lanes=self.num_lanes, controller=self.controller, standby=self.standby
+            )
+        return super()._initialize_and_run_controller(**arguments)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def _reached(controller: Any) -> int:
+    """Return the highest cursor that a run's controller knows of."""
+    try:
+        return int(ray.get(controller.reached.remote(), timeout=CALL_TIMEOUT_S))
+    except Exception as error:  # then the run's controller is gone, and the run with it
+        log.warning("the run's controller doesn't answer: %s", error)
+        return -1
 
 
 def usable_nodes(nodes: Iterable[dict[str, Any]]) -> set[str]:

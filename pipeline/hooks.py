@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from datasets.batch import Batch
 from pipeline.checkpoint import Snapshot
-from pipeline.policy import Decision, Progress
+from pipeline.decisions import Decision
+from pipeline.policy import Progress
 from pipeline.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world; `stepped`, `stage_ended` and `save` on every rank, the others on rank 0."""
+    """What a run tells the outside world. `stepped`, `save`, `stage_ended` and `reported` are called on every rank, the
+    others on rank 0 only.
+    """
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
@@ -27,9 +31,15 @@ class TrainHooks:
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """A row of metrics is ready."""
 
-    def decide(self, progress: Progress) -> Decision:
-        """Say what all ranks do next."""
-        return Decision.CONTINUE
+    def reported(self, cursor: int, wait_share: float) -> None:
+        """This rank has trained up to `cursor`; it waited for data for this share of the time since the last report."""
+
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
+        """Say what all ranks do next; nothing: go on."""
+        return ()
+
+    def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
+        """Something was decided: all recorded decisions so far, oldest first."""
 
     def ended(self, picture: Callable[[], bytes]) -> None:
         """The last stage is over; `picture` makes a PNG of images, truth and prediction when called."""

@@ -6,13 +6,16 @@ import json
 from functools import partial
 from typing import Any
 
-from infra.cluster import connect, start_actor, worker_range
-from infra.storage import open_storage
-from pipeline.controller import StageController
+from infra.cluster import ACTOR_PREFIX, ClusterConfig, connect, request_workers, start_actor, worker_range
+from infra.storage import Storage, open_storage
+from pipeline.controller import Segment, StageController
+from pipeline.decisions import records_of
+from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease, check_conditional_writes
 from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
 from pipeline.segment import SegmentRunner, record_failure
+from pipeline.state import TrainState
 
 CONFIG_FILE = "config.json"
 
@@ -47,10 +50,16 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             config.stages[:count],
             config.cluster.num_workers,
             SegmentRunner(config, callbacks=callbacks, report_stages=count - 1 if callbacks else 0),
-            len(resume.stage_starts) - 1 if resume else 0,
+            recipe=config.stages,
+            rules=config.adaptive,
+            first_stage=len(resume.stage_starts) - 1 if resume else 0,
             lease=lease,
             record_failure=partial(record_failure, config),
-            name=f"run-{config.name}",
+            journal=_journal(storage, resume),
+            ask_nodes=partial(ask_nodes, config.cluster, config.name),
+            ask_ahead_s=config.cluster.ask_ahead_s,
+            about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
+            name=f"{ACTOR_PREFIX}{config.name}",
         )
     except BaseException:
         lease.release()
@@ -61,3 +70,13 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
         )
     return controller
+
+
+def _journal(storage: Storage, resume: TrainState | None) -> Journal:
+    done = [record for record in records_of(resume.decisions if resume else ()) if record.decision.replayed]
+    return Journal(stored_rows(storage, done), JournalWriter(storage))
+
+
+def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:
+    """Ask the cluster's autoscaler for a segment's workers, besides so many that are there."""
+    request_workers(cluster, worker_range(segment.num_workers)[0] - num_workers, requester=f"{ACTOR_PREFIX}{run}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.checkpoint import Snapshot, to_host
 from pipeline.config import TrainConfig
 from pipeline.evaluation import autocast
+from pipeline.memory import largest_that_fits
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.parallel import data_parallel
 from pipeline.state import CheckpointError
@@ -41,7 +43,7 @@ class Learner:
         """The moving average, or the model if there is none."""
         return self.model if self.ema is None else self.ema.module
 
-    def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float) -> dict[str, Tensor]:
+    def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float, micro: int) -> dict[str, Tensor]:
         """Take one optimizer step; return the task's terms, on the device, unsynchronized.
 
         Args:
@@ -49,24 +51,65 @@ class Learner:
             targets: what the task's loss takes for them.
             seed: of dropout and stochastic depth.
             lr: learning rate.
+            micro: most samples of a forward pass; gradients are accumulated over them.
+
+        Raises:
+            torch.OutOfMemoryError: a pass doesn't fit.
         """
         torch.manual_seed(seed)
         self._net.train()
-        micro = self.config.trainer.micro_batch_size or len(images)
         chunks = list(zip(images.split(micro), targets.split(micro), strict=True))
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for index, (x, y) in enumerate(chunks):
-            accumulate = isinstance(self._net, DistributedDataParallel) and index < len(chunks) - 1
-            with self._net.no_sync() if accumulate else nullcontext():  # type: ignore[operator]
-                with autocast(self.config.trainer, self.device):
-                    logits = self._net(x)
-                losses = self.task.loss(logits, y)
-                share = len(x) / len(images)
-                (losses["loss"] * share).backward()
+            share = len(x) / len(images)
+            losses = self._pass(x, y, share, sync=index == len(chunks) - 1)
             for name, value in losses.items():
                 terms[name] = terms[name] + value.detach() * share
         self._update(lr)
         return terms
+
+    def _pass(self, x: Tensor, y: Tensor, share: float, *, sync: bool) -> dict[str, Tensor]:
+        """Add the gradient of some samples, weighted by their share of the batch; return the task's terms."""
+        alone = isinstance(self._net, DistributedDataParallel) and not sync
+        with self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with autocast(self.config.trainer, self.device):
+                logits = self._net(x)
+            losses = self.task.loss(logits, y)
+            (losses["loss"] * share).backward()
+        return losses
+
+    def probe(self, batch: Callable[[int], tuple[Tensor, Tensor]], most: int) -> int:
+        """Return how many samples, `most` or a half, a quarter, ... of it, fit into one pass on every rank.
+
+        Nothing of it stays in the model. Memory for the optimizer's state, which comes with the first step, is held.
+
+        Args:
+            batch: makes images and targets of so many samples, as the largest stage has them.
+            most: samples of this worker in a step.
+
+        Raises:
+            MemoryLimitError: not even one fits.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self._net.train()
+
+        def try_pass(count: int) -> None:
+            held = [torch.empty_like(weight) for weight in self.model.parameters() for _ in range(2)]
+            try:
+                self._pass(*batch(count), 1.0, sync=False)
+            finally:
+                del held
+                self.model.zero_grad(set_to_none=True)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+        fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        if dist.is_initialized():
+            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
+        return int(fits)
 
     def to_host(self) -> dict[str, Any]:
         """Copy all tensors to host memory, named as in a `Snapshot`."""

@@ -7,8 +7,8 @@ import math
 from pipeline.config import OptimizerConfig
 
 
-def learning_rate(config: OptimizerConfig, *, cursor: int, samples_per_epoch: int, total_samples: int) -> float:
-    """The rate of the step that starts at `cursor` samples: the same for any batch, stage and worker count.
+def learning_rate(config: OptimizerConfig, *, cursor: float, samples_per_epoch: int, total_samples: int) -> float:
+    """The rate of the step that starts at `cursor` samples of the plan: the same for any batch, stage and worker count.
 
     `total_samples` is the length of the run; only the cosine needs it.
     """

@@ -42,6 +42,16 @@ class Meter:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
 
+    @property
+    def steps(self) -> int:
+        """Steps of the interval so far."""
+        return self._steps
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the interval in which this rank waited for data."""
+        return self._wait_s / max(time.perf_counter() - self._started, 1e-9)
+
     def row(self, batch_size: int) -> dict[str, float]:
         """Return the interval's means over all ranks, its rates, seconds and samples."""
         counts = torch.tensor([self._wait_s, self._damaged], device=self.device)

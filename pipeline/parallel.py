@@ -1,10 +1,16 @@
-"""The model over all ranks. A resumed run adds up gradients in exactly the order of one that was never killed."""
+"""The model over all ranks, and what they agree on.
+
+A resumed run adds up gradients in exactly the order of one that was never killed.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.decisions import Decision
 
 
 def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
@@ -26,6 +32,19 @@ def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, 
     )
     _settle_buckets(net, torch.zeros(2, images[0], images[1], images[1], device=device))
     return net
+
+
+def agreed(decisions: tuple[Decision, ...], device: torch.device) -> tuple[Decision, ...]:
+    """Return rank 0's decisions on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return decisions
+    count = torch.tensor(len(decisions), device=device)
+    dist.broadcast(count, src=0)
+    if not int(count):
+        return ()
+    box = [decisions]
+    dist.broadcast_object_list(box, src=0, device=device)
+    return box[0]
 
 
 def _settle_buckets(net: DistributedDataParallel, images: Tensor) -> None:

@@ -16,7 +16,8 @@ from pipeline.config import TrainConfig
 from pipeline.places import check_reachable
 from pipeline.provenance import breaking, described, differences, recorded_config
 from pipeline.resume import Start, planned_start
-from pipeline.stages import TrainingSchedule
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import with_batch_sizes
 from pipeline.state import CheckpointError, TrainState
 
 
@@ -39,7 +40,7 @@ class Preflight:
     @property
     def total_samples(self) -> int:
         """Samples of the whole run."""
-        return TrainingSchedule(self.config.stages).total_samples(self.samples_per_epoch)
+        return TrainingSchedule(self.config.stages, self.samples_per_epoch).total_samples
 
     @property
     def finished(self) -> bool:
@@ -47,8 +48,10 @@ class Preflight:
         return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
 
 
-def preflight(config: TrainConfig) -> Preflight:
+def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Preflight:
     """Check everything that can be known on the driver.
+
+    `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
 
     Raises:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
@@ -56,7 +59,7 @@ def preflight(config: TrainConfig) -> Preflight:
     """
     if in_submitted_job():
         check_reachable(config)
-    config = absolute(config)
+    config = with_numbers(absolute(config))
     check_model(config.model)
     for stage in config.stages:
         check_image_size(config.model, stage.image_size)
@@ -72,7 +75,8 @@ def preflight(config: TrainConfig) -> Preflight:
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
     ready = with_start(Preflight(config, train, val, order.samples_per_epoch, order.fingerprint, None))
-    tracking.prepare(config.tracking)
+    if not tracking_is_ready:
+        tracking.prepare(config.tracking)
     return ready
 
 
@@ -87,6 +91,12 @@ def with_start(ready: Preflight) -> Preflight:
     start = planned_start(config, storage)
     notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
     return replace(ready, resume_from=start.state, notes=notes)
+
+
+def with_numbers(config: TrainConfig) -> TrainConfig:
+    """Put a number in place of each automatic batch size."""
+    stages = with_batch_sizes(config.stages, config.adaptive, multiple=config.data.num_lanes)
+    return replace(config, stages=stages)
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

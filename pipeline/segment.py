@@ -36,23 +36,26 @@ class SegmentRunner:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import LoggingConfig
 
-        from pipeline.elastic import ElasticTrainer, LanePolicy
+        from pipeline.elastic import GroupTrainer
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
         scratch = tempfile.mkdtemp(prefix="ray-train-")
-        scaling = _scaling(self.cluster, segment.num_workers)
-        trainer = (ElasticTrainer if scaling.elasticity_enabled else TorchTrainer)(
+        controller = ray.get_runtime_context().current_actor
+        trainer = GroupTrainer(
             train_entry,
+            num_lanes=self.num_lanes,
+            controller=controller,
+            standby=self.cluster.standby,
             train_loop_config={
                 "sealed_config": self.sealed_config,
-                "controller": ray.get_runtime_context().current_actor,
+                "controller": controller,
                 "last_stage": segment.last,
                 "report_stages": self.report_stages,
             },
-            scaling_config=scaling,
+            scaling_config=_scaling(self.cluster, segment.num_workers),
             torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
             run_config=RunConfig(
                 name=self.name,
@@ -63,9 +66,6 @@ class SegmentRunner:
                 worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
             ),
         )
-        if isinstance(trainer, ElasticTrainer):
-            controller = ray.get_runtime_context().current_actor
-            trainer.policy = LanePolicy(scaling, num_lanes=self.num_lanes, controller=controller)
         try:
             trainer.fit()
         finally:

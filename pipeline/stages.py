@@ -1,4 +1,4 @@
-"""Training stages: values, their schedule, and the ramp that makes one from (start, end) ranges.
+"""Training stages: values, the ramp that makes them from (start, end) ranges, and the rules that may adapt them.
 
 Progressive learning (EfficientNetV2, arXiv 2104.00298, section 4 and Algorithm 1): training is cut into stages, and
 from stage to stage the image size and the regularization grow together.
@@ -7,10 +7,13 @@ from stage to stage the image size and the regularization grow together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from infra.cluster import worker_range
+
+AUTO = 0
+"""As a stage's batch size: follow the image size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +25,8 @@ class TrainingStage:
     epochs: float
     """Length, in passes over the training data."""
     batch_size: int
-    """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory."""
+    """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory. 0: auto, that
+    is the last stage's, grown as the images are smaller (see `adaptive.batch_growth`)."""
     randaugment_magnitude: float = 0.0
     """Strength of RandAugment on the paper's scale: 10 is the full range of each operation; 0 turns it off."""
     mixup_alpha: float = 0.0
@@ -32,6 +36,10 @@ class TrainingStage:
     the two."""
     dropout: float = 0.0
     """Dropout rate before the classifier."""
+    stochastic_depth: float | None = None
+    """Drop probability of the last residual block, the others in proportion; None: `model.stochastic_depth`."""
+    lr_factor: float = 1.0
+    """Factor of the learning rate in this stage. An automatic batch size sets it, by `adaptive.batch_lr_rule`."""
     num_workers: int | tuple[int, int] = 0
     """Workers that train this stage, or a range (smallest, largest); 0: the cluster config's. Neighbours of equal
     number share a group."""
@@ -43,7 +51,7 @@ class TrainingStage:
                 f"stage.num_workers is {self.num_workers}: give at least 1, a range (smallest, largest), or 0 for the "
                 "cluster's"
             )
-        for name, low in (("image_size", 8), ("batch_size", 1)):
+        for name, low in (("image_size", 8), ("batch_size", AUTO)):
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"stage.{name} is {value}: it must be at least {low}")
@@ -55,10 +63,89 @@ class TrainingStage:
                 raise ValueError(f"stage.{name} is {value}: it must be 0 (off) or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"stage.dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.stochastic_depth is not None and not 0 <= self.stochastic_depth < 1:
+            raise ValueError(f"stage.stochastic_depth is {self.stochastic_depth}: it must be at least 0 and below 1")
+        if not 0 < self.lr_factor < math.inf:
+            raise ValueError(f"stage.lr_factor is {self.lr_factor}: it must be above 0")
 
     def num_samples(self, samples_per_epoch: int) -> int:
         """Length in samples: the whole global batches nearest to `epochs`, at least one."""
         return max(1, round(self.epochs * samples_per_epoch / self.batch_size)) * self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveConfig:
+    """Stages that end when they have nothing more to give, regularization that follows the gap, batches that follow the
+    image size. All off by default: the paper's fixed stages."""
+
+    plateau: bool = False
+    """Whether a stage may end before its length, when `metric` has not got better for `patience` evaluations."""
+    metric: str = "val/accuracy"
+    """The metric that is watched for a plateau."""
+    better: Literal["highest", "lowest"] = "highest"
+    """Which value of `metric` is the best."""
+    patience: int = 3
+    """Evaluations without a better value after which a stage ends."""
+    min_delta: float = 0.0
+    """A value is better when it beats the best one by more than this."""
+    min_epochs: float = 1.0
+    """A stage doesn't end on a plateau before this many epochs."""
+    max_epochs: float = 0.0
+    """Most epochs of a stage, with what earlier stages passed on to it; 0: any number."""
+    unused: Literal["later", "saved"] = "later"
+    """Where the epochs go that a stage didn't use: to the later stages, in proportion to their lengths (the last stage
+    then always has its whole length), or nowhere, so that the run ends sooner."""
+    closed_loop: bool = False
+    """Whether the next stage's regularization is chosen from the gap between validation and training loss, within the
+    range from the first stage's to the last one's, and not from the linear ramp."""
+    gap: float = 0.0
+    """The gap, validation loss minus training loss, that the closed loop holds."""
+    gain: float = 1.0
+    """Closed loop: change of the strength (0: the first stage's regularization, 1: the last one's) per unit of gap."""
+    batch_growth: float = 4.0
+    """Largest factor by which an automatic batch size is larger than the last stage's. Within it the batch grows as the
+    pixels of an image shrink, so that a step of every stage costs about the same."""
+    batch_lr_rule: Literal["none", "sqrt", "linear"] = "sqrt"
+    """What an automatic batch size multiplies the stage's learning rate by: nothing, the square root of the factor by
+    which the batch grew, or that factor."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"adaptive.patience is {self.patience}: it must be at least 1")
+        if self.min_delta < 0 or self.min_epochs < 0 or self.max_epochs < 0:
+            raise ValueError("adaptive.min_delta, min_epochs and max_epochs must be at least 0")
+        if self.max_epochs and self.max_epochs < self.min_epochs:
+            raise ValueError(f"adaptive.max_epochs is {self.max_epochs}: it must be at least min_epochs, or 0 (off)")
+        if not self.gain >= 0:
+            raise ValueError(f"adaptive.gain is {self.gain}: it must be at least 0")
+        if not self.batch_growth >= 1:
+            raise ValueError(f"adaptive.batch_growth is {self.batch_growth}: it must be at least 1")
+
+
+def with_batch_sizes(
+    stages: tuple[TrainingStage, ...], config: AdaptiveConfig, *, multiple: int
+) -> tuple[TrainingStage, ...]:
+    """Return the stages with a number in place of each automatic batch size, and the learning rate's factor for it.
+
+    A batch is the last stage's, times the last stage's pixels over its own, `config.batch_growth` at most, rounded down
+    to a `multiple` (the lanes).
+
+    Raises:
+        ValueError: the last stage's batch size is automatic as well.
+    """
+    base = stages[-1].batch_size
+    if base == AUTO:
+        raise ValueError("the last stage's batch_size is 0 (auto): give it a number, which the other stages' grow from")
+
+    def resolved(stage: TrainingStage) -> TrainingStage:
+        if stage.batch_size != AUTO:
+            return stage
+        growth = min(config.batch_growth, max(1.0, (stages[-1].image_size / stage.image_size) ** 2))
+        batch = max(base, int(base * growth) // multiple * multiple)
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.batch_lr_rule]
+        return replace(stage, batch_size=batch, lr_factor=stage.lr_factor * (batch / base) ** power)
+
+    return tuple(resolved(stage) for stage in stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +163,6 @@ class StageSpan:
         return (self.stop - self.start) // self.stage.batch_size
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingSchedule:
-    """The ordered stages of a run. Looked up, never mutated."""
-
-    stages: tuple[TrainingStage, ...]
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("the schedule has no stage: give it at least one TrainingStage")
-
-    def spans(self, samples_per_epoch: int, starts: tuple[int, ...] = ()) -> Iterator[StageSpan]:
-        """Yield each stage's span.
-
-        `starts` are the cursors at which the first stages really began (a stage may have been ended early); the stages
-        after them follow at their full length.
-        """
-        cursor = 0
-        for index, stage in enumerate(self.stages):
-            start = starts[index] if index < len(starts) else cursor
-            cursor = start + stage.num_samples(samples_per_epoch)
-            yield StageSpan(index, stage, start, cursor)
-
-    def lookup(self, cursor: int, samples_per_epoch: int, starts: tuple[int, ...] = ()) -> StageSpan | None:
-        """Return the span that `cursor` lies in, or None after the last stage."""
-        spans = list(self.spans(samples_per_epoch, starts))
-        if len(starts) > 1:  # a stage that was ended early is over, whatever its own length says
-            spans = spans[len(starts) - 1 :]
-        return next((span for span in spans if cursor < span.stop), None)
-
-    def total_samples(self, samples_per_epoch: int) -> int:
-        """Samples of the whole run when no stage is ended early."""
-        return sum(stage.num_samples(samples_per_epoch) for stage in self.stages)
-
-
 def ramp(
     *,
     epochs: float,
@@ -119,6 +172,7 @@ def ramp(
     mixup_alpha: tuple[float, float] = (0.0, 0.0),
     cutmix_alpha: tuple[float, float] = (0.0, 0.0),
     dropout: tuple[float, float] = (0.0, 0.0),
+    stochastic_depth: tuple[float, float] | None = None,
     num_stages: int = 4,
     size_multiple: int = 1,
 ) -> tuple[TrainingStage, ...]:
@@ -143,6 +197,7 @@ def ramp(
             mixup_alpha=at(mixup_alpha, index),
             cutmix_alpha=at(cutmix_alpha, index),
             dropout=at(dropout, index),
+            stochastic_depth=None if stochastic_depth is None else at(stochastic_depth, index),
         )
         for index in range(num_stages)
     )

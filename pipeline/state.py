@@ -35,6 +35,12 @@ class TrainState:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """Every evaluation's cursor and stage, and the losses and the metric that the adaptive rules look at."""
+    since_evaluation: dict[str, float] = field(default_factory=dict)
+    """Sum of the training loss over the steps since the last evaluation, and their number."""
+    micro_limits: list[int] = field(default_factory=list)
+    """Per stage: most samples of a forward pass on one worker, as they were found to fit; empty: not looked for."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation: its metrics, and the `cursor` at which it was made."""
 

@@ -8,25 +8,39 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.loader import Batch, build_loader
+from datasets.loader import Batch
 from datasets.mixing import mix
-from model.factory import set_dropout
+from model.factory import set_dropout, set_stochastic_depth
+from pipeline.ahead import Feed
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
+from pipeline.course import Course
+from pipeline.decisions import (
+    PAUSE_POLL_S,
+    Checkpoint,
+    Decision,
+    ExtendStage,
+    NewGroup,
+    NextStage,
+    Stop,
+    in_order,
+    leaving,
+)
 from pipeline.evaluation import evaluate, first_batch, normalized
 from pipeline.hooks import TrainHooks
 from pipeline.learner import Learner, step_seed
-from pipeline.learning_rate import learning_rate
+from pipeline.memory import OutOfMemoryError, micro_batch, stage_limits
 from pipeline.meter import Meter
-from pipeline.policy import Decision, Progress
-from pipeline.stages import StageSpan, TrainingSchedule, TrainingStage
+from pipeline.parallel import agreed
+from pipeline.schedule import crossed
+from pipeline.stages import StageSpan, TrainingStage
 from pipeline.state import TrainState
 from pipeline.task import Task
 
@@ -38,11 +52,6 @@ STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alp
 
 class TrainingError(ValueError):
     """Training can't go on, and trying again would fail again."""
-
-
-def crossed(interval: float, before: int, after: int) -> bool:
-    """Is it time? True if a multiple of `interval` lies in (before, after]; never for interval 0."""
-    return interval > 0 and math.floor(after / interval) > math.floor(before / interval)
 
 
 class Trainer:
@@ -62,28 +71,33 @@ class Trainer:
         self.config, self.task, self.hooks, self.facts = config, task, hooks, facts
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = device or torch.device("cpu")
-        self.schedule = TrainingSchedule(config.stages)
-        self.samples_per_epoch = samples_per_epoch
-        self.total_samples = self.schedule.total_samples(samples_per_epoch)
-        self.state = TrainState()
+        self.course = Course(config, samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
+        self.feed = Feed(config, self.rank, self.world_size)
+
+    @property
+    def state(self) -> TrainState:
+        """What the run is, besides its tensors."""
+        return self.course.state
 
     # The run ---------------------------------------------------------------------------------------------------------
 
     def run(self, last_stage: int | None = None) -> Decision:
         """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
 
-        Returns STOP if an operator stopped the run, NEW_GROUP if other workers are to go on with it, else NEXT_STAGE:
-        the stages asked for are done.
+        Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to go on with it, else
+        `NextStage`: the stages asked for are done.
         """
-        while (span := self._span()) is not None and (last_stage is None or span.index <= last_stage):
-            decision = self.fit(span)
-            if decision in (Decision.STOP, Decision.NEW_GROUP):
+        self._fit_into_memory()
+        while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
+            decision = self.fit(span, last_stage)
+            if isinstance(decision, Stop | NewGroup):
+                self.feed.close()
                 return decision
-        if self.rank == 0 and self._span() is None:
+        if self.rank == 0 and self.course.span is None:
             self._show()
-        return Decision.NEXT_STAGE
+        return NextStage()
 
     def _show(self) -> None:
         try:
@@ -91,80 +105,89 @@ class Trainer:
         except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
             log.warning("the run is done, but the picture of its predictions could not be made: %s", error)
 
-    def fit(self, span: StageSpan) -> Decision:
-        """Train one stage from the state's cursor to the stage's end, or to the decision that ends it early."""
+    def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
+        """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
         set_dropout(self.learner.model, span.stage.dropout)
+        set_stochastic_depth(self.learner.model, self._stochastic_depth(span.stage))
+        if (decision := self._while_paused({})) is not None:
+            return decision
         meter = Meter(self.device)
         first = True
-        for batch in meter.waiting(self._batches(span)):
+        for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
             images, targets = self._inputs(batch, span.stage)
             if first:
                 self.state.stage_results[span.index].setdefault("began_s", time.time())
                 if self.rank == 0:
                     self.hooks.stage_started(span, images)
             first = False
-            seed = step_seed(self.config.seed, self.state.cursor, self.rank)
-            meter.add(self.learner.step(images, targets, seed=seed, lr=self.learning_rate))
+            meter.add(self._step(span, images, targets))
             self.hooks.stepped(batch, self.state.cursor)
-            self.state.cursor += span.stage.batch_size
-            self.state.step += 1
+            self.course.stepped(span.stage.batch_size)
+            self._make_next_ready(span, last_stage)
             decision = self._after_step(span, meter)
-            if decision in (Decision.NEXT_STAGE, Decision.NEW_GROUP, Decision.STOP):
+            if decision is not None:
                 return decision
-        return Decision.NEXT_STAGE
+        return None
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate at the state's cursor."""
-        return learning_rate(
-            self.config.optimizer,
-            cursor=self.state.cursor,
-            samples_per_epoch=self.samples_per_epoch,
-            total_samples=self.total_samples,
-        )
+    def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        seed = step_seed(self.config.seed, self.state.cursor, self.rank)
+        micro = micro_batch(len(images), self.course.micro_limit)
+        try:
+            return self.learner.step(images, targets, seed=seed, lr=self.course.learning_rate, micro=micro)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(span.index, micro) from error
 
     # What follows a step ---------------------------------------------------------------------------------------------
 
-    def _after_step(self, span: StageSpan, meter: Meter) -> Decision:
-        """Log, evaluate, decide and save where it is time."""
-        now, before, epoch = self.state.cursor, self.state.cursor - span.stage.batch_size, self.samples_per_epoch
+    def _after_step(self, span: StageSpan, meter: Meter) -> Decision | None:
+        """Log, evaluate, decide and save where it is time; return the decision with which the stage's loop is left."""
+        now, before, epoch = self.state.cursor, self.state.cursor - span.stage.batch_size, self.course.samples_per_epoch
         ended = now >= span.stop
         evaluate = ended or crossed(self.config.trainer.eval_every_epochs * epoch, before, now)
         save = ended or crossed(self.config.checkpoint.every_epochs * epoch, before, now)
         # Checkpoints lie on log steps only, so a resumed run's log intervals are those of the run that was killed.
-        if not (evaluate or save or self.state.step % self.config.trainer.log_every == 0):
-            return Decision.CONTINUE
+        if not (evaluate or save or self.state.step % int(self.course.setting("log_every")) == 0):
+            return None
         metrics = self._log_row(span, meter)
         if evaluate:
             metrics = metrics | self._evaluated(span)
-        decision = self._decide(span, metrics)
-        if ended and decision is not Decision.STOP:
-            decision = Decision.NEXT_STAGE
-        if ended or decision is Decision.NEXT_STAGE:  # a stop at a stage's end ends the stage too
-            self.state.stage_results[span.index]["ended_s"] = time.time()
-            self.state.stage_starts.append(now)
-            self.state.stage_results.append({})
-        if save or decision is not Decision.CONTINUE:
+        decisions = self._decide(metrics)
+        if save or decisions:
             self._save()
+        leaves = leaving(decisions)
+        if not isinstance(leaves, Stop | NewGroup):
+            leaves = self._while_paused(metrics) or leaves
         if len(self.state.stage_starts) > span.index + 1:
             self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
         meter.restart()
-        return decision
+        return leaves
+
+    def _while_paused(self, metrics: dict[str, float]) -> Decision | None:
+        """Wait while an operator has the run wait, with all ranks at the same step."""
+        leaves: Decision | None = None
+        while self.course.paused and not isinstance(leaves, Stop | NewGroup):
+            if self.rank == 0:
+                time.sleep(PAUSE_POLL_S)
+            decisions = self._decide(metrics)  # a broadcast each time, so that no collective waits for too long
+            if decisions:
+                self._save()
+            leaves = leaving(decisions) or leaves
+        return leaves
 
     def _log_row(self, span: StageSpan, meter: Meter) -> dict[str, float]:
         """Materialize what the meter has gathered: the one host synchronization of a log interval."""
+        self.hooks.reported(self.state.cursor, meter.wait_share)
         row = meter.row(span.stage.batch_size)
         if not math.isfinite(row["train/loss"]):
             raise TrainingError(
                 f"the loss is {row['train/loss']} at cursor {self.state.cursor} (stage {span.index + 1}): "
                 f"lower optimizer.lr ({self.config.optimizer.lr}) or lengthen its warm-up"
             )
-        result = self.state.stage_results[span.index]
-        result["train_s"] = result.get("train_s", 0.0) + row.pop("seconds")
-        result["samples"] = result.get("samples", 0) + row.pop("samples")
-        row["train/lr"] = self.learning_rate
-        row["train/epoch"] = self.state.cursor / self.samples_per_epoch
+        self.course.logged(row, meter.steps)
+        row["train/lr"] = self.course.learning_rate
+        row["train/epoch"] = self.state.cursor / self.course.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
+        row["stage/stochastic_depth"] = self._stochastic_depth(span.stage)
         row["stage/num_workers"] = self.world_size
         row["stage/index"] = span.index + 1
         self._tell(row)
@@ -173,49 +196,32 @@ class Trainer:
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
         metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
-        result = self.state.stage_results[span.index]
-        result["eval_s"] = result.get("eval_s", 0.0) + time.perf_counter() - started
-        result |= metrics
-        self.state.evaluation = {"cursor": self.state.cursor, **metrics}
-        self._tell(metrics | {"val/epoch": self.state.cursor / self.samples_per_epoch})
+        self.course.evaluated(metrics, time.perf_counter() - started)
+        self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
         return metrics
 
     def _tell(self, metrics: dict[str, float]) -> None:
         if self.rank == 0:
             self.hooks.logged(metrics, self.state.cursor)
 
-    def _decide(self, span: StageSpan, metrics: dict[str, float]) -> Decision:
-        """Ask on rank 0, tell all: every rank switches at the same step."""
-        decisions = list(Decision)
-        choice = torch.zeros(1, dtype=torch.int64, device=self.device)
+    def _decide(self, metrics: dict[str, float]) -> tuple[Decision, ...]:
+        """Ask on rank 0, tell all, carry out: every rank switches at the same step."""
+        decisions: tuple[Decision, ...] = ()
         if self.rank == 0:
-            decision = self.hooks.decide(self._progress(span, metrics))
+            decisions = self.hooks.decide(self.course.progress(metrics, self.world_size))
             limit_s = self.config.checkpoint.every_s
-            if decision is Decision.CONTINUE and limit_s and time.monotonic() - self._last_save_s > limit_s:
-                decision = Decision.CHECKPOINT
-            choice.fill_(decisions.index(decision))
-        if self.world_size > 1:
-            dist.broadcast(choice, src=0)
-        return self._record(decisions[int(choice.item())], span)
-
-    def _record(self, decision: Decision, span: StageSpan) -> Decision:
-        if decision in (Decision.NEXT_STAGE, Decision.STOP):
-            entry = {"cursor": self.state.cursor, "stage": span.index, "decision": decision.value}
-            self.state.decisions.append(entry)
-        return decision
-
-    def _progress(self, span: StageSpan, metrics: dict[str, float]) -> Progress:
-        return Progress(
-            cursor=self.state.cursor,
-            stage=span.index,
-            stage_start=span.start,
-            stage_stop=span.stop,
-            total=list(self.schedule.spans(self.samples_per_epoch, tuple(self.state.stage_starts)))[-1].stop,
-            samples_per_epoch=self.samples_per_epoch,
-            num_workers=self.world_size,
-            metrics=metrics,
-            stage_results=tuple(self.state.stage_results),
-        )
+            if not decisions and limit_s and time.monotonic() - self._last_save_s > limit_s and not self.course.paused:
+                decisions = (Checkpoint(),)
+        decisions = agreed(decisions, self.device)
+        span = self.course.span
+        assert span is not None
+        if self.state.cursor >= span.stop and not any(isinstance(one, NextStage | ExtendStage) for one in decisions):
+            decisions = in_order((*decisions, NextStage(reason="its length is reached")))
+        for decision in decisions:
+            self.course.carry_out(decision)
+        if decisions and self.rank == 0:
+            self.hooks.decided(self.state.decisions)
+        return decisions
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
@@ -264,26 +270,32 @@ class Trainer:
             CheckpointError: the snapshot is of another model or optimizer.
         """
         self.learner.restore(snapshot)
-        self.state = TrainState(**snapshot.state.to_dict())
+        self.course.restore(snapshot.state)
+
+    # Memory ----------------------------------------------------------------------------------------------------------
+
+    def _fit_into_memory(self) -> None:
+        """Look for the largest pass that fits, once in a run: what is found is part of its state."""
+        trainer = self.config.trainer
+        on = trainer.probe_memory == "always" or (trainer.probe_memory == "auto" and self.device.type == "cuda")
+        if not on or trainer.micro_batch_size or self.state.micro_limits or self.course.span is None:
+            return
+        last = self.config.stages[-1]
+        batch = next(iter(self.feed.loader(replace(self.course.schedule.spans[-1], start=0))))
+        images, targets = self._inputs(batch, replace(last, mixup_alpha=0.0, cutmix_alpha=0.0))
+        fits = self.learner.probe(lambda count: (images[:count], targets[:count]), len(images))
+        self.state.micro_limits = stage_limits(self.config.stages, fits)
 
     # Small parts -----------------------------------------------------------------------------------------------------
 
-    def _span(self) -> StageSpan | None:
-        return self.schedule.lookup(self.state.cursor, self.samples_per_epoch, tuple(self.state.stage_starts))
+    def _stochastic_depth(self, stage: TrainingStage) -> float:
+        rate = stage.stochastic_depth
+        return self.config.model.stochastic_depth if rate is None else rate
 
-    def _batches(self, span: StageSpan) -> Iterable[Batch]:
-        stage = span.stage
-        return build_loader(
-            self.config.data,
-            image_size=stage.image_size,
-            batch_size=stage.batch_size,
-            magnitude=stage.randaugment_magnitude,
-            seed=self.config.seed,
-            cursor=self.state.cursor,
-            stop=span.stop,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+    def _make_next_ready(self, span: StageSpan, last_stage: int | None) -> None:
+        last = len(self.config.stages) - 1 if last_stage is None else last_stage
+        known = span.index < last and not self.config.adaptive.closed_loop
+        self.feed.make_ready(span, self.state.cursor, self.course.schedule.spans[span.index + 1] if known else None)
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""

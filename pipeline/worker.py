@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -18,16 +18,18 @@ from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
-from infra.standby import start_standby
+from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
-from pipeline.description import describe, stage_report, summary
+from pipeline.decisions import Decision, NewGroup, Stop, leaving
+from pipeline.description import decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
-from pipeline.policy import Decision, Progress
+from pipeline.memory import OutOfMemoryError
+from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
@@ -55,12 +57,16 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     hears of the ends of the first `report_stages` stages.
     """
     rank = ray.train.get_context().get_world_rank()
-    if ray.get(controller.joined.remote(rank)):
+    node = ray.get_runtime_context().get_node_id()
+    if ray.get(controller.joined.remote(rank, node, current_environment())):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)
     except PASSING as error:
         controller.note.remote(f"tries again in a new worker group: {error}")
+        raise
+    except OutOfMemoryError as error:  # the other ranks wait for this one: all start anew, with smaller passes
+        ray.get(controller.ran_out_of_memory.remote(error.stage, error.limit))
         raise
     except ValueError as error:  # what a user can cure: data, storage, a loss that isn't finite
         ray.get(controller.failed.remote(str(error)))
@@ -108,6 +114,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         trainer.restore(start.snapshot)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
+    trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
     except ValueError as error:
@@ -115,8 +122,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
             hooks.close("FAILED", timeout=FAILED_TIMEOUT_S)
         raise
     done = last_stage == len(config.stages) - 1
-    going_on = decision is Decision.NEW_GROUP or not done
-    hooks.close("KILLED" if decision is Decision.STOP else None if going_on else "FINISHED")
+    going_on = isinstance(decision, NewGroup) or not done
+    hooks.close("KILLED" if isinstance(decision, Stop) else None if going_on else "FINISHED")
     if rank == 0:
         ray.get(controller.ended.remote(decision))
 
@@ -154,16 +161,28 @@ class WorkerHooks(TrainHooks):
             self.controller.note.remote(f"MLflow run {self.tracker.url}")  # the same line is not repeated
         self.tracker.log_metrics(metrics, step=cursor)
 
-    def decide(self, progress: Progress) -> Decision:
+    def reported(self, cursor: int, wait_share: float) -> None:
+        """Tell the controller how far this rank is, without waiting for an answer."""
+        self.controller.report.remote(self.rank, cursor, wait_share)
+
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
         """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
-        decision: Decision = ray.get(self.controller.decide.remote(progress))
-        if decision in (Decision.CONTINUE, Decision.CHECKPOINT) and preemption_notice():
-            self.controller.note.remote(f"a node is about to be taken away: checkpoint at cursor {progress.cursor}")
-            return Decision.NEW_GROUP
-        if decision is Decision.STOP and ray.get(self.controller.taken_over.remote()):
+        decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
+        if leaving(decisions) is None and preemption_notice():
+            line = f"a node is about to be taken away: checkpoint at cursor {progress.cursor}"
+            self.controller.note.remote(line)
+            return (*decisions, NewGroup(reason=line))
+        if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
             assert self.tracker is not None
             self.tracker.abandon()
-        return decision
+        return decisions
+
+    def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
+        """Show in MLflow what was decided: as a table, and the newest as a tag."""
+        assert self.tracker is not None
+        if decisions:
+            self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
+            self.tracker.set_tags({"control": in_words(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
         """Tell Ray Train, and by it a sweep."""
@@ -193,7 +212,8 @@ class WorkerHooks(TrainHooks):
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tag the run with its newest checkpoint."""
+        """Tell the controller of the newest checkpoint, and tag the run with it."""
+        self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
 

@@ -1,23 +1,30 @@
 """What checkpoints cost: time that training steps lose to them, as a share, and host memory.
 
 A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
-state to host memory, within a step, and what the steps beside its writing take longer than the others.
+state to host memory, within a step, and what the steps beside its writing take longer than the others. The S3 server
+and whatever else is on the machine want its CPUs too: what the training thread waited for one, as the kernel counts it,
+is told apart.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import tyro
 from rich.table import Table
 
+from infra.servers import S3Server, free_ports
 from infra.storage import open_storage
 from jobs.display import wide_console
 from jobs.recipes import demo
@@ -29,7 +36,7 @@ class Options:
     """Options of the benchmark."""
 
     storage: str = ""
-    """Folder or `s3://bucket/prefix` (with AWS_ENDPOINT_URL and keys set) for the checkpoints; empty: a folder."""
+    """Folder or `s3://bucket/prefix` for the checkpoints; empty: an S3 server (SeaweedFS) that is started here."""
     model: str = "efficientnet_v2_s"
     """Model that trains."""
     image_size: int = 128
@@ -46,20 +53,20 @@ class Options:
 
 @dataclass(slots=True)
 class Measured:
-    """Steps as (start, end), checkpoints as (taken, copied, whole), in seconds of one clock."""
+    """Steps as (start, end, waited for a CPU), checkpoints as (taken, copied, whole), in seconds of one clock."""
 
-    steps: list[tuple[float, float]] = field(default_factory=list)
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
     checkpoints: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def lost(self) -> list[tuple[float, float]]:
-        """Return for each checkpoint the seconds that the copy took, and that steps beside the writing lost."""
+    def copies(self) -> list[float]:
+        """Return for each checkpoint the seconds that the copy took."""
+        return [copied - taken for taken, copied, _ in self.checkpoints]
+
+    def beside(self, seconds: Callable[[tuple[float, float, float]], float]) -> list[float]:
+        """Return for each checkpoint what the steps beside its writing took more than others of `seconds`."""
         beside = [[s for s in self.steps if s[1] > copied and s[0] < whole] for _, copied, whole in self.checkpoints]
-        quiet = [s for s in self.steps if all(s not in steps for steps in beside)]
-        usual = statistics.median(end - start for start, end in quiet)
-        return [
-            (copied - taken, sum(end - start - usual for start, end in steps))
-            for (taken, copied, _), steps in zip(self.checkpoints, beside, strict=True)
-        ]
+        usual = statistics.median(seconds(s) for s in self.steps if all(s not in steps for steps in beside))
+        return [sum(seconds(step) - usual for step in steps) for steps in beside]
 
 
 class Events:
@@ -85,24 +92,40 @@ class Events:
 def main(argv: Sequence[str]) -> int:
     """Train, take checkpoints, and print what they cost."""
     options = tyro.cli(Options, args=list(argv), description=__doc__)
-    trainee = _Trainee(options)
-    for _ in range(5):
-        trainee.step()
-    trainee.measured.steps.clear()
-    with _PeakMemory() as memory:
-        for number in range(options.checkpoints):
-            trainee.train(options.gap_s)
-            if number == 0:
-                memory.mark()
-            trainee.checkpoint()
-    _show(options, trainee, memory)
+    with nullcontext(options.storage) if options.storage else _s3_server() as storage:
+        trainee = _Trainee(options, storage)
+        for _ in range(5):
+            trainee.step()
+        trainee.measured.steps.clear()
+        with _PeakMemory() as memory:
+            for number in range(options.checkpoints):
+                trainee.train(options.gap_s)
+                if number == 0:
+                    memory.mark()
+                trainee.checkpoint()
+        _show(options, trainee, memory)
     return 0
+
+
+@contextmanager
+def _s3_server() -> Iterator[str]:
+    """Run an S3 server on loopback, with this process's environment set to reach it."""
+    port = free_ports(S3Server.num_ports, also_plus=10000)
+    with tempfile.TemporaryDirectory(prefix="crescendo-benchmark-") as folder:
+        keys = {"access_key": "benchmark", "secret_key": secrets.token_hex(16)}
+        server = S3Server(Path(folder, "s3"), bucket="benchmark", port=port, **keys)
+        server.start()
+        os.environ.update(server.client_environment())
+        try:
+            yield f"s3://{server.bucket}/run"
+        finally:
+            server.stop()
 
 
 class _Trainee:
     """A model with optimizer and moving average that trains on random images, and its checkpoints."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, storage: str) -> None:
         import torch
 
         from model.factory import build_model
@@ -120,15 +143,15 @@ class _Trainee:
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.targets = torch.full((options.batch_size, len(classes)), 1 / len(classes), device=device)
         self.events, self.measured, self.state = Events(), Measured(), TrainState()
-        self.storage = open_storage(options.storage or tempfile.mkdtemp(prefix="crescendo-benchmark-"))
+        self.storage = open_storage(storage)
         self.saver = Saver(self.storage, config.checkpoint, self.events)
 
     def step(self) -> None:
         """Take a step, and wait for its end."""
-        start = time.perf_counter()
-        terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6)
+        start, waited = time.perf_counter(), _waited_s()
+        terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6, micro=len(self.images))
         terms["loss"].item()
-        self.measured.steps.append((start, time.perf_counter()))
+        self.measured.steps.append((start, time.perf_counter(), _waited_s() - waited))
         self.state.cursor += len(self.images)
 
     def train(self, seconds: float) -> None:
@@ -151,6 +174,14 @@ class _Trainee:
         self.measured.checkpoints.append((taken, copied, self.events.whole_at))
 
 
+def _waited_s() -> float:
+    """Return for how long this thread was ready to run and no CPU was free; 0 where the kernel doesn't tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def _config(options: Options) -> TrainConfig:
     base = demo()
     return replace(
@@ -162,7 +193,7 @@ def _config(options: Options) -> TrainConfig:
 
 
 class _PeakMemory:
-    """The process's resident memory: at a mark, and the highest after it, in bytes."""
+    """The process's highest resident memory before a mark and after it, in bytes."""
 
     def __init__(self) -> None:
         self.base = self.peak = 0
@@ -176,8 +207,8 @@ class _PeakMemory:
         self._ended.set()
 
     def mark(self) -> None:
-        """Count from here."""
-        self.base = self.peak = self._process.memory_info().rss
+        """Count from here: what training alone needs is known."""
+        self.base = self.peak
 
     def _look(self) -> None:
         while not self._ended.wait(0.01):
@@ -186,17 +217,22 @@ class _PeakMemory:
 
 def _show(options: Options, trainee: _Trainee, memory: _PeakMemory) -> None:
     measured = trainee.measured
-    copies, beside = zip(*measured.lost(), strict=True)
-    writing = [whole - copied for _, copied, whole in measured.checkpoints]
+    rows = {
+        "copy, within a step": measured.copies(),
+        "writing, in a thread": [whole - copied for _, copied, whole in measured.checkpoints],
+        "lost beside": measured.beside(lambda step: step[1] - step[0]),
+        "but for waiting for a CPU": measured.beside(lambda step: step[1] - step[0] - step[2]),
+    }
+    copy, _, beside, own = (statistics.mean(values) for values in rows.values())
     size = sum(trainee.storage.list("checkpoints/").values())
-    share = (statistics.mean(copies) + statistics.mean(beside)) / options.every_s
     table = Table(title=f"a checkpoint of {options.model}: {size / 1e6:.0f} MB to {trainee.storage.uri}")
     for name in ("seconds", "median", "min", "max"):
         table.add_column(name, justify="right")
-    for name, values in (("copy, within a step", copies), ("writing, in a thread", writing), ("lost beside", beside)):
+    for name, values in rows.items():
         shown = (statistics.median(values), min(values), max(values))
         table.add_row(name, *(f"{value:.2f}" for value in shown))
     console = wide_console()
     console.print(table)
-    console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {share:.2%}")
+    shares = f"{(copy + beside) / options.every_s:.2%}, but for waiting for a CPU {(copy + own) / options.every_s:.2%}"
+    console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {shares}")
     console.print(f"peak of extra host memory: {(memory.peak - memory.base) / 1e6:.0f} MB")

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from pipeline.config import TrainConfig
 from pipeline.provenance import breaking, flat_values, recorded_config
-from pipeline.stages import TrainingSchedule
+from pipeline.schedule import TrainingSchedule
 
 
 def prefix_key(config: TrainConfig, num_stages: int) -> str:
@@ -104,7 +104,7 @@ def _nodes(
 
 def stage_costs(config: TrainConfig, samples_per_epoch: int) -> list[float]:
     """Return each stage's images times pixels."""
-    spans = TrainingSchedule(config.stages).spans(samples_per_epoch)
+    spans = TrainingSchedule(config.stages, samples_per_epoch).spans
     return [(span.stop - span.start) * span.stage.image_size**2 for span in spans]
 
 

@@ -56,6 +56,23 @@ def test_the_fingerprint_follows_the_data_and_not_the_folder(shard_folder: Path,
     assert load_manifest(str(moved)).fingerprint not in prints
 
 
+def test_a_local_shard_that_changed_at_equal_size_is_refused_and_a_copy_is_not(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(shard_folder, moved, copy_function=shutil.copyfile)  # without the files' times
+    assert load_manifest(str(moved)).fingerprint == load_manifest(str(shard_folder)).fingerprint
+    shard = moved / "part-000001.tar"
+    data = shard.read_bytes()
+    sample = data.index(b"\xff\xd8\xff")
+    shard.write_bytes(data[:sample] + data[sample + 512 :] + data[sample : sample + 512])
+    with pytest.raises(DataError, match=r"part-000001\.tar: its content is not what .*changed since"):
+        load_manifest(str(moved))
+    write_manifest(moved, [f"part-{number:06d}.tar" for number in (0, 2)], classes=["a"])
+    shard.unlink()
+    assert load_manifest(str(moved)).num_samples == 73
+
+
 def test_our_index_agrees_with_webdataset_and_its_reader(shard_folder: Path) -> None:
     reader = SampleReader(load_manifest(str(shard_folder)))
     urls = [shard.url for shard in reader.manifest.shards]

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from jobs.display import Follower
 from jobs.recipes import demo
-from pipeline.controller import MAX_NOTES, StageController
+from pipeline.controller import StageController
+from pipeline.status import MAX_NOTES
 
 
 def test_every_note_is_shown_once_also_beyond_those_that_the_controller_keeps() -> None:

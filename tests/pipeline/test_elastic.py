@@ -52,7 +52,7 @@ class Run:
     def groups(self) -> list[Group]:
         return groups(self.samples)
 
-    def wait_for(self, told: str, reached: Callable[[list[Group]], bool], timeout: float = 120) -> None:
+    def wait_for(self, told: str, reached: Callable[[list[Group]], bool], timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while not reached(self.groups()):
             assert self.process.poll() is None, self.output.read_text()
@@ -71,7 +71,7 @@ class Run:
     def stop(self) -> str:
         """Press Ctrl-C: a checkpoint and the end. Return what was printed."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(120) == 0, self.output.read_text()
+        assert self.process.wait(300) == 0, self.output.read_text()
         return self.output.read_text()
 
 
@@ -84,7 +84,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(800)
+@pytest.mark.timeout(850)
 def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_path: Path) -> None:
     run = Run(tmp_path, nodes.address)
     try:
@@ -148,4 +148,5 @@ def _check_record(run: Run) -> None:
     (record,) = client.search_runs([experiment.experiment_id])
     assert record.info.status == "KILLED"
     steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
-    assert steps == list(range(5 * BATCH, steps[-1] + 1, 5 * BATCH))
+    assert len(set(steps)) == len(steps)
+    assert set(range(5 * BATCH, steps[-1] + 1, 5 * BATCH)) <= set(steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch.multiprocessing as mp
 from pipeline import parallel
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
-from pipeline.policy import Decision, Progress
+from pipeline.decisions import Checkpoint, SetField
 from tests.pipeline.conftest import MakeConfig
 from tests.pipeline.test_trainer import Recorder, assert_same_weights, make_trainer
 
@@ -25,13 +24,8 @@ class Saving(Recorder):
     """Saves at the first decision point."""
 
     def __init__(self) -> None:
-        super().__init__(lambda progress: Decision.CHECKPOINT if progress.cursor == 48 else Decision.CONTINUE)
-
-    def save(self, snapshot: Callable[[], Snapshot]) -> None:
-        super().save(snapshot)
-
-    def decide(self, progress: Progress) -> Decision:
-        return super().decide(progress)
+        both = SetField(name="lr_scale", value=0.5), Checkpoint(asked_by="ann@here")
+        super().__init__(lambda progress: both if progress.cursor == 48 else ())
 
 
 def _rank(rank: int, config: TrainConfig, folder: str, settled: bool) -> None:

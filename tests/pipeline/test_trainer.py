@@ -5,24 +5,28 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import StochasticDepth
 
 from datasets.config import check_data
 from datasets.loader import sample_order
 from model.factory import build_model
+from model.head import TaskHead
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
+from pipeline.decisions import Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.hooks import TrainHooks
 from pipeline.learner import step_seed
-from pipeline.policy import Decision, Progress
+from pipeline.policy import Progress
+from pipeline.schedule import crossed
 from pipeline.task import build_task
-from pipeline.trainer import Trainer, TrainingError, crossed
+from pipeline.trainer import Trainer, TrainingError
 from tests.pipeline.conftest import MakeConfig
 
 
 class Recorder(TrainHooks):
     """Keeps what the loop says; decides what the test says."""
 
-    def __init__(self, decide: Callable[[Progress], Decision] = lambda _: Decision.CONTINUE) -> None:
+    def __init__(self, decide: Callable[[Progress], tuple[Decision, ...]] = lambda _: ()) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.sizes: list[int] = []
         self.snapshots: list[Snapshot] = []
@@ -34,7 +38,7 @@ class Recorder(TrainHooks):
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         self.rows.append((cursor, metrics))
 
-    def decide(self, progress: Progress) -> Decision:
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
         return self._decide(progress)
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
@@ -68,15 +72,15 @@ def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
 def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> None:
     hooks = Recorder()
     trainer = make_trainer(make_config(), hooks)
-    assert trainer.run() is Decision.NEXT_STAGE
+    assert isinstance(trainer.run(), NextStage)
     assert hooks.sizes == [32, 48]
-    assert trainer.state.cursor == trainer.total_samples == 528
+    assert trainer.state.cursor == trainer.course.schedule.total_samples == 528
     losses = [row["train/loss"] for _, row in hooks.rows if "train/loss" in row]
     assert sum(losses[3:6]) < sum(losses[:3])  # at one image size; the next stage is harder
     evaluated = [cursor for cursor, row in hooks.rows if "val/accuracy" in row]
     assert evaluated == [144, 264, 408, 528]  # the step that crosses an epoch of 132 samples, and each stage's end
     assert [result["samples"] for result in trainer.state.stage_results[:2]] == [264, 264]
-    assert trainer.run() is Decision.NEXT_STAGE  # nothing left
+    assert isinstance(trainer.run(), NextStage)  # nothing left
     assert trainer.state.cursor == 528
 
 
@@ -128,14 +132,17 @@ def test_accumulation_equals_the_whole_batch_without_batch_statistics(make_confi
 
 
 def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: MakeConfig) -> None:
-    def advance_at_96(progress: Progress) -> Decision:
-        return Decision.NEXT_STAGE if progress.cursor == 96 else Decision.CONTINUE
+    def advance_at_96(progress: Progress) -> tuple[Decision, ...]:
+        return (NextStage(asked_by="ann@here"),) if progress.cursor == 96 else ()
 
     whole = Recorder(advance_at_96)
     trainer = make_trainer(make_config(), whole)
     trainer.run()
     assert trainer.state.stage_starts == [0, 96, 360]
-    assert trainer.state.decisions == [{"cursor": 96, "stage": 0, "decision": "next_stage"}]
+    assert trainer.state.decisions == [
+        {"cursor": 96, "stage": 0, "decision": "next_stage", "asked_by": "ann@here"},
+        {"cursor": 360, "stage": 1, "decision": "next_stage", "reason": "its length is reached"},
+    ]
     after = next(snapshot for snapshot in whole.snapshots if snapshot.state.cursor == 96)
     resumed = Recorder()  # nobody asks again: the decision is in the state
     again = make_trainer(make_config(), resumed)
@@ -148,15 +155,98 @@ def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: Ma
 def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at: int) -> None:
     whole = Recorder()
     make_trainer(make_config(), whole).run()
-    stopped = Recorder(lambda progress: Decision.STOP if progress.cursor >= at else Decision.CONTINUE)
+    stopped = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ())
     trainer = make_trainer(make_config(), stopped)
-    assert trainer.run() is Decision.STOP
-    assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.total_samples
+    assert isinstance(trainer.run(), Stop)
+    assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.course.schedule.total_samples
     resumed = Recorder()
     again = make_trainer(make_config(), resumed)
     again.restore(stopped.snapshots[-1])
     again.run()
     assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+
+
+def at(cursor: int, *decisions: Decision) -> Callable[[Progress], tuple[Decision, ...]]:
+    """Decide something at the first decision point at or after a cursor."""
+    left = list(decisions)
+
+    def decide(progress: Progress) -> tuple[Decision, ...]:
+        if progress.cursor < cursor or not left:
+            return ()
+        now, left[:] = tuple(left), []
+        return now
+
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("cursor", "decisions"),
+    [
+        (96, (SetField(name="lr_scale", value=0.1), SetField(name="log_every", value=3), ExtendStage(epochs=0.5))),
+        (264, (ExtendStage(epochs=0.5),)),  # at the stage's very end
+    ],
+)
+def test_what_is_decided_live_is_repeated_bit_for_bit_from_any_checkpoint(
+    make_config: MakeConfig, cursor: int, decisions: tuple[Decision, ...]
+) -> None:
+    whole = Recorder(at(cursor, *decisions))
+    trainer = make_trainer(make_config(), whole)
+    trainer.run()
+    assert trainer.state.cursor == 528 + 72
+    snapshot = next(snapshot for snapshot in whole.snapshots if snapshot.state.decisions)
+    assert snapshot.state.cursor == cursor
+    resumed = Recorder()
+    again = make_trainer(make_config(), resumed)
+    again.restore(snapshot)
+    again.run()
+    assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+    assert again.state.decisions == trainer.state.decisions
+    after = [(at, row["train/loss"], row["train/lr"]) for at, row in whole.rows if at > cursor and "train/loss" in row]
+    assert after == [(at, row["train/loss"], row["train/lr"]) for at, row in resumed.rows if "train/loss" in row]
+    rates = {at: row["train/lr"] for at, row in whole.rows if "train/lr" in row}
+    if len(decisions) > 1:
+        assert rates[144] < 0.2 * rates[96]
+        assert {216, 288, 360} <= rates.keys()  # every third step
+
+
+def test_a_pause_costs_no_step_and_holds_over_a_restart(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.trainer.PAUSE_POLL_S", 0.001)
+    polls = iter(range(100))
+
+    def pause_at_96(progress: Progress) -> tuple[Decision, ...]:
+        if progress.cursor == 96 and not progress.paused and not progress.decisions:
+            return (Pause(),)
+        return (Resume(),) if progress.paused and next(polls) % 3 == 2 else ()
+
+    plain, paused = Recorder(), Recorder(pause_at_96)
+    make_trainer(make_config(), plain).run()
+    make_trainer(make_config(), paused).run()
+    assert next(polls) == 3
+    assert_same_weights(plain.snapshots[-1], paused.snapshots[-1])
+    again = make_trainer(make_config(), waiting := Recorder(pause_at_96))
+    again.restore(next(snapshot for snapshot in paused.snapshots if snapshot.state.cursor == 96))
+    again.run()
+    assert next(polls) > 4  # it waited again before its first step
+    assert_same_weights(plain.snapshots[-1], waiting.snapshots[-1])
+
+
+def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(make_config: MakeConfig) -> None:
+    whole = Recorder()
+    trainer = make_trainer(make_config(), whole)
+    trainer.run()
+    rows = trainer.state.evaluations
+    assert [row["cursor"] for row in rows] == [144, 264, 408, 528]
+    assert {frozenset(row) for row in rows} == {
+        frozenset(("cursor", "stage", "train/loss", "val/loss", "val/accuracy"))
+    }
+    middle = next(snapshot for snapshot in whole.snapshots if snapshot.state.cursor == 216)
+    assert middle.state.since_evaluation["steps"] == 3
+    again = make_trainer(make_config(), Recorder())
+    again.restore(middle)
+    again.run()
+    assert again.state.evaluations == rows
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_cure(make_config: MakeConfig) -> None:
@@ -201,7 +291,7 @@ def test_a_picture_that_cannot_be_made_is_a_warning(make_config: MakeConfig, cap
     again = make_trainer(config, bad)
     again.restore(good.snapshots[-1])
     again.task.classes = ("one name for four classes",)
-    assert again.run() is Decision.NEXT_STAGE
+    assert isinstance(again.run(), NextStage)
     assert bad.picture == b""
     assert "could not be made" in caplog.text
 
@@ -226,3 +316,22 @@ def test_a_frozen_run_trains_the_head_alone(make_config: MakeConfig) -> None:
     for name, value in before.items():
         if name not in head:
             torch.testing.assert_close(end.ema[f"module.{name}"], value)
+
+
+def test_dropout_and_stochastic_depth_follow_the_stage(make_config: MakeConfig) -> None:
+    config = make_config()
+    first, second = config.stages
+    stages = replace(first, stochastic_depth=0.3, epochs=0.2), replace(second, epochs=0.2)
+    hooks = Recorder()
+    trainer = make_trainer(replace(config, stages=stages), hooks)
+    rates = []
+    for span in trainer.schedule.spans(trainer.samples_per_epoch):
+        trainer.fit(span)
+        drops = [module.p for module in trainer.learner.model.modules() if isinstance(module, StochasticDepth)]
+        heads = [module.dropout for module in trainer.learner.model.modules() if isinstance(module, TaskHead)]
+        assert drops == pytest.approx([drops[-1] * index / (len(drops) - 1) for index in range(len(drops))])
+        rates.append((round(drops[-1] * len(drops) / (len(drops) - 1), 9), heads))
+    assert rates == [(0.3, [first.dropout]), (config.model.stochastic_depth, [second.dropout])]
+    logged = [row["stage/stochastic_depth"] for _, row in hooks.rows if "train/loss" in row]
+    assert logged[0] == 0.3
+    assert logged[-1] == config.model.stochastic_depth

@@ -1,0 +1,92 @@
+"""Tell a run what to do: `python -m jobs.control RUN COMMAND [ARGUMENTS] [--address HOST:PORT]`.
+
+Commands: advance (end the stage), extend EPOCHS (make the stage longer), checkpoint, pause, resume, stop (with a
+checkpoint; the same submission resumes it), set FIELD VALUE (lr_scale, patience, log_every).
+The answer comes at once. The command is carried out at the next decision point, by all workers at the same step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import tyro
+
+from infra.running import answer, controllers, visit
+from jobs.cli import UsageError, operator, parse, run_main
+from pipeline.decisions import LIVE_FIELDS, Checkpoint, Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
+
+COMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., Decision]]] = {
+    "advance": ((), NextStage),
+    "extend": (("EPOCHS",), lambda epochs: ExtendStage(epochs=_number(epochs))),
+    "checkpoint": ((), Checkpoint),
+    "pause": ((), Pause),
+    "resume": ((), Resume),
+    "stop": ((), Stop),
+    "set": (("FIELD", "VALUE"), lambda name, value: SetField(name=name.replace("-", "_"), value=_number(value))),
+}
+"""What can be said: its arguments, and the decision that it asks for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is said to which run."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Name of the run."""
+    command: Annotated[str, tyro.conf.Positional]
+    """What it is to do."""
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Of the command: EPOCHS for extend, FIELD VALUE for set."""
+    address: str = ""
+    """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
+    reason: str = ""
+    """Why, for the record."""
+
+
+def decision_of(command: str, arguments: Sequence[str]) -> Decision:
+    """Return the decision that a command asks for.
+
+    Raises:
+        ValueError: no such command, or wrong arguments.
+    """
+    if command not in COMMANDS:
+        raise UsageError(f"no command is named {command!r}: there are {', '.join(COMMANDS)}")
+    names, make = COMMANDS[command]
+    if len(arguments) != len(names):
+        hint = f" (FIELD: {', '.join(LIVE_FIELDS)})" if command == "set" else ""
+        raise UsageError(f"usage: jobs.control RUN {' '.join((command, *names))}{hint}")
+    return make(*arguments)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask the run's controller; print its answer."""
+    options = parse(Options, argv, prog="python -m jobs.control", description=__doc__)
+    decision = replace(decision_of(options.command, options.arguments), asked_by=operator(), reason=options.reason)
+    others: list[str] = []
+
+    def tell() -> str | None:
+        found = controllers()
+        others.extend(found)
+        return answer(found[options.run], "ask", decision) if options.run in found else None
+
+    answers = [said for said in visit(options.address, tell).values() if said]
+    if options.run in others:
+        print(f"{options.run}: {answers[0] if answers else 'its controller has ended or does not answer'}")
+        return 0 if answers else 1
+    there = f"there are {', '.join(others)}" if others else "no run is on"
+    print(f"error: no run named {options.run!r} is on: {there}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    run_main(main)

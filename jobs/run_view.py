@@ -1,0 +1,115 @@
+"""A run's status for the terminal: its stages as a table, and lines on speed, safety and what was decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jobs.display import duration
+from pipeline.description import in_words
+
+SHOWN = 4
+"""Newest decisions and notes that are shown."""
+SCORES = ("val/accuracy", "val/miou")
+
+
+def run_view(status: dict[str, Any]) -> RenderableType:
+    """Return a run's status, as `StageController.status` gives it, for the terminal."""
+    head = Text(f"{status.get('name', 'run')}: {status['phase']}", style="bold")
+    progress = status["progress"]
+    if progress is None:
+        return Group(head, *_lines(status))
+    per_epoch, spans = progress["samples_per_epoch"], progress["spans"]
+    epoch, epochs = progress["cursor"] / per_epoch, spans[-1]["stop"] / per_epoch
+    head.append(
+        f", stage {min(progress['stage'] + 1, len(spans))} of {len(spans)}, epoch {epoch:.1f} of {epochs:.1f}, "
+        f"cursor {progress['cursor']:,} of {spans[-1]['stop']:,}"
+    )
+    if status["left_s"] and status["phase"] == "training":
+        head.append(f", {duration(sum(status['left_s']))} left")
+    return Group(head, _stages(status), *_lines(status))
+
+
+def _stages(status: dict[str, Any]) -> Table:
+    progress = status["progress"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "px", "RandAug", "Mixup", "dropout", "batch", "workers", "epochs", "images/s", "score", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for span in progress["spans"]:
+        index, stage = span["index"], span["stage"]
+        result = progress["stage_results"][index] if index < len(progress["stage_results"]) else {}
+        left = status["left_s"][index] if status["left_s"] else 0.0
+        table.add_row(
+            f"{'>' if index == progress['stage'] else ' '} {index + 1}",
+            *(f"{stage['image_size']}", f"{stage['randaugment_magnitude']:.2g}", f"{stage['mixup_alpha']:.2g}"),
+            *(f"{stage['dropout']:.2g}", f"{stage['batch_size']}", _workers(stage["num_workers"], progress)),
+            f"{(span['stop'] - span['start']) / progress['samples_per_epoch']:.3g}",
+            f"{result['samples'] / result['train_s']:.0f}" if result.get("train_s") else "",
+            _score(result),
+            _time(result, left, index, progress["stage"]),
+            style="" if index == progress["stage"] else "dim",
+        )
+    return table
+
+
+def _workers(asked: int | list[int], progress: dict[str, Any]) -> str:
+    if not asked:
+        return f"{progress['num_workers']}"
+    return f"{asked}" if isinstance(asked, int) else f"{asked[0]}-{asked[1]}"
+
+
+def _score(result: dict[str, float]) -> str:
+    return next((f"{result[name]:.3f}" for name in SCORES if name in result), "")
+
+
+def _time(result: dict[str, float], left_s: float, index: int, now: int) -> str:
+    took = duration(result.get("train_s", 0.0) + result.get("eval_s", 0.0)) if result else ""
+    if index < now:
+        return took
+    left = f"{duration(left_s)} left" if left_s else ""
+    return ", ".join(filter(None, (took if index == now else "", left)))
+
+
+def _lines(status: dict[str, Any]) -> list[Text]:
+    rows = [_speed(status), _safety(status), _settings(status)]
+    rows += [f"asked for: {', '.join(status['pending'])}"] if status["pending"] else []
+    decided = (status["progress"] or {}).get("decisions", ())
+    rows += [f"decided: {in_words(entry)}" for entry in decided[-SHOWN:]]
+    rows += [f"note: {line}" for line in status["notes"][-SHOWN:]]
+    rows += [f"error: {status['error']}"] if status["error"] else []
+    return [Text(f"  {row}") for row in rows if row]
+
+
+def _speed(status: dict[str, Any]) -> str:
+    metrics, progress, workers = status["metrics"], status["progress"], status["workers"]
+    if "train/images_per_s" not in metrics or progress is None:
+        return ""
+    rate = metrics["train/images_per_s"]
+    parts = [
+        f"{rate:.0f} images/s in all, {rate / progress['num_workers']:.0f} a worker",
+        f"{progress['num_workers']} workers on {workers['nodes']} node{'' if workers['nodes'] == 1 else 's'}",
+        f"{metrics.get('train/data_wait_share', 0):.0%} of the time waits for data",
+        f"loss {metrics['train/loss']:.3f}",
+    ]
+    parts += [f"{name.removeprefix('val/')} {metrics[name]:.3f}" for name in (*SCORES, "val/loss") if name in metrics]
+    return " | ".join(parts)
+
+
+def _safety(status: dict[str, Any]) -> str:
+    saved = status["checkpoint"]
+    at = f"checkpoint at cursor {saved['cursor']:,}, {duration(saved['age_s'])} old" if saved else "no checkpoint yet"
+    faults = status["recoveries"]
+    parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"heard {duration(status['age_s'])} ago"]
+    quiet = status["workers"].get("quietest")
+    if quiet and quiet["age_s"] > 30 and status["phase"] == "training":
+        parts.append(f"rank {quiet['rank']} has said nothing for {duration(quiet['age_s'])}")
+    return " | ".join(parts)
+
+
+def _settings(status: dict[str, Any]) -> str:
+    changed = (status["progress"] or {}).get("settings", {})
+    return f"learning rate x {changed['lr_scale']:g}" if changed.get("lr_scale", 1.0) != 1.0 else ""

@@ -1,0 +1,104 @@
+"""Show the runs that are on: `python -m jobs.status [RUN] [--watch] [--json] [--address HOST:PORT]`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from infra.cluster import ClusterError
+from infra.running import answer, attached, controllers, is_local, visit
+from jobs.cli import parse, run_main
+from jobs.display import wide_console
+from jobs.run_view import run_view
+from pipeline.sweep.config import is_of_study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is shown, and how."""
+
+    run: Annotated[str, tyro.conf.Positional] = ""
+    """Name of a run, or of a sweep or search, for its trials that are on; none: all runs."""
+    watch: bool = False
+    """Show it again and again, until the runs have ended."""
+    every_s: float = 2.0
+    """With --watch: seconds between two looks."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON, a line for each look, instead of tables."""
+    address: str = ""
+    """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the runs once, or until they end. Exit code 1: no such run is on."""
+    options = parse(
+        Options, argv, prog="python -m jobs.status", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    console = wide_console()
+    looks = visit(options.address, lambda: _statuses(options.run))
+    some = [address for address, found in looks.items() if found]
+    if not some:
+        print(f"no run named {options.run!r} is on" if options.run else "no run is on")
+        return 1
+    _show(console, options, _flat(looks))
+    if options.watch:
+        _watch(console, options, some)
+    return 0
+
+
+def _flat(looks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [status for found in looks.values() for status in found]
+
+
+def _statuses(run: str) -> list[dict[str, Any]]:
+    found = [
+        answer(actor, "status") for name, actor in controllers().items() if run in ("", name) or is_of_study(name, run)
+    ]
+    return [status for status in found if status is not None]
+
+
+def _watch(console: Console, options: Options, addresses: list[str]) -> None:
+    """Show the runs until all have ended. One cluster stays connected; several are gone through."""
+    if len(addresses) > 1:
+        _repeat(console, options, lambda: _flat(visit(options.address, lambda: _statuses(options.run))))
+    else:
+        with suppress(ClusterError), attached(addresses[0], found_here=is_local(options.address)):
+            _repeat(console, options, lambda: _statuses(options.run))
+
+
+def _repeat(console: Console, options: Options, statuses: Callable[[], list[dict[str, Any]]]) -> None:
+    if options.as_json or not console.is_terminal:
+        while found := statuses():
+            _show(console, options, found)
+            time.sleep(options.every_s)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while found := statuses():
+            live.update(_views(found), refresh=True)
+            time.sleep(options.every_s)
+    console.print("all runs have ended" if not options.run else f"{options.run} has ended")
+
+
+def _show(console: Console, options: Options, found: list[dict[str, Any]]) -> None:
+    if options.as_json:
+        print(json.dumps(found), flush=True)
+    else:
+        console.print(_views(found))
+
+
+def _views(found: list[dict[str, Any]]) -> RenderableType:
+    clock = Text(time.strftime("%H:%M:%S"), style="dim")
+    return Group(clock, *(run_view(status) for status in found))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,95 @@
+"""Decisions that were carried out, kept beside the checkpoints: a run that goes on from before them repeats them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from infra.storage import MissingKeyError, Storage, StorageError
+from pipeline.decisions import Decision, Record, record_of
+
+JOURNAL_FILE = "decisions.json"
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The replayed decisions of a run, in the order of their cursors; a run that went back goes through them again.
+
+    A training state holds the first k of them. What comes after those in here was decided by the same run later, before
+    it was thrown back, and is due again at the same cursors. What is decided anew meanwhile comes before them.
+
+    Args:
+        rows: known so far.
+        changed: is called with all rows after each change.
+    """
+
+    def __init__(
+        self, rows: Sequence[Record] = (), changed: Callable[[list[Record]], None] = lambda rows: None
+    ) -> None:
+        self._rows, self._changed = list(rows), changed
+
+    def due(self, num_done: int, cursor: int) -> list[Decision]:
+        """Return what is to be carried out again now, of a run whose state holds `num_done` of them."""
+        return [row.decision for row in self._rows[num_done:] if row.cursor <= cursor]
+
+    def add(self, num_done: int, rows: Sequence[Record]) -> None:
+        """Add what is carried out for the first time, behind the `num_done` that the state holds."""
+        if rows:
+            self._rows[num_done:num_done] = rows
+            self._changed(list(self._rows))
+
+
+def stored_rows(storage: Storage, done: Sequence[Record]) -> list[Record]:
+    """Return the journal that a run's storage holds, if the run whose state holds `done` goes on in it; else `done`."""
+    try:
+        rows = [record_of(entry) for entry in json.loads(storage.read(JOURNAL_FILE))]
+    except MissingKeyError:
+        return list(done)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, StorageError):
+            raise
+        log.warning("%s/%s can't be read: %s", storage.uri, JOURNAL_FILE, error)
+        return list(done)
+    return rows if rows[: len(done)] == list(done) else list(done)
+
+
+class JournalWriter:
+    """Writes a journal in a thread of its own; no decision waits for storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._rows: list[Record] | None = None
+        self._busy = False
+        self._lock = threading.Lock()
+
+    def __call__(self, rows: list[Record]) -> None:
+        """Have these rows written soon, in place of those that wait."""
+        with self._lock:
+            self._rows = rows
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._work, name="journal", daemon=True).start()
+
+    def _work(self) -> None:
+        while (data := self._next()) is not None:
+            try:
+                self.storage.write(JOURNAL_FILE, data)
+            except StorageError as error:  # the next checkpoint holds the decisions as well
+                log.warning("%s", error)
+
+    def _next(self) -> bytes | None:
+        with self._lock:
+            rows, self._rows = self._rows, None
+            self._busy = rows is not None
+        entries: list[dict[str, Any]] | None = None if rows is None else [row.entry() for row in rows]
+        return None if entries is None else json.dumps(entries, indent=1).encode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What crosses to the controller's process."""
+        return {"storage": self.storage}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["storage"])  # type: ignore[misc]

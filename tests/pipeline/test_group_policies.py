@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline.elastic import ProgressPolicy, allowed_count
+
+
+@pytest.mark.parametrize(
+    ("available", "low", "high", "count"),
+    [(2, 1, 2, 2), (1, 1, 2, 1), (0, 1, 2, 0), (7, 1, 8, 6), (5, 5, 8, 0), (11, 2, 8, 6), (12, 1, 12, 12)],
+)
+def test_workers_are_the_most_that_share_the_lanes(available: int, low: int, high: int, count: int) -> None:
+    assert allowed_count(available, low, high, num_lanes=12) == count
+
+
+def test_failures_count_only_while_the_run_gets_no_further() -> None:
+    reached = [-1]
+    policy = ProgressPolicy(FailureConfig(max_failures=2), reached=lambda: reached[0])
+    failure = WorkerGroupError("lost", {0: RuntimeError("killed")})
+    for cursor in (0, 24, 48, 72, 96, 120):  # one failure after another, each later than the one before
+        reached[0] = cursor
+        assert policy.make_decision(failure) is FailureDecision.RETRY
+    reached[0] = 60  # back at a checkpoint, and no further than ever before
+    assert policy.make_decision(failure) is FailureDecision.RETRY
+    assert policy.make_decision(failure) is FailureDecision.RAISE

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+
+from infra.storage import open_storage
+from pipeline.decisions import ExtendStage, NextStage, Record, SetField
+from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
+
+ADVANCE = Record(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
+EXTEND = Record(240, 1, ExtendStage(epochs=1.0))
+SLOWER = Record(144, 1, SetField(name="lr_scale", value=0.5))
+
+
+def test_a_run_that_went_back_repeats_its_decisions_at_their_cursors() -> None:
+    seen: list[list[Record]] = []
+    journal = Journal(changed=seen.append)
+    journal.add(0, [ADVANCE])
+    journal.add(1, [EXTEND])
+    assert journal.due(2, 500) == []
+    # Killed, and back at a state of before both.
+    assert journal.due(0, 72) == []
+    assert journal.due(0, 96) == [ADVANCE.decision]
+    # Decided anew meanwhile: comes before what is still due.
+    journal.add(1, [SLOWER])
+    assert journal.due(2, 216) == []
+    assert journal.due(2, 240) == [EXTEND.decision]
+    assert seen[-1] == [ADVANCE, SLOWER, EXTEND]
+
+
+def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
+    writer = pickle.loads(pickle.dumps(JournalWriter(storage)))
+    for _ in range(20):
+        writer([ADVANCE])
+    writer([ADVANCE, EXTEND])
+    deadline = time.monotonic() + 10
+    while stored_rows(storage, []) != [ADVANCE, EXTEND]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert stored_rows(storage, [ADVANCE]) == [ADVANCE, EXTEND]
+    assert stored_rows(storage, [SLOWER]) == [SLOWER]  # another timeline
+    storage.write(JOURNAL_FILE, b"[{")
+    assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
