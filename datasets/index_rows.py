@@ -77,7 +77,8 @@ def load_index(folder: str | Path) -> np.ndarray:
     """
     path = Path(folder) / INDEX_NAME
     try:
-        index = np.load(path, mmap_mode="r")
+        # Not np.load: it opens a zip as well, as something else than an array.
+        index = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable index of samples ({error}); {HOW_TO_MAKE}") from error
     _check_dtype(index.dtype, str(path))
@@ -98,7 +99,7 @@ def _remote_head(folder: str) -> tuple[int, tuple[np.dtype, int]]:
             raise
         raise DataError(f"{url}: not a readable index of samples ({error}); {HOW_TO_MAKE}") from error
     _check_dtype(dtype, url)
-    return shape[0], (dtype, stream.tell())
+    return shape[0] if shape else 0, (dtype, stream.tell())
 
 
 def _check_dtype(dtype: np.dtype, place: str) -> None:

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from infra.storage_base import checked_key
+
 log = logging.getLogger(__name__)
 
-MAX_INLINE_BYTES = 8 << 20
-"""Files up to this size are spooled with their content, larger ones by their local path."""
 MAX_FILE_BYTES = 256 << 20
 """Content of unsent files that is held in memory at most."""
 
@@ -155,6 +155,8 @@ class Outbox:
         """Return all that waits, as JSON lines."""
         with self._lock:
             rows, files = list(self._rows), list(self._files.values())
+        files = [file for file in files if isinstance(file.content, bytes) or file.content.is_file()]
+        with self._lock:
             labels = [{kind: labels} for kind, labels in self._labels.items() if labels]
         lines = [{"step": row.step, "time_ms": row.time_ms, "metrics": row.values} for row in rows]
         return "".join(json.dumps(line) + "\n" for line in [*labels, *lines, *map(_file_line, files)]).encode()
@@ -179,8 +181,8 @@ class Outbox:
             values = {str(key): float(value) for key, value in line["metrics"].items()}
             self._rows.append(Row(int(line["step"]), int(line["time_ms"]), values))
         elif "file" in line:
-            content = base64.b64decode(line["data"]) if "data" in line else Path(line["local"])
-            self._files[str(line["file"])] = File(str(line["file"]), content)
+            path = checked_key(line["file"])
+            self._files[path] = File(path, base64.b64decode(line["data"]))
         for kind in self._labels.keys() & line.keys():
             self._labels[kind].update({str(name): str(value) for name, value in line[kind].items()})
 
@@ -202,9 +204,6 @@ def _without_repetitions(rows: Iterable[Row], last: dict[str, int]) -> list[Row]
 
 
 def _file_line(file: File) -> dict[str, str]:
-    content = file.content
-    if isinstance(content, bytes):
-        return {"file": file.path, "data": base64.b64encode(content).decode()}
-    if content.is_file() and content.stat().st_size <= MAX_INLINE_BYTES:
-        return {"file": file.path, "data": base64.b64encode(content.read_bytes()).decode()}
-    return {"file": file.path, "local": str(content)}
+    """Return a file with its content: a path would have the next process send whatever file a spool names."""
+    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+    return {"file": file.path, "data": base64.b64encode(content).decode()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import uuid
 
 from infra.outbox import Outbox
 from infra.storage import MissingKeyError, Storage
+
+log = logging.getLogger(__name__)
 
 KEY_FILE = "tracking/run.json"
 SPOOL_FILE = "tracking/unsent.jsonl"
@@ -31,8 +34,13 @@ class Spool:
         key = uuid.uuid4().hex
         if self._storage is None:
             return key
-        self._storage.write_if_absent(KEY_FILE, json.dumps({"key": key, "name": run_name}).encode())
-        return str(json.loads(self._storage.read(KEY_FILE))["key"])
+        record = json.dumps({"key": key, "name": run_name}).encode()
+        self._storage.write_if_absent(KEY_FILE, record)
+        if found := _key_in(self._storage.read(KEY_FILE)):
+            return found
+        log.warning("tracking: %s is damaged; the record goes on as a new one", self._storage.location(KEY_FILE))
+        self._storage.write(KEY_FILE, record)
+        return key
 
     def load(self) -> None:
         """Put into the outbox, once, what an earlier process left. Raises `StorageError`."""
@@ -64,6 +72,15 @@ class Spool:
             except MissingKeyError:
                 pass
         self._loaded = True
+
+
+def _key_in(record: bytes) -> str:
+    """Return the identity in a record; empty where it holds none, since it becomes a part of a query."""
+    try:
+        key = str(json.loads(record)["key"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return key if key.isalnum() else ""
 
 
 def spooled_status(storage: Storage) -> str | None:

@@ -6,11 +6,9 @@ mean and std are inside the graph. The output is `logits`, float32 [B, K] or, of
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from pipeline.archive import UnsafeArchiveError, safe_archive
 from pipeline.saved import SavedModel
 
 SUFFIXES = (".onnx", ".pt2")
@@ -114,11 +113,12 @@ def _open_onnx(path: Path) -> tuple[dict[str, Any], Run]:
 
 
 def _open_pt2(path: Path) -> tuple[dict[str, Any], Run]:
-    _refuse_pickles(path)
     extra = {FACTS_FILE: ""}
     try:
         with _quiet():
-            program = torch.export.load(path, extra_files=extra)
+            program = torch.export.load(safe_archive(path), extra_files=extra)
+    except UnsafeArchiveError as error:
+        raise ExportError(f"{path}: is not loaded: {error}") from None
     except Exception as error:  # of the many parts of an archive, each fails in a way of its own
         raise ExportError(f"{path}: torch.export can't load it: {str(error).splitlines()[0]}") from error
     if not extra[FACTS_FILE]:
@@ -131,24 +131,6 @@ def _open_pt2(path: Path) -> tuple[dict[str, Any], Run]:
         return logits.numpy()
 
     return json.loads(extra[FACTS_FILE]), run
-
-
-def _refuse_pickles(path: Path) -> None:
-    """Refuse an archive in which something would be unpickled; torch.export.load has no switch for it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                content = archive.read(name) if name.endswith(("_config.json", ".pt")) else b""
-                if name.endswith("_config.json"):
-                    entries = json.loads(content)["config"].values()
-                    if any(entry["use_pickle"] for entry in entries):
-                        raise ExportError(f"{path}: holds pickled objects, which are never loaded")
-                elif content:
-                    torch.load(io.BytesIO(content), weights_only=True)
-    except ExportError:
-        raise
-    except Exception as error:  # not a zip, not JSON, not weights only
-        raise ExportError(f"{path}: no `.pt2` file that can be loaded safely: {str(error).splitlines()[0]}") from error
 
 
 def largest_difference(saved: SavedModel, run: Run, images: np.ndarray) -> float:

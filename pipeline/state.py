@@ -206,7 +206,7 @@ def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> 
     """Return a checkpoint's state and facts; raise CheckpointError when it has none that can be read."""
     try:
         return parse_state(read_verified(storage, key, "state.json", files["state.json"]))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{storage.uri}/{key}/state.json can't be read ({type(error).__name__})") from error
 
 

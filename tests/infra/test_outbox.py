@@ -6,7 +6,6 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import outbox as outbox_module
 from infra.outbox import File, Outbox, Row
 
 
@@ -85,16 +84,15 @@ def test_a_changed_label_is_not_confirmed_by_its_old_value() -> None:
     assert outbox.labels("tags") == {"a": "2"}
 
 
-def test_large_files_are_spooled_by_path(tmp_path: Path, monkeypatch: object) -> None:
-    small, large = tmp_path / "small", tmp_path / "large"
-    small.write_bytes(b"1")
-    large.write_bytes(bytes(outbox_module.MAX_INLINE_BYTES + 1))
+def test_files_are_spooled_with_their_content(tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.write_bytes(b"1")
     outbox = Outbox(100)
-    outbox.add_file(File("small", small))
-    outbox.add_file(File("large", large))
+    outbox.add_file(File("folder/local", local))
+    outbox.add_file(File("gone", tmp_path / "gone"))
     later = Outbox(100)
     later.load(outbox.dump())
-    assert later.files() == [File("small", b"1"), File("large", large)]
+    assert later.files() == [File("folder/local", b"1")]
 
 
 def test_memory_is_bounded_and_the_loss_is_counted() -> None:

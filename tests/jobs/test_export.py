@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,24 +84,93 @@ class _Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("place", ["sample_inputs", "use_pickle"])
-def test_nothing_in_a_pt2_file_is_unpickled(exported: dict[str, Path], tmp_path: Path, place: str) -> None:
+Change = Callable[[dict[str, bytes], bytes, str], None]
+"""Changes the entries of an archive; is given an evil pickle, and Python code of the same effect."""
+
+
+def _set_json(entries: dict[str, bytes], name: str, change: Callable[[Any], Any]) -> None:
+    values = json.loads(entries[name])
+    change(values)
+    entries[name] = json.dumps(values).encode()
+
+
+def _inputs(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    entries["data/sample_inputs/model.pt"] = evil
+
+
+def _pickled_weight(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    name = "data/weights/model_weights_config.json"
+    _set_json(entries, name, lambda values: next(iter(values["config"].values())).update(use_pickle=True))
+    entries["data/weights/weight_0"] = evil
+
+
+def _opaque_constant(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    name = "data/constants/model_constants_config.json"
+    _set_json(entries, name, lambda values: values["config"].update(c=entry))
+    entries["data/constants/opaque_obj_0"] = evil
+
+
+def _expression(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    forged = re.sub(rb"Symbol\('\w+', positive=True, integer=True\)", code.encode(), entries["models/model.json"])
+    assert code.encode() in forged
+    entries["models/model.json"] = forged
+
+
+def _guard(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    _set_json(entries, "models/model.json", lambda program: program.update(guards_code=[f"{code} is None"]))
+
+
+def _function(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    text = {"name": "", "arg": {"as_string": f"touch {code.split(chr(39))[-2]}"}, "kind": 1}
+    call = {"target": "torch.os.system", "inputs": [text], "outputs": [], "metadata": {}, "name": "evil"}
+    node = {**call, "is_hop_single_tensor_return": None}
+    _set_json(entries, "models/model.json", lambda program: program["graph_module"]["graph"]["nodes"].insert(0, node))
+
+
+def _library(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    entries["data/aotinductor/model/model.so"] = b"\x7fELF"
+
+
+def _older_format(entries: dict[str, bytes], evil: bytes, code: str) -> None:
+    del entries["archive_version"]  # the loader then takes it for a file of PyTorch 2.7
+    entries["../version"] = b"8.20"
+    entries["../serialized_exported_program.json"] = entries["models/model.json"]
+    for name in ("state_dict", "constants", "example_inputs"):
+        entries[f"../serialized_{name}.pt"] = evil
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_inputs, "Weights only load failed"),
+        (_pickled_weight, "holds pickled objects"),
+        (_opaque_constant, "opaque_obj_0, which no model needs"),
+        (_expression, "is no formula"),
+        (_guard, ""),
+        (_function, r"calls 'torch\.os\.system'"),
+        (_library, r"model\.so, which no model needs"),
+        (_older_format, "which no model needs"),
+    ],
+)
+def test_nothing_in_a_pt2_file_runs(exported: dict[str, Path], tmp_path: Path, change: Change, message: str) -> None:
     forged, touched = tmp_path / "forged.pt2", tmp_path / "touched"
-    torch.save((_Evil(touched),), tmp_path / "evil.pt")
-    with zipfile.ZipFile(exported["classifier.pt2"]) as old, zipfile.ZipFile(forged, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if place == "sample_inputs" and "sample_inputs" in name:
-                data = (tmp_path / "evil.pt").read_bytes()
-            elif place == "use_pickle" and name.endswith("weights_config.json"):
-                config = json.loads(data)
-                next(iter(config["config"].values()))["use_pickle"] = True
-                data = json.dumps(config).encode()
-            elif place == "use_pickle" and name.endswith("weights/weight_0"):
-                data = pickle.dumps(_Evil(touched))
-            new.writestr(name, data)
-    with pytest.raises(ExportError, match="forged"):
-        open_exported(forged)
+    stream = io.BytesIO()
+    torch.save((_Evil(touched),), stream)
+    with zipfile.ZipFile(exported["classifier.pt2"]) as old:
+        entries = {name.partition("/")[2]: old.read(name) for name in old.namelist()}
+    evil = pickle.dumps(_Evil(touched)) if change is _opaque_constant else stream.getvalue()
+    change(entries, evil, f"__import__('pathlib').Path.touch(__import__('pathlib').Path('{touched}'))")
+    with zipfile.ZipFile(forged, "w") as new:
+        for name, data in entries.items():
+            new.writestr(f"model/{name}".replace("model/../", ""), data)
+    if message:
+        with pytest.raises(ExportError, match=message) as error:
+            open_exported(forged)
+        assert "\n" not in str(error.value)
+    else:  # what is left out, the model doesn't need
+        run = open_exported(forged)[1]
+        run(np.zeros((2, 3, 48, 48), dtype=np.uint8))
     assert not touched.exists()
 
 
