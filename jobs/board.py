@@ -77,7 +77,7 @@ def said(study: Study, record: Record) -> str:
     """Return one line on what a trial has reached, or an empty text."""
     scores = study.scores(record)
     if not scores:
-        return "failed" if record.state == "failed" else ""
+        return f"failed: {record.error}" if record.state == "failed" else ""
     state = {"open": "", "finished": ", finished", "stopped": ", stopped", "failed": ", failed"}[record.state]
     return f"stage {len(scores)}/{len(study.base.stages)}, {study.score_name} {scores[-1]:.4f}{state}"
 

@@ -1,4 +1,4 @@
-"""Ends a study's runs with checkpoints: on Ctrl-C, or when its time is over."""
+"""Ends a study's runs with checkpoints: a scheduler's choice, or all on Ctrl-C or when the time is over."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ AGAIN_S = 1.0
 
 
 class Stopper:
-    """Tells every run of a study to stop at its next decision point. Nothing new is begun then."""
+    """Tells runs of a study to stop at their next decision point: one, or all of them and nothing new is begun."""
 
     def __init__(self, study: str) -> None:
         self._study = study
         self._stop, self._over = threading.Event(), threading.Event()
+        self._ended: set[str] = set()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Stopper, (self._study,)  # Tune pickles its scheduler, which has it, to restore it
 
     @property
     def stopping(self) -> bool:
         """Whether the study is to end."""
         return self._stop.is_set()
+
+    def end(self, run: str) -> None:
+        """Stop one run, now or as soon as it has started."""
+        self._ended = {*self._ended, run}
 
     @contextlib.contextmanager
     def after(self, seconds: float) -> Iterator[None]:
@@ -55,15 +63,15 @@ class Stopper:
         self._stop.set()
 
     def _tell(self) -> None:
-        while not (self._stop.wait(AGAIN_S) or self._over.is_set()):
-            continue
         told: set[Any] = set()
-        while not self._over.is_set():
+        while not self._over.wait(AGAIN_S):
+            if not (self.stopping or self._ended):
+                continue
             for name, controller in _controllers().items():
-                if is_of_study(name, self._study) and controller._actor_id not in told:
+                meant = name in self._ended or (self.stopping and is_of_study(name, self._study))
+                if meant and controller._actor_id not in told:
                     told.add(controller._actor_id)
                     controller.ask.remote(Stop(asked_by=self._study))
-            self._over.wait(AGAIN_S)
 
 
 def _controllers() -> dict[str, Any]:

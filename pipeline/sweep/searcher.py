@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from pipeline.sweep.ledger import Record
 
 METRICS = "metrics/"
 """Tune flattens results: so a stage's metrics begin."""
+
+
+class ErrorNotes(Callback):
+    """Writes down why a trial failed; its searcher hears only that it did."""
+
+    def __init__(self, failed: Callable[[int, str], None]) -> None:
+        self._failed = failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing, as the searcher does."""
+        return {}
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take the last line of what went wrong."""
+        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+        self._failed(trial.config["number"], lines[-1] if lines else "")
 
 
 class LedgerSearcher(Searcher):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -102,10 +101,12 @@ def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
     write_shards(hosts.folder / "data" / "train", [60, 60])
     write_shards(hosts.folder / "data" / "val", [24])
     output(on_laptop(hosts, ray, "up", "--yes", "--no-config-cache", config))
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 240
     while "2.0 CPU" not in (said := output(on_laptop(hosts, ray, "exec", config, ". ~/.profile; ray status"))):
-        assert time.monotonic() < deadline, said
-        time.sleep(2)
+        if time.monotonic() > deadline:
+            see = "tail -n 60 /tmp/ray/session_latest/logs/monitor*"
+            pytest.fail(said + output(on_laptop(hosts, ray, "exec", config, see)))
+        time.sleep(5)
     run = submit(hosts, config)
     log = []
     for line in run.stdout or ():
@@ -115,7 +116,7 @@ def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
     assert any("1 to 2 workers" in line for line in log), "".join(log)
     hosts.cut(WORKER)
     log.append(output(run))
-    assert "recovered 1x" in "".join(log) or "note: " in "".join(log), "".join(log)
+    assert "recovered 1x" in "".join(log), "".join(log)
     output(on_laptop(hosts, ray, "down", "--yes", config))
     assert list((hosts.folder / "runs" / "cut" / "checkpoints").iterdir())
 
@@ -130,7 +131,3 @@ def submit(hosts: Hosts, config: str) -> subprocess.Popen[str]:
     job = [sys.executable, "-m", "jobs.submit", "demo", "--name", "cut", *places, *tracking, *small, *pace]
     tunnel = f'{BIN / "ray"} dashboard {config} > {folder}/tunnel.log 2>&1 & sleep 8; exec "$@"'
     return on_laptop(hosts, "sh", "-c", tunnel, "sh", *job)
-
-
-def test_the_hosts_are_gone_after_the_test(hosts: Hosts) -> None:
-    assert shutil.which("ray") is None or hosts.processes(0) == []
