@@ -40,7 +40,7 @@ class Run:
             *("demo", "--name", "elastic", "--storage", str(folder / "runs"), "--cluster.address", address),
             *("--cluster.num-workers", "1", "2", "--cluster.grow-check-s", "2", "--cluster.max-failures", "-1"),
             *("--data.train", str(folder / "train"), "--data.val", str(folder / "val"), "--trainer.log-every", "5"),
-            *("--trainer.eval-every-epochs", "1000", "--checkpoint.every-epochs", "3"),
+            *("--trainer.eval-every-epochs", "1000", "--checkpoint.every-epochs", "1"),
             *("--tracking.uri", f"sqlite:///{folder}/mlflow.db", "--tracking.system-metrics", "False"),
         ]
         self.output = folder / "output.txt"

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+TOGETHER_S = 5.0
+"""Ranks of one group write their first lines within this time."""
+
 
 @dataclass(slots=True)
 class Group:
@@ -28,8 +31,10 @@ def groups(folder: Path) -> list[Group]:
     found = [Group(lines[0]["time"], lines[0]["world_size"]) for lines in files if lines[0]["rank"] == 0]
     found.sort(key=lambda group: group.began)
     for lines in files:
-        # Ranks step together, groups are seconds apart.
-        group = min(found, key=lambda group: abs(group.began - lines[0]["time"]))
+        # Ranks step together, groups are seconds apart. A group whose rank 0 has not written yet is seen next time.
+        group = min(found, key=lambda group: abs(group.began - lines[0]["time"]), default=None)
+        if group is None or abs(group.began - lines[0]["time"]) > TOGETHER_S:
+            continue
         for line in lines:
             ranks = group.steps.setdefault(line["cursor"], {})
             assert line["rank"] not in ranks
