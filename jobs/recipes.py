@@ -160,12 +160,12 @@ def fonts() -> TrainConfig:
     )
 
 
-def fonts_small() -> TrainConfig:
-    """The fonts at small sizes and for few epochs: minutes on a CPU.
+def fonts_quick() -> TrainConfig:
+    """The fonts on small images, minutes on a CPU: what `jobs.benchmark policies` compares adaptive rules on.
 
-    `python -m jobs.prepare fonts --families 12 --train-images 80 --val-images 30 --out data/fonts`, then
-    `python -m jobs.benchmark policies` compares the adaptive rules with the linear ramp on it.
+    `python -m jobs.prepare fonts --families 12 --train-images 80 --val-images 30 --out data/fonts`.
     """
+    base = fonts()
     stages = ramp(
         epochs=12,
         batch_size=48,
@@ -175,7 +175,7 @@ def fonts_small() -> TrainConfig:
         dropout=(0.0, 0.2),
         size_multiple=8,
     )
-    return replace(fonts(), name="fonts-small", stages=stages)
+    return replace(base, name="fonts-quick", stages=stages)
 
 
 def efficientnetv2_s_paper() -> TrainConfig:
@@ -254,7 +254,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         elpv_scratch,
         unet_demo,
         fonts,
-        fonts_small,
+        fonts_quick,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,

@@ -21,6 +21,8 @@ def run_view(status: dict[str, Any]) -> RenderableType:
     """Return a run's status, as `StageController.status` gives it, for the terminal."""
     head = Text(f"{status.get('name', 'run')}: {status['phase']}", style="bold")
     progress = status["progress"]
+    if "workers" not in status:
+        return Group(head, Text("  of another version of this program: no more is known"))
     if progress is None:
         return Group(head, *_lines(status))
     per_epoch, spans = progress["samples_per_epoch"], progress["spans"]

@@ -33,7 +33,7 @@ POLICIES: dict[str, Callable[[AdaptiveConfig], AdaptiveConfig]] = {
 class Options:
     """Options of the benchmark."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = "fonts_small"
+    recipe: Annotated[str, tyro.conf.Positional] = "fonts_quick"
     """The recipe that all policies train."""
     train: str = "data/fonts/train"
     """Its training shards."""
