@@ -152,37 +152,6 @@ def unet_demo() -> TrainConfig:
     )
 
 
-def fonts() -> TrainConfig:
-    """Which font is it? A set on which the effects of image size and regularization are large, for sweeps and searches.
-
-    `python -m jobs.prepare fonts --out data/fonts`, then `python -m jobs.sweep fonts`.
-    """
-    return TrainConfig(
-        name="fonts",
-        stages=ramp(
-            epochs=40,
-            batch_size=48,
-            image_size=(64, 128),
-            randaugment_magnitude=(0, 5),
-            mixup_alpha=(0, 0.1),
-            dropout=(0.1, 0.3),
-            size_multiple=16,
-        ),
-        data=DataConfig(
-            train="data/fonts/train",
-            val="data/fonts/val",
-            block_size=32,
-            crop_area=(0.7, 1.0),
-            flip=False,  # letters have a side
-            loader_workers=0,
-        ),
-        model=ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.1, norm_momentum=0.1),
-        optimizer=OptimizerConfig(
-            optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
-        ),
-    )
-
-
 def efficientnetv2_s_paper() -> TrainConfig:
     """EfficientNetV2-S on ImageNet, stages as the paper prints them (arXiv 2104.00298, table 6)."""
     return _imagenet("s", "paper")
@@ -259,7 +228,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         elpv_frozen,
         elpv_scratch,
         unet_demo,
-        fonts,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,
