@@ -129,10 +129,12 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    # Trials are compared by when their stage began: of two that train at once both go on, the third is late.
+    # Trials are compared by when their stage began: the third is late. Its second stage is long enough to be stopped.
+    first, second = make_config().stages
     config = preflight(
         make_config(
             name="asha",
+            stages=(replace(first, epochs=0.5), replace(second, epochs=20)),
             cluster=ClusterConfig(num_workers=1),
             tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
             checkpoint=CheckpointConfig(best_metric="began_s", best_is="lowest"),
