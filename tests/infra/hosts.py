@@ -65,7 +65,7 @@ class Hosts:
         return ["ip", "netns", "exec", self._space(name)]
 
     def command(self, number: int, *command: str) -> list[str]:
-        """Return a command in a host, with its home and /tmp. It sees no other processes: `ray stop` ends all it sees."""
+        """Return a command in a host, with its home and /tmp. `ray stop` there ends only what it sees: its own."""
         own = f'mount --bind {self.folder / str(number) / "tmp"} /tmp && exec "$@"'
         home = ["env", f"HOME={self.home(number)}"]
         return [*self.inside(number), *_OWN, *home, "sh", "-c", own, "sh", *command]
