@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def build_loader(
         DataError: shards that can't be read, or numbers that don't divide each other.
     """
     check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
-    manifest = load_manifest(config.train, weights=config.train_weights)
+    manifest = _manifest(config.train, config.train_weights)
     order = sample_order(config, manifest.shard_counts, seed=seed)
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
@@ -76,11 +77,24 @@ def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, r
     Raises:
         DataError: shards that can't be read.
     """
-    manifest = load_manifest(config.val)
+    manifest = _manifest(config.val)
     steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
     view = View(image_size=image_size, training=False)
     pool = _pool("eval", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
+
+
+def _manifest(url: str, weights: tuple[float, ...] = ()) -> DatasetManifest:
+    """Return the manifest of some data; one of S3 is listed and checked once by each process, not in every stage.
+
+    What changes in S3 after that is refused by its ETag as it is read.
+    """
+    return _opened(url, weights) if "s3://" in url else load_manifest(url, weights=weights)
+
+
+@lru_cache(maxsize=8)
+def _opened(url: str, weights: tuple[float, ...]) -> DatasetManifest:
+    return load_manifest(url, weights=weights)
 
 
 class _Requests:

@@ -72,6 +72,14 @@ def write_file(url: str, data: bytes) -> None:
     temporary.replace(path)
 
 
+def remove_file(url: str) -> None:
+    """Remove a file; it may be gone already."""
+    if is_remote(url):
+        remote.delete(url)
+    else:
+        Path(url).unlink(missing_ok=True)
+
+
 class _Ranged(io.RawIOBase):
     """An object in S3 as a raw stream to seek in: each read is one request."""
 

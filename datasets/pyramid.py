@@ -5,115 +5,152 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from datasets import remote
 from datasets.copies import copy_folder
 from datasets.errors import DataError
-from datasets.index_rows import load_index
-from datasets.manifest import DatasetManifest, read_manifest, save_manifest
-from datasets.places import is_packed
+from datasets.index_rows import IndexRows
+from datasets.manifest import DatasetManifest, ShardInfo, read_manifest, save_manifest
+from datasets.places import join, list_shards, name_of, open_shard, read_file, remove_file, write_file
 from datasets.pool import count_one, run_tasks
-from datasets.remote import RemoteFile
+from datasets.remote import RemoteFile, is_remote
 from datasets.shards import describe
 from datasets.tar_index import IMAGE_EXTENSIONS, MASK_EXTENSION, scan_shard
 
 QUALITY = 92
 _ORIGIN_NAME = "copy-of.txt"
+_BLOCK_BYTES = 8 << 20
+_SCANS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    source: Path
-    target: Path
+    shard: ShardInfo
+    target: str
+    """Folder or prefix of the copy."""
     short_side: int
 
 
 def write_copies(
-    folder: Path,
+    folder: str | Path,
     short_sides: Sequence[int],
     *,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetManifest:
-    """Write a copy of a local folder's shards for each short side, and name the copies in its manifest.
+    """Write a copy of a dataset's shards for each short side, and name the copies in its manifest.
 
-    A copy lies in `short-SIDE` below the folder and has the same keys, counts and order. Images are scaled down to the
-    short side (a JPEG of quality 92), those that are no larger stay as they are. What is finished already is kept.
+    A copy lies in `short-SIDE` below the folder of the manifest and has the same keys, counts and order. Images are
+    scaled down to the short side (a JPEG of quality 92), those that are no larger stay as they are. What is finished
+    already is kept: shards appear whole, and manifests last.
+
+    Args:
+        folder: of the manifest, local or in S3; the shards may lie elsewhere.
+        short_sides: in pixels.
+        workers: processes; each has one shard from S3 on the disk at a time.
+        progress: called with (images written, images in all).
 
     Raises:
         DataError: shards that can't be read, or an image among them.
     """
+    folder = str(folder)
     manifest = read_manifest(folder)
-    if packed := next((shard.url for shard in manifest.shards if is_packed(shard.url)), None):
+    if packed := next((shard.url for shard in manifest.shards if shard.packed), None):
         raise DataError(f"{packed}: copies are made of plain tars; unpack it first")
-    targets = {side: folder / copy_folder(side) for side in sorted(set(short_sides))}
-    for target in targets.values():
-        _claim(target, manifest)
-    tasks = [
-        _Task(shard.path, targets[side] / shard.name, side)
-        for side, shard in itertools.product(targets, manifest.shards)
-    ]
-    waiting = [task for task in tasks if not task.target.exists()]
+    targets = {side: join(folder, copy_folder(side)) for side in sorted(set(short_sides))}
+    there = {side: _claim(target, manifest) for side, target in targets.items()}
+    tasks = [_Task(shard, targets[side], side) for side, shard in itertools.product(targets, manifest.shards)]
+    waiting = [task for task in tasks if task.shard.name not in there[task.short_side]]
     total = manifest.num_samples * len(targets)
-    kept = total - sum(shard.samples for task in waiting for shard in manifest.shards if shard.path == task.source)
+    kept = total - sum(task.shard.samples for task in waiting)
     run_tasks(_copy_shard, waiting, workers=workers, progress=lambda count: progress(min(kept + count, total), total))
     for side, target in targets.items():
-        _index_copy(target, side, manifest, folder)
+        _index_copy(target, side, manifest)
     manifest = replace(manifest, copies=tuple(sorted({*manifest.copies, *targets})))
     save_manifest(folder, manifest)
     return manifest
 
 
-def _claim(target: Path, manifest: DatasetManifest) -> None:
-    """Make a copy's folder one of these shards: a copy of other ones is removed."""
-    origin = target / _ORIGIN_NAME
-    if not origin.is_file() or origin.read_text() != manifest.fingerprint:
-        for path in target.glob("*.tar"):
-            path.unlink()
-        target.mkdir(exist_ok=True)
-        origin.write_text(manifest.fingerprint)
+def _claim(target: str, manifest: DatasetManifest) -> set[str]:
+    """Make a copy's folder one of these shards; returns the names that are finished in it.
+
+    A copy of other shards is removed.
+    """
+    origin = join(target, _ORIGIN_NAME)
+    if not is_remote(target):
+        Path(target).mkdir(exist_ok=True)
+    there = list_shards(target)
+    try:
+        if read_file(origin).decode() == manifest.fingerprint:
+            return {name_of(file.url) for file in there}
+    except FileNotFoundError:
+        pass
+    for file in there:
+        remove_file(file.url)
+    write_file(origin, manifest.fingerprint.encode())
+    return set()
 
 
-def _index_copy(target: Path, side: int, manifest: DatasetManifest, folder: Path) -> None:
+def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
     """Write a copy's index: its own places of the images, the labels of the shards themselves."""
-    index = load_index(folder)
-    files = [
-        RemoteFile(str(target / shard.name), (target / shard.name).stat().st_size, "") for shard in manifest.shards
-    ]
-    parts = []
-    for shard, file in zip(manifest.shards, files, strict=True):
-        rows = scan_shard(file).rows
-        labels = index["label"][shard.first_row : shard.first_row + shard.samples]
-        if len(rows) != len(labels):
-            raise DataError(f"{file.url}: {len(rows)} samples, its original has {len(labels)}; remove the copy")
-        rows["label"] = labels
-        parts.append(rows)
+    index, listed = IndexRows(manifest), {name_of(file.url): file for file in list_shards(target)}
+    files = [listed[shard.name] for shard in manifest.shards]
+    with ThreadPoolExecutor(_SCANS_AT_ONCE if is_remote(target) else 1) as pool:
+        parts = [scan.rows for scan in pool.map(scan_shard, files)]
+    for shard, file, rows in zip(manifest.shards, files, parts, strict=True):
+        if len(rows) != shard.samples:
+            raise DataError(f"{file.url}: {len(rows)} samples, its original has {shard.samples}; remove the copy")
+        rows["label"] = index.of(shard)["label"]
     source = {"short_side": side, "copy_of": manifest.fingerprint}
     save_manifest(target, *describe(files, parts, classes=manifest.classes, kind=manifest.kind, source=source))
 
 
 def _copy_shard(task: _Task) -> None:
-    temporary = task.target.with_name(f".{task.target.name}.tmp")
-    with tarfile.open(task.source, "r:") as source, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as target:
-        for info in source:
-            stream = source.extractfile(info) if info.isreg() else None
-            if stream is None:
+    shard = task.shard
+    if not is_remote(task.target):
+        final = Path(task.target, shard.name)
+        temporary = final.with_name(f".{final.name}.tmp")
+        _write_copy(shard, temporary, task.short_side)
+        temporary.replace(final)
+        return
+    with tempfile.TemporaryDirectory(prefix="crescendo-copy-") as folder:
+        path = Path(folder, shard.name)
+        _write_copy(shard, path, task.short_side)
+        remote.upload(join(task.target, shard.name), path)
+
+
+def _write_copy(shard: ShardInfo, path: Path, short_side: int) -> None:
+    """Write a shard's copy as a local file; a shard in S3 is read in large blocks, one after another."""
+    source = RemoteFile(shard.url, shard.num_bytes, shard.etag)
+    with (
+        open_shard(source, block_bytes=_BLOCK_BYTES) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as tar,
+        tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as target,
+    ):
+        for info in tar:
+            content = tar.extractfile(info) if info.isreg() else None
+            if content is None:
                 continue
             extension = info.name.rpartition("/")[2].partition(".")[2].lower()
             try:
-                data = shrunk(stream.read(), extension, task.short_side)
+                data = shrunk(content.read(), extension, short_side)
             except (OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{task.source}: {info.name!r} is damaged ({error})") from error
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"{shard.url}: {info.name!r} is damaged ({error})") from error
             copy = tarfile.TarInfo(info.name)
             copy.size = len(data)
             target.addfile(copy, io.BytesIO(data))
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             if extension in IMAGE_EXTENSIONS:
                 count_one()
-    temporary.replace(task.target)
 
 
 def shrunk(data: bytes, extension: str, short_side: int) -> bytes:

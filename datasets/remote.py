@@ -119,6 +119,11 @@ def upload(url: str, path: Path, *, patience_s: float = PATIENCE_S) -> None:
     )
 
 
+def delete(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> None:
+    """Delete an object; it may be gone already."""
+    _call("delete", url, lambda: _client().delete_object(**_at(url)), patience_s)
+
+
 def _split(url: str) -> tuple[str, str]:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not bucket:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.cluster import ACTOR_PREFIX, NAMESPACE, ClusterError
 
+Seen = TypeVar("Seen")
+
 ANSWER_TIMEOUT_S = 10.0
 """A controller that gives no answer within this time is passed over."""
+CONNECT_TIMEOUT_S = 2.0
+"""A cluster that takes no connection within this time is passed over."""
+CONNECT_TRIES = 2
+"""Ray itself tries 20 times, also where it is refused for a wrong token, and each may take half a minute."""
 
 
 def cluster_addresses(address: str = "") -> list[str]:
@@ -22,7 +29,7 @@ def cluster_addresses(address: str = "") -> list[str]:
     Raises:
         ClusterError: there is none.
     """
-    if address or os.environ.get("RAY_ADDRESS"):
+    if not is_local(address):
         return [address or os.environ["RAY_ADDRESS"]]
     from ray._private.services import find_gcs_addresses
 
@@ -33,25 +40,68 @@ def cluster_addresses(address: str = "") -> list[str]:
 
 
 @contextmanager
-def attached(address: str) -> Iterator[None]:
+def attached(address: str, *, found_here: bool = False) -> Iterator[None]:
     """Be connected to a running cluster.
+
+    Ray gives a cluster that it starts on a machine a token, in the user's home, but shows it to a cluster only if it
+    found that one itself. So for one that was found on this machine, the token is shown.
 
     Raises:
         ClusterError: no cluster answers there, or it refuses the token.
     """
     import ray
+    from ray._private import ray_constants
+    from ray._private.authentication import authentication_token_setup
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if found_here:
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    ray_constants.NUM_REDIS_GET_RETRIES = CONNECT_TRIES
     try:
+        _check_port(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        cure = "set RAY_AUTH_MODE and RAY_AUTH_TOKEN as the cluster has them" if "auth" in said.lower() else "check it"
-        raise ClusterError(f"no Ray cluster answers at {address} ({said}): {cure}") from error
+    except (OSError, RuntimeError) as error:
+        if "Token" in f"{error}{error.__cause__}":
+            raise ClusterError(
+                f"the Ray cluster at {address} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless it "
+                "is in ~/.ray/auth_token"
+            ) from error
+        raise ClusterError(f"no Ray cluster answers at {address}; check `ray status`") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def visit(address: str, look: Callable[[], Seen]) -> dict[str, Seen]:
+    """Return by address what `look` sees on the cluster that is asked for, or else on all on this machine.
+
+    Of several, one that can't be reached is passed over.
+
+    Raises:
+        ClusterError: there is none, or the only one can't be reached.
+    """
+    addresses, seen = cluster_addresses(address), dict[str, Seen]()
+    for one in addresses:
+        try:
+            with attached(one, found_here=is_local(address)):
+                seen[one] = look()
+        except ClusterError:
+            if len(addresses) == 1:
+                raise
+    return seen
+
+
+def is_local(address: str) -> bool:
+    """Say whether no address is asked for: then clusters are looked for on this machine."""
+    return not address and not os.environ.get("RAY_ADDRESS")
+
+
+def _check_port(address: str) -> None:
+    """Raise OSError where nothing listens: Ray would look for half a minute."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def controllers() -> dict[str, Any]:

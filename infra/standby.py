@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Ray's environment variable for the function that a new process runs first, as `module.function`."""
 _KEEP_S = 10 * 365 * 86400
-_CALL_TIMEOUT_S = 60.0
+_CALL_TIMEOUT_S = 10.0
 
 
 def start_standby(delay_s: float) -> None:

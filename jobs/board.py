@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from infra.cluster import ACTOR_PREFIX
 from jobs.display import progress_line
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
@@ -64,7 +65,7 @@ class Board(tune.Callback):
     def _running_line(self, record: Record) -> str:
         """Ask a trial's controller where it is."""
         try:
-            controller = ray.get_actor(f"run-{record.name}")
+            controller = ray.get_actor(f"{ACTOR_PREFIX}{record.name}")
             status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError, TimeoutError):
             return "starting, or waiting for a start that it shares"
@@ -76,7 +77,7 @@ def said(study: Study, record: Record) -> str:
     """Return one line on what a trial has reached, or an empty text."""
     scores = study.scores(record)
     if not scores:
-        return "failed" if record.state == "failed" else ""
+        return f"failed: {record.error}" if record.state == "failed" else ""
     state = {"open": "", "finished": ", finished", "stopped": ", stopped", "failed": ", failed"}[record.state]
     return f"stage {len(scores)}/{len(study.base.stages)}, {study.score_name} {scores[-1]:.4f}{state}"
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from infra.running import answer, attached, cluster_addresses, controllers
+from infra.running import answer, controllers, visit
 from jobs.cli import UsageError, operator, parse, run_main
 from pipeline.decisions import LIVE_FIELDS, Checkpoint, Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 
@@ -73,14 +73,16 @@ def main(argv: Sequence[str]) -> int:
     options = parse(Options, argv, prog="python -m jobs.control", description=__doc__)
     decision = replace(decision_of(options.command, options.arguments), asked_by=operator(), reason=options.reason)
     others: list[str] = []
-    for address in cluster_addresses(options.address):
-        with attached(address):
-            found = controllers()
-            if options.run in found:
-                said = answer(found[options.run], "ask", decision)
-                print(f"{options.run}: {said or 'its controller has ended or does not answer'}")
-                return 0 if said else 1
-            others += found
+
+    def tell() -> str | None:
+        found = controllers()
+        others.extend(found)
+        return answer(found[options.run], "ask", decision) if options.run in found else None
+
+    answers = [said for said in visit(options.address, tell).values() if said]
+    if options.run in others:
+        print(f"{options.run}: {answers[0] if answers else 'its controller has ended or does not answer'}")
+        return 0 if answers else 1
     there = f"there are {', '.join(others)}" if others else "no run is on"
     print(f"error: no run named {options.run!r} is on: {there}", file=sys.stderr)
     return 2

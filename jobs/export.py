@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.saved import SavedModel
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 5e-6)."""
+"""Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 1e-6)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

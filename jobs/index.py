@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: IndexConfig) -> None:
     """Index the shards with a progress bar."""
-    out = _absolute(config.out) if config.out else _folder(config.url)
+    out = absolute(config.out) if config.out else _folder(config.url)
     with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
         manifest = index_shards(config.url, out, config.rules, progress=progress)
     if config.wids:
-        write_file(_absolute(config.wids), wids_json(manifest, name=name_of(out)).encode())
+        write_file(absolute(config.wids), wids_json(manifest, name=name_of(out)).encode())
     print(f"{out}: {summary(manifest)}")
 
 
@@ -60,7 +60,8 @@ def _folder(url: str) -> str:
     return folders[0]
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
+    """Return a folder or file independent of where the command is run."""
     return place.rstrip("/") if is_remote(place) else str(Path(place).absolute())
 
 

@@ -16,7 +16,7 @@ from pipeline.config import (
     TrainConfig,
     TrainerConfig,
 )
-from pipeline.stages import ramp
+from pipeline.stages import AdaptiveConfig, ramp
 
 
 def demo() -> TrainConfig:
@@ -43,6 +43,39 @@ def demo() -> TrainConfig:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
         ),
+    )
+
+
+def demo_adaptive() -> TrainConfig:
+    """The demo with stages that end on a plateau and regularization that follows the gap of the losses.
+
+    See docs/control.md. Unused epochs go to the later, larger stages.
+    """
+    base = demo()
+    rules = AdaptiveConfig(plateau=True, patience=3, min_epochs=3, closed_loop=True, gap=0.1)
+    return replace(base, name="demo-adaptive", adaptive=rules)
+
+
+def fonts() -> TrainConfig:
+    """Which typeface is it? Words in free fonts, on which image size and regularization show; minutes on a CPU.
+
+    `python -m jobs.prepare fonts --families 12 --train-images 80 --val-images 30 --out data/fonts`, then
+    `python -m jobs.benchmark policies` compares the adaptive rules with the linear ramp on it.
+    """
+    base = demo()
+    return replace(
+        base,
+        name="fonts",
+        stages=ramp(
+            epochs=12,
+            batch_size=48,
+            image_size=(32, 64),
+            randaugment_magnitude=(0, 6),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.0, 0.2),
+            size_multiple=8,
+        ),
+        data=replace(base.data, train="data/fonts/train", val="data/fonts/val", flip=False, crop_area=(0.7, 1.0)),
     )
 
 
@@ -220,6 +253,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
+        demo_adaptive,
+        fonts,
         elpv_transfer,
         elpv_frozen,
         elpv_scratch,

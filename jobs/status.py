@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cluster import ClusterError
-from infra.running import answer, attached, cluster_addresses, controllers
+from infra.running import answer, attached, controllers, is_local, visit
 from jobs.cli import parse, run_main
 from jobs.display import wide_console
 from jobs.run_view import run_view
+from pipeline.sweep.config import is_of_study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class Options:
     """What is shown, and how."""
 
     run: Annotated[str, tyro.conf.Positional] = ""
-    """Name of the run; none: all that are on."""
+    """Name of a run, or of a sweep or search, for its trials that are on; none: all runs."""
     watch: bool = False
     """Show it again and again, until the runs have ended."""
     every_s: float = 2.0
@@ -43,36 +44,34 @@ def main(argv: Sequence[str]) -> int:
         Options, argv, prog="python -m jobs.status", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
     console = wide_console()
-    addresses = cluster_addresses(options.address)
-    looks = {address: look(address, options.run) for address in addresses}
-    some = [address for address in addresses if looks[address]]
+    looks = visit(options.address, lambda: _statuses(options.run))
+    some = [address for address, found in looks.items() if found]
     if not some:
         print(f"no run named {options.run!r} is on" if options.run else "no run is on")
         return 1
-    _show(console, options, [status for address in some for status in looks[address]])
+    _show(console, options, _flat(looks))
     if options.watch:
         _watch(console, options, some)
     return 0
 
 
-def look(address: str, run: str) -> list[dict[str, Any]]:
-    """Return the status of the runs of a cluster; none, if it has gone."""
-    with suppress(ClusterError), attached(address):
-        return _statuses(run)
-    return []
+def _flat(looks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [status for found in looks.values() for status in found]
 
 
 def _statuses(run: str) -> list[dict[str, Any]]:
-    found = [answer(actor, "status") for name, actor in controllers().items() if run in ("", name)]
+    found = [
+        answer(actor, "status") for name, actor in controllers().items() if run in ("", name) or is_of_study(name, run)
+    ]
     return [status for status in found if status is not None]
 
 
 def _watch(console: Console, options: Options, addresses: list[str]) -> None:
     """Show the runs until all have ended. One cluster stays connected; several are gone through."""
     if len(addresses) > 1:
-        _repeat(console, options, lambda: [status for one in addresses for status in look(one, options.run)])
+        _repeat(console, options, lambda: _flat(visit(options.address, lambda: _statuses(options.run))))
     else:
-        with suppress(ClusterError), attached(addresses[0]):
+        with suppress(ClusterError), attached(addresses[0], found_here=is_local(options.address)):
             _repeat(console, options, lambda: _statuses(options.run))
 
 

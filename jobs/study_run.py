@@ -11,7 +11,8 @@ from pipeline.sweep.config import StudyOptions
 
 if TYPE_CHECKING:
     from pipeline.sweep.ledger import Ledger, Record
-    from pipeline.sweep.study import Result, Study
+    from pipeline.sweep.runner import Result
+    from pipeline.sweep.study import Study
 
 Files = Callable[[Sequence["Record"]], dict[str, bytes]]
 
@@ -26,7 +27,7 @@ def train_study(
 ) -> Result:
     """Train the trials; Ctrl-C saves what runs and ends. Says how to go on where trials are left."""
     from jobs.board import Board
-    from pipeline.sweep.study import StudyRunner
+    from pipeline.sweep.runner import StudyRunner
 
     with Board(console, study, ledger.records) as board:
         result = StudyRunner(study, options, ledger, callbacks=[board], files=files).run()

@@ -70,13 +70,28 @@ def build_timm(config: ModelConfig, *, num_classes: int) -> nn.Module:
         except TypeError:
             model = create()
     except TypeError as error:
-        raise ValueError(f"name={config.name}: {error}; leave that option at its default for this model") from error
+        raise ValueError(f"name={config.name}: {_explained(error, config)}") from error
     head = model.get_classifier()
     path = next((path for path, module in model.named_modules() if module is head), None)
     if path is None or not isinstance(head, nn.Linear):
         raise ValueError(f"name={config.name}: its classifier is not one linear layer, which the task needs to set")
     replace_linear(model, path, dropout=0.0)
     return cast(nn.Module, model)
+
+
+_OPTIONS = {
+    "bn_eps": ("norm_eps", None),
+    "bn_momentum": ("norm_momentum", None),
+    "drop_path_rate": ("stochastic_depth", 0),
+}
+
+
+def _explained(error: TypeError, config: ModelConfig) -> str:
+    """Return which of our fields a timm model doesn't take."""
+    for option, (field, off) in _OPTIONS.items():
+        if f"'{option}'" in str(error):
+            return f"it takes no {field}={getattr(config, field)}; give --model.{field.replace('_', '-')} {off}"
+    return str(error)
 
 
 def check_timm_size(config: ModelConfig, size: int) -> None:

@@ -73,20 +73,22 @@ class LanePolicy(ElasticScalingPolicy):
 
         So the group trains on while a new node imports what a worker needs, instead of waiting for it.
         """
-        new = set(self._known or ()) - here
+        slots = {node: self._slots(resources) for node, resources in (self._known or {}).items()}
+        new = {node for node, count in slots.items() if count and node not in here}
         try:
             for node in ray.nodes():
-                if node["NodeID"] in new - self._asked.keys():
-                    self._asked[node["NodeID"]] = time.monotonic()
+                if (name := node["NodeID"]) in new - self._asked.keys():
+                    self._asked[name] = time.monotonic()
                     environment = ray.get(self.controller.environment.remote(), timeout=CALL_TIMEOUT_S)
-                    ask_node(node, environment, min(more, self._slots(node)))
+                    ask_node(node, environment, min(more, slots[name]))
         except Exception as error:  # it costs a slower start
             log.info("no spare process: %s", error)
-        return all(time.monotonic() - self._asked.get(node, 0) > WARM_S for node in new)
+        return all(time.monotonic() - self._asked[name] > WARM_S for name in new & self._asked.keys())
 
-    def _slots(self, node: dict[str, Any]) -> int:
+    def _slots(self, resources: dict[str, float]) -> int:
+        """Return how many workers have room in a node's resources."""
         each = self.scaling_config._resources_per_worker_not_none
-        return max(1, int(min(node["Resources"].get(name, 0) // amount for name, amount in each.items() if amount)))
+        return int(min(resources.get(name, 0) // amount for name, amount in each.items() if amount))
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         available = super()._count_possible_workers(reserved_resources)

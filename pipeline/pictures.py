@@ -87,7 +87,9 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
     named = len(classes) <= 40
     margin = round(max(font.getlength(name) for name in classes)) + 12 if named else 24
     side = margin + cell * len(classes)
-    sheet = Image.new("RGB", (side + GAP, side + LINE), _BACKGROUND)
+    caption = "rows: truth, columns: prediction"
+    width = max(side, round(font.getlength(caption)) + GAP)
+    sheet = Image.new("RGB", (width + GAP, side + LINE), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(classes):
         if named:
@@ -99,7 +101,7 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
                 draw.text((left + 6, top + cell / 2 - 7), f"{100 * share:.0f}%", _TEXT, font)
     if named:
         _write_upright(sheet, classes, margin, cell, font)
-    draw.text((4, side), "rows: truth, columns: prediction", _TEXT, font)
+    draw.text((4, side), caption, _TEXT, font)
     return as_png(sheet)
 
 

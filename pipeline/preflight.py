@@ -48,8 +48,10 @@ class Preflight:
         return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
 
 
-def preflight(config: TrainConfig) -> Preflight:
+def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Preflight:
     """Check everything that can be known on the driver.
+
+    `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
 
     Raises:
         ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
@@ -73,7 +75,8 @@ def preflight(config: TrainConfig) -> Preflight:
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
     ready = with_start(Preflight(config, train, val, order.samples_per_epoch, order.fingerprint, None))
-    tracking.prepare(config.tracking)
+    if not tracking_is_ready:
+        tracking.prepare(config.tracking)
     return ready
 
 

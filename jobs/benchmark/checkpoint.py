@@ -1,7 +1,9 @@
 """What checkpoints cost: time that training steps lose to them, as a share, and host memory.
 
 A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
-state to host memory, within a step, and what the steps beside its writing take longer than the others.
+state to host memory, within a step, and what the steps beside its writing take longer than the others. The S3 server
+and whatever else is on the machine want its CPUs too: what the training thread waited for one, as the kernel counts it,
+is told apart.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,20 +53,20 @@ class Options:
 
 @dataclass(slots=True)
 class Measured:
-    """Steps as (start, end), checkpoints as (taken, copied, whole), in seconds of one clock."""
+    """Steps as (start, end, waited for a CPU), checkpoints as (taken, copied, whole), in seconds of one clock."""
 
-    steps: list[tuple[float, float]] = field(default_factory=list)
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
     checkpoints: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def lost(self) -> list[tuple[float, float]]:
-        """Return for each checkpoint the seconds that the copy took, and that steps beside the writing lost."""
+    def copies(self) -> list[float]:
+        """Return for each checkpoint the seconds that the copy took."""
+        return [copied - taken for taken, copied, _ in self.checkpoints]
+
+    def beside(self, seconds: Callable[[tuple[float, float, float]], float]) -> list[float]:
+        """Return for each checkpoint what the steps beside its writing took more than others of `seconds`."""
         beside = [[s for s in self.steps if s[1] > copied and s[0] < whole] for _, copied, whole in self.checkpoints]
-        quiet = [s for s in self.steps if all(s not in steps for steps in beside)]
-        usual = statistics.median(end - start for start, end in quiet)
-        return [
-            (copied - taken, sum(end - start - usual for start, end in steps))
-            for (taken, copied, _), steps in zip(self.checkpoints, beside, strict=True)
-        ]
+        usual = statistics.median(seconds(s) for s in self.steps if all(s not in steps for steps in beside))
+        return [sum(seconds(step) - usual for step in steps) for steps in beside]
 
 
 class Events:
@@ -146,10 +148,10 @@ class _Trainee:
 
     def step(self) -> None:
         """Take a step, and wait for its end."""
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), _waited_s()
         terms = self.learner.step(self.images, self.targets, seed=0, lr=1e-6, micro=len(self.images))
         terms["loss"].item()
-        self.measured.steps.append((start, time.perf_counter()))
+        self.measured.steps.append((start, time.perf_counter(), _waited_s() - waited))
         self.state.cursor += len(self.images)
 
     def train(self, seconds: float) -> None:
@@ -172,6 +174,14 @@ class _Trainee:
         self.measured.checkpoints.append((taken, copied, self.events.whole_at))
 
 
+def _waited_s() -> float:
+    """Return for how long this thread was ready to run and no CPU was free; 0 where the kernel doesn't tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def _config(options: Options) -> TrainConfig:
     base = demo()
     return replace(
@@ -183,7 +193,7 @@ def _config(options: Options) -> TrainConfig:
 
 
 class _PeakMemory:
-    """The process's resident memory: at a mark, and the highest after it, in bytes."""
+    """The process's highest resident memory before a mark and after it, in bytes."""
 
     def __init__(self) -> None:
         self.base = self.peak = 0
@@ -197,8 +207,8 @@ class _PeakMemory:
         self._ended.set()
 
     def mark(self) -> None:
-        """Count from here."""
-        self.base = self.peak = self._process.memory_info().rss
+        """Count from here: what training alone needs is known."""
+        self.base = self.peak
 
     def _look(self) -> None:
         while not self._ended.wait(0.01):
@@ -207,17 +217,22 @@ class _PeakMemory:
 
 def _show(options: Options, trainee: _Trainee, memory: _PeakMemory) -> None:
     measured = trainee.measured
-    copies, beside = zip(*measured.lost(), strict=True)
-    writing = [whole - copied for _, copied, whole in measured.checkpoints]
+    rows = {
+        "copy, within a step": measured.copies(),
+        "writing, in a thread": [whole - copied for _, copied, whole in measured.checkpoints],
+        "lost beside": measured.beside(lambda step: step[1] - step[0]),
+        "but for waiting for a CPU": measured.beside(lambda step: step[1] - step[0] - step[2]),
+    }
+    copy, _, beside, own = (statistics.mean(values) for values in rows.values())
     size = sum(trainee.storage.list("checkpoints/").values())
-    share = (statistics.mean(copies) + statistics.mean(beside)) / options.every_s
     table = Table(title=f"a checkpoint of {options.model}: {size / 1e6:.0f} MB to {trainee.storage.uri}")
     for name in ("seconds", "median", "min", "max"):
         table.add_column(name, justify="right")
-    for name, values in (("copy, within a step", copies), ("writing, in a thread", writing), ("lost beside", beside)):
+    for name, values in rows.items():
         shown = (statistics.median(values), min(values), max(values))
         table.add_row(name, *(f"{value:.2f}" for value in shown))
     console = wide_console()
     console.print(table)
-    console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {share:.2%}")
+    shares = f"{(copy + beside) / options.every_s:.2%}, but for waiting for a CPU {(copy + own) / options.every_s:.2%}"
+    console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {shares}")
     console.print(f"peak of extra host memory: {(memory.peak - memory.base) / 1e6:.0f} MB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,11 +40,15 @@ class Run:
     def __init__(self, config: TrainConfig) -> None:
         from pipeline.launch import start_controller
 
+        self.last_step_s = 0.0
         self.controller = start_controller(preflight(config))
         self.ends = self.controller.run.remote()
 
     def wait_for_step(self, after_s: float, *, num_workers: int = 0) -> float:
-        """Return when (Unix time) the first step came that a group started after `after_s` has taken."""
+        """Return when (Unix time) the first step came that a group started after `after_s` has taken.
+
+        `last_step_s` is then when the group before it had taken its last one.
+        """
         import ray
 
         deadline = time.monotonic() + GIVE_UP_S
@@ -55,6 +59,8 @@ class Run:
             stepped = progress and status["started_s"] > after_s and heard_s > status["started_s"]
             if stepped and num_workers in (0, progress["num_workers"]):
                 return heard_s
+            if status["started_s"] <= heard_s:
+                self.last_step_s = heard_s
             time.sleep(0.05)
         raise RuntimeError(f"no training step for {GIVE_UP_S:.0f} s")
 
@@ -63,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     """Kill a worker, then a node, again and again, and add the node back."""
     options = tyro.cli(Options, args=list(argv), description=__doc__)
     began_s = time.time()
-    times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow")}
+    times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow", "hand over")}
     with Nodes(2) as nodes:
         run = Run(_config(nodes.address, options.standby))
         times["start"].append(run.wait_for_step(began_s) - began_s)
@@ -73,16 +79,19 @@ def main(argv: Sequence[str]) -> int:
             time.sleep(options.settle_s)
             times["node"].append(_timed(run, lambda: nodes.kill(nodes.nodes[1])))
             nodes.nodes.append(nodes.add())
-            times["grow"].append(_timed(run, lambda: None, num_workers=2))
+            back_s = time.time()
+            stepped_s = run.wait_for_step(back_s, num_workers=2)
+            times["grow"].append(stepped_s - back_s)
+            times["hand over"].append(stepped_s - run.last_step_s)
         _stop(run)
     _show(times)
     return 0
 
 
-def _timed(run: Run, kill: Any, num_workers: int = 0) -> float:
+def _timed(run: Run, kill: Callable[[], None]) -> float:
     killed_s = time.time()
     kill()
-    return run.wait_for_step(killed_s, num_workers=num_workers) - killed_s
+    return run.wait_for_step(killed_s) - killed_s
 
 
 def _stop(run: Run) -> None:
@@ -117,6 +126,7 @@ def _show(times: dict[str, list[float]]) -> None:
         "worker": "a worker's SIGKILL",
         "node": "a node's SIGKILL (goes on with one worker)",
         "grow": "the node being back (with two workers)",
+        "hand over": "the last one of the smaller group",
     }
     for name, values in times.items():
         ordered = sorted(values)

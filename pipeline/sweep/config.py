@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+
+def trial_name(study: str, number: int) -> str:
+    """Return the name of a trial's run."""
+    return f"{study}-{number:03d}"
+
+
+def start_name(study: str, key: str) -> str:
+    """Return the name of the run of a start that trials share."""
+    return f"{study}-start-{key}"
+
+
+def is_of_study(run: str, study: str) -> bool:
+    """Say whether a run is a study's, by its name."""
+    return re.fullmatch(rf"{re.escape(study)}-(\d+|start-[0-9a-f]+)", run) is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +12,21 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 
 class StageAsha(ASHAScheduler):
-    """ASHA over stages. Trials of an earlier submission count as if they were of this one."""
+    """ASHA over stages. Trials of an earlier submission count as if they were of this one.
 
-    def __init__(self, *, num_stages: int, eta: int, highest: bool, known: Sequence[Sequence[float]] = ()) -> None:
+    It asks a run to stop, and lets Tune go on with the trial until that is done: Tune gives a trial that it ends itself
+    five seconds at the study's end, which is too short for a checkpoint on a busy machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        eta: int,
+        highest: bool,
+        end: Callable[[str], None],
+        known: Sequence[Sequence[float]] = (),
+    ) -> None:
         super().__init__(
             time_attr="stage",
             metric="value",
@@ -24,6 +36,7 @@ class StageAsha(ASHAScheduler):
             reduction_factor=eta,
             stop_last_trials=False,
         )
+        self._end = end
         self.ended: set[str] = set()
         """Tune's ids of the trials that it has ended: those are done, unlike trials that were interrupted."""
         for number, values in enumerate(known):
@@ -32,11 +45,13 @@ class StageAsha(ASHAScheduler):
                 self._brackets[0].on_result(trial, stage, value if highest else -value)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Continue, or stop what is not among the best 1/eta so far."""
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        if action == TrialScheduler.STOP:
-            self.ended.add(trial.trial_id)
-        return action
+        """End the run of what is not among the best 1/eta so far."""
+        if trial.trial_id not in self.ended:
+            action = super().on_trial_result(tune_controller, trial, result)
+            if action == TrialScheduler.STOP:
+                self.ended.add(trial.trial_id)
+                self._end(trial.config["name"])
+        return str(TrialScheduler.CONTINUE)
 
 
 def survivors(values: Mapping[int, float], eta: int, *, highest: bool) -> set[int]:

@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from pipeline.sweep.ledger import Record
 
 METRICS = "metrics/"
 """Tune flattens results: so a stage's metrics begin."""
+
+
+class ErrorNotes(Callback):
+    """Writes down why a trial failed; its searcher hears only that it did."""
+
+    def __init__(self, failed: Callable[[int, str], None]) -> None:
+        self._failed = failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing, as the searcher does."""
+        return {}
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take the last line of what went wrong."""
+        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+        self._failed(trial.config["number"], lines[-1] if lines else "")
 
 
 class LedgerSearcher(Searcher):
@@ -34,8 +51,6 @@ class LedgerSearcher(Searcher):
         self.running: dict[str, Record] = {}
         self.failed: set[int] = set()
         """Numbers of the trials that died too often."""
-        self.exhausted = False
-        """Whether no trial is left to begin."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles what it is given, to restore it; a study goes on from its ledger."""
@@ -45,7 +60,6 @@ class LedgerSearcher(Searcher):
         """Return the next trial for Tune."""
         record = self._choose()
         if record is None:
-            self.exhausted = True
             return str(Searcher.FINISHED)
         self.running[trial_id] = record
         return self._seal(record)

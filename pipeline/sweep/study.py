@@ -7,29 +7,17 @@ same command on any machine, and nothing that is finished runs again.
 
 from __future__ import annotations
 
-import math
-import os
-import pickle
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from infra.cluster import connect
 from infra.storage import Storage, open_storage
-from infra.tracking import Tracker, end_record
 from pipeline.config import TrainConfig
-from pipeline.launch import CONFIG_FILE
-from pipeline.provenance import flat_values, recorded_config
-from pipeline.sweep.config import StudyOptions
+from pipeline.provenance import recorded_config
+from pipeline.sweep.config import trial_name
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.strategy import Point, Space, Strategy
 
-TRIAL_RESOURCES = {"cpu": 0, "memory": 1}
-"""A trial only waits for its workers, and they take the CPUs, so it can't keep its own from them. Tune wants it to ask
-for something: one byte."""
 MAX_REPEATS = 1000
 """A strategy that gives only known points so often in a row has no new ones: the space is used up."""
 
@@ -79,17 +67,6 @@ class Study:
         return open_storage(f"{self.base.storage}/{self.base.name}")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a study ended."""
-
-    records: list[Record]
-    whole: bool
-    """Whether all trials are done; otherwise the same command goes on."""
-    parent_run_id: str
-    """The study's own MLflow run, or an empty text if MLflow was away."""
-
-
 def open_ledger(study: Study, *, dry_run: bool = False) -> Ledger:
     """Return the study's ledger, and tell the strategy what is in it. A dry run writes nothing.
 
@@ -117,9 +94,8 @@ def next_record(study: Study, ledger: Ledger, max_trials: int) -> Record | None:
         point = study.strategy.ask() if point is None else point
         known = ledger.find(point)
         if known is None:
-            record = Record(
-                number=number, name=f"{study.base.name}-{number:03d}", point=point, figures=study.figures(point)
-            )
+            name = trial_name(study.base.name, number)
+            record = Record(number=number, name=name, point=point, figures=study.figures(point))
             ledger.add(record)
             return record
         if known.state in ("finished", "stopped"):  # what it gave, again; it isn't trained again
@@ -140,190 +116,3 @@ def planned_points(study: Study, records: Sequence[Record], max_trials: int, str
         if point not in points:
             points.append(point)
     return points
-
-
-class StudyRunner:
-    """Trains a study's trials through Ray Tune, in one round; with successive halving, in one for each stage."""
-
-    def __init__(
-        self,
-        study: Study,
-        options: StudyOptions,
-        ledger: Ledger,
-        *,
-        callbacks: Sequence[Any] = (),
-        files: Callable[[Sequence[Record]], dict[str, bytes]],
-    ) -> None:
-        """Make one of Tune's callbacks, and of a function that makes the report's files, by name, of the trials."""
-        self.files = files
-        self.study, self.options, self.ledger, self.callbacks = study, options, ledger, callbacks
-        self._ends = time.monotonic() + options.max_hours * 3600 if options.max_hours else math.inf
-        self._target = 0
-        self._waiting: list[Record] = []
-        self._scheduler: Any = None
-        self._parent_run_id = ""
-
-    def run(self) -> Result:
-        """Train; return when the trials are done, the time is over, or the user stopped it.
-
-        Raises:
-            ClusterError: no cluster, or not enough room for one trial.
-        """
-        base = self.study.base
-        for name, value in _TUNE_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        connect(base.cluster, num_workers=max(base.worker_counts))
-        tracker = Tracker(replace(base.tracking, system_metrics=False), base.name, storage=self.study.storage)
-        tracker.set_tags({"kind": self.study.kind})
-        tracker.log_params(flat_values(self.study.plan))
-        tracker.flush(30)
-        self._parent_run_id = tracker.run_id or ""
-        whole = False
-        try:
-            whole = self._rounds()
-            self._report(tracker)
-        finally:
-            tracker.close("FINISHED" if whole else "KILLED")
-        return Result(self.ledger.records, whole, self._parent_run_id)
-
-    def _report(self, tracker: Tracker) -> None:
-        """Keep the report in storage and in MLflow."""
-        best = self.study.best(self.ledger.records)
-        if best:
-            tracker.log_metrics({"best": self.study.scores(best[0])[-1]}, step=len(self.ledger.records))
-        for name, content in self.files(self.ledger.records).items():
-            self.study.storage.write(f"report/{name}", content)
-            tracker.log_artifact_bytes(f"report/{name}", content)
-
-    def _rounds(self) -> bool:
-        """Train up to the end of each stage in turn, or of the last one at once; return whether all is done."""
-        count = len(self.study.base.stages)
-        for target in range(1, count + 1) if self.study.scheduler == "halving" else [count]:
-            self._target = target
-            self._waiting = [
-                record for record in self.ledger.records if record.state == "open" and len(record.stages) < target
-            ]
-            if not self._round():
-                return False
-            if target < count:
-                self._halve(target)
-        return True
-
-    def _round(self) -> bool:
-        from ray import tune
-
-        from pipeline.sweep.schedulers import StageAsha
-        from pipeline.sweep.searcher import LedgerSearcher
-        from pipeline.sweep.trial import TrialTrainable
-
-        study = self.study
-        if study.scheduler == "asha":
-            known = [study.scores(record) for record in self.ledger.records]
-            self._scheduler = StageAsha(
-                num_stages=len(study.base.stages), eta=study.eta, highest=study.highest, known=known
-            )
-        self._searcher = LedgerSearcher(self._choose, self._sealed, self._heard)
-        scratch = tempfile.mkdtemp(prefix="ray-tune-")
-        left = self._ends - time.monotonic()
-        tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, TRIAL_RESOURCES),
-            tune_config=tune.TuneConfig(
-                search_alg=self._searcher,
-                scheduler=self._scheduler,
-                num_samples=-1,
-                max_concurrent_trials=trials_at_a_time(study.base, self.options.concurrent),
-                time_budget_s=None if left == math.inf else max(1.0, left),
-            ),
-            run_config=tune.RunConfig(
-                name=study.base.name,
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=self.options.max_failures),
-                callbacks=list(self.callbacks),
-            ),
-        )
-        try:
-            tuner.fit()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return self._searcher.exhausted and all(
-            record.state != "open" or len(record.stages) >= self._target for record in self.ledger.records
-        )
-
-    def _choose(self) -> Record | None:
-        """Return an open trial of an earlier submission or round, else a new one."""
-        if self._waiting:
-            return self._waiting.pop(0)
-        return next_record(self.study, self.ledger, self.options.max_trials)
-
-    def _heard(self, record: Record, ended: bool, trial_id: str) -> None:
-        """Write down what a trial gave. One that was only interrupted stays open."""
-        if ended:
-            if len(record.stages) == len(self.study.base.stages):
-                record.state = "finished"
-            elif record.number in self._searcher.failed:
-                record.state = "failed"
-            elif self._scheduler is not None and trial_id in self._scheduler.ended:
-                record.state = "stopped"
-            if record.state != "open":
-                self._tell(record)
-        self.ledger.write(record)
-
-    def _tell(self, record: Record) -> None:
-        scores = [] if record.state == "failed" else self.study.scores(record)
-        self.study.strategy.tell(record.point, scores, finished=record.state == "finished")
-
-    def _halve(self, stage: int) -> None:
-        """End all trials but the best of those that have reached the end of a stage, counted from 1."""
-        from pipeline.sweep.schedulers import survivors
-
-        reached = {
-            record.number: self.study.scores(record)[stage - 1]
-            for record in self.ledger.records
-            if len(record.stages) >= stage
-        }
-        going_on = survivors(reached, self.study.eta, highest=self.study.highest)
-        for record in self.ledger.records:
-            if record.state == "open" and record.number in reached and record.number not in going_on:
-                record.state = "stopped"
-                self.ledger.write(record)
-                storage = open_storage(f"{self.study.base.storage}/{record.name}")
-                if storage.exists(CONFIG_FILE):  # else it never went beyond a start that it shared
-                    end_record(self.study.base.tracking, record.name, storage, "KILLED")
-                self._tell(record)
-
-    def _sealed(self, record: Record) -> dict[str, Any]:
-        """Return what Tune hands to a trial: its run, opened only there."""
-        from pipeline.sweep.trial import TrialOrder
-
-        study = self.study
-        base = study.configure(record.point)
-        values = record.point | {name: f"{value:.6g}" for name, value in record.figures.items()}
-        params = tuple((f"{study.kind}.{name}", str(value)) for name, value in values.items())
-        tracking = replace(base.tracking, parent_run_id=self._parent_run_id, extra_params=params)
-        order = TrialOrder(
-            config=replace(base, name=record.name, tracking=tracking),
-            num_stages=self._target,
-            study=study.base.name,
-            shared=study.shared,
-        )
-        return {"number": record.number, "name": record.name, "sealed": pickle.dumps(order)}
-
-
-_TUNE_SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow have it all
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-
-
-def trials_at_a_time(config: TrainConfig, asked: int) -> int:
-    """Return how many trials have room beside each other, at most `asked` if that is above 0."""
-    import ray
-
-    total, workers = ray.cluster_resources(), max(config.worker_counts)
-    needed = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
-    room = min(int(total.get(name, 0) // (each * workers)) for name, each in needed.items() if each)
-    return max(1, min(room, asked) if asked else room)

@@ -29,6 +29,7 @@ from pipeline.lease import KEY as LEASE_KEY
 from pipeline.lease import LeaseError
 from pipeline.preflight import Preflight, preflight
 from pipeline.state import TrainState, list_checkpoints, newest_state
+from pipeline.sweep.config import start_name
 from pipeline.sweep.tree import prefix_config, prefix_key
 
 WAIT_S = 1.0
@@ -63,10 +64,12 @@ def train_trial(parameters: dict[str, Any]) -> None:
     """Train a trial's run to its end, from wherever it is."""
     order: TrialOrder = pickle.loads(parameters["sealed"])  # from this study's own driver, through Ray
     config, num_stages = order.config, order.num_stages
-    ready = preflight(config)
+    ready = preflight(config, tracking_is_ready=True)
     if ready.resume_from is None:
         start = shared_start(order)
-        ready = preflight(replace(config, resume_from=start)) if start else ready
+        if start is None:
+            return
+        ready = preflight(replace(config, resume_from=start), tracking_is_ready=True) if start else ready
     metric = config.checkpoint.best_metric
     done = ready.resume_from.stage_results if ready.resume_from is not None else []
     done = [result for result in done[:num_stages] if "ended_s" in result]
@@ -90,23 +93,29 @@ class TrialTrainable(wrap_function(train_trial)):  # type: ignore[misc]
         super().cleanup()
 
 
-def shared_start(order: TrialOrder) -> str:
+def shared_start(order: TrialOrder) -> str | None:
     """Return the checkpoint of the longest start that this trial shares, trained here if nobody else does.
 
-    An empty text: it shares none.
+    An empty text: it shares none. None: its training was stopped.
     """
-    config, start = order.config, ""
+    config = order.config
+    start: str | None = ""
     for length in range(1, min(order.num_stages + 1, len(config.stages))):
         key = prefix_key(config, length)
         if key in order.shared:
-            name, tracking = f"{order.study}-start-{key}", replace(config.tracking, extra_params=())
-            prefix = replace(prefix_config(config, length), name=name, resume_from=start, tracking=tracking)
+            name, tracking = start_name(order.study, key), replace(config.tracking, extra_params=())
+            prefix = replace(prefix_config(config, length), name=name, resume_from=start or "", tracking=tracking)
             start = _trained_start(prefix, length)
+            if start is None:
+                break
     return start
 
 
-def _trained_start(config: TrainConfig, num_stages: int) -> str:
-    """Return the checkpoint at the end of `num_stages` stages; train it, or wait while another trial does."""
+def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
+    """Return the checkpoint at the end of `num_stages` stages; train it, or wait while another trial does.
+
+    None: it was stopped.
+    """
     storage = open_storage(f"{config.storage}/{config.name}")
     for look in count():
         if look % LOOKS_PER_TRY and storage.exists(LEASE_KEY):
@@ -116,14 +125,14 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str:
         if state is not None and len(state.stage_starts) > num_stages:
             return f"{storage.uri}/{list_checkpoints(storage)[-1]}"
         try:
-            controller = start_controller(preflight(config), num_stages=num_stages)
+            controller = start_controller(preflight(config, tracking_is_ready=True), num_stages=num_stages)
         except (LeaseError, ClusterError):
             time.sleep(WAIT_S)
             continue
         if run_to_end(controller)["phase"] != "finished":
             break
         end_record(config.tracking, config.name, storage, "FINISHED")  # its run goes no further than this
-    raise RuntimeError(f"{config.name}, a start that trials share, was stopped")
+    return None
 
 
 def _wait_until_told(callback: TuneReportCallback) -> None:

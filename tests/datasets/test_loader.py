@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import webdataset as wds
 
-from datasets.loader import Batch, DataConfig, build_eval_loader, build_loader
+from datasets.loader import Batch, DataConfig, build_eval_loader, build_loader, sample_order
+from datasets.shards import load_manifest
+from datasets.steps import TrainSteps
 
 LANES, BATCH = 4, 16
 
@@ -30,6 +34,10 @@ def load(config: DataConfig, **changes: Any) -> list[Batch]:
         "world_size": 1,
     }
     return list(build_loader(config, **{**arguments, **changes}))
+
+
+def keys_of(path: Path) -> list[str]:
+    return [sample["__key__"] for sample in wds.WebDataset(str(path), shardshuffle=False)]
 
 
 def as_set(batches: list[Batch]) -> dict[int, tuple[int, bytes]]:
@@ -63,6 +71,22 @@ def test_the_samples_of_every_step_are_the_same_for_any_number_of_workers(config
     ranks = [load(config, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, whole in enumerate(alone):
         assert as_set([whole]) == as_set([batches[step] for batches in ranks])
+
+
+def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataConfig) -> None:
+    manifest = load_manifest(config.train)
+    keys = [f"{shard.name} {key}" for shard in manifest.shards for key in keys_of(shard.path)]
+
+    def fingerprint(world_size: int) -> str:
+        digest = hashlib.sha256()
+        order = sample_order(config, manifest.shard_counts, seed=5)
+        numbers = {"batch_size": BATCH, "cursor": 0, "stop": 800, "world_size": world_size}  # six epochs
+        ranks = [TrainSteps(order.fresh(), manifest, rank=rank, **numbers) for rank in range(world_size)]
+        for parts in zip(*ranks, strict=True):
+            digest.update("\n".join(sorted(keys[number] for _, ids in parts for number in ids)).encode())
+        return digest.hexdigest()
+
+    assert fingerprint(1) == fingerprint(2) == fingerprint(4)
 
 
 def test_loader_processes_change_nothing(config: DataConfig) -> None:

@@ -12,12 +12,16 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from datasets import pyramid as pyramid_module
+from datasets import remote
 from datasets.config import DataConfig
 from datasets.copies import choose_copy
 from datasets.errors import DataError
 from datasets.loader import build_eval_loader, build_loader, sample_order
 from datasets.pyramid import shrunk, write_copies
 from datasets.shards import load_manifest, write_manifest
+from jobs.index import main as index
+from jobs.pyramid import main as pyramid
 from tests.datasets.images import image_of, mask_of, png
 from tests.datasets.test_shards import write_tar
 
@@ -121,3 +125,31 @@ def test_masks_shrink_with_their_images_by_nearest_neighbour() -> None:
     assert small[0].size == small[1].size == (30, 40)
     assert set(np.unique(np.asarray(small[1]))) <= {0, 1, 2}
     assert shrunk(b"anything", "json", 30) == b"anything"
+
+
+def test_copies_of_shards_in_s3_are_written_to_s3_and_gone_on_with(
+    folder: Path, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in folder.glob("s-*.tar"):
+        remote.upload(f"{s3_uri}/{path.name}", path)
+    index([s3_uri, "--classes", str(folder / "manifest.json")])
+    assert pyramid([s3_uri, "--short-side", "64,40", "--workers", "2"]) == 0
+    cached = replace(config(folder), cache_dir=str(tmp_path / "cache"))
+    far = replace(cached, train=s3_uri)
+    arguments = {"batch_size": 8, "magnitude": 5.0, "seed": 1, "cursor": 0, "stop": 24, "rank": 0, "world_size": 1}
+    for size in (32, 50):
+        near_batches, far_batches = (list(build_loader(one, image_size=size, **arguments)) for one in (cached, far))
+        assert all(torch.equal(a.images, b.images) for a, b in zip(near_batches, far_batches, strict=True))
+    # Killed before the manifests: only the shard that is missing is made again.
+    remote.delete(f"{s3_uri}/short-40/s-1.tar")
+    remote.delete(f"{s3_uri}/short-40/manifest.json")
+    before = {file.url: file.etag for file in remote.list_folder(f"{s3_uri}/short-40") if file.url.endswith(".tar")}
+    uploaded: list[str] = []
+    real = remote.upload
+    monkeypatch.setattr(remote, "upload", lambda url, path: uploaded.append(url) or real(url, path))
+    monkeypatch.setattr(pyramid_module, "run_tasks", lambda function, tasks, **_: [function(task) for task in tasks])
+    monkeypatch.setattr(pyramid_module, "count_one", lambda: None)
+    assert pyramid([s3_uri, "--short-side", "40"]) == 0
+    assert uploaded == [f"{s3_uri}/short-40/s-1.tar"]
+    assert before.items() <= {file.url: file.etag for file in remote.list_folder(f"{s3_uri}/short-40")}.items()
+    assert load_manifest(s3_uri).copies == (40, 64)

@@ -117,6 +117,18 @@ def test_a_shard_that_changes_during_the_run_is_refused_too(s3_shards: str) -> N
         list(loader)
 
 
+def test_a_process_lists_and_checks_a_dataset_once(
+    s3_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    real = remote.list_folder
+    monkeypatch.setattr(remote, "list_folder", lambda url, **options: listed.append(url) or real(url, **options))
+    for size in (16, 32):
+        load(config(s3_shards, tmp_path), image_size=size, stop=16)
+        list(build_eval_loader(config(s3_shards, tmp_path), image_size=size, batch_size=100, rank=0, world_size=1))
+    assert listed == [s3_shards]
+
+
 def test_errors_are_one_line_and_hold_no_secret(s3_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = config("s3://no-such-bucket-here/x", "none")
     with pytest.raises(DataError, match=r"s3://no-such-bucket-here/x: cannot list it: the bucket does not exist"):

@@ -73,15 +73,24 @@ def test_a_dry_run_prints_the_tree_and_writes_nothing(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_sweep_goes_on_and_repeats_nothing_that_is_finished(place: Path) -> None:
-    process = subprocess.Popen(command(place), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished(place: Path) -> None:
+    process = subprocess.Popen(command(place), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not any(record.stages for record in records(place)):
+        assert process.poll() is None, "the sweep ended before it could be stopped"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, said
+    assert "the same command goes on" in said
+
+    killed = subprocess.Popen(command(place), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not any(record.state == "finished" for record in records(place)):
-            assert process.poll() is None, "the sweep ended before it could be killed"
+            assert killed.poll() is None, "the sweep ended before it could be killed"
             time.sleep(0.1)
     finally:
-        if process.poll() is None:
-            kill_family(process)
+        if killed.poll() is None:
+            kill_family(killed)
     done = [record for record in records(place) if record.state == "finished"]
     assert len(done) < 3
     kept = {path: path.stat().st_mtime_ns for path in _weights(place) if path.parts[-4] in {r.name for r in done}}

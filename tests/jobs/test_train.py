@@ -137,6 +137,23 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
     assert "seed: 0 -> 1" in other.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    ended = run(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")
+    assert ended.returncode == 1, ended.stderr
+    assert "error: diverged failed: the loss is nan at cursor" in ended.stdout
+    assert "Traceback" not in ended.stdout
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("crescendo")
+    assert experiment is not None
+    (record,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'diverged'")
+    assert record.info.status == "FAILED"
+    assert not (place / "runs" / "diverged" / ".lease").exists()
+
+
 def fails(place: Path, *arguments: str) -> str:
     """Run a job that must be refused; return its one line."""
     ended = subprocess.run(

@@ -148,4 +148,5 @@ def _check_record(run: Run) -> None:
     (record,) = client.search_runs([experiment.experiment_id])
     assert record.info.status == "KILLED"
     steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
-    assert steps == list(range(5 * BATCH, steps[-1] + 1, 5 * BATCH))
+    assert len(set(steps)) == len(steps)
+    assert set(range(5 * BATCH, steps[-1] + 1, 5 * BATCH)) <= set(steps)

@@ -13,14 +13,15 @@ from infra.cluster import ClusterConfig
 from infra.storage import open_storage
 from infra.tracking import TrackingConfig
 from pipeline.checkpoint import newest_whole
-from pipeline.config import TrainConfig
+from pipeline.config import CheckpointConfig, TrainConfig
 from pipeline.launch import start_controller
 from pipeline.preflight import preflight
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.ledger import Record
+from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
-from pipeline.sweep.study import Study, StudyRunner, open_ledger, planned_points
+from pipeline.sweep.study import Study, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
 from tests.pipeline.conftest import MakeConfig
 
@@ -49,6 +50,17 @@ def make_study(config: TrainConfig, scheduler: str, num_trials: int) -> Study:
     return study
 
 
+def check_nothing_is_left() -> None:
+    """No placement group, and no actor that has a CPU."""
+    import ray
+
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 2
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
@@ -74,12 +86,7 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     assert sorted(record.state for record in result.records) == ["finished", "finished", "stopped", "stopped"]
     assert {len(record.stages) for record in result.records if record.state == "stopped"} == {1}
 
-    # Nothing is left: no placement group, no actor's CPU.
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ray.available_resources()["CPU"] == 2
-    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+    check_nothing_is_left()
 
     # A trial that went on from the shared start is the run that it would have been alone, bit for bit.
     finished = next(record for record in result.records if record.state == "finished")
@@ -112,3 +119,40 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     ledger = open_ledger(again)
     before = ledger.records
     assert StudyRunner(again, options, ledger, files=files).run().records == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_else(
+    make_config: MakeConfig, sqlite_uri: str
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    # Trials are compared by when their stage began: of two that train at once both go on, the third is late.
+    config = preflight(
+        make_config(
+            name="asha",
+            cluster=ClusterConfig(num_workers=1),
+            tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
+            checkpoint=CheckpointConfig(best_metric="began_s", best_is="lowest"),
+        )
+    ).config
+    study = make_study(config, "asha", 3)
+    study.shared, study.highest = frozenset(), False
+    study.score = lambda metrics, figures: metrics["began_s"]
+    result = StudyRunner(study, SweepOptions(max_trials=3), open_ledger(study), files=files).run()
+    assert result.whole
+    assert result.records[2].state == "stopped"
+    assert len(result.records[2].stages) == 1
+    check_nothing_is_left()
+    storage = open_storage(f"{config.storage}/{result.records[2].name}")
+    snapshot, _ = newest_whole(storage)
+    assert snapshot is not None
+    assert len(snapshot.state.stage_starts) == 2
+    assert not storage.exists(".lease")
+    client = MlflowClient(sqlite_uri)
+    experiment = client.get_experiment_by_name("crescendo")
+    assert experiment is not None
+    runs = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert runs["asha-002"] == "KILLED"

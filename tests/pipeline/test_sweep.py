@@ -224,21 +224,25 @@ def test_half_of_the_trials_survive_rounded_up() -> None:
 
 
 def test_asha_stops_what_is_worse_than_the_best_so_far_and_remembers_earlier_trials() -> None:
+    told = []
+
     def scheduler(known: list[list[float]]) -> StageAsha:
-        made = StageAsha(num_stages=4, eta=2, highest=True, known=known)
+        made = StageAsha(num_stages=4, eta=2, highest=True, end=told.append, known=known)
         made.on_trial_add(None, SimpleNamespace(trial_id="new"))
         return made
 
     def result(stage: int, value: float) -> dict[str, float]:
         return {"stage": stage, "value": value}
 
-    trial = SimpleNamespace(trial_id="new")
+    trial = SimpleNamespace(trial_id="new", config={"name": "sweep-003"})
     alone = scheduler([])
     assert alone.on_trial_result(None, trial, result(1, 0.2)) == "CONTINUE"
     assert alone.ended == set()
     late = scheduler([[0.5], [0.6], [0.1]])
-    assert late.on_trial_result(None, trial, result(1, 0.2)) == "STOP"
+    for _ in range(2):  # Tune says a trial's last result again when it is over
+        assert late.on_trial_result(None, trial, result(1, 0.2)) == "CONTINUE"
     assert late.ended == {"new"}
+    assert told == ["sweep-003"]
 
 
 # Ledger and choice of trials -----------------------------------------------------------------------------------------

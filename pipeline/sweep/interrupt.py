@@ -1,0 +1,82 @@
+"""Ends a study's runs with checkpoints: a scheduler's choice, or all on Ctrl-C or when the time is over."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from infra.running import controllers
+from pipeline.decisions import Stop
+from pipeline.sweep.config import is_of_study
+
+AGAIN_S = 1.0
+"""Pause between two rounds of telling runs to stop: a trial may start one meanwhile."""
+
+
+class Stopper:
+    """Tells runs of a study to stop at their next decision point: one, or all of them and nothing new is begun."""
+
+    def __init__(self, study: str) -> None:
+        self._study = study
+        self._stop, self._over = threading.Event(), threading.Event()
+        self._ended: set[str] = set()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Stopper, (self._study,)  # Tune pickles its scheduler, which has it, to restore it
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the study is to end."""
+        return self._stop.is_set()
+
+    def end(self, run: str) -> None:
+        """Stop one run, now or as soon as it has started."""
+        self._ended = {*self._ended, run}
+
+    @contextlib.contextmanager
+    def after(self, seconds: float) -> Iterator[None]:
+        """While in it, stop on Ctrl-C, and after `seconds` if that is above 0. A second Ctrl-C interrupts at once."""
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, self._interrupted) if main else None
+        timer = threading.Timer(seconds, self._stop.set) if seconds else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        threading.Thread(target=self._tell, name="stopper", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            if timer is not None:
+                timer.cancel()
+            if main:
+                signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        print("stopping, with checkpoints; Ctrl-C again stops at once", flush=True)
+        self._stop.set()
+
+    def _tell(self) -> None:
+        told: set[Any] = set()
+        while not self._over.wait(AGAIN_S):
+            if not (self.stopping or self._ended):
+                continue
+            for name, controller in _controllers().items():
+                meant = name in self._ended or (self.stopping and is_of_study(name, self._study))
+                if meant and controller._actor_id not in told:
+                    told.add(controller._actor_id)
+                    controller.ask.remote(Stop(asked_by=self._study))
+
+
+def _controllers() -> dict[str, Any]:
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
+        return controllers()
+    return {}
