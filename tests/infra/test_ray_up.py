@@ -45,6 +45,7 @@ def hosts() -> Iterator[Hosts]:
         "RAY_health_check_timeout_ms": "5000",
         "RAY_health_check_failure_threshold": "3",
         "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "eth0",  # all hosts have this machine's name
     }
     lines = "".join(f"{name}={value}\n" for name, value in environment.items())
     (hosts.home(0) / ".crescendo" / "cluster.env").write_text(lines)
@@ -115,7 +116,8 @@ def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
             break
     assert any("1 to 2 workers" in line for line in log), "".join(log)
     hosts.cut(WORKER)
-    log.append(output(run))
+    log.append(run.communicate(timeout=400)[0])
+    assert run.returncode == 0, "".join(log)
     assert "recovered 1x" in "".join(log), "".join(log)
     output(on_laptop(hosts, ray, "down", "--yes", config))
     assert list((hosts.folder / "runs" / "cut" / "checkpoints").iterdir())
