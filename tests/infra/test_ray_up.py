@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -112,7 +111,7 @@ def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
     log = []
     for line in run.stdout or ():
         log.append(line)
-        if re.search(r"epoch [2-9]\.", line):
+        if "| epoch" in line:
             break
     assert any("1 to 2 workers" in line for line in log), "".join(log)
     hosts.cut(WORKER)
@@ -128,7 +127,7 @@ def submit(hosts: Hosts, config: str) -> subprocess.Popen[str]:
     folder = hosts.folder
     tracking = ["--tracking.uri", f"sqlite:///{folder}/mlflow.db", "--tracking.system-metrics", "False"]
     places = ["--data.train", f"{folder}/data/train", "--data.val", f"{folder}/data/val", "--storage", f"{folder}/runs"]
-    small = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=5", "image_size=32")]
+    small = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=60", "image_size=32")]
     pace = ["--trainer.log-every", "1", "--checkpoint.every-epochs", "1", "--cluster.num-workers", "1", "2"]
     job = [sys.executable, "-m", "jobs.submit", "demo", "--name", "cut", *places, *tracking, *small, *pace]
     tunnel = f'{BIN / "ray"} dashboard {config} > {folder}/tunnel.log 2>&1 & sleep 8; exec "$@"'
