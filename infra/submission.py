@@ -26,6 +26,10 @@ _STOPPING = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "600",
 }
+_CHATTY = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    *("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir"),
+)
 RECONNECT_S = 2.0
 LOST_AFTER_S = 120.0
 """A dashboard that doesn't answer for this long is not followed any more; the job doesn't need it."""
@@ -41,7 +45,7 @@ def open_client(dashboard: str = "") -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     address = dashboard or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-    for name in ("ray.dashboard", "ray._private.runtime_env"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)

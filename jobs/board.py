@@ -60,7 +60,7 @@ class Board(tune.Callback):
             line = said(self._study, record)
             if line and self._said.get(record.number) != line:
                 self._said[record.number] = line
-                self._console.print(f"{record.name}: {line}", highlight=False, soft_wrap=True)
+                self._console.print(f"{record.name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _running_line(self, record: Record) -> str:
         """Ask a trial's controller where it is."""

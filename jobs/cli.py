@@ -59,14 +59,15 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         raise UsageError(f"no recipe is named {name!r}: {hint}")
     recipe = RECIPES[name]
     description = f"Recipe {name}. {recipe.__doc__ or ''}"
+    if {"-h", "--help"} & {*rest}:
+        for flags in filter(None, (extra, _Rows)):
+            print(tyro.extras.get_parser(flags, prog=f"{prog} {name}", add_help=False).format_help())
     rows, rest = tyro.cli(_Rows, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
     default = recipe()
     if rows.model_rows:
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
     own: T | None = None
     if extra is not None:
-        if {"-h", "--help"} & {*rest}:
-            print(tyro.extras.get_parser(extra, prog=f"{prog} {name}", add_help=False).format_help())
         own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
     config = parse(
         TrainConfig,

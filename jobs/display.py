@@ -88,7 +88,7 @@ class Follower:
     def _show_notes(self, status: dict[str, Any]) -> None:
         new = status["noted"] - self._noted
         for note in status["notes"][-new:] if new else ():
-            self.console.print(f"note: {note}", highlight=False, soft_wrap=True)
+            self.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         self._noted = status["noted"]
 
 

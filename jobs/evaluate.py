@@ -139,7 +139,7 @@ def check_classes(saved: SavedModel, manifest: DatasetManifest, url: str) -> Non
 
 def _print(console: Console, saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
     for line in saved.notes:
-        console.print(f"note: {line}", highlight=False, soft_wrap=True)
+        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     whole = {name: value for name, value in report.metrics.items() if not name.startswith("iou_")}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "

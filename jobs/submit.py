@@ -33,10 +33,8 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         parse_recipe(argv, prog="python -m jobs.submit")
     recipe, *rest = argv
-    options, fields = Options(), rest
-    if not {"-h", "--help"} & set(rest):
-        options, fields = tyro.cli(Options, args=rest, return_unknown_args=True, add_help=False)
-    config, _ = parse_recipe([recipe, *fields], prog="python -m jobs.submit")
+    config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
+    options, fields = tyro.cli(Options, args=rest, return_unknown_args=True, add_help=False)
     check_reachable(config)
     if redacted(shlex.join(fields)) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     console = wide_console()
     ready = preflight(config)
     for line in ready.notes:
-        console.print(f"note: {line}", highlight=False, soft_wrap=True)
+        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:
         assert ready.resume_from is not None
         console.print(f"{config.name} is finished; give another --name to train again")
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         status = _train(console, ready)
     except RuntimeError as error:
-        console.print(f"error: {config.name} failed: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(
+            f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return 1
     progress = status["progress"]
     if progress is None:  # another submission has finished it meanwhile
@@ -80,8 +82,10 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
 
 def _show_result(console: Console, config: TrainConfig, results: Sequence[dict[str, float]]) -> None:
     console.print(result_table(config, list(results)))
-    console.print(f"checkpoints: {config.storage}/{config.name}/checkpoints", highlight=False, soft_wrap=True)
-    console.print(f"MLflow UI:   {config.tracking.ui_command()}", highlight=False, soft_wrap=True)
+    console.print(
+        f"checkpoints: {config.storage}/{config.name}/checkpoints", markup=False, highlight=False, soft_wrap=True
+    )
+    console.print(f"MLflow UI:   {config.tracking.ui_command()}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

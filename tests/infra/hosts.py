@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,6 @@ PidFile none
 StrictModes no
 UsePAM no
 PermitUserEnvironment no
-SetEnv HOME={home}
 """
 
 
@@ -65,10 +65,11 @@ class Hosts:
         return ["ip", "netns", "exec", self._space(name)]
 
     def command(self, number: int, *command: str) -> list[str]:
-        """Return a command in a host, with its home and /tmp. It sees no other process: `ray stop` ends all it sees."""
-        own = f'mount --bind {self.folder / str(number) / "tmp"} /tmp && exec "$@"'
+        """Return a command in a host, with its home and /tmp. `ray stop` there ends only what it sees: its own."""
+        own = self.folder / str(number)
+        mounts = f'mount --bind {own}/tmp /tmp && mount --bind {own}/passwd /etc/passwd && exec "$@"'
         home = ["env", f"HOME={self.home(number)}"]
-        return [*self.inside(number), *_OWN, *home, "sh", "-c", own, "sh", *command]
+        return [*self.inside(number), *_OWN, *home, "sh", "-c", mounts, "sh", *command]
 
     def cut(self, number: int) -> None:
         """Pull a host's cable."""
@@ -78,6 +79,9 @@ class Hosts:
         space, home = self._space(number), self.home(number)
         (home / ".ssh").mkdir(parents=True)
         (self.folder / str(number) / "tmp").mkdir()
+        # SSH looks up a home there, whatever HOME says.
+        accounts = re.sub(r"(?m)^(root:[^\n]*):/root:", rf"\1:{home}:", Path("/etc/passwd").read_text())
+        (self.folder / str(number) / "passwd").write_text(accounts)
         _run("ip", "netns", "add", space)
         switch = self._space("switch")
         _run("ip", "link", "add", "eth0", "netns", space, "type", "veth", "peer", f"port{number}", "netns", switch)
@@ -87,7 +91,7 @@ class Hosts:
             _run(*self.inside(number), "ip", "link", "set", device, "up")
         Path("/run/sshd").mkdir(exist_ok=True)
         config = self.folder / str(number) / "sshd_config"
-        config.write_text(_SSHD.format(folder=self.folder, home=home))
+        config.write_text(_SSHD.format(folder=self.folder))
         with (self.folder / str(number) / "sshd.log").open("wb") as log:
             serve = self.command(number, "/usr/sbin/sshd", "-D", "-e", "-f", str(config))
             self._servers.append(subprocess.Popen(serve, stdin=subprocess.DEVNULL, stderr=log))

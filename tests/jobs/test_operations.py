@@ -1,0 +1,126 @@
+"""The local stack, and a run on it as a user has it: checked, submitted, stopped, resumed; in S3 and MLflow."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pty
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.stack import BUCKET, Stack
+from infra.storage import open_storage
+from pipeline.checkpoint import newest_whole
+from tests.datasets.images import write_shards
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack, with shards in its bucket."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack.up()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment().items():
+            patch.setenv(name, value)
+        shards = write_shards(tmp_path_factory.mktemp("shards") / "shards", [50, 64, 23])
+        storage = open_storage(f"s3://{BUCKET}/shards")
+        for path in shards.iterdir():
+            storage.upload(path.name, path)
+        yield stack
+    stack.down()
+    assert [server for server in stack.servers().values() if server.process() is not None] == []
+
+
+def flags(name: str) -> list[str]:
+    stages = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=10", "image_size=32")]
+    data = ["--data.train", f"s3://{BUCKET}/shards", "--data.val", f"s3://{BUCKET}/shards", "--data.cache-dir", "none"]
+    pace = ["--trainer.log-every", "1", "--tracking.system-metrics", "False", "--cluster.num-workers", "1"]
+    return ["demo", "--name", name, "--storage", f"s3://{BUCKET}/runs", *data, *pace, *stages]
+
+
+def start(verb: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", f"jobs.{verb}", *arguments]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, stdin=stdin, text=True, **both)  # type: ignore[call-overload]
+
+
+@pytest.mark.slow
+def test_every_part_listens_on_loopback_and_ray_wants_its_token(stack: Stack) -> None:
+    for server in stack.servers().values():
+        process = server.process()
+        assert process is not None
+        for member in [process, *process.children(recursive=True)]:
+            for connection in member.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    address = ipaddress.ip_address(connection.laddr.ip.removeprefix("::ffff:"))
+                    assert address.is_loopback, (member.cmdline()[:3], connection.laddr)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{stack.environment()['RAY_API_SERVER_ADDRESS']}/api/jobs/", timeout=10)
+    assert stack.env_file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed(stack: Stack) -> None:
+    keyboard, terminal = pty.openpty()
+    first = start("submit", *flags("stopped"), stdin=terminal)
+    said = ""
+    for line in first.stdout or ():
+        said += line
+        if "| epoch" in line:
+            first.send_signal(signal.SIGINT)
+            os.write(keyboard, b"s\n")
+            break
+    said += first.communicate(timeout=200)[0]
+    assert first.returncode == 0, said
+    assert "or [s]top it with a checkpoint?" in said
+    assert "the same command resumes it" in said
+    assert f"MLflow run {stack.environment()['MLFLOW_TRACKING_URI']}/#/experiments/" in said
+    found = newest_whole(open_storage(f"s3://{BUCKET}/runs/stopped"))[0]
+    assert found is not None
+    again = start("submit", *flags("stopped"))
+    rest = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, rest
+    assert f"stopped resumes at cursor {found.state.cursor}" in rest
+    assert "stage" in rest
+    assert "checkpoints: s3://" in rest
+    check_secret_is_nowhere(stack)
+
+
+def check_secret_is_nowhere(stack: Stack) -> None:
+    """A job's key is in no log of Ray's."""
+    secret = stack.environment()["AWS_SECRET_ACCESS_KEY"].encode()
+    logs = stack.servers()["ray"].session_folder.rglob("*.log")  # type: ignore[attr-defined]
+    assert [path for path in logs if secret in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_all_well_or_says_what_is_not(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    well = start("doctor", *flags("checked"))
+    said = well.communicate(timeout=200)[0]
+    assert well.returncode == 0, said
+    for check in ("in parts", "conditional writes", "MLflow", "versions", "clock", "shared memory", "all is well"):
+        assert check in said
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    ill = start("doctor", *flags("checked"), "--tracking.uri", "http://127.0.0.1:9")
+    said = ill.communicate(timeout=200)[0]
+    assert ill.returncode == 1, said
+    assert "the server refuses the secret key" in said
+    assert "no answer; start the MLflow server" in said
+
+
+def test_a_job_refuses_folders_that_end_with_it() -> None:
+    refused = start("submit", "demo")
+    said = refused.communicate(timeout=100)[0]
+    assert refused.returncode == 2
+    assert "data.train is 'data/elpv/train': a submitted job runs in a copy of this folder" in said

@@ -1,0 +1,73 @@
+"""The documents: every command in them exists and takes its flags; every link leads somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from jobs.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def commands() -> dict[str, list[str]]:
+    """Every `python -m MODULE ...` of the documents, with where it stands."""
+    found: dict[str, list[str]] = {}
+    for path in DOCS:
+        text = path.read_text().replace("\\\n", " ")
+        for match in re.finditer(r"python3? -m ((?:jobs|infra)\.[^`\n]*)", text):
+            line = match.group(1).partition(" #")[0].strip()
+            if "{" not in line.split()[0]:
+                found.setdefault(line, []).append(path.name)
+    return found
+
+
+@cache
+def help_of(module: str, *arguments: str) -> str:
+    main = importlib.import_module(f"{module}.__main__" if module == "jobs.benchmark" else module).main
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    assert end.value.code in (0, None), said.getvalue()
+    return said.getvalue()
+
+
+def first_words(module: str, arguments: list[str]) -> list[str]:
+    """The word on which the help depends: a recipe, or what is prepared or measured."""
+    first = arguments[0] if arguments else ""
+    if module in ("jobs.prepare", "jobs.benchmark"):
+        return [first]
+    if first in RECIPES:
+        return [first]
+    return ["demo"] if first == "RECIPE" or "$" in first else []
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=line[:40]) for line in commands() if "jobs." in line])
+def test_every_flag_of_a_documented_command_is_in_its_help(line: str) -> None:
+    module, *arguments = shlex.split(re.sub(r"[()<>|;&].*", "", line))
+    module = module.rstrip(",.:")
+    if module == "jobs.stack":
+        return  # its verbs have no flags
+    known = set(re.findall(r"--[a-z][\w.-]*", help_of(module, *first_words(module, arguments))))
+    flags = [argument.partition("=")[0].rstrip(",.") for argument in arguments if argument.startswith("--")]
+    assert [flag for flag in flags if flag not in known and flag != "--help"] == [], commands()[line]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_and_make_targets_exist(path: Path) -> None:
+    text = path.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (path.parent / link).exists(), link
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"^    make ([a-z0-9-]+)", text, re.MULTILINE):
+        assert target in targets, target
+    for name in re.findall(r"`((?:infra|jobs|pipeline|datasets|model|tests)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
