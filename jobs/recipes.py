@@ -60,6 +60,7 @@ def elpv_transfer() -> TrainConfig:
     """Solar cells again (ELPV), with EfficientNet-Lite0 fine-tuned from ImageNet's weights.
 
     As the paper fine-tunes: a low rate, a cosine, no weight decay; all weights are trained.
+    `python -m jobs.weights efficientnet_lite0 --out data/lite0.safetensors` makes the file. Not yet trained to its end.
     """
     base = elpv_scratch()
     return replace(
@@ -82,7 +83,10 @@ def elpv_frozen() -> TrainConfig:
 
 
 def elpv_scratch() -> TrainConfig:
-    """What elpv_transfer is compared with: the same model, data and steps, from nothing, at the demo's rate."""
+    """What elpv_transfer is compared with: the same model, data and steps, from nothing, at the demo's rate.
+
+    `python -m jobs.train elpv_scratch --name elpv-scratch-0` gave an accuracy of 0.768 (seed 0, the only one so far).
+    """
     base = demo()
     return replace(
         base,
@@ -98,7 +102,8 @@ def elpv_scratch() -> TrainConfig:
 def unet_demo() -> TrainConfig:
     """The Earth from space (Blue Marble): which climate is where? An EfficientUNet, three stages.
 
-    `python -m jobs.prepare bluemarble --out data/bluemarble`, then `python -m jobs.train unet_demo`.
+    `python -m jobs.prepare bluemarble --out data/bluemarble`, then `python -m jobs.train unet_demo`. Not yet trained to
+    its end; a longer version was at mIoU 0.615 after 40 of 90 epochs (docs/segmentation.md).
     """
     return TrainConfig(
         name="unet-demo",
