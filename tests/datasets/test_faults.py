@@ -119,7 +119,7 @@ def test_what_never_answers_ends_with_one_line_when_patience_is_over(
     proxied: tuple[FaultProxy, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, uri = proxied
-    monkeypatch.setattr(remote, "_SAY_AFTER_S", 0.2)
+    monkeypatch.setattr(remote, "_SAY_AFTER_S", 0.0)
 
     def always(request: Request) -> str:
         return "503"

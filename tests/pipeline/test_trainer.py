@@ -325,7 +325,7 @@ def test_dropout_and_stochastic_depth_follow_the_stage(make_config: MakeConfig) 
     hooks = Recorder()
     trainer = make_trainer(replace(config, stages=stages), hooks)
     rates = []
-    for span in trainer.schedule.spans(trainer.samples_per_epoch):
+    while (span := trainer.course.span) is not None:
         trainer.fit(span)
         drops = [module.p for module in trainer.learner.model.modules() if isinstance(module, StochasticDepth)]
         heads = [module.dropout for module in trainer.learner.model.modules() if isinstance(module, TaskHead)]
