@@ -11,8 +11,9 @@ from torchvision import models
 from model.factory import ModelConfig, build_model
 from model.weights import load_weights
 
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
-"""Largest difference of logits that is rounding, as a share of their spread."""
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-10}
+"""Largest difference of logits that is rounding, as a share of their spread. In float32 how much that is depends on the
+processor's kernels and grows with depth (6e-5 on one machine); what a mistake would hide in there, float64 shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -115,6 +115,8 @@ class ProgressPolicy(DefaultFailurePolicy):
     """Ray's failure policy, which counts failures over a whole run; this one begins anew when the run has got further.
 
     So a run of weeks survives any number of lost machines, and one that fails at the same place again and again ends.
+    A worker that is lost while its group starts is a loss like any other; Ray would end the run if that happens between
+    the group's set-up and its first step.
     """
 
     def __init__(self, failure_config: FailureConfig, *, reached: Callable[[], int]) -> None:
@@ -129,6 +131,10 @@ class ProgressPolicy(DefaultFailurePolicy):
             self._best = reached
             self._worker_group_failures = self._controller_failures = self._preemption_failures = 0
         return super().make_decision(training_failed_error)
+
+    def _is_retryable_error(self, training_failed_error: Any) -> bool:
+        cause = getattr(training_failed_error, "controller_failure", None)
+        return isinstance(cause, ray.exceptions.RayActorError) or super()._is_retryable_error(training_failed_error)
 
 
 class GroupTrainer(TorchTrainer):

@@ -83,7 +83,6 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         yield started
 
 
-@pytest.mark.skip(reason="has not passed yet: after a node is killed, the driver finds the controller unavailable")
 @pytest.mark.slow
 @pytest.mark.timeout(850)
 def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_path: Path) -> None:

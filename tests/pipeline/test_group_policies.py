@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipeline.elastic import ProgressPolicy, allowed_count
 
@@ -26,3 +27,9 @@ def test_failures_count_only_while_the_run_gets_no_further() -> None:
     reached[0] = 60  # back at a checkpoint, and no further than ever before
     assert policy.make_decision(failure) is FailureDecision.RETRY
     assert policy.make_decision(failure) is FailureDecision.RAISE
+
+
+def test_a_worker_lost_while_its_group_starts_is_a_loss_like_any_other() -> None:
+    policy = ProgressPolicy(FailureConfig(max_failures=2), reached=lambda: 0)
+    assert policy.make_decision(ControllerError(RayActorError())) is FailureDecision.RETRY
+    assert policy.make_decision(ControllerError(KeyError("a mistake"))) is FailureDecision.RAISE
