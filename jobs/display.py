@@ -70,11 +70,27 @@ class Follower:
         live = Live(console=self.console, refresh_per_second=4, transient=True)
         with live if self.console.is_terminal else nullcontext() as shown:
             while not ray.wait([self.run], timeout=POLL_S)[0]:
-                self._show(ray.get(self.controller.status.remote()), shown)
-        with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
-            self._show_notes(ray.get(self.controller.status.remote()))
-        status: dict[str, Any] = ray.get(self.run)
+                with suppress(ray.exceptions.ActorUnavailableError):  # for a moment, as on a very busy head
+                    self._show(ray.get(self.controller.status.remote()), shown)
+            with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
+                self._show_notes(ray.get(self.controller.status.remote()))
+            try:
+                status: dict[str, Any] = ray.get(self.run)
+            except ray.exceptions.ActorUnavailableError:  # its answer is lost, but the run goes on
+                status = self._follow_status(shown)
         return status
+
+    def _follow_status(self, live: Live | None) -> dict[str, Any]:
+        """Show progress until the controller says that the run has ended."""
+        while True:
+            with suppress(ray.exceptions.ActorUnavailableError):
+                status: dict[str, Any] = ray.get(self.controller.status.remote())
+                self._show(status, live)
+                if status["phase"] == "failed":
+                    raise RuntimeError(status["error"])
+                if status["phase"] in ("finished", "stopped"):
+                    return status
+            time.sleep(POLL_S)
 
     def _show(self, status: dict[str, Any], live: Live | None) -> None:
         self._show_notes(status)
