@@ -17,6 +17,7 @@ from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console
 from jobs.recipes import demo
 from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.decisions import Stop
 from pipeline.preflight import preflight
 
 GIVE_UP_S = 240.0
@@ -97,7 +98,7 @@ def _timed(run: Run, kill: Callable[[], None]) -> float:
 def _stop(run: Run) -> None:
     import ray
 
-    ray.get(run.controller.stop.remote())
+    ray.get(run.controller.ask.remote(Stop()))
     ray.get(run.ends, timeout=GIVE_UP_S)
     ray.shutdown()
 
