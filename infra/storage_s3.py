@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import time
 import uuid
@@ -16,6 +15,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as aws
 from botocore.config import Config
 
+from infra.joined import Joined
 from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 from infra.storage_local import LocalStorage
 
@@ -36,8 +36,13 @@ _CLIENT = Config(
     max_pool_connections=16,
     request_checksum_calculation="when_supported",
     response_checksum_validation="when_supported",
+    # The checksum, whose header is signed, is enough: a hash of each body beside it is most of what an upload costs.
+    s3={"payload_signing_enabled": False},
 )
+# Bucket names as host names need DNS entries, which a server of one's own rarely has.
+_OWN_SERVER = Config(s3={"payload_signing_enabled": False, "addressing_style": "path"})
 _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+_TRANSFER.max_in_memory_upload_chunks = 4  # boto3 has no argument for it; each is a copy of `PART_BYTES`
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the AWS profile)"
 _CAUSES = {
@@ -97,13 +102,13 @@ class S3Storage(Storage):
 
         return self._call("read", key, get)
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key: str, *data: Data) -> None:
         """Write an object, in parts when it is large."""
-        if len(data) > PART_BYTES:
-            # BytesIO shares a `bytes` object's memory; the transfer manager reads it part by part.
-            self._call("write", key, lambda: self._transfer("upload_fileobj", io.BytesIO(data), key))
+        if sum(len(part) for part in data) > PART_BYTES:
+            self._call("write", key, lambda: self._transfer("upload_fileobj", Joined(data), key))
         else:
-            self._call("write", key, lambda: self._client.put_object(Body=_plain(data), **self._at(key)))
+            body = b"".join(data)
+            self._call("write", key, lambda: self._client.put_object(Body=body, **self._at(key)))
 
     def write_if_absent(self, key: str, data: Data) -> bool:
         """Write an object unless there is one; decided by the server (`If-None-Match`)."""
@@ -244,8 +249,7 @@ def _make_client(uri: str) -> Any:
         session = boto3.session.Session()  # of its own: the default one is not safe to share between threads
         client = session.client("s3", config=_CLIENT)
         if _custom_endpoint(client):
-            # Bucket names as host names need DNS entries, which a server of one's own rarely has.
-            client = session.client("s3", config=_CLIENT.merge(Config(s3={"addressing_style": "path"})))
+            client = session.client("s3", config=_CLIENT.merge(_OWN_SERVER))
     except (aws.BotoCoreError, ValueError) as error:
         raise StorageError(
             f"cannot open {uri}: {type(error).__name__}; check AWS_ENDPOINT_URL and the profile"

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
@@ -140,8 +141,9 @@ class ProgressPolicy(DefaultFailurePolicy):
 class GroupTrainer(TorchTrainer):
     """A TorchTrainer with the policies above.
 
-    Without Ray's cleaner of placement groups, an actor more for each group, which holds up its start for seconds: a
-    group's reservation ends with its job, and a run whose Ray Train controller is lost ends its job.
+    Without two of Ray's callbacks, each of which starts an actor for each group and so holds up its start: that for
+    Ray's datasets, of which there are none here, and the cleaner of placement groups. A group's reservation ends with
+    its job, and a run whose Ray Train controller is lost ends its job.
     """
 
     def __init__(self, *arguments: Any, num_lanes: int, controller: Any, standby: bool, **named: Any) -> None:
@@ -159,7 +161,8 @@ class GroupTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        unused = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in callbacks if not isinstance(callback, unused)]
 
 
 def _reached(controller: Any) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import MissingKeyError, Storage, StorageError
+from infra.storage import Data, MissingKeyError, Storage, StorageError
 
 PREFIX = "checkpoints"
 MANIFEST = "manifest.json"
@@ -227,9 +227,12 @@ def parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
     return TrainState(**values["state"]), values["facts"]
 
 
-def sha256(data: bytes) -> str:
-    """Return the hash as hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(*data: Data) -> str:
+    """Return the hash of some buffers, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -45,7 +45,7 @@ from tests.datasets.test_s3 import put
 from tests.pipeline.test_checkpoint import snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "manifest.json")
+CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
 class Malicious:
