@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             times["worker"].append(_timed(run, lambda: nodes.train_workers(nodes.nodes[1])[0].kill()))
             time.sleep(options.settle_s)
             times["node"].append(_timed(run, lambda: nodes.kill(nodes.nodes[1])))
-            nodes.nodes.append(nodes.add())
+            nodes.add()
             back_s = time.time()
             stepped_s = run.wait_for_step(back_s, num_workers=2)
             times["grow"].append(stepped_s - back_s)

@@ -17,10 +17,10 @@ from datasets.loader import sample_order
 from datasets.shards import load_manifest
 from infra.storage import open_storage
 from jobs.benchmark.nodes import Nodes
+from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups
 from pipeline.checkpoint import newest_whole
 from pipeline.sample_log import VARIABLE
 from tests.datasets.images import write_shards
-from tests.pipeline.used_samples import Group, check_each_once, final_steps, groups
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 24
@@ -93,12 +93,12 @@ def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_pat
         run.wait_for_group(1, workers=2)
         nodes.kill(nodes.nodes[1])
         run.wait_for_group(2, workers=1)
-        nodes.nodes.append(nodes.add())
+        nodes.add()
         run.wait_for_group(3, workers=2)
         nodes.drain(nodes.nodes[1], grace_s=30)
         run.wait_for_group(4, workers=1)
         nodes.kill(nodes.nodes[1])
-        nodes.nodes.append(nodes.add())
+        nodes.add()
         run.wait_for_group(5, workers=2)
         printed = run.stop()
     finally:

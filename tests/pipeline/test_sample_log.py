@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datasets.batch import Batch
+from jobs.benchmark.used_samples import check_each_once, final_steps, groups
 from pipeline import sample_log
 from pipeline.sample_log import VARIABLE, SampleLog
-from tests.pipeline.used_samples import check_each_once, final_steps, groups
 
 BATCH, LANES = 4, 2
 
