@@ -114,6 +114,25 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
     _check_room(config, num_workers)
 
 
+def free_reservations() -> int:
+    """Remove the placement groups of jobs that have ended; return how many there were.
+
+    Ray removes them itself, but not one that an actor has reserved while it was ended for the loss of its owner, as Ray
+    Train's controller may: it would hold its CPUs for as long as the cluster lives.
+    """
+    import ray
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    found = [PlacementGroupTableData.FromString(raw) for raw in accessor.get_placement_group_table()]
+    gone = PlacementGroupTableData.PlacementGroupState.REMOVED
+    left = [group for group in found if group.state != gone and group.creator_job_dead and not group.is_detached]
+    for group in left:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return len(left)
+
+
 def in_submitted_job() -> bool:
     """Say whether this process is the driver of a job that was submitted to a cluster."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

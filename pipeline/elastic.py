@@ -143,7 +143,7 @@ class GroupTrainer(TorchTrainer):
 
     Without two of Ray's callbacks, each of which starts an actor for each group and so holds up its start: that for
     Ray's datasets, of which there are none here, and the cleaner of placement groups. A group's reservation ends with
-    its job, and a run whose Ray Train controller is lost ends its job.
+    its job, and a run whose Ray Train controller is lost ends its job; `free_reservations` removes the rest.
     """
 
     def __init__(self, *arguments: Any, num_lanes: int, controller: Any, standby: bool, **named: Any) -> None:

@@ -6,7 +6,15 @@ import json
 from functools import partial
 from typing import Any
 
-from infra.cluster import ACTOR_PREFIX, ClusterConfig, connect, request_workers, start_actor, worker_range
+from infra.cluster import (
+    ACTOR_PREFIX,
+    ClusterConfig,
+    connect,
+    free_reservations,
+    request_workers,
+    start_actor,
+    worker_range,
+)
 from infra.storage import Storage, open_storage
 from pipeline.controller import Segment, StageController
 from pipeline.decisions import records_of
@@ -45,6 +53,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
         connect(config.cluster, num_workers=least)
+        free_reservations()  # of an earlier submission whose controller was killed
         controller = start_actor(
             StageController,
             config.stages[:count],
