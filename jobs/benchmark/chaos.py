@@ -41,6 +41,8 @@ class Options:
     """What they are drawn from."""
     steps_a_kill: int = 30
     """Length of the run: steps of training for each kill."""
+    fixed: bool = True
+    """Kill a run of two workers, whose weights must be equal."""
     elastic: bool = True
     """Kill a run of one to two workers too, whose number changes as nodes are lost and come back."""
 
@@ -60,9 +62,8 @@ def run_all(options: Options) -> list[Verdict]:
         epochs = max(1, options.kills * options.steps_a_kill // place.steps_an_epoch)
         whole = Run(place, "undisturbed", (2,), epochs)
         whole.finish()
-        ranges = ((2,), (1, 2)) if options.elastic else ((2,),)
         verdicts = []
-        for workers in ranges:
+        for workers in [(2,)] * options.fixed + [(1, 2)] * options.elastic:
             run = Run(place, "fixed" if len(workers) == 1 else "elastic", workers, epochs)
             killer = Killer(place, run, Random(options.seed))
             killer.kill_all(planned(options, len(workers) > 1), num_steps=epochs * place.steps_an_epoch)
