@@ -28,7 +28,7 @@ from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console
 from pipeline.sample_log import VARIABLE
 
-KINDS = ("worker", "S3", "node", "MLflow", "driver", "controller")
+KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
