@@ -36,11 +36,7 @@ _CLIENT = Config(
     max_pool_connections=16,
     request_checksum_calculation="when_supported",
     response_checksum_validation="when_supported",
-    # The checksum, whose header is signed, is enough: a hash of each body beside it is most of what an upload costs.
-    s3={"payload_signing_enabled": False},
 )
-# Bucket names as host names need DNS entries, which a server of one's own rarely has.
-_OWN_SERVER = Config(s3={"payload_signing_enabled": False, "addressing_style": "path"})
 _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 _TRANSFER.max_in_memory_upload_chunks = 4  # boto3 has no argument for it; each is a copy of `PART_BYTES`
 
@@ -76,6 +72,7 @@ class S3Storage(Storage):
         super().__init__(f"s3://{bucket}/{prefix}".rstrip("/"))
         self.bucket, self.prefix, self.patience_s = bucket, prefix, patience_s
         self._client = client or _make_client(self.uri)
+        self._bulk_client: Any = None
 
     @property
     def custom_endpoint(self) -> str | None:
@@ -105,7 +102,7 @@ class S3Storage(Storage):
     def write(self, key: str, *data: Data) -> None:
         """Write an object, in parts when it is large."""
         if sum(len(part) for part in data) > PART_BYTES:
-            self._call("write", key, lambda: self._transfer("upload_fileobj", Joined(data), key))
+            self._call("write", key, lambda: self._transfer(Joined(data), key))
         else:
             body = b"".join(data)
             self._call("write", key, lambda: self._client.put_object(Body=body, **self._at(key)))
@@ -125,7 +122,7 @@ class S3Storage(Storage):
 
         def put() -> None:
             with Path(path).open("rb") as file:
-                self._transfer("upload_fileobj", file, key)
+                self._transfer(file, key)
 
         self._call("write", key, put)
 
@@ -186,8 +183,10 @@ class S3Storage(Storage):
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{checked_key(key)}".lstrip("/")}
 
-    def _transfer(self, method: str, file: Any, key: str) -> None:
-        getattr(self._client, method)(Fileobj=file, Config=_TRANSFER, **self._at(key))
+    def _transfer(self, file: Any, key: str) -> None:
+        # The checksum, whose header is signed, is enough here: to hash each part too is most of what an upload costs.
+        self._bulk_client = self._bulk_client or _make_client(self.uri, sign_bodies=False)
+        self._bulk_client.upload_fileobj(Fileobj=file, Config=_TRANSFER, **self._at(key))
 
     def _put_if(self, key: str, data: Data, condition: dict[str, str]) -> str | None:
         """Write under a condition; return the new tag, or None when the condition did not hold."""
@@ -244,12 +243,14 @@ class S3Storage(Storage):
         return StorageError(f"{where}: {type(error).__name__} from {server}")
 
 
-def _make_client(uri: str) -> Any:
+def _make_client(uri: str, *, sign_bodies: bool = True) -> Any:
+    settings: dict[str, Any] = {} if sign_bodies else {"payload_signing_enabled": False}
     try:
         session = boto3.session.Session()  # of its own: the default one is not safe to share between threads
-        client = session.client("s3", config=_CLIENT)
+        client = session.client("s3", config=_CLIENT.merge(Config(s3=settings)))
         if _custom_endpoint(client):
-            client = session.client("s3", config=_CLIENT.merge(_OWN_SERVER))
+            # Bucket names as host names need DNS entries, which a server of one's own rarely has.
+            client = session.client("s3", config=_CLIENT.merge(Config(s3=settings | {"addressing_style": "path"})))
     except (aws.BotoCoreError, ValueError) as error:
         raise StorageError(
             f"cannot open {uri}: {type(error).__name__}; check AWS_ENDPOINT_URL and the profile"
