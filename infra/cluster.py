@@ -24,7 +24,7 @@ _QUICK_RECOVERY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor for each group; see `DrainWatch`
     # Of a cluster that is started here: a node is dead after 3 missed checks, a second apart; by default 15 to 50 s.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -163,16 +163,6 @@ def _check_room(config: ClusterConfig, num_workers: int) -> None:
                 f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}: "
                 f"lower cluster.num_workers, or add nodes"
             )
-
-
-def preemption_notice() -> bool:
-    """Say in a training worker whether a node of its group is about to be taken away.
-
-    Every worker is told, so rank 0 may look for all; `ray.train.get_preemption_info` would be a barrier of all ranks.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:

@@ -203,11 +203,18 @@ class StageController:
 
     def can_grow(self, num_workers: int, possible: int) -> None:
         """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        self._ask_new_group(f"from {num_workers} to {possible} workers")
+        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def node_leaves(self, node: str) -> None:
+        """A node of the group is about to be taken away: let the group end with a checkpoint."""
+        self._ask_new_group(f"node {node[:8]} is about to be taken away")
+        self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
+
+    def _ask_new_group(self, reason: str) -> None:
         with self._lock:
             if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
-                grow = NewGroup(reason=f"from {num_workers} to {possible} workers", time_s=time.time())
-                self._requests.append(Request(grow, 0))
-        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+                self._requests.append(Request(NewGroup(reason=reason, time_s=time.time()), 0))
 
     def environment(self) -> str:
         """Return the runtime environment of the run's workers."""

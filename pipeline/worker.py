@@ -17,7 +17,6 @@ from datasets.batch import Batch
 from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
-from infra.cluster import preemption_notice
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
@@ -166,12 +165,8 @@ class WorkerHooks(TrainHooks):
         self.controller.report.remote(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
+        """Ask the controller."""
         decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
-        if leaving(decisions) is None and preemption_notice():
-            line = f"a node is about to be taken away: checkpoint at cursor {progress.cursor}"
-            self.controller.note.remote(line)
-            return (*decisions, NewGroup(reason=line))
         if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
             assert self.tracker is not None
             self.tracker.abandon()

@@ -349,6 +349,13 @@ def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
     assert status["recoveries"] == 0
 
 
+def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
+    group = FakeGroup({48: lambda controller: controller.node_leaves("0123456789abcdef")})
+    status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
+    assert group.told == [(48, "new group"), (120, "next stage")]
+    assert any("about to be taken away (01234567)" in note for note in status["notes"])
+
+
 def test_the_next_segments_nodes_are_asked_for_ahead_and_once() -> None:
     asked: list[tuple[Segment, int]] = []
     there = threading.Event()
