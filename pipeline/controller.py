@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from typing import Any
 
 from pipeline.decisions import (
@@ -24,28 +23,8 @@ from pipeline.decisions import (
 from pipeline.journal import Journal
 from pipeline.lease import Lease
 from pipeline.policy import Progress, Request, decide
-from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, TrainingStage, segments
 from pipeline.status import Board, pending, seconds_left
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The longest row of stages with the same worker count: one worker group, no restart inside."""
-
-    first: int
-    last: int
-    num_workers: int | tuple[int, int]
-    """Workers, or a range of them."""
-
-
-def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
-    """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
-    rows = []
-    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
-        indices = [index for index, _ in group]
-        rows.append(Segment(indices[0], indices[-1], workers))
-    return rows
-
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""

@@ -16,13 +16,14 @@ from infra.cluster import (
     worker_range,
 )
 from infra.storage import Storage, open_storage
-from pipeline.controller import Segment, StageController
+from pipeline.controller import StageController
 from pipeline.decisions import records_of
 from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease, check_conditional_writes
 from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
 from pipeline.segment import SegmentRunner, record_failure
+from pipeline.stages import Segment
 from pipeline.state import TrainState
 
 CONFIG_FILE = "config.json"

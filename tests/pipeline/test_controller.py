@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from infra.storage import open_storage
-from pipeline.controller import Segment, StageController, segments
+from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
     NewGroup,
@@ -19,7 +19,7 @@ from pipeline.decisions import (
 )
 from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.policy import Progress
-from pipeline.stages import AdaptiveConfig, StageSpan, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
 from pipeline.state import TrainState
 from tests.pipeline.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
 
