@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 from botocore.config import Config
 
@@ -25,7 +25,7 @@ PATIENCE_S = 120.0
 """For how long a call goes on trying while the server is down or busy."""
 CHECK_PATIENCE_S = 5.0
 """The same for `check_writable`, behind which a user waits."""
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 """Objects above this go in parts of this size."""
 
 _CLIENT = Config(
@@ -72,7 +72,7 @@ class S3Storage(Storage):
         super().__init__(f"s3://{bucket}/{prefix}".rstrip("/"))
         self.bucket, self.prefix, self.patience_s = bucket, prefix, patience_s
         self._client = client or _make_client(self.uri)
-        self._bulk_client: Any = None
+        self._uploads: Any = None
 
     @property
     def custom_endpoint(self) -> str | None:
@@ -102,7 +102,7 @@ class S3Storage(Storage):
     def write(self, key: str, *data: Data) -> None:
         """Write an object, in parts when it is large."""
         if sum(len(part) for part in data) > PART_BYTES:
-            self._call("write", key, lambda: self._transfer(Joined(data), key))
+            self._call("write", key, lambda: self._upload(Joined(data), key))
         else:
             body = b"".join(data)
             self._call("write", key, lambda: self._client.put_object(Body=body, **self._at(key)))
@@ -122,7 +122,7 @@ class S3Storage(Storage):
 
         def put() -> None:
             with Path(path).open("rb") as file:
-                self._transfer(file, key)
+                self._upload(file, key)
 
         self._call("write", key, put)
 
@@ -183,10 +183,14 @@ class S3Storage(Storage):
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{checked_key(key)}".lstrip("/")}
 
-    def _transfer(self, file: Any, key: str) -> None:
-        # The checksum, whose header is signed, is enough here: to hash each part too is most of what an upload costs.
-        self._bulk_client = self._bulk_client or _make_client(self.uri, sign_bodies=False)
-        self._bulk_client.upload_fileobj(Fileobj=file, Config=_TRANSFER, **self._at(key))
+    def _upload(self, file: Any, key: str) -> None:
+        """Upload a file in parts. The threads stay for the next one: new ones would each keep memory of their own."""
+        if self._uploads is None:
+            # A part's checksum, whose header is signed, is enough: to hash it too is most of what an upload costs.
+            client = _make_client(self.uri, sign_bodies=False)
+            self._uploads = create_transfer_manager(client, _TRANSFER)
+        at = self._at(key)
+        self._uploads.upload(file, at["Bucket"], at["Key"]).result()
 
     def _put_if(self, key: str, data: Data, condition: dict[str, str]) -> str | None:
         """Write under a condition; return the new tag, or None when the condition did not hold."""
