@@ -9,9 +9,11 @@ with a range of workers the samples must be the same ones, each used once. Every
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ class Options:
     """How many there are in each run."""
     seed: int = 0
     """What they are drawn from."""
+    kill_for_s: float = math.inf
+    """Kills that would come later than this after a run's start, in seconds, are left out."""
     steps_a_kill: int = 30
     """Length of the run: steps of training for each kill."""
     fixed: bool = True
@@ -65,7 +69,7 @@ def run_all(options: Options) -> list[Verdict]:
         verdicts = []
         for workers in [(2,)] * options.fixed + [(1, 2)] * options.elastic:
             run = Run(place, "fixed" if len(workers) == 1 else "elastic", workers, epochs)
-            killer = Killer(place, run, Random(options.seed))
+            killer = Killer(place, run, Random(options.seed), time.monotonic() + options.kill_for_s)
             killer.kill_all(planned(options, len(workers) > 1), num_steps=epochs * place.steps_an_epoch)
             verdicts.append(compare(place, run, whole, killer.done, exact=len(workers) == 1))
         return verdicts
