@@ -43,7 +43,7 @@ class Options:
     """What they are drawn from."""
     kill_for_s: float = math.inf
     """Kills that would come later than this after a run's start, in seconds, are left out."""
-    steps_a_kill: int = 30
+    steps_a_kill: int = 15
     """Length of the run: steps of training for each kill."""
     fixed: bool = True
     """Kill a run of two workers, whose weights must be equal."""
