@@ -63,7 +63,7 @@ def run_all(options: Options) -> list[Verdict]:
     """Train the undisturbed run and those that are disturbed, and say what the kills have changed."""
     logging.getLogger("infra").setLevel(logging.ERROR)
     with _place() as place:
-        epochs = max(1, options.kills * options.steps_a_kill // place.steps_an_epoch)
+        epochs = max(4, options.kills * options.steps_a_kill // place.steps_an_epoch)
         whole = Run(place, "undisturbed", (2,), epochs)
         whole.finish()
         verdicts = []
