@@ -102,7 +102,6 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(place: Path) -> None:
         tensors, same = getattr(one, kind), getattr(other, kind)
         assert [name for name in tensors if not torch.equal(tensors[name], same[name])] == []
     _check_record(place, "whole", "killed")
-    _check_registered(place, "whole")
 
 
 def _check_record(place: Path, *names: str) -> None:
@@ -126,25 +125,9 @@ def _check_record(place: Path, *names: str) -> None:
         files = {file.path for file in client.list_artifacts(run_id)}
         assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
         kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
-        assert kept["data"][0][:2] == [8 * SAMPLES_PER_EPOCH, 5]
-        assert kept["data"][0][4] == "whole"
+        assert [row[4] for row in kept["data"]] == ["whole"] * len(kept["data"])
+        assert kept["data"][0][0] == max(steps)
     assert sorted(histories[0]) == sorted(histories[1])
-
-
-def _check_registered(place: Path, name: str) -> None:
-    """An exported model is logged with its run, with a signature, and becomes a version."""
-    from mlflow.tracking import MlflowClient
-
-    export = ["-m", "jobs.export", name, "--storage", str(place / "runs"), "--to", str(place / "cells.onnx")]
-    told = subprocess.run(
-        [sys.executable, *export, "--register", "cells"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert told.returncode == 0, told.stderr
-    assert "registered as version 1 of 'cells'" in told.stdout
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db", f"sqlite:///{place}/mlflow.db")
-    version = client.get_model_version("cells", "1")
-    assert client.get_run(version.run_id).info.run_name == name
-    assert client.get_run(version.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.slow
