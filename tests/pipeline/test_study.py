@@ -13,7 +13,7 @@ from infra.cluster import ClusterConfig
 from infra.storage import open_storage
 from infra.tracking import TrackingConfig
 from pipeline.checkpoint import newest_whole
-from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.launch import start_controller
 from pipeline.preflight import preflight
 from pipeline.sweep.config import SweepOptions
@@ -21,7 +21,7 @@ from pipeline.sweep.ledger import Record
 from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
-from pipeline.sweep.study import Study, open_ledger, planned_points
+from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
 from tests.pipeline.conftest import MakeConfig
 
@@ -129,21 +129,25 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    # Trials are compared by when their stage began: the third is late. Its second stage is long enough to be stopped.
+    # Its second stage has no end of its own in reach: the run ends because it is stopped, however late that is.
     first, second = make_config().stages
     config = preflight(
         make_config(
             name="asha",
-            stages=(replace(first, epochs=0.5), replace(second, epochs=20)),
+            stages=(replace(first, epochs=0.5), replace(second, epochs=10_000)),
             cluster=ClusterConfig(num_workers=1),
             tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
-            checkpoint=CheckpointConfig(best_metric="began_s", best_is="lowest"),
         )
     ).config
     study = make_study(config, "asha", 3)
-    study.shared, study.highest = frozenset(), False
-    study.score = lambda metrics, figures: metrics["began_s"]
-    result = StudyRunner(study, SweepOptions(max_trials=3), open_ledger(study), files=files).run()
+    study.shared = frozenset()
+    ledger = open_ledger(study)
+    for _ in range(2):  # of an earlier submission, and better than any accuracy
+        record = next_record(study, ledger, 3)
+        assert record is not None
+        record.state, record.stages = "finished", [{"val/accuracy": 1.1}] * 2
+        ledger.write(record)
+    result = StudyRunner(study, SweepOptions(max_trials=3), ledger, files=files).run()
     assert result.whole
     assert result.records[2].state == "stopped"
     assert len(result.records[2].stages) == 1
