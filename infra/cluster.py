@@ -88,11 +88,14 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def connect(config: ClusterConfig, *, num_workers: int) -> None:
+def connect(config: ClusterConfig, *, num_workers: int) -> str:
     """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
 
+    Returns:
+        A line for the user where `num_workers` have no room yet: an autoscaler may add nodes. Else an empty text.
+
     Raises:
-        ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
+        ClusterError: no cluster answers at the address, or this machine lacks the CPUs or GPUs for `num_workers`.
     """
     prepare_environment()
     import ray
@@ -111,7 +114,10 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
                 f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
                 "or leave it empty to start one on this machine"
             ) from error
-    _check_room(config, num_workers)
+    lack = _lack(config, num_workers)
+    if lack and address == "local":
+        raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
+    return f"{lack}: the run waits until there are nodes for them" if lack else ""
 
 
 def in_submitted_job() -> bool:
@@ -134,16 +140,14 @@ def start_ray(**arguments: Any) -> None:
             return
 
 
-def _check_room(config: ClusterConfig, num_workers: int) -> None:
+def _lack(config: ClusterConfig, num_workers: int) -> str:
     import ray
 
     total = ray.cluster_resources()
     for resource, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
         if num_workers * each > total.get(resource, 0):
-            raise ClusterError(
-                f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}: "
-                f"lower cluster.num_workers, or add nodes"
-            )
+            return f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}"
+    return ""
 
 
 def preemption_notice() -> bool:

@@ -95,7 +95,7 @@ class StageController:
     ) -> None:
         self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
+        self._fit, self._lease, self._record_failure = fit, lease, record_failure
         self._journal, self._board = journal or Journal(), Board(about or {})
         self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, -1
         self._observe = observe
@@ -103,7 +103,8 @@ class StageController:
         self._requests: list[Request] = []
         self._phase, self._error, self._taken_over = "starting", "", False
         self._stop: Stop | None = None
-        self._pause: Pause | None = None
+        self._pausing: Pause | Resume | None = None
+        self._stage = first_stage
         self._last: Decision | None = None
         self._groups = self._starts = 0
         self._started_s, self._reached, self._environment = 0.0, -1, ""
@@ -156,7 +157,7 @@ class StageController:
         """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
             return self._board.values() | {
-                "phase": "paused" if self._pause and self._phase == "training" else self._phase,
+                "phase": "paused" if self._paused and self._phase == "training" else self._phase,
                 "error": self._error,
                 "recoveries": max(0, self._starts - self._groups),
                 "pending": pending([request.decision for request in self._requests]),
@@ -170,15 +171,21 @@ class StageController:
                 return (
                     f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
                 )
-            if isinstance(decision, Resume) and not self._pause:
+            pausing = any(isinstance(request.decision, Pause) for request in self._requests)
+            if isinstance(decision, Resume) and not self._paused and not pausing:
                 return "the run isn't paused"
-            progress = self._board.progress
-            stage = progress.stage if progress else self._first_stage
+            stage = self._stage
+            if stage == len(self._recipe):
+                return f"the run is about to end: {decision.words} does nothing"
             asked = replace(decision, time_s=time.time())
             self._requests.append(Request(asked, stage))
-            wait_s = PAUSE_POLL_S if self._pause else self._board.next_decision_s
+            wait_s = PAUSE_POLL_S if self._paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if wait_s else "after the start"
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
+
+    @property
+    def _paused(self) -> bool:
+        return isinstance(self._pausing, Pause)
 
     # From the workers ------------------------------------------------------------------------------------------------
 
@@ -198,8 +205,8 @@ class StageController:
         self._starts += 1
         self._started_s = time.time()
         self._requests = [asked for asked in self._requests if not isinstance(asked.decision, NewGroup)]
-        if self._pause:  # its checkpoint may not have been written in time
-            self._requests.append(Request(self._pause, 0))
+        if self._pausing:  # the checkpoint that came with it may not have been written in time
+            self._requests.append(Request(self._pausing, 0))
         self._board.new_group()
         self._phase = "training"
 
@@ -270,12 +277,13 @@ class StageController:
             self._reached = max(self._reached, progress.cursor)
             if self._error or self._stop:
                 return (self._stop or Stop(reason=self._error),)
-            if progress.paused and self._pause is None:
-                self._pause = Pause()  # of before this controller's time
+            if progress.paused and self._pausing is None:
+                self._pausing = Pause()  # of before this controller's time
             decisions = self._decisions(progress)
+            self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
             for decision in decisions:
                 if isinstance(decision, Pause | Resume):
-                    self._pause = decision if isinstance(decision, Pause) else None
+                    self._pausing = decision
                 elif isinstance(decision, Stop):
                     self._stop = decision
             self._look_ahead(progress)
@@ -287,6 +295,9 @@ class StageController:
         repeated = self._journal.due(done, cursor)
         if any(isinstance(decision, NextStage | ExtendStage) for decision in repeated):
             return in_order(repeated)
+        for late in (request.decision for request in self._requests if request.stage < progress.stage):
+            if isinstance(late, NextStage | ExtendStage):
+                self._board.note(f"{late.words}, asked by {late.asked_by}, came too late: its stage has ended")
         verdict = decide(self._recipe, self._rules, progress, () if repeated else self._requests)
         if not repeated:
             self._requests = list(verdict.waiting)

@@ -45,7 +45,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
-        connect(config.cluster, num_workers=least)
+        lack = connect(config.cluster, num_workers=least)
         controller = start_actor(
             StageController,
             config.stages[:count],
@@ -66,6 +66,8 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
     except BaseException:
         lease.release()
         raise
+    if lack:
+        controller.note.remote(lack)
     lease.rest()  # from here on the controller renews it
     if not guarded:
         controller.note.remote(

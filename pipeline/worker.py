@@ -186,7 +186,7 @@ class WorkerHooks(TrainHooks):
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
         assert self.tracker is not None
         if decisions:
-            self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
+            self.tracker.log_table("control.json", decision_table(decisions))
             self.tracker.set_tags({"control": in_words(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
@@ -223,13 +223,17 @@ class WorkerHooks(TrainHooks):
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tell the controller of the newest checkpoint; tag the MLflow run with it, and list there what is kept."""
+        """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
         log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
         self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
+
+    def pruned(self) -> None:
+        """List in MLflow the checkpoints that are kept."""
+        if self.tracker is not None:
             table = checkpoint_table(describe_checkpoints(self.saver.storage), self.saver.storage.uri)
-            self.tracker.log_artifact_bytes("checkpoints.json", table.encode())
+            self.tracker.log_table("checkpoints.json", table)
 
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""

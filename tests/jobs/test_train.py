@@ -17,7 +17,7 @@ import torch
 
 from infra.storage import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole
-from pipeline.state import TrainState
+from pipeline.state import TrainState, list_checkpoints
 from tests.datasets.images import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,8 +125,8 @@ def _check_record(place: Path, *names: str) -> None:
         files = {file.path for file in client.list_artifacts(run_id)}
         assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
         kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
-        assert [row[4] for row in kept["data"]] == ["whole"] * len(kept["data"])
-        assert kept["data"][0][0] == max(steps)
+        there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
+        assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
     assert sorted(histories[0]) == sorted(histories[1])
 
 

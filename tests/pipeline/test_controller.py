@@ -210,7 +210,7 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
     assert again.decisions[0][1] == first.decisions[0][1]  # who asked, and when
 
 
-def test_what_is_asked_while_decisions_are_repeated_comes_between_them() -> None:
+def test_a_stage_that_gets_longer_while_decisions_are_repeated_does_not_end_as_before() -> None:
     group = FakeGroup({96: advance(), 144: KilledError()}, loses_checkpoints_from=24)
 
     def when_restarted(controller: StageController) -> None:
@@ -221,8 +221,8 @@ def test_what_is_asked_while_decisions_are_repeated_comes_between_them() -> None
     assert group.told == [
         (96, "next stage"),
         (48, "extend by 1 epochs"),
-        (96, "next stage"),
-        (360, "next stage"),  # with what both left
+        (240, "next stage"),  # the newest word counts: the stage doesn't end at 96 again
+        (360, "next stage"),
     ]
 
 
