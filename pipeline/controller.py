@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from typing import Any
 
 from pipeline.decisions import (
@@ -24,28 +23,8 @@ from pipeline.decisions import (
 from pipeline.journal import Journal
 from pipeline.lease import Lease
 from pipeline.policy import Progress, Request, decide
-from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, TrainingStage, segments
 from pipeline.status import Board, pending, seconds_left
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The longest row of stages with the same worker count: one worker group, no restart inside."""
-
-    first: int
-    last: int
-    num_workers: int | tuple[int, int]
-    """Workers, or a range of them."""
-
-
-def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
-    """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
-    rows = []
-    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
-        indices = [index for index, _ in group]
-        rows.append(Segment(indices[0], indices[-1], workers))
-    return rows
-
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
@@ -216,11 +195,18 @@ class StageController:
 
     def can_grow(self, num_workers: int, possible: int) -> None:
         """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        self._ask_new_group(f"from {num_workers} to {possible} workers")
+        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def node_leaves(self, node: str) -> None:
+        """A node of the group is about to be taken away: let the group end with a checkpoint."""
+        self._ask_new_group(f"node {node[:8]} is about to be taken away")
+        self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
+
+    def _ask_new_group(self, reason: str) -> None:
         with self._lock:
             if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
-                grow = NewGroup(reason=f"from {num_workers} to {possible} workers", time_s=time.time())
-                self._requests.append(Request(grow, 0))
-        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+                self._requests.append(Request(NewGroup(reason=reason, time_s=time.time()), 0))
 
     def environment(self) -> str:
         """Return the runtime environment of the run's workers."""
@@ -229,6 +215,10 @@ class StageController:
     def reached(self) -> int:
         """Return the highest cursor that was reported so far, -1 before any."""
         return self._reached
+
+    def lease_token(self) -> str:
+        """Return what the run's lease is known by."""
+        return self._lease.token if self._lease is not None else ""
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""

@@ -17,7 +17,6 @@ from datasets.batch import Batch
 from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
-from infra.cluster import preemption_notice
 from infra.logs import add_to_log, log_as_json
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
@@ -29,7 +28,9 @@ from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
 from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
+from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
+from pipeline.parallel import gathered
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
 from pipeline.resume import find_start
@@ -42,7 +43,12 @@ from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-PASSING = (StorageAwayError, DataAwayError)
+
+class DifferentStartError(RuntimeError):
+    """The ranks begin at different cursors; another worker group can do better."""
+
+
+PASSING = (StorageAwayError, DataAwayError, DifferentStartError)
 """What a worker group that is started later may be spared."""
 STANDBY_DELAY_S = 20.0
 """A group that has trained for this long gets its spare processes."""
@@ -116,6 +122,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         trainer.restore(start.snapshot)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
+    if len(set(gathered(trainer.state.cursor))) > 1:
+        raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
     trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
@@ -142,6 +150,7 @@ class WorkerHooks(TrainHooks):
         if self.tracker is not None:
             self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
+        self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
         self.saver = Saver(storage, config.checkpoint, self)
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
@@ -171,12 +180,8 @@ class WorkerHooks(TrainHooks):
         self.controller.report.remote(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
+        """Ask the controller."""
         decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
-        if leaving(decisions) is None and preemption_notice():
-            line = f"a node is about to be taken away: checkpoint at cursor {progress.cursor}"
-            self.controller.note.remote(line)
-            return (*decisions, NewGroup(reason=line))
         if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
             assert self.tracker is not None
             self.tracker.abandon()
@@ -219,6 +224,10 @@ class WorkerHooks(TrainHooks):
         """
         if error := ray.get(self.controller.error.remote()):
             raise SaverStoppedError(error)
+        try:
+            self.lease.check()  # the controller may not have heard of it yet
+        except LeaseError as error:
+            raise SaverStoppedError(str(error)) from error
         if self.tracker is not None:
             self.tracker.persist()
 

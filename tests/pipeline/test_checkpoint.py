@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from infra.storage import Storage, open_storage
 from pipeline.checkpoint import Snapshot, newest_whole, read_checkpoint, write_checkpoint
 from pipeline.state import CheckpointError, TrainState, list_checkpoints, newest_state, prune
+from pipeline.tensor_files import pack, pack_nested, unpack_nested
 
 
 def snapshot(cursor: int) -> Snapshot:
@@ -41,6 +45,25 @@ def test_what_is_written_is_read(storage: Storage) -> None:
         assert torch.equal(read.model[name], written.model[name])
     assert torch.equal(read.optimizer["state"][0]["square"], written.optimizer["state"][0]["square"])
     assert read.optimizer["param_groups"] == written.optimizer["param_groups"]
+
+
+def test_each_kind_of_tensor_is_read_by_the_library_and_lies_where_its_type_wants_it() -> None:
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    tensors = {str(kind): (torch.arange(5) % 2).to(kind) for kind in kinds}
+    tensors |= {"one": torch.tensor(1.5), "none": torch.empty(0, 3), "turned": torch.arange(6).reshape(2, 3).T}
+    nested = {"state": {0: {"a": tensors}, 7: {}}, "groups": [{"betas": (0.9, math.inf), "fused": None, "on": True}]}
+    data = b"".join(pack_nested(nested))
+    loaded = safetensors.torch.load(data)
+    assert len(loaded) == len(tensors)
+    read = unpack_nested(data)
+    assert read["groups"] == nested["groups"]
+    assert list(read["state"]) == [0, 7]
+    for name, tensor in tensors.items():
+        found = read["state"][0]["a"][name]
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    for whole in (tensors["turned"].T, tensors["one"]):  # contiguous: not copied
+        assert np.shares_memory(np.frombuffer(pack({"x": whole})[1], np.uint8), whole.numpy())
 
 
 def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
@@ -110,13 +133,10 @@ class Malicious:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model.safetensors", "state.json"])
 def test_nothing_that_is_read_is_unpickled(storage: Storage, tmp_path: Path, name: str) -> None:
     target = tmp_path / "ran"
     evil = pickle.dumps(Malicious(target))
-    if name == "optimizer.pt":
-        torch.save({"state": Malicious(target)}, tmp_path / "evil.pt")
-        evil = (tmp_path / "evil.pt").read_bytes()
     key = write_checkpoint(storage, snapshot(24))
     storage.write(f"{key}/{name}", evil)
     _forge_manifest(storage, key, name, evil)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from infra.storage import open_storage
-from pipeline.controller import Segment, StageController, segments
+from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
     NewGroup,
@@ -19,7 +19,7 @@ from pipeline.decisions import (
 )
 from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.policy import Progress
-from pipeline.stages import AdaptiveConfig, StageSpan, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
 from pipeline.state import TrainState
 from tests.pipeline.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
 
@@ -347,6 +347,13 @@ def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
     assert group.told == [(48, "new group"), (120, "next stage")]
     assert len(group.fitted) == 2
     assert status["recoveries"] == 0
+
+
+def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
+    group = FakeGroup({48: lambda controller: controller.node_leaves("0123456789abcdef")})
+    status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
+    assert group.told == [(48, "new group"), (120, "next stage")]
+    assert any("about to be taken away (01234567)" in note for note in status["notes"])
 
 
 def test_the_next_segments_nodes_are_asked_for_ahead_and_once() -> None:
