@@ -159,7 +159,7 @@ class StageController:
             asked = replace(decision, time_s=time.time())
             self._requests.append(Request(asked, stage))
             wait_s = PAUSE_POLL_S if self._paused else self._board.next_decision_s
-        when = f"in about {max(1, round(wait_s))} s" if wait_s else "after the start"
+        when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
 
     @property
