@@ -200,11 +200,11 @@ def test_a_reader_lets_go_of_evicted_shards(shards: tuple[ShardInfo, ...], s3_ur
     cache = ShardCache(tmp_path, 10**9)
     path = cache.require(shards[0])
     reader = SampleReader(load_manifest(s3_uri), cache)
-    sample = reader.read_many([3])[0]
+    sample = next(reader.read_each([3]))
     assert len(reader._open) == 1
     path.unlink()
     assert reader.read(3) == sample
-    assert reader.read_many([3])[0] == sample
+    assert next(reader.read_each([3])) == sample
     assert not reader._open
 
 
