@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets.batch import Batch
-from datasets.config import check_data
+from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
@@ -82,6 +82,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         worker_counts=[context.get_world_size()],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    data = data_fingerprint(order, manifest)
     task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
     start = find_start(config, storage)
@@ -102,14 +103,14 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         hooks=hooks,
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data,
             "versions": versions(),
             "classes": list(manifest.classes),
         },
         device=ray.train.torch.get_device(),
     )
     if start.snapshot is not None:
-        if start.facts["data"] != order.fingerprint:
+        if start.facts["data"] != data:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
     if config.cluster.standby:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.loader import sample_order
 from infra.storage import open_storage
 from model.config import ModelConfig
@@ -93,7 +93,7 @@ def _train(folder: Path, config: TrainConfig) -> TrainedRun:
         hooks=_Writer(run),
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data_fingerprint(order, manifest),
             "versions": versions(),
             "classes": list(manifest.classes),
         },
