@@ -95,6 +95,12 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, me
         index([str(tmp_path)])
 
 
+def test_an_index_that_cannot_be_written_is_said_before_the_pass(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"no number"})
+    with pytest.raises(DataError, match=r"a\.tar: cannot write there \(.*\); name another folder with --out"):
+        index([str(tmp_path), "--out", str(tmp_path / "a.tar")])
+
+
 def test_indexing_again_keeps_the_class_names_of_numbers(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"0", "b.jpg": jpeg(1), "b.cls": b"1"})
     write_manifest(tmp_path, ["a.tar"], classes=["cat", "dog"])
