@@ -1,4 +1,4 @@
-"""What the data warn of, told to the user: a worker's own log is on its node, where nobody looks."""
+"""What the data have to say, told to the user: a worker's own log is on its node, where nobody looks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST = 20
 
 
 class Relay(logging.StreamHandler):
-    """Writes warnings to the log as before, and tells the first of them.
+    """Writes warnings and information to the log, and tells the first lines, each once.
 
     In this process only: a forked loader process has the handler too, but can't reach the controller.
 
@@ -20,20 +20,22 @@ class Relay(logging.StreamHandler):
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__()
-        self.setLevel(logging.WARNING)
-        self._tell, self._process, self._left = tell, os.getpid(), _MOST
+        self._tell, self._process = tell, os.getpid()
+        self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, and tell it."""
         super().emit(record)
-        if os.getpid() == self._process and self._left:
-            self._left -= 1
-            self._tell(record.getMessage() + ("" if self._left else " (what follows is in the workers' logs only)"))
+        line = record.getMessage()
+        if os.getpid() == self._process and line not in self._told and len(self._told) < _MOST:
+            self._told.add(line)
+            self._tell(line + ("" if len(self._told) < _MOST else " (what follows is in the workers' logs only)"))
 
 
-def relay_warnings(package: str, tell: Callable[[str], object]) -> None:
-    """Tell the warnings of a package's loggers; of the last caller only, where a process is used again."""
+def relay_log(package: str, tell: Callable[[str], object]) -> None:
+    """Tell what a package's loggers say; to the last caller only, where a process is used again."""
     logger = logging.getLogger(package)
+    logger.setLevel(logging.INFO)
     for handler in [handler for handler in logger.handlers if isinstance(handler, Relay)]:
         logger.removeHandler(handler)
     logger.addHandler(Relay(tell))

@@ -31,7 +31,7 @@ from pipeline.hooks import TrainHooks
 from pipeline.memory import OutOfMemoryError
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
-from pipeline.relay import relay_warnings
+from pipeline.relay import relay_log
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
@@ -76,7 +76,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
 
 def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
-    relay_warnings("datasets", controller.note.remote)
+    relay_log("datasets", controller.note.remote)
     context = ray.train.get_context()
     manifest, _ = check_data(
         config.data,

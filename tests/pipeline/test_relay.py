@@ -3,16 +3,17 @@ from __future__ import annotations
 import logging
 import os
 
-from pipeline.relay import relay_warnings
+from pipeline.relay import relay_log
 
 
-def test_warnings_of_the_data_are_told_but_not_all_and_not_from_a_forked_process() -> None:
+def test_what_the_data_say_is_told_once_but_not_all_and_not_from_a_forked_process() -> None:
     told: list[str] = []
     log = logging.getLogger("some_package.module")
-    relay_warnings("some_package", lambda line: told.append("earlier"))
-    relay_warnings("some_package", told.append)
-    log.info("not this")
-    log.warning("damaged sample: %s", 7)
+    relay_log("some_package", lambda line: told.append("earlier"))
+    relay_log("some_package", told.append)
+    log.debug("not this")
+    for _ in range(2):
+        log.warning("damaged sample: %s", 7)
     assert told == ["damaged sample: 7"]
     child = os.fork()
     if not child:
