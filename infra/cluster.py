@@ -167,7 +167,8 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
 
     # On the driver's own node: that one must live for the run in any case, any other may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
+    # In this namespace whatever the one of a process that was connected already: it is looked for there.
+    options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
     # A cluster that was started elsewhere doesn't know this process's environment.
     train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
     options["runtime_env"] = {"env_vars": train}

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from infra.cluster import ACTOR_PREFIX
+from infra.cluster import ACTOR_PREFIX, NAMESPACE
 from jobs.display import progress_line
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
@@ -65,7 +65,7 @@ class Board(tune.Callback):
     def _running_line(self, record: Record) -> str:
         """Ask a trial's controller where it is."""
         try:
-            controller = ray.get_actor(f"{ACTOR_PREFIX}{record.name}")
+            controller = ray.get_actor(f"{ACTOR_PREFIX}{record.name}", NAMESPACE)
             status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError, TimeoutError):
             return "starting, or waiting for a start that it shares"

@@ -70,11 +70,27 @@ class Follower:
         live = Live(console=self.console, refresh_per_second=4, transient=True)
         with live if self.console.is_terminal else nullcontext() as shown:
             while not ray.wait([self.run], timeout=POLL_S)[0]:
-                self._show(ray.get(self.controller.status.remote()), shown)
-        with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
-            self._show_notes(ray.get(self.controller.status.remote()))
-        status: dict[str, Any] = ray.get(self.run)
+                with suppress(ray.exceptions.ActorUnavailableError):  # for a moment, as on a very busy head
+                    self._show(ray.get(self.controller.status.remote()), shown)
+            with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
+                self._show_notes(ray.get(self.controller.status.remote()))
+            try:
+                status: dict[str, Any] = ray.get(self.run)
+            except ray.exceptions.ActorUnavailableError:  # its answer is lost, but the run goes on
+                status = self._follow_status(shown)
         return status
+
+    def _follow_status(self, live: Live | None) -> dict[str, Any]:
+        """Show progress until the controller says that the run has ended."""
+        while True:
+            with suppress(ray.exceptions.ActorUnavailableError):
+                status: dict[str, Any] = ray.get(self.controller.status.remote())
+                self._show(status, live)
+                if status["phase"] == "failed":
+                    raise RuntimeError(status["error"])
+                if status["phase"] in ("finished", "stopped"):
+                    return status
+            time.sleep(POLL_S)
 
     def _show(self, status: dict[str, Any], live: Live | None) -> None:
         self._show_notes(status)
@@ -92,8 +108,8 @@ class Follower:
         self._noted = status["noted"]
 
 
-def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
-    """Return the table that a run ends with: a row a stage."""
+def result_table(config: TrainConfig, results: list[dict[str, float]], samples_per_epoch: int) -> Table:
+    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for."""
     metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
     table = Table(
         title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
@@ -104,11 +120,11 @@ def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
     for index, (stage, result) in enumerate(zip(config.stages, results, strict=False)):
         if not result:
             continue
-        rate = result["samples"] / result["train_s"]
+        rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch
         score = result.get(metric, float("nan"))
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
         table.add_row(
             *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
-            *(f"{stage.dropout:.2f}", f"{stage.epochs:g}", f"{rate:.0f}", f"{score:.3f}", took),
+            *(f"{stage.dropout:.2f}", f"{epochs:.3g}", f"{rate:.0f}", f"{score:.3f}", took),
         )
     return table

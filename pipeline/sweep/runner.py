@@ -96,16 +96,22 @@ class StudyRunner:
         count = len(self.study.base.stages)
         for target in range(1, count + 1) if self.study.scheduler == "halving" else [count]:
             self._target = target
-            self._waiting = [
-                record for record in self.ledger.records if record.state == "open" and len(record.stages) < target
-            ]
-            if not self._round():
+            self._waiting = self._left(target)
+            self._round()
+            if self._stopper.stopping or self._left(target):
                 return False
             if target < count:
                 self._halve(target)
         return True
 
-    def _round(self) -> bool:
+    def _left(self, target: int) -> list[Record]:
+        """Return the trials that have to go on to the end of a stage; up to the last one, all that are open."""
+        last = target == len(self.study.base.stages)
+        return [
+            record for record in self.ledger.records if record.state == "open" and (last or len(record.stages) < target)
+        ]
+
+    def _round(self) -> None:
         from ray import tune
 
         from pipeline.sweep.schedulers import StageAsha
@@ -144,9 +150,6 @@ class StudyRunner:
             tuner.fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return not self._stopper.stopping and all(
-            record.state != "open" or len(record.stages) >= self._target for record in self.ledger.records
-        )
 
     def _end_record(self, record: Record) -> None:
         storage = open_storage(f"{self.study.base.storage}/{record.name}")
@@ -162,16 +165,20 @@ class StudyRunner:
         return next_record(self.study, self.ledger, self.options.max_trials)
 
     def _heard(self, record: Record, ended: bool, trial_id: str) -> None:
-        """Write down what a trial gave. One that was only interrupted stays open."""
-        if ended:
-            if len(record.stages) == len(self.study.base.stages):
-                record.state = "finished"
-            elif record.number in self._searcher.failed:
-                record.state = "failed"
-            elif self._scheduler is not None and trial_id in self._scheduler.ended:
-                record.state = "stopped"
-            if record.state != "open":
-                self._tell(record)
+        """Write down what a trial gave. One that was only interrupted stays open.
+
+        Its last stage is reported only when its run is whole: so it is finished then, whatever happens to its actor or
+        to this process before Tune says that it has ended.
+        """
+        before = record.state
+        if len(record.stages) == len(self.study.base.stages):
+            record.state = "finished"
+        elif ended and record.number in self._searcher.failed:
+            record.state = "failed"
+        elif ended and self._scheduler is not None and trial_id in self._scheduler.ended:
+            record.state = "stopped"
+        if record.state != before:
+            self._tell(record)
         self.ledger.write(record)
 
     def _failed(self, number: int, why: str) -> None:

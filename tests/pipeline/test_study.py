@@ -13,17 +13,17 @@ from infra.cluster import ClusterConfig
 from infra.storage import open_storage
 from infra.tracking import TrackingConfig
 from pipeline.checkpoint import newest_whole
-from pipeline.config import CheckpointConfig, TrainConfig
-from pipeline.launch import start_controller
+from pipeline.config import TrainConfig
 from pipeline.preflight import preflight
 from pipeline.sweep.config import SweepOptions
-from pipeline.sweep.ledger import Record
+from pipeline.sweep.ledger import Record, read_records
 from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
-from pipeline.sweep.study import Study, open_ledger, planned_points
+from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
 from tests.pipeline.conftest import MakeConfig
+from tests.trained import train_here
 
 SPACE = SweepSpace(dropout_end=Range(0.1, 0.5), randaugment_end=Range(0, 9))
 
@@ -67,7 +67,6 @@ def check_nothing_is_left() -> None:
 def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     make_config: MakeConfig, sqlite_uri: str
 ) -> None:
-    import ray
     from mlflow.tracking import MlflowClient
 
     config = preflight(
@@ -90,10 +89,7 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
 
     # A trial that went on from the shared start is the run that it would have been alone, bit for bit.
     finished = next(record for record in result.records if record.state == "finished")
-    alone = replace(study.configure(finished.point), name="alone")
-    controller = start_controller(preflight(alone))
-    assert ray.get(controller.run.remote())["phase"] == "finished"
-    ray.kill(controller)
+    train_here(replace(study.configure(finished.point), name="alone"))
     mine, other = (newest_whole(open_storage(f"{config.storage}/{name}"))[0] for name in (finished.name, "alone"))
     assert mine is not None
     assert other is not None
@@ -106,7 +102,6 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop("halving")
-    runs.pop("alone")
     assert parent.info.status == "FINISHED"
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -114,11 +109,14 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     assert runs[finished.name].data.params["sweep.dropout_end"] == str(finished.point["dropout_end"])
     assert [file.path for file in client.list_artifacts(parent.info.run_id, "report")] == ["report/report.md"]
 
-    # The same study again has nothing to do.
+    # The same study again has nothing to train, also where a kill came before a trial's end was written down.
     again = make_study(config, "halving", 4)
     ledger = open_ledger(again)
-    before = ledger.records
-    assert StudyRunner(again, options, ledger, files=files).run().records == before
+    before = [replace(record) for record in ledger.records]
+    ledger.records[finished.number].state = "open"
+    result = StudyRunner(again, options, ledger, files=files).run()
+    assert result.whole
+    assert result.records == before == read_records(study.storage)
 
 
 @pytest.mark.slow
@@ -129,21 +127,25 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    # Trials are compared by when their stage began: the third is late. Its second stage is long enough to be stopped.
+    # Its second stage has no end of its own in reach: the run ends because it is stopped, however late that is.
     first, second = make_config().stages
     config = preflight(
         make_config(
             name="asha",
-            stages=(replace(first, epochs=0.5), replace(second, epochs=20)),
+            stages=(replace(first, epochs=0.5), replace(second, epochs=10_000)),
             cluster=ClusterConfig(num_workers=1),
             tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
-            checkpoint=CheckpointConfig(best_metric="began_s", best_is="lowest"),
         )
     ).config
     study = make_study(config, "asha", 3)
-    study.shared, study.highest = frozenset(), False
-    study.score = lambda metrics, figures: metrics["began_s"]
-    result = StudyRunner(study, SweepOptions(max_trials=3), open_ledger(study), files=files).run()
+    study.shared = frozenset()
+    ledger = open_ledger(study)
+    for _ in range(2):  # of an earlier submission, and better than any accuracy
+        record = next_record(study, ledger, 3)
+        assert record is not None
+        record.state, record.stages = "finished", [{"val/accuracy": 1.1}] * 2
+        ledger.write(record)
+    result = StudyRunner(study, SweepOptions(max_trials=3), ledger, files=files).run()
     assert result.whole
     assert result.records[2].state == "stopped"
     assert len(result.records[2].stages) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +19,13 @@ from jobs.spaces import SPACES, space_of
 from jobs.study_report import sweep_files, winner_command
 from pipeline.config import TrainConfig
 from pipeline.stages import ramp
+from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
 from pipeline.sweep.ledger import Ledger, Record, StudyError, read_records
 from pipeline.sweep.report import importances
+from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.schedulers import StageAsha, survivors
+from pipeline.sweep.searcher import LedgerSearcher
 from pipeline.sweep.space import Range, SweepSpace, default_space
 from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_strategy, mutated, random_point
 from pipeline.sweep.study import Study, next_record, planned_points
@@ -387,3 +390,30 @@ def test_a_confirmation_trains_both_over_further_seeds(tmp_path: Path) -> None:
     found = comparison(confirming, ledger.records)
     assert found.difference == pytest.approx(0.2)
     assert found.standard_error == pytest.approx(0.1 / 3**0.5)
+
+
+# Runner --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_finished_with_its_last_stage_and_an_older_one_left_open_then_is_taken_up_again(
+    tmp_path: Path,
+) -> None:
+    told: list[Sequence[float]] = []
+    study = make_study(tmp_path)
+    study.strategy.tell = lambda point, scores, *, finished: told.append(scores)  # type: ignore[method-assign]
+    ledger = Ledger(study.storage)
+    runner = StudyRunner(study, SweepOptions(), ledger, files=lambda records: {})
+    searcher = LedgerSearcher(lambda: next_record(study, ledger, 2), lambda record: {}, runner._heard)
+    searcher.suggest("tune-0")
+    for stage in range(1, len(study.base.stages) + 1):
+        assert ledger.records[0].state == "open"
+        searcher.on_trial_result("tune-0", {"stage": stage, "metrics/val/accuracy": 0.5})
+    # A kill from here on, before Tune says that the trial has ended, loses nothing.
+    assert read_records(study.storage)[0].state == "finished"
+    searcher.on_trial_complete("tune-0")
+    assert told == [[0.5] * 4]
+
+    left = replace(ledger.records[0], state="open")
+    ledger.records[0] = left
+    assert runner._left(4) == [left]
+    assert runner._left(3) == []
