@@ -185,8 +185,8 @@ class ShardCache:
     def _disk_full(self, needed: int) -> DataError:
         free = shutil.disk_usage(self.folder).free
         return DataError(
-            f"data.cache_dir {self.folder}: the disk is full: {free / 1e6:.0f} MB free, the shard has "
-            f"{needed / 1e6:.0f} MB; free some space, lower data.cache_gb, or stream with data.cache_dir=none"
+            f"data.cache_dir {self.folder}: the disk is full: {free / 1e6:.1f} MB free, the shard has "
+            f"{needed / 1e6:.1f} MB; free some space, lower data.cache_gb, or stream with data.cache_dir=none"
         )
 
 

@@ -152,7 +152,7 @@ def test_a_full_disk_and_a_limit_too_small_are_clear(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match=r"data\.cache_dir .*: the disk is full: \d+ MB free.*data\.cache_dir=none"):
+    with pytest.raises(DataError, match=r"data\.cache_dir .*: the disk is full: [\d.]+ MB free.*data\.cache_dir=none"):
         ShardCache(tmp_path, 10**9).fetch(shards[0])
     assert not list(tmp_path.glob("*.part"))
 
