@@ -132,13 +132,14 @@ def operator() -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a job's `main(argv)`: a user's mistake ends in one line on stderr and exit code 2, without a traceback.
+    """Run a job's `main(argv)`: a user's mistake, a file that can't be opened or written included, ends in one line on
+    stderr and exit code 2, without a traceback.
 
     CRESCENDO_TRACEBACK=1 shows the traceback as well.
     """
     try:
         sys.exit(main(sys.argv[1:]) or 0)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets.batch import Batch
-from datasets.config import check_data
+from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.logs import add_to_log, log_as_json
@@ -33,6 +33,7 @@ from pipeline.memory import OutOfMemoryError
 from pipeline.parallel import gathered
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
+from pipeline.relay import relay_log
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
@@ -83,6 +84,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
 
 def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
+    relay_log("datasets", controller.note.remote)
     context = ray.train.get_context()
     manifest, _ = check_data(
         config.data,
@@ -90,6 +92,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         worker_counts=[context.get_world_size()],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    data = data_fingerprint(order, manifest)
     task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
     start = find_start(config, storage)
@@ -110,14 +113,14 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         hooks=hooks,
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data,
             "versions": versions(),
             "classes": list(manifest.classes),
         },
         device=ray.train.torch.get_device(),
     )
     if start.snapshot is not None:
-        if start.facts["data"] != order.fingerprint:
+        if start.facts["data"] != data:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
     if config.cluster.standby:
