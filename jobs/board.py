@@ -9,12 +9,12 @@ from typing import Any
 import ray
 from ray import tune
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from infra.cluster import ACTOR_PREFIX, NAMESPACE
-from jobs.display import progress_line
+from jobs.display import progress_line, titled
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
 
@@ -82,12 +82,10 @@ def said(study: Study, record: Record) -> str:
     return f"stage {len(scores)}/{len(study.base.stages)}, {study.score_name} {scores[-1]:.4f}{state}"
 
 
-def board_table(study: Study, records: Sequence[Record], running: dict[int, str]) -> Table:
+def board_table(study: Study, records: Sequence[Record], running: dict[int, str]) -> Group:
     """Return the trials as a table, the newest last."""
     done = sum(record.state != "open" for record in records)
-    table = Table(
-        title=f"{study.base.name}: {done} trials done, {len(running)} running", title_justify="left", box=SIMPLE_HEAD
-    )
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("trial", justify="right")
     names = list(study.space) if len(study.space) <= 8 else []
     for name in names:
@@ -103,7 +101,7 @@ def board_table(study: Study, records: Sequence[Record], running: dict[int, str]
             f"{scores[-1]:.4f}" if scores else "",
             state,
         )
-    return table
+    return titled(f"{study.base.name}: {done} trials done, {len(running)} running", table)
 
 
 def shown(value: Any) -> str:

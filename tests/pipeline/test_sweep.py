@@ -248,6 +248,21 @@ def test_asha_stops_what_is_worse_than_the_best_so_far_and_remembers_earlier_tri
     assert told == ["sweep-003"]
 
 
+@pytest.mark.parametrize("eta", [2, 4])
+def test_asha_judges_at_every_stages_end_but_the_last_ones(eta: int) -> None:
+    known = [[0.5, 0.6, 0.7, 0.8]] * 3
+    ended = []
+    for stage in range(1, 5):
+        scheduler = StageAsha(num_stages=4, eta=eta, highest=True, end=lambda name: None, known=known)
+        trial = SimpleNamespace(trial_id="new", config={"name": "sweep-003"})
+        scheduler.on_trial_add(None, trial)
+        for reached in range(1, stage + 1):
+            value = 0.1 if reached == stage else 0.9
+            scheduler.on_trial_result(None, trial, {"stage": reached, "value": value})
+        ended.append(bool(scheduler.ended))
+    assert ended == [True, True, True, False]
+
+
 # Ledger and choice of trials -----------------------------------------------------------------------------------------
 
 
