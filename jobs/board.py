@@ -45,6 +45,7 @@ class Board(tune.Callback):
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._say()  # what came with Tune's last step
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Show what is new; Tune calls this after each of its steps."""
@@ -55,6 +56,12 @@ class Board(tune.Callback):
         if self._live is not None:
             lines = {number: self._running_line(self._records[number]) for number in running}
             self._live.update(board_table(self._study, self._records, lines))
+        else:
+            self._say()
+
+    def _say(self) -> None:
+        """Print a line for each trial that has reached something."""
+        if self._live is not None:
             return
         for record in self._records:
             line = said(self._study, record)
