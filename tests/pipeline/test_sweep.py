@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
 
 from infra.storage import open_storage
+from jobs.board import Board
 from jobs.cli import parse_recipe
 from jobs.recipes import demo
 from jobs.spaces import SPACES, space_of
@@ -375,6 +378,18 @@ def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> No
     winner = max(records, key=lambda record: record.point["dropout_end"])
     row = next(line for line in files["report.md"].decode().splitlines() if line.startswith("| ") and line[2].isdigit())
     assert row.startswith(f"| {winner.number} |")
+
+
+def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_brought(tmp_path: Path) -> None:
+    study, said = make_study(tmp_path), io.StringIO()
+    records = finished(study, 2)
+    with Board(Console(file=said), study, records) as board:
+        board.on_step_end(0, [])
+        records.append(replace(records[0], name="sweep-002", state="failed", error="no more"))
+        board.on_step_end(1, [])  # too soon to be shown
+    assert [line.split(":")[0] for line in said.getvalue().splitlines()] == ["sweep-000", "sweep-001", "sweep-002"]
+    assert "finished" in said.getvalue()
+    assert "failed" in said.getvalue()
 
 
 def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
