@@ -12,6 +12,7 @@ import pytest
 from infra.storage import open_storage
 from jobs.search import main
 from model.rows import rows_from_json
+from pipeline.search.reward import reward
 from pipeline.sweep.ledger import Record, read_records
 from tests.datasets.images import write_shards
 from tests.jobs.killing import ROOT, kill_family
@@ -23,6 +24,8 @@ from tests.jobs.killing import ROOT, kill_family
 def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(
     tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from mlflow.tracking import MlflowClient
+
     write_shards(tmp_path / "train", [50, 64, 23])
     write_shards(tmp_path / "val", [30])
     study = tmp_path / "runs" / "s"
@@ -60,3 +63,14 @@ def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(
     assert "python -m jobs.train fonts_small --name s-best --model-rows" in capsys.readouterr().out
     assert len(rows_from_json((study / "report" / "rows.json").read_text())) == 4
     assert list((study / "report" / "front").iterdir())
+
+    client = MlflowClient(sqlite_uri)
+    runs = client.search_runs(["0", "1"], "tags.mlflow.parentRunId != ''")
+    assert {run.data.tags["mlflow.runName"]: run.data.metrics["reward"] for run in runs} == {
+        record.name: pytest.approx(
+            reward(record.stages[-1]["val/accuracy"], record.figures["step_ratio"], record.figures["parameter_ratio"])
+        )
+        for record in finished()
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not [name for run in runs for name in run.data.params if "extra_params" in name]
