@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +23,11 @@ def wide_console() -> Console:
     """Return a console that doesn't fold tables into 80 columns where there is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
+
+
+def titled(title: str, table: Table) -> Group:
+    """Return a table below its title; Rich folds a table's own title at the table's width."""
+    return Group(Text(title, style="italic", no_wrap=True, overflow="ellipsis"), table)
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -151,7 +152,8 @@ class WorkerHooks(TrainHooks):
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
-            self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
+            own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
+            self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
         self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
         self.saver = Saver(storage, config.checkpoint, self)
