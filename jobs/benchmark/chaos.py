@@ -9,9 +9,11 @@ with a range of workers the samples must be the same ones, each used once. Every
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +41,9 @@ class Options:
     """How many there are in each run."""
     seed: int = 0
     """What they are drawn from."""
-    steps_a_kill: int = 30
+    kill_for_s: float = math.inf
+    """Kills that would come later than this after a run's start, in seconds, are left out."""
+    steps_a_kill: int = 15
     """Length of the run: steps of training for each kill."""
     fixed: bool = True
     """Kill a run of two workers, whose weights must be equal."""
@@ -59,13 +63,13 @@ def run_all(options: Options) -> list[Verdict]:
     """Train the undisturbed run and those that are disturbed, and say what the kills have changed."""
     logging.getLogger("infra").setLevel(logging.ERROR)
     with _place() as place:
-        epochs = max(1, options.kills * options.steps_a_kill // place.steps_an_epoch)
+        epochs = max(4, options.kills * options.steps_a_kill // place.steps_an_epoch)
         whole = Run(place, "undisturbed", (2,), epochs)
         whole.finish()
         verdicts = []
         for workers in [(2,)] * options.fixed + [(1, 2)] * options.elastic:
             run = Run(place, "fixed" if len(workers) == 1 else "elastic", workers, epochs)
-            killer = Killer(place, run, Random(options.seed))
+            killer = Killer(place, run, Random(options.seed), time.monotonic() + options.kill_for_s)
             killer.kill_all(planned(options, len(workers) > 1), num_steps=epochs * place.steps_an_epoch)
             verdicts.append(compare(place, run, whole, killer.done, exact=len(workers) == 1))
         return verdicts

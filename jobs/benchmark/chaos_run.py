@@ -168,6 +168,8 @@ class Killer:
     place: Place
     run: Run
     random: Random
+    until_s: float
+    """No kills after this, on the monotonic clock."""
     done: list[Kill] = field(default_factory=list)
     _returning: list[tuple[float, Callable[[], Any]]] = field(default_factory=list)
     """What comes back when, in Unix time."""
@@ -179,6 +181,8 @@ class Killer:
         self.run.submit()
         for kind, step in zip(kinds, steps, strict=True):
             self._wait(f"step {step}", lambda: self.run.cursor() >= step * BATCH)  # noqa: B023
+            if time.monotonic() > self.until_s:
+                break
             self._kill(kind)
         self._wait("the end", lambda: self.run.is_finished)
         self._bring_back(math.inf)
