@@ -95,7 +95,8 @@ def run(options: Options) -> list[Comparison]:
         torch.set_num_threads(options.threads)
     comparisons = []
     for name in options.names:
-        candidates = {library: _prepared(model, options) for library, model in _candidates(name, options.image_size).items()}
+        made = _candidates(name, options.image_size)
+        candidates = {library: _prepared(model, options) for library, model in made.items()}
         for step_name, step in (("forward", _forward), ("forward+backward", _forward_backward)):
             for model in candidates.values():
                 model.train(step is _forward_backward)
