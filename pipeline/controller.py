@@ -107,7 +107,7 @@ class StageController:
         finally:
             if self._lease is not None:
                 self._lease.release()
-        self._phase = "stopped" if self._stop else "finished"
+        self._phase = "stopped" if isinstance(self._last, Stop) else "finished"
         return self.status()
 
     def _run_segments(self) -> None:
@@ -168,7 +168,7 @@ class StageController:
 
     # From the workers ------------------------------------------------------------------------------------------------
 
-    def joined(self, rank: int, node: str = "", environment: str = "") -> str:
+    def joined(self, rank: int, node: str = "", environment: str = "", world_size: int = 0) -> str:
         """A rank has started on a node, in this runtime environment. Returns the error that ended the run, if one did:
         then it must not train.
         """
@@ -176,17 +176,17 @@ class StageController:
             self._environment = environment
             if not self._error:
                 if rank == 0:
-                    self._new_group()
+                    self._new_group(world_size)
                 self._board.joined(rank, node)
             return self._error
 
-    def _new_group(self) -> None:
+    def _new_group(self, world_size: int) -> None:
         self._starts += 1
         self._started_s = time.time()
         self._requests = [asked for asked in self._requests if not isinstance(asked.decision, NewGroup)]
         if self._pausing:  # the checkpoint that came with it may not have been written in time
             self._requests.append(Request(self._pausing, 0))
-        self._board.new_group()
+        self._board.new_group(world_size)
         self._phase = "training"
 
     def ended(self, decision: Decision) -> None:

@@ -68,7 +68,8 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     rank = ray.train.get_context().get_world_rank()
     log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
-    if ray.get(controller.joined.remote(rank, node, current_environment())):
+    world_size = ray.train.get_context().get_world_size()
+    if ray.get(controller.joined.remote(rank, node, current_environment(), world_size)):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)
