@@ -6,6 +6,7 @@ MLflow is imported when a function is called, not with the module: that takes se
 from __future__ import annotations
 
 import fcntl
+import getpass
 import logging
 import os
 import posixpath
@@ -117,7 +118,7 @@ def open_run(
     client = make_client(uri)
     run = _run_by_id(client, run_id) or _run_by_key(client, experiment_id, key)
     if run is None:
-        tags = {NAME_TAG: name, KEY_TAG: key}
+        tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": _user(), "mlflow.source.name": "Crescendo"}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(experiment_id, tags=tags, run_name=name)
@@ -210,6 +211,13 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have it
+        return f"uid {os.getuid()}"
 
 
 def _run_by_id(client: MlflowClient, run_id: str | None) -> Any:

@@ -25,6 +25,9 @@ from pipeline.config import TrainConfig
 
 T = TypeVar("T")
 
+SHORT = {"--profile": "--trainer.profile-steps"}
+"""Flags that have a second name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
@@ -52,7 +55,7 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
         sys.exit(0 if argv else 2)
-    name, *rest = argv
+    name, *rest = (SHORT.get(argument, argument) for argument in argv)
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"

@@ -113,8 +113,8 @@ class Follower:
         self._noted = status["noted"]
 
 
-def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
-    """Return the table that a run ends with: a row a stage."""
+def result_table(config: TrainConfig, results: list[dict[str, float]], samples_per_epoch: int) -> Table:
+    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for."""
     metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
     table = Table(
         title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
@@ -125,11 +125,11 @@ def result_table(config: TrainConfig, results: list[dict[str, float]]) -> Table:
     for index, (stage, result) in enumerate(zip(config.stages, results, strict=False)):
         if not result:
             continue
-        rate = result["samples"] / result["train_s"]
+        rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch
         score = result.get(metric, float("nan"))
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
         table.add_row(
             *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
-            *(f"{stage.dropout:.2f}", f"{stage.epochs:g}", f"{rate:.0f}", f"{score:.3f}", took),
+            *(f"{stage.dropout:.2f}", f"{epochs:.3g}", f"{rate:.0f}", f"{score:.3f}", took),
         )
     return table

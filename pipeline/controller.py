@@ -51,6 +51,8 @@ FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
 AskNodes = Callable[[Segment, int], None]
 """Asks for the nodes of a segment, besides so many workers that are there."""
+Observe = Callable[[Callable[[], dict[str, Any]]], None]
+"""Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
 RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
@@ -70,6 +72,7 @@ class StageController:
         journal: decisions that a run which went back repeats.
         ask_nodes: asks an autoscaler for a segment's workers, besides so many that are there; called in a thread.
         ask_ahead_s: how long before the segment begins.
+        observe: is given `status` when the run begins.
         about: facts for the status: name, model, stages.
     """
 
@@ -87,6 +90,7 @@ class StageController:
         journal: Journal | None = None,
         ask_nodes: AskNodes | None = None,
         ask_ahead_s: float = 0.0,
+        observe: Observe = lambda status: None,
         about: dict[str, Any] | None = None,
     ) -> None:
         self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
@@ -94,6 +98,7 @@ class StageController:
         self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
         self._journal, self._board = journal or Journal(), Board(about or {})
         self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, -1
+        self._observe = observe
         self._lock = threading.Lock()
         self._requests: list[Request] = []
         self._phase, self._error, self._taken_over = "starting", "", False
@@ -112,6 +117,7 @@ class StageController:
         Raises:
             RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
         """
+        self._observe(self.status)
         try:
             self._run_segments()
         except Exception as error:
@@ -239,6 +245,12 @@ class StageController:
         """A checkpoint is whole."""
         with self._lock:
             self._board.saved(uri, cursor)
+
+    def not_saved(self, line: str) -> None:
+        """Storage didn't take a checkpoint; it is tried again."""
+        with self._lock:
+            self._board.checkpoint_waits += 1
+            self._board.note(line)
 
     def ran_out_of_memory(self, stage: int, samples: int) -> None:
         """A pass of so many samples didn't fit; the next group uses smaller ones."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from infra.cluster import ACTOR_PREFIX, ClusterConfig, connect, request_workers, start_actor, worker_range
+from infra.metrics import export_status
 from infra.storage import Storage, open_storage
 from pipeline.controller import Segment, StageController
 from pipeline.decisions import records_of
@@ -58,6 +59,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             journal=_journal(storage, resume),
             ask_nodes=partial(ask_nodes, config.cluster, config.name),
             ask_ahead_s=config.cluster.ask_ahead_s,
+            observe=export_status,
             about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
             name=f"{ACTOR_PREFIX}{config.name}",
         )

@@ -32,6 +32,7 @@ class Board:
         self.progress: Progress | None = None
         self.seen: dict[str, float] = {}
         self.checkpoint: dict[str, Any] = {}
+        self.checkpoint_waits = 0
         self.notes: list[str] = []
         self.noted = 0
         self.heard_s = time.time()
@@ -88,6 +89,7 @@ class Board:
             "checkpoint": {**self.checkpoint, "age_s": time.time() - self.checkpoint["saved_s"]}
             if self.checkpoint
             else None,
+            "checkpoint_waits": self.checkpoint_waits,
             "workers": self._worker_values(),
             "age_s": time.time() - self.heard_s,
             "notes": list(self.notes),  # the last ones, of `noted` in all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from datasets.config import check_data
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.cluster import preemption_notice
+from infra.logs import add_to_log, log_as_json
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
@@ -27,7 +28,7 @@ from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
-from pipeline.description import decision_table, describe, in_words, stage_report, summary
+from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
 from pipeline.memory import OutOfMemoryError
 from pipeline.policy import Progress
@@ -36,7 +37,7 @@ from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
 from pipeline.stages import StageSpan
-from pipeline.state import CheckpointError
+from pipeline.state import CheckpointError, describe_checkpoints
 from pipeline.task import build_task
 from pipeline.trainer import Trainer
 
@@ -58,6 +59,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     hears of the ends of the first `report_stages` stages.
     """
     rank = ray.train.get_context().get_world_rank()
+    log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
     if ray.get(controller.joined.remote(rank, node, current_environment())):
         return
@@ -92,7 +94,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         notes += tuple(f"{start.source}: {line}" for line in load_weights(model, start.weights))
     if rank == 0:
         for line in notes:
-            log.warning(line)
+            log.info(line)
             controller.note.remote(line)
     hooks = WorkerHooks(config, controller, storage, rank, report_stages)
     trainer = Trainer(
@@ -146,9 +148,12 @@ class WorkerHooks(TrainHooks):
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
-        """Tag the stage and keep its first batch as a picture."""
-        assert self.tracker is not None
+        """On rank 0, tag the stage and keep its first batch as a picture."""
         number = span.index + 1
+        add_to_log(stage=number)
+        if self.tracker is None:
+            return
+        log.info("stage %d begins: %s", number, summary(span.stage))
         self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
@@ -191,10 +196,16 @@ class WorkerHooks(TrainHooks):
         if span.index < self.report_stages:
             ray.train.report(stage_report(span.index + 1, result, self.metric))
 
-    def ended(self, picture: Callable[[], bytes]) -> None:
-        """Keep a picture of what was learned."""
+    def profiled(self, trace: bytes) -> None:
+        """Keep the trace."""
         assert self.tracker is not None
-        self.tracker.log_artifact_bytes("predictions.png", picture())
+        self.tracker.log_artifact_bytes("profile/trace.json.gz", trace)
+
+    def ended(self, pictures: Mapping[str, bytes]) -> None:
+        """Keep pictures of what was learned."""
+        assert self.tracker is not None
+        for name, picture in pictures.items():
+            self.tracker.log_artifact_bytes(name, picture)
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """Hand a snapshot to the saver's thread, on rank 0: its state is every rank's."""
@@ -214,15 +225,18 @@ class WorkerHooks(TrainHooks):
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tell the controller of the newest checkpoint, and tag the run with it."""
+        """Tell the controller of the newest checkpoint; tag the MLflow run with it, and list there what is kept."""
+        log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
         self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
+            table = checkpoint_table(describe_checkpoints(self.saver.storage), self.saver.storage.uri)
+            self.tracker.log_artifact_bytes("checkpoints.json", table.encode())
 
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""
         log.warning(line)
-        self.controller.note.remote(line)
+        self.controller.not_saved.remote(line)
 
     def gave_up(self, line: str) -> None:
         """End the run with this line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -41,7 +42,7 @@ def command(place: Path, name: str, *more: str) -> list[str]:
         *(sys.executable, "-m", "jobs.train", "demo", "--name", name, "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
-        *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2"),
+        *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2", "--profile", "2"),
         *stages,
         *more,
     ]
@@ -120,6 +121,12 @@ def _check_record(place: Path, *names: str) -> None:
         steps = [step for step, _ in histories[-1]]
         assert len(steps) == len(set(steps))
         assert len(client.list_artifacts(run_id, "samples")) == 4
+        assert len(client.list_artifacts(run_id, "profile")) == 1
+        files = {file.path for file in client.list_artifacts(run_id)}
+        assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
+        kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
+        assert [row[4] for row in kept["data"]] == ["whole"] * len(kept["data"])
+        assert kept["data"][0][0] == max(steps)
     assert sorted(histories[0]) == sorted(histories[1])
 
 
