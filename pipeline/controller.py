@@ -36,6 +36,10 @@ RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
 
+_ASSUMED = NextStage()
+"""How a group has ended if no worker says it."""
+
+
 class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile.
 
@@ -107,14 +111,15 @@ class StageController:
         finally:
             if self._lease is not None:
                 self._lease.release()
-        self._phase = "stopped" if isinstance(self._last, Stop) else "finished"
+        done = isinstance(self._last, NextStage) and self._last is not _ASSUMED
+        self._phase = "stopped" if self._stop and not done else "finished"
         return self.status()
 
     def _run_segments(self) -> None:
         for segment in self._segments:
             self._last = None
             while self._last is None or isinstance(self._last, NewGroup):
-                self._last = NextStage()  # unless a worker says otherwise
+                self._last = _ASSUMED
                 self._groups += 1
                 self._fit(segment)
                 if self._error:
