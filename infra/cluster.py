@@ -88,11 +88,14 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def connect(config: ClusterConfig, *, num_workers: int) -> None:
+def connect(config: ClusterConfig, *, num_workers: int) -> str:
     """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
 
+    Returns:
+        A line for the user where `num_workers` have no room yet: an autoscaler may add nodes. Else an empty text.
+
     Raises:
-        ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
+        ClusterError: no cluster answers at the address, or this machine lacks the CPUs or GPUs for `num_workers`.
     """
     prepare_environment()
     import ray
@@ -111,11 +114,14 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
                 f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
                 "or leave it empty to start one on this machine"
             ) from error
-    _check_room(config, num_workers)
+    lack = _lack(config, num_workers)
+    if lack and address == "local":
+        raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
+    return f"{lack}: the run waits until there are nodes for them" if lack else ""
 
 
 def free_reservations() -> int:
-    """Remove the placement groups of jobs that have ended; return how many there were.
+    """Remove the placement groups that dead actors of jobs that have ended left; return how many there were.
 
     Ray removes them itself, but not one that an actor has reserved while it was ended for the loss of its owner, as Ray
     Train's controller may: it would hold its CPUs for as long as the cluster lives.
@@ -128,9 +134,16 @@ def free_reservations() -> int:
     found = [PlacementGroupTableData.FromString(raw) for raw in accessor.get_placement_group_table()]
     gone = PlacementGroupTableData.PlacementGroupState.REMOVED
     left = [group for group in found if group.state != gone and group.creator_job_dead and not group.is_detached]
+    left = [group for group in left if _is_dead(group.creator_actor_id.hex())]  # else it is an actor's that lives on
     for group in left:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return len(left)
+
+
+def _is_dead(actor_id: str) -> bool:
+    import ray
+
+    return bool(actor_id) and ray._private.state.actors(actor_id).get("State", "DEAD") == "DEAD"
 
 
 def in_submitted_job() -> bool:
@@ -153,16 +166,14 @@ def start_ray(**arguments: Any) -> None:
             return
 
 
-def _check_room(config: ClusterConfig, num_workers: int) -> None:
+def _lack(config: ClusterConfig, num_workers: int) -> str:
     import ray
 
     total = ray.cluster_resources()
     for resource, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
         if num_workers * each > total.get(resource, 0):
-            raise ClusterError(
-                f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}: "
-                f"lower cluster.num_workers, or add nodes"
-            )
+            return f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}"
+    return ""
 
 
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
@@ -177,7 +188,8 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     # On the driver's own node: that one must live for the run in any case, any other may be lost. Not as a soft wish:
     # Ray 2.60 puts most actors of that kind, which ask for no CPU, somewhere else.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"name": name, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
+    # In this namespace whatever the one of a process that was connected already: it is looked for there.
+    options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
     # A cluster that was started elsewhere doesn't know this process's environment.
     train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
     options["runtime_env"] = {"env_vars": train}

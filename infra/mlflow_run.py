@@ -6,11 +6,13 @@ MLflow is imported when a function is called, not with the module: that takes se
 from __future__ import annotations
 
 import fcntl
+import getpass
 import logging
 import os
 import posixpath
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -116,7 +118,7 @@ def open_run(
     client = make_client(uri)
     run = _run_by_id(client, run_id) or _run_by_key(client, experiment_id, key)
     if run is None:
-        tags = {NAME_TAG: name, KEY_TAG: key}
+        tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": _user(), "mlflow.source.name": "Crescendo"}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(experiment_id, tags=tags, run_name=name)
@@ -161,6 +163,28 @@ def make_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Give the runs below a parent final metrics, by the runs' names. Runs that have ended stay ended.
+
+    A metric that a run has already is left as it is. Raises what MLflow raises.
+    """
+    from mlflow.entities import Metric
+
+    client = make_client(uri)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    now, token = int(time.time() * 1000), None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", page_token=token)
+        for run in page:
+            values = {valid_name(name): value for name, value in metrics.get(run.data.tags.get(NAME_TAG), {}).items()}
+            new = [Metric(name, value, now, 0) for name, value in values.items() if name not in run.data.metrics]
+            if new:
+                client.log_batch(run.info.run_id, metrics=new)
+        token = page.token
+        if not token:
+            return
+
+
 @lru_cache(maxsize=10_000)
 def valid_name(name: str) -> str:
     """Return the name of a metric or param with what MLflow does not allow in it replaced."""
@@ -187,6 +211,13 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have it
+        return f"uid {os.getuid()}"
 
 
 def _run_by_id(client: MlflowClient, run_id: str | None) -> Any:

@@ -97,6 +97,15 @@ def is_local(address: str) -> bool:
     return not address and not os.environ.get("RAY_ADDRESS")
 
 
+def is_up(address: str) -> bool:
+    """Say whether a cluster still takes connections: asking Ray about one that is gone takes a minute."""
+    try:
+        _check_port(address)
+    except OSError:
+        return False
+    return True
+
+
 def _check_port(address: str) -> None:
     """Raise OSError where nothing listens: Ray would look for half a minute."""
     host, _, port = address.rpartition(":")

@@ -74,6 +74,14 @@ class Spool:
         self._loaded = True
 
 
+def stored_key(storage: Storage) -> str:
+    """Return the identity that a run's folder holds; empty if none."""
+    try:
+        return _key_in(storage.read(KEY_FILE))
+    except MissingKeyError:
+        return ""
+
+
 def _key_in(record: bytes) -> str:
     """Return the identity in a record; empty where it holds none, since it becomes a part of a query."""
     try:

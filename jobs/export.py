@@ -41,10 +41,16 @@ class Options:
     """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     compared: int = 8
     """Images that are run through both models."""
+    register: str = ""
+    """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name."""
+    tracking_uri: str = ""
+    """With --register: MLflow's URI; empty: the one that the run was recorded at."""
 
     def __post_init__(self) -> None:
         if not self.to.endswith((".onnx", ".pt2")):
             raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
+        if self.register and not self.to.endswith(".onnx"):
+            raise ValueError(f"to is {self.to!r}: only .onnx files are registered in MLflow")
         if self.compared < 1:
             raise ValueError(f"compared is {self.compared}: at least 1 image must be compared")
 
@@ -72,7 +78,28 @@ def main(argv: Sequence[str]) -> int:
         f"{len(saved.task.classes)} classes, {size:.1f} MB\n"
         f"its logits on {len(images)} real images are those of {saved.uri} to {difference:.1e} of the largest"
     )
+    if options.register:
+        version = _register(saved, options)
+        print(f"MLflow: logged with its run, and registered as version {version} of {options.register!r}")
     return 0
+
+
+def _register(saved: SavedModel, options: Options) -> str:
+    from infra.registry import register_onnx
+    from infra.tracking_config import TrackingConfig
+    from pipeline.resume import locate
+
+    recorded = saved.config["tracking"]
+    return register_onnx(
+        Path(options.to),
+        TrackingConfig(uri=options.tracking_uri or recorded["uri"], experiment=recorded["experiment"]).absolute(),
+        locate(saved.uri)[0],
+        name=options.register,
+        image_size=saved.preprocessing.image_size,
+        num_outputs=saved.task.num_outputs,
+        step=saved.state.cursor,
+        dense=saved.kind == "segmentation",
+    )
 
 
 def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cluster import ClusterError
-from infra.running import answer, attached, controllers, is_local, visit
+from infra.running import answer, attached, controllers, is_local, is_up, visit
 from jobs.cli import parse, run_main
 from jobs.display import wide_console
 from jobs.run_view import run_view
@@ -72,7 +72,7 @@ def _watch(console: Console, options: Options, addresses: list[str]) -> None:
         _repeat(console, options, lambda: _flat(visit(options.address, lambda: _statuses(options.run))))
     else:
         with suppress(ClusterError), attached(addresses[0], found_here=is_local(options.address)):
-            _repeat(console, options, lambda: _statuses(options.run))
+            _repeat(console, options, lambda: _statuses(options.run) if is_up(addresses[0]) else [])
 
 
 def _repeat(console: Console, options: Options, statuses: Callable[[], list[dict[str, Any]]]) -> None:

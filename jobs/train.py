@@ -11,7 +11,6 @@ from rich.console import Console
 from infra.cluster import worker_range
 from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
-from pipeline.config import TrainConfig
 from pipeline.controller import last_line
 from pipeline.decisions import Stop
 from pipeline.preflight import Preflight, preflight
@@ -27,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     if ready.finished:
         assert ready.resume_from is not None
         console.print(f"{config.name} is finished; give another --name to train again")
-        _show_result(console, config, ready.resume_from.stage_results)
+        _show_result(console, ready, ready.resume_from.stage_results)
         return 0
     _announce(console, ready)
     try:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if progress is None:  # another submission has finished it meanwhile
         console.print(f"{config.name} has nothing left to train")
         return 0
-    _show_result(console, config, progress["stage_results"])
+    _show_result(console, ready, progress["stage_results"])
     if status["phase"] == "stopped":
         console.print(f"stopped at cursor {progress['cursor']}; the same command resumes it")
     return 0
@@ -51,8 +50,9 @@ def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
     workers = " to ".join(str(count) for count in dict.fromkeys(worker_range(config.cluster.num_workers)))
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
+    mixed = f" ({ready.samples_per_epoch} an epoch)" if config.data.train_weights else ""
     console.print(
-        f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training and "
+        f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
         f"{len(config.stages)} stages, {workers} workers",
         highlight=False,
@@ -84,8 +84,10 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
         raise RuntimeError(last_line(error)) from error
 
 
-def _show_result(console: Console, config: TrainConfig, results: Sequence[dict[str, float]]) -> None:
-    console.print(result_table(config, list(results)))
+def _show_result(console: Console, ready: Preflight, results: Sequence[dict[str, float]]) -> None:
+    config = ready.config
+    samples_per_epoch = ready.train.num_samples - ready.train.num_samples % config.data.num_lanes
+    console.print(result_table(config, list(results), samples_per_epoch))
     console.print(
         f"checkpoints: {config.storage}/{config.name}/checkpoints", markup=False, highlight=False, soft_wrap=True
     )

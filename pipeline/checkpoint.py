@@ -15,6 +15,7 @@ Nothing that is read from storage is unpickled.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,13 @@ from pipeline.state import (
     TrainState,
     checkpoint_key,
     list_checkpoints,
+    none_readable,
     parse_state,
     read_manifest,
     read_state,
     read_verified,
     sha256,
+    state_file,
 )
 from pipeline.tensor_files import pack, pack_nested, unpack_nested
 
@@ -74,7 +77,12 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callabl
     manifest: what must be safe once a run can resume from here.
     """
     files: dict[str, dict[str, Any]] = {}
-    for name, make in _contents(snapshot).items():
+    # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
+    # that the first one is whole until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
+    manifest = f"{snapshot.key}/{MANIFEST}"
+    again = manifest in storage.list(manifest)
+    state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
+    for name, make in _contents(snapshot, state_name).items():
         data = make()
         files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
         storage.write(f"{snapshot.key}/{name}", *data)
@@ -85,13 +93,13 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callabl
     return snapshot.key
 
 
-def _contents(snapshot: Snapshot) -> dict[str, Callable[[], list[Data]]]:
+def _contents(snapshot: Snapshot, state_name: str) -> dict[str, Callable[[], list[Data]]]:
     """Return the files of a checkpoint, each with the function that makes its content."""
     state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.facts}, indent=1)
     contents: dict[str, Callable[[], list[Data]]] = {
         "model.safetensors": lambda: pack(snapshot.model),
         "optimizer.safetensors": lambda: pack_nested(snapshot.optimizer),
-        "state.json": lambda: [state.encode()],
+        state_name: lambda: [state.encode()],
     }
     ema = snapshot.ema
     if ema is not None:
@@ -113,9 +121,9 @@ def read_checkpoint(storage: Storage, key: str) -> Snapshot:
         except Exception as error:  # each format's parser has errors of its own
             raise CheckpointError(f"{storage.uri}/{key}/{name} can't be read ({type(error).__name__})") from error
 
-    if missing := {"model.safetensors", "optimizer.safetensors", "state.json"} - files.keys():
+    if missing := {"model.safetensors", "optimizer.safetensors"} - files.keys():
         raise CheckpointError(f"{storage.uri}/{key} has no {min(missing)}: it was made by another version")
-    state, facts = parsed("state.json", parse_state)
+    state, facts = parsed(state_file(files), parse_state)
     return Snapshot(
         state=state,
         model=parsed("model.safetensors", load_safetensors),
@@ -171,4 +179,6 @@ def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
             return read_checkpoint(storage, key), skipped
         except CheckpointError as error:
             skipped.append(str(error))
+    if skipped:
+        raise none_readable(storage, skipped)
     return None, skipped

@@ -117,13 +117,16 @@ class TrainerConfig:
     """Samples per evaluation batch on one worker."""
     log_every: int = 10
     """Optimizer steps between two log rows; also how often the controller is asked what comes next."""
+    profile_steps: int = 0
+    """Steps of rank 0 that torch.profiler traces, once its worker group has taken a few; the trace is an artifact. 0:
+    none. The command line takes it as `--profile` too."""
     pixel_mean: float = 128.0
     """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
     pixel_std: float = 128.0
     """Each pixel is divided by this."""
 
     def __post_init__(self) -> None:
-        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1)):
+        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1), ("profile_steps", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be at least {low}")
         for name in ("eval_every_epochs", "eval_scale", "pixel_std"):

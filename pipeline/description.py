@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.decisions import record_of
 from pipeline.stages import TrainingStage
+from pipeline.state import CheckpointRow
 
 
 def summary(stage: TrainingStage) -> str:
@@ -59,6 +60,23 @@ def decision_table(entries: Sequence[dict[str, Any]]) -> str:
         at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
         rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
     return json.dumps({"columns": columns, "data": rows})
+
+
+def checkpoint_table(rows: Sequence[CheckpointRow], where: str) -> str:
+    """Return checkpoints as JSON that MLflow shows as a table, the newest first."""
+    columns = ["cursor", "stage", "MB", "metrics", "state", "URI"]
+    data = [
+        [
+            row.cursor,
+            "" if row.stage is None else row.stage + 1,
+            round(row.bytes / 1e6, 1),
+            ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items()),
+            row.problem or "whole",
+            f"{where}/{row.key}",
+        ]
+        for row in reversed(rows)
+    ]
+    return json.dumps({"columns": columns, "data": data})
 
 
 def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class DrainWatch(WorkerGroupCallback):
         self._nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Look once in a while, and tell of each node once."""
+        """Look once in a while, and tell again and again: a group that still starts hears of nothing."""
         now = time.monotonic()
         if now - self._looked_at < DRAIN_CHECK_S:
             return
@@ -168,7 +168,6 @@ class DrainWatch(WorkerGroupCallback):
         except Exception as error:  # the cluster's head is busy or away: look again in a second
             log.warning("which nodes are about to be taken away is not known now: %s", error)
             return
-        self._nodes -= leaving
         for node in leaving:
             self.controller.node_leaves.remote(node)
 

@@ -15,6 +15,9 @@ from pipeline.task import Task
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+MAX_CONFUSED = 1000
+"""Classes up to which an evaluation counts which is taken for which."""
+
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
     """Turn uint8 [B, 3, H, W] into normalized float32, channels_last, on the device."""
@@ -33,13 +36,18 @@ def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, task: Task, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
-) -> dict[str, float]:
-    """Return the task's metrics over every validation sample, each once.
+) -> tuple[dict[str, float], Tensor | None]:
+    """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
 
-    The batches are the same for any worker count, and the metrics' states are summed over the workers.
+    The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
+    `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it.
     """
-    metrics = collect(model, task, data, config, task.metrics(), image_size=image_size, device=device)
-    return {name: float(value) for name, value in metrics.compute().items()}
+    metrics = task.metrics()
+    if len(task.classes) <= MAX_CONFUSED:
+        metrics.add_metrics({"confusion": task.confusion()})
+    values = collect(model, task, data, config, metrics, image_size=image_size, device=device).compute()
+    confusion: Tensor | None = values.pop("confusion", None)
+    return {name: float(value) for name, value in values.items()}, confusion
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,12 +15,12 @@ from pipeline.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world. `stepped`, `save`, `stage_ended` and `reported` are called on every rank, the
-    others on rank 0 only.
+    """What a run tells the outside world. `stage_started`, `stepped`, `save`, `stage_ended` and `reported` are called
+    on every rank, the others on rank 0 only.
     """
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
-        """A stage begins; `images` is its first batch as the network sees it, float [B, 3, H, W]."""
+        """A stage begins; `images` is this rank's first batch as the network sees it, float [B, 3, H, W]."""
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
         """A stage has ended and is on its way to storage; `result` has its times and newest metrics."""
@@ -41,8 +41,11 @@ class TrainHooks:
     def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Something was decided: all recorded decisions so far, oldest first."""
 
-    def ended(self, picture: Callable[[], bytes]) -> None:
-        """The last stage is over; `picture` makes a PNG of images, truth and prediction when called."""
+    def profiled(self, trace: bytes) -> None:
+        """The steps that the config asks for are profiled: a gzipped trace as Perfetto and Chrome show it."""
+
+    def ended(self, pictures: Mapping[str, bytes]) -> None:
+        """The last stage is over; `pictures` are PNGs of what was learned, by file name."""
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; `snapshot` copies the state to host memory when called."""

@@ -15,6 +15,7 @@ from infra.cluster import (
     start_actor,
     worker_range,
 )
+from infra.metrics import export_status
 from infra.storage import Storage, open_storage
 from pipeline.controller import StageController
 from pipeline.decisions import records_of
@@ -53,7 +54,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
-        connect(config.cluster, num_workers=least)
+        lack = connect(config.cluster, num_workers=least)
         free_reservations()  # of an earlier submission whose controller was killed
         controller = start_actor(
             StageController,
@@ -68,12 +69,15 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             journal=_journal(storage, resume),
             ask_nodes=partial(ask_nodes, config.cluster, config.name),
             ask_ahead_s=config.cluster.ask_ahead_s,
+            observe=export_status,
             about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
             name=f"{ACTOR_PREFIX}{config.name}",
         )
     except BaseException:
         lease.release()
         raise
+    if lack:
+        controller.note.remote(lack)
     lease.rest()  # from here on the controller renews it
     if not guarded:
         controller.note.remote(

@@ -11,7 +11,7 @@ from typing import Any
 from infra.tracking_config import redacted
 
 HARMLESS = (
-    *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every"),
+    *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every", "trainer.profile_steps"),
     *("data.train", "data.val", "data.loader_workers", "data.prefetch_batches"),  # the data's fingerprint is compared
     *("data.cache_dir", "data.cache_gb"),
 )

@@ -32,6 +32,7 @@ class Board:
         self.progress: Progress | None = None
         self.seen: dict[str, float] = {}
         self.checkpoint: dict[str, Any] = {}
+        self.checkpoint_waits = 0
         self.notes: list[str] = []
         self.noted = 0
         self.heard_s = time.time()
@@ -39,9 +40,10 @@ class Board:
         self._pace_s = 0.0
         self._decided_s = 0.0
 
-    def new_group(self) -> None:
-        """Another worker group has started: forget the last one's workers."""
-        self._workers, self._decided_s = {}, 0.0
+    def new_group(self, world_size: int) -> None:
+        """Another worker group has started: forget workers that it doesn't have; of the others some have joined."""
+        self._workers = {rank: worker for rank, worker in self._workers.items() if rank < world_size}
+        self._decided_s = 0.0
 
     def joined(self, rank: int, node: str) -> None:
         """A rank has started on a node."""
@@ -88,6 +90,7 @@ class Board:
             "checkpoint": {**self.checkpoint, "age_s": time.time() - self.checkpoint["saved_s"]}
             if self.checkpoint
             else None,
+            "checkpoint_waits": self.checkpoint_waits,
             "workers": self._worker_values(),
             "age_s": time.time() - self.heard_s,
             "notes": list(self.notes),  # the last ones, of `noted` in all

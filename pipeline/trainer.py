@@ -39,6 +39,8 @@ from pipeline.learner import Learner, step_seed
 from pipeline.memory import OutOfMemoryError, micro_batch, stage_limits
 from pipeline.meter import Meter
 from pipeline.parallel import agreed
+from pipeline.pictures import confusion_picture
+from pipeline.profiler import StepProfiler
 from pipeline.schedule import crossed
 from pipeline.stages import StageSpan, TrainingStage
 from pipeline.state import TrainState
@@ -75,6 +77,8 @@ class Trainer:
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
         self.feed = Feed(config, self.rank, self.world_size)
+        self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
+        self._confusion: Tensor | None = None
 
     @property
     def state(self) -> TrainState:
@@ -92,7 +96,7 @@ class Trainer:
         self._fit_into_memory()
         while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
-            if isinstance(decision, Stop | NewGroup):
+            if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
                 self.feed.close()
                 return decision
         if self.rank == 0 and self.course.span is None:
@@ -101,9 +105,9 @@ class Trainer:
 
     def _show(self) -> None:
         try:
-            self.hooks.ended(self.picture)
+            self.hooks.ended(self.pictures())
         except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
-            log.warning("the run is done, but the picture of its predictions could not be made: %s", error)
+            log.warning("the run is done, but the pictures of its predictions could not be made: %s", error)
 
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
@@ -117,12 +121,12 @@ class Trainer:
             images, targets = self._inputs(batch, span.stage)
             if first:
                 self.state.stage_results[span.index].setdefault("began_s", time.time())
-                if self.rank == 0:
-                    self.hooks.stage_started(span, images)
+                self.hooks.stage_started(span, images)
             first = False
             meter.add(self._step(span, images, targets))
             self.hooks.stepped(batch, self.state.cursor)
             self.course.stepped(span.stage.batch_size)
+            self.profiler.step()
             self._make_next_ready(span, last_stage)
             decision = self._after_step(span, meter)
             if decision is not None:
@@ -197,6 +201,7 @@ class Trainer:
         started = time.perf_counter()
         metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
         self.course.evaluated(metrics, time.perf_counter() - started)
+        log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
         return metrics
 
@@ -229,18 +234,22 @@ class Trainer:
         """Image size at which a stage is evaluated, in pixels."""
         return round(stage.image_size * self.config.trainer.eval_scale)
 
-    def picture(self) -> bytes:
-        """Return a PNG of the first validation images with truth and prediction, made on this rank alone."""
+    def pictures(self) -> dict[str, bytes]:
+        """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
+        the last evaluation's confusion matrix, if there was one in this process.
+        """
         size = self.eval_size(self.config.stages[-1])
-        return self.task.picture(
-            *first_batch(
-                self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
-            )
+        batch, logits = first_batch(
+            self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
         )
+        pictures = {"predictions.png": self.task.picture(batch, logits)}
+        if self._confusion is not None:
+            pictures["confusion-matrix.png"] = confusion_picture(self._confusion, self.task.classes)
+        return pictures
 
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
-        return evaluate(
+        metrics, self._confusion = evaluate(
             self.learner.evaluated_model,
             self.task,
             self.config.data,
@@ -248,6 +257,7 @@ class Trainer:
             image_size=image_size,
             device=self.device,
         )
+        return metrics
 
     # State -----------------------------------------------------------------------------------------------------------
 

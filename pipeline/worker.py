@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,9 +15,10 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets.batch import Batch
-from datasets.config import check_data
+from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
+from infra.logs import add_to_log, log_as_json
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
@@ -25,22 +27,30 @@ from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
-from pipeline.description import decision_table, describe, in_words, stage_report, summary
+from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
+from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
+from pipeline.parallel import gathered
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
+from pipeline.relay import relay_log
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
 from pipeline.stages import StageSpan
-from pipeline.state import CheckpointError
+from pipeline.state import CheckpointError, describe_checkpoints
 from pipeline.task import build_task
 from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-PASSING = (StorageAwayError, DataAwayError)
+
+class DifferentStartError(RuntimeError):
+    """The ranks begin at different cursors; another worker group can do better."""
+
+
+PASSING = (StorageAwayError, DataAwayError, DifferentStartError)
 """What a worker group that is started later may be spared."""
 STANDBY_DELAY_S = 20.0
 """A group that has trained for this long gets its spare processes."""
@@ -56,8 +66,10 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     hears of the ends of the first `report_stages` stages.
     """
     rank = ray.train.get_context().get_world_rank()
+    log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
-    if ray.get(controller.joined.remote(rank, node, current_environment())):
+    world_size = ray.train.get_context().get_world_size()
+    if ray.get(controller.joined.remote(rank, node, current_environment(), world_size)):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)
@@ -74,6 +86,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
 
 def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
+    relay_log("datasets", controller.note.remote)
     context = ray.train.get_context()
     manifest, _ = check_data(
         config.data,
@@ -81,6 +94,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         worker_counts=[context.get_world_size()],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    data = data_fingerprint(order, manifest)
     task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
     start = find_start(config, storage)
@@ -90,7 +104,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         notes += tuple(f"{start.source}: {line}" for line in load_weights(model, start.weights))
     if rank == 0:
         for line in notes:
-            log.warning(line)
+            log.info(line)
             controller.note.remote(line)
     hooks = WorkerHooks(config, controller, storage, rank, report_stages)
     trainer = Trainer(
@@ -101,18 +115,20 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         hooks=hooks,
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data,
             "versions": versions(),
             "classes": list(manifest.classes),
         },
         device=ray.train.torch.get_device(),
     )
     if start.snapshot is not None:
-        if start.facts["data"] != order.fingerprint:
+        if start.facts["data"] != data:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
+    if len(set(gathered(trainer.state.cursor))) > 1:
+        raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
     trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
@@ -137,15 +153,20 @@ class WorkerHooks(TrainHooks):
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
-            self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
+            own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
+            self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
+        self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
         self.saver = Saver(storage, config.checkpoint, self)
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
-        """Tag the stage and keep its first batch as a picture."""
-        assert self.tracker is not None
+        """On rank 0, tag the stage and keep its first batch as a picture."""
         number = span.index + 1
+        add_to_log(stage=number)
+        if self.tracker is None:
+            return
+        log.info("stage %d begins: %s", number, summary(span.stage))
         self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
         self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", _grid_png(images))
 
@@ -176,7 +197,7 @@ class WorkerHooks(TrainHooks):
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
         assert self.tracker is not None
         if decisions:
-            self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
+            self.tracker.log_table("control.json", decision_table(decisions))
             self.tracker.set_tags({"control": in_words(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
@@ -184,10 +205,16 @@ class WorkerHooks(TrainHooks):
         if span.index < self.report_stages:
             ray.train.report(stage_report(span.index + 1, result, self.metric))
 
-    def ended(self, picture: Callable[[], bytes]) -> None:
-        """Keep a picture of what was learned."""
+    def profiled(self, trace: bytes) -> None:
+        """Keep the trace."""
         assert self.tracker is not None
-        self.tracker.log_artifact_bytes("predictions.png", picture())
+        self.tracker.log_artifact_bytes("profile/trace.json.gz", trace)
+
+    def ended(self, pictures: Mapping[str, bytes]) -> None:
+        """Keep pictures of what was learned."""
+        assert self.tracker is not None
+        for name, picture in pictures.items():
+            self.tracker.log_artifact_bytes(name, picture)
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """Hand a snapshot to the saver's thread, on rank 0: its state is every rank's."""
@@ -203,19 +230,30 @@ class WorkerHooks(TrainHooks):
         """
         if error := ray.get(self.controller.error.remote()):
             raise SaverStoppedError(error)
+        try:
+            self.lease.check()  # the controller may not have heard of it yet
+        except LeaseError as error:
+            raise SaverStoppedError(str(error)) from error
         if self.tracker is not None:
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tell the controller of the newest checkpoint, and tag the run with it."""
+        """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
+        log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
         self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
 
+    def pruned(self) -> None:
+        """List in MLflow the checkpoints that are kept."""
+        if self.tracker is not None:
+            table = checkpoint_table(describe_checkpoints(self.saver.storage), self.saver.storage.uri)
+            self.tracker.log_table("checkpoints.json", table)
+
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""
         log.warning(line)
-        self.controller.note.remote(line)
+        self.controller.not_saved.remote(line)
 
     def gave_up(self, line: str) -> None:
         """End the run with this line."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.loader import sample_order
 from infra.storage import open_storage
 from model.config import ModelConfig
@@ -48,7 +48,8 @@ def train_classifier(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_shards(data / "train", [60, 60])
     write_shards(data / "val", [30])
-    return _train(folder, _config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
+    train_here(_config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
+    return TrainedRun(folder / "runs/small", data)
 
 
 def train_segmenter(folder: Path) -> TrainedRun:
@@ -56,7 +57,8 @@ def train_segmenter(folder: Path) -> TrainedRun:
     data = folder / "data"
     write_mask_shards(data / "train", [60])
     write_mask_shards(data / "val", [14])
-    return _train(folder, _config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
+    train_here(_config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
+    return TrainedRun(folder / "runs/small", data)
 
 
 def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: object) -> TrainConfig:
@@ -79,23 +81,22 @@ def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: obje
     return TrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def _train(folder: Path, config: TrainConfig) -> TrainedRun:
-    torch.manual_seed(0)
-    manifest, _ = check_data(config.data, batch_sizes=[24], worker_counts=[1])
+def train_here(config: TrainConfig) -> None:
+    """Train a run from its start to its end in this process, with its checkpoints in its storage."""
+    torch.manual_seed(config.seed)
+    manifest, _ = check_data(config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=[1])
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
     task = build_task(config.task, manifest.classes)
-    run = folder / "runs" / config.name
     Trainer(
         config,
         model=build_model(config.model, num_classes=task.num_outputs),
         task=task,
         samples_per_epoch=order.samples_per_epoch,
-        hooks=_Writer(run),
+        hooks=_Writer(Path(config.storage) / config.name),
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data_fingerprint(order, manifest),
             "versions": versions(),
             "classes": list(manifest.classes),
         },
     ).run()
-    return TrainedRun(run, folder / "data")

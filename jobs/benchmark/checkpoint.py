@@ -84,6 +84,9 @@ class Events:
         """Note the time."""
         self.whole_at = time.perf_counter()
 
+    def pruned(self) -> None:
+        """Nothing to list."""
+
     def waits(self, line: str) -> None:
         """Storage that is away would spoil the measurement."""
         raise SystemExit(line)

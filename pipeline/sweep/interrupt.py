@@ -14,7 +14,7 @@ from pipeline.decisions import Stop
 from pipeline.sweep.config import is_of_study
 
 AGAIN_S = 1.0
-"""Pause between two rounds of telling runs to stop: a trial may start one meanwhile."""
+"""Longest pause between two rounds of telling runs to stop: a trial may start one meanwhile."""
 
 
 class Stopper:

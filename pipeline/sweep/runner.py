@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.cluster import connect
+from infra.mlflow_run import log_below
 from infra.storage import open_storage
 from infra.tracking import Tracker, end_record
+from infra.tracking_config import one_line
 from pipeline.config import TrainConfig
 from pipeline.launch import CONFIG_FILE
 from pipeline.provenance import flat_values
@@ -20,6 +23,8 @@ from pipeline.sweep.config import StudyOptions
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.study import Study, next_record
+
+log = logging.getLogger(__name__)
 
 TRIAL_RESOURCES = {"cpu": 0, "memory": 1}
 """A trial only waits for its workers, and they take the CPUs, so it can't keep its own from them. Tune wants it to ask
@@ -90,22 +95,44 @@ class StudyRunner:
         for name, content in self.files(self.ledger.records).items():
             self.study.storage.write(f"report/{name}", content)
             tracker.log_artifact_bytes(f"report/{name}", content)
+        try:
+            if tracker.run_id:
+                log_below(self.study.base.tracking.uri, tracker.run_id, self._final_metrics())
+        except Exception as error:  # MLflow is away, or has lost the runs: the ledger has it
+            log.warning("the trials' final metrics could not be sent to MLflow: %s", one_line(error))
+
+    def _final_metrics(self) -> dict[str, dict[str, float]]:
+        """Return what trials are compared by, beside what their runs have told MLflow."""
+        study = self.study
+        done = [record for record in self.ledger.records if record.state in ("finished", "stopped")]
+        return {
+            record.name: {study.score_name: study.scores(record)[-1]}
+            | {f"{study.kind}/{name}": value for name, value in record.figures.items()}
+            for record in done
+            if record.stages
+        }
 
     def _rounds(self) -> bool:
         """Train up to the end of each stage in turn, or of the last one at once; return whether all is done."""
         count = len(self.study.base.stages)
         for target in range(1, count + 1) if self.study.scheduler == "halving" else [count]:
             self._target = target
-            self._waiting = [
-                record for record in self.ledger.records if record.state == "open" and len(record.stages) < target
-            ]
-            if not self._round():
+            self._waiting = self._left(target)
+            self._round()
+            if self._stopper.stopping or self._left(target):
                 return False
             if target < count:
                 self._halve(target)
         return True
 
-    def _round(self) -> bool:
+    def _left(self, target: int) -> list[Record]:
+        """Return the trials that have to go on to the end of a stage; up to the last one, all that are open."""
+        last = target == len(self.study.base.stages)
+        return [
+            record for record in self.ledger.records if record.state == "open" and (last or len(record.stages) < target)
+        ]
+
+    def _round(self) -> None:
         from ray import tune
 
         from pipeline.sweep.schedulers import StageAsha
@@ -144,9 +171,6 @@ class StudyRunner:
             tuner.fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return not self._stopper.stopping and all(
-            record.state != "open" or len(record.stages) >= self._target for record in self.ledger.records
-        )
 
     def _end_record(self, record: Record) -> None:
         storage = open_storage(f"{self.study.base.storage}/{record.name}")
@@ -162,16 +186,20 @@ class StudyRunner:
         return next_record(self.study, self.ledger, self.options.max_trials)
 
     def _heard(self, record: Record, ended: bool, trial_id: str) -> None:
-        """Write down what a trial gave. One that was only interrupted stays open."""
-        if ended:
-            if len(record.stages) == len(self.study.base.stages):
-                record.state = "finished"
-            elif record.number in self._searcher.failed:
-                record.state = "failed"
-            elif self._scheduler is not None and trial_id in self._scheduler.ended:
-                record.state = "stopped"
-            if record.state != "open":
-                self._tell(record)
+        """Write down what a trial gave. One that was only interrupted stays open.
+
+        Its last stage is reported only when its run is whole: so it is finished then, whatever happens to its actor or
+        to this process before Tune says that it has ended.
+        """
+        before = record.state
+        if len(record.stages) == len(self.study.base.stages):
+            record.state = "finished"
+        elif ended and record.number in self._searcher.failed:
+            record.state = "failed"
+        elif ended and self._scheduler is not None and trial_id in self._scheduler.ended:
+            record.state = "stopped"
+        if record.state != before:
+            self._tell(record)
         self.ledger.write(record)
 
     def _failed(self, number: int, why: str) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 import pipeline.exported
+from infra.storage import open_storage
+from infra.tracking import Tracker, TrackingConfig
 from jobs.export import main
 from pipeline.exported import ExportError, open_exported, write_exported
 from pipeline.saved import SavedModel, open_saved
@@ -192,3 +195,31 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
         (tmp_path / name).write_text("no model")
         with pytest.raises(ExportError, match=name):
             open_exported(tmp_path / name)
+
+
+def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
+    trained_classifier: TrainedRun, sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    folder = tmp_path / "runs" / "recorded"
+    shutil.copytree(trained_classifier.folder / "checkpoints", folder / "checkpoints")
+    told = [str(folder), "--to", str(tmp_path / "model.onnx"), "--register", "shapes", "--tracking-uri", sqlite_uri]
+    with pytest.raises(ValueError, match="no run of the experiment 'crescendo'"):
+        main(told)
+    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded", storage=open_storage(folder))
+    assert tracker.close()
+    assert main(told) == 0
+    assert "registered as version 1 of 'shapes'" in capsys.readouterr().out
+    client = mlflow.MlflowClient(sqlite_uri, sqlite_uri)
+    version = client.get_model_version("shapes", "1")
+    assert version.run_id == tracker.run_id
+    recorded = client.get_run(version.run_id)
+    assert recorded.info.status == "FINISHED"
+    (logged,) = client.search_logged_models([recorded.info.experiment_id])
+    assert logged.artifact_location.startswith(f"{tmp_path}/artifacts/")
+    model = mlflow.onnx.load_model("models:/shapes/1")
+    assert model.graph.input[0].name == "images"
+    signature = mlflow.models.get_model_info("models:/shapes/1").signature
+    assert signature.inputs.input_names() == ["images"]
+    assert signature.outputs.inputs[0].shape == (-1, 4)

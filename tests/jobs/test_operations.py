@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from infra.stack import BUCKET, Stack
 from infra.storage import open_storage
 from pipeline.checkpoint import newest_whole
 from tests.datasets.images import write_shards
+from tests.jobs.browser import CHROMIUM, page
 
 ROOT = Path(__file__).parents[2]
 OF_A_RUN = ("ray::RayTrainWorker", "ray::StageController", "ray::TrainController")
@@ -98,6 +100,23 @@ def test_a_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed(stack: Stack) 
     assert "stage" in rest
     assert "checkpoints: s3://" in rest
     check_secret_is_nowhere(stack)
+    check_pages(stack, rest)
+
+
+def check_pages(stack: Stack, said: str) -> None:
+    """MLflow's pages of the run show what they should, in a browser."""
+    if not CHROMIUM:
+        return
+    url = next(word for word in said.split() if "/#/experiments/" in word)
+    overview = page(url, stack.folder / "browser")
+    for part in ("stopped", "Finished", "RandAugment", "val/accuracy", "train/loss"):
+        assert part in overview
+    charts = page(f"{url}/model-metrics", stack.folder / "browser")
+    for part in ("image_size", "images_per_s", "main-svg"):
+        assert part in charts
+    for name in ("predictions.png", "confusion-matrix.png"):
+        picture = page(f"{url}/artifacts/{name}", stack.folder / "browser")
+        assert re.search(r'<img [^>]*(src="blob:|get-artifact)', picture), name
 
 
 def check_nothing_trains(stack: Stack) -> None:

@@ -1,23 +1,24 @@
-"""`jobs.sweep` as a user runs it: killed, and gone on with by the same command."""
+"""`jobs.sweep` as a user runs it: stopped, killed, and gone on with by the same command."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.storage import open_storage
-from pipeline.sweep.ledger import Record, read_records
+from jobs.sweep import main
+from pipeline.sweep.ledger import Record, StudyError, read_records
 from tests.datasets.images import write_shards
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.jobs.killing import ROOT, kill_family
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, *more: str) -> list[str]:
-    """The demo recipe, made small: one step in each of its four stages."""
+def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
+    """The demo recipe, made small: one step in each of its four stages; two trials, one after the other."""
     return [
-        *(sys.executable, "-m", "jobs.sweep", "demo", "--name", "s", "--storage", str(place / "runs")),
+        *("demo", "--name", "s", "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
-        *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
-        *("--cluster.num-workers", "1", "--max-trials", "3"),
+        *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False"),
+        *("--cluster.num-workers", "1", "--max-trials", "2", "--concurrent", "1"),
         *(f"--stages.{index}.epochs=0.2" for index in range(4)),
         *(f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))),
         *more,
@@ -46,44 +47,51 @@ def records(place: Path) -> list[Record]:
     return read_records(open_storage(str(place / "runs" / "s")))
 
 
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a driver and all that it started."""
-    for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        try:
-            os.kill(member.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+@contextmanager
+def interrupted_once(condition: Callable[[], bool]) -> Iterator[None]:
+    """Send this process SIGINT when something is so; not any more at the end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if condition():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def test_a_dry_run_prints_the_tree_and_writes_nothing(place: Path) -> None:
-    ended = subprocess.run(
-        command(place, "--dry-run", "--storage", str(place / "dry")),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "once for 3 trials" in ended.stdout
-    assert "sharing saves" in ended.stdout
+def test_a_dry_run_prints_the_tree_and_writes_nothing(
+    place: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(place, sqlite_uri, "--dry-run", "--storage", str(place / "dry"))) == 0
+    said = capsys.readouterr().out
+    assert "once for 2 trials" in said
+    assert "sharing saves" in said
     assert not [path for path in (place / "dry").rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished(place: Path) -> None:
-    process = subprocess.Popen(command(place), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not any(record.stages for record in records(place)):
-        assert process.poll() is None, "the sweep ended before it could be stopped"
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 3, said
-    assert "the same command goes on" in said
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished(
+    place: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(place, sqlite_uri)
+    with interrupted_once(lambda: any(record.stages for record in records(place))):
+        assert main(command) == 3
+    assert "the same command goes on" in capsys.readouterr().out
 
-    killed = subprocess.Popen(command(place), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # On a cluster of its own, which dies with it.
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "jobs.sweep", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while not any(record.state == "finished" for record in records(place)):
             assert killed.poll() is None, "the sweep ended before it could be killed"
@@ -91,29 +99,23 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
     finally:
         if killed.poll() is None:
             kill_family(killed)
-    done = [record for record in records(place) if record.state == "finished"]
-    assert len(done) < 3
-    kept = {path: path.stat().st_mtime_ns for path in _weights(place) if path.parts[-4] in {r.name for r in done}}
+    (done,) = (record for record in records(place) if record.state == "finished")
+    kept = {path: path.stat().st_mtime_ns for path in _weights(place) if path.parts[-4] == done.name}
     starts = [path for path in _weights(place) if "-start-" in str(path)]
+    assert kept
+    assert starts
 
-    ended = subprocess.run(command(place), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert [record.state for record in records(place)] == ["finished"] * 3
-    for record in done:
-        assert record in records(place)
+    assert main(command) == 0
+    assert [record.state for record in records(place)] == ["finished"] * 2
+    assert done in records(place)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert [path for path in _weights(place) if "-start-" in str(path)] == starts
-    assert "python -m jobs.train demo --name s-best" in ended.stdout
+    assert "python -m jobs.train demo --name s-best" in capsys.readouterr().out
     report = place / "runs" / "s" / "report"
     assert {path.name for path in report.iterdir()} >= {"report.md", "parallel-coordinates.png"}
-    plan = json.loads((place / "runs" / "s" / "study.json").read_text())
-    assert plan["search"] == "random"
 
-    other = subprocess.run(
-        command(place, "--seed", "1"), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert other.returncode == 2
-    assert "seed: 0 -> 1" in other.stderr
+    with pytest.raises(StudyError, match="seed: 0 -> 1"):
+        main([*command, "--seed", "1", "--dry-run"])
 
 
 def _weights(place: Path) -> list[Path]:

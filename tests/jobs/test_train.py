@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from infra.storage import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole
-from pipeline.state import TrainState
+from pipeline.state import TrainState, list_checkpoints
 from tests.datasets.images import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def command(place: Path, name: str, *more: str) -> list[str]:
         *(sys.executable, "-m", "jobs.train", "demo", "--name", name, "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
-        *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2"),
+        *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2", "--profile", "2"),
         *stages,
         *more,
     ]
@@ -109,6 +110,13 @@ def _check_record(place: Path, name: str) -> None:
     assert steps[-1] == last.state.cursor
     assert set(range(96, steps[-1], 96)) <= set(steps)  # every second step of 48
     assert len(client.list_artifacts(record.info.run_id, "samples")) == 4
+    run_id = record.info.run_id
+    assert len(client.list_artifacts(run_id, "profile")) == 1
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
+    kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
+    there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
+    assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
 
 
 @pytest.mark.slow

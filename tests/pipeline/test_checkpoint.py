@@ -154,6 +154,30 @@ def _forge_manifest(storage: Storage, key: str, name: str, data: bytes) -> None:
     storage.write(f"{key}/manifest.json", json.dumps(manifest).encode())
 
 
+def test_a_second_one_at_a_cursor_leaves_the_first_whole_until_it_is_whole_itself(storage: Storage) -> None:
+    first = snapshot(24)
+    key = write_checkpoint(storage, first)
+    decided = replace(first, state=TrainState(cursor=24, step=1, decisions=[{"decision": "pause"}]))
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(storage, decided, killed)
+    assert read_checkpoint(storage, key).state == first.state
+    assert write_checkpoint(storage, decided) == key
+    assert read_checkpoint(storage, key).state == decided.state
+    assert newest_state(storage)[0] == decided.state
+
+
+def test_checkpoints_of_which_none_can_be_read_are_no_fresh_start(storage: Storage) -> None:
+    for cursor in (24, 48):
+        storage.write(f"{write_checkpoint(storage, snapshot(cursor))}/model.safetensors", b"damaged")
+    for find in (newest_whole, newest_state):
+        with pytest.raises(CheckpointError, match="none of the 2 checkpoints of"):
+            find(storage)
+
+
 def test_no_checkpoint_is_a_fresh_start(storage: Storage) -> None:
     assert newest_whole(storage) == (None, [])
 

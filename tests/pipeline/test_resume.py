@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.loader import sample_order
 from infra.storage import Storage, open_storage
 from infra.tracking_config import TrackingConfig
@@ -34,7 +34,7 @@ def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) ->
     model["classifier.1.bias"].fill_(bias)
     ema = {f"module.{name}": value.clone() for name, value in model.items()} | {"n_averaged": torch.tensor(3)}
     ema["module.classifier.1.bias"].fill_(-bias)
-    data = sample_order(config.data, manifest.shard_counts, seed=config.seed).fingerprint
+    data = data_fingerprint(sample_order(config.data, manifest.shard_counts, seed=config.seed), manifest)
     snapshot = Snapshot(
         state=TrainState(cursor=cursor, step=cursor // 24),
         model=model,

@@ -33,6 +33,9 @@ class Events:
     def saved(self, uri: str, cursor: int) -> None:
         self.saved_at.append(cursor)
 
+    def pruned(self) -> None:
+        pass
+
     def waits(self, line: str) -> None:
         self.lines.append(line)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
 
 from infra.storage import open_storage
+from jobs.board import Board
 from jobs.cli import parse_recipe
 from jobs.recipes import demo
 from jobs.spaces import SPACES, space_of
 from jobs.study_report import sweep_files, winner_command
 from pipeline.config import TrainConfig
 from pipeline.stages import ramp
+from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
 from pipeline.sweep.ledger import Ledger, Record, StudyError, read_records
 from pipeline.sweep.report import importances
+from pipeline.sweep.runner import StudyRunner
 from pipeline.sweep.schedulers import StageAsha, survivors
+from pipeline.sweep.searcher import LedgerSearcher
 from pipeline.sweep.space import Range, SweepSpace, default_space
 from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_strategy, mutated, random_point
 from pipeline.sweep.study import Study, next_record, planned_points
@@ -245,6 +251,21 @@ def test_asha_stops_what_is_worse_than_the_best_so_far_and_remembers_earlier_tri
     assert told == ["sweep-003"]
 
 
+@pytest.mark.parametrize("eta", [2, 4])
+def test_asha_judges_at_every_stages_end_but_the_last_ones(eta: int) -> None:
+    known = [[0.5, 0.6, 0.7, 0.8]] * 3
+    ended = []
+    for stage in range(1, 5):
+        scheduler = StageAsha(num_stages=4, eta=eta, highest=True, end=lambda name: None, known=known)
+        trial = SimpleNamespace(trial_id="new", config={"name": "sweep-003"})
+        scheduler.on_trial_add(None, trial)
+        for reached in range(1, stage + 1):
+            value = 0.1 if reached == stage else 0.9
+            scheduler.on_trial_result(None, trial, {"stage": reached, "value": value})
+        ended.append(bool(scheduler.ended))
+    assert ended == [True, True, True, False]
+
+
 # Ledger and choice of trials -----------------------------------------------------------------------------------------
 
 
@@ -359,6 +380,18 @@ def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> No
     assert row.startswith(f"| {winner.number} |")
 
 
+def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_brought(tmp_path: Path) -> None:
+    study, said = make_study(tmp_path), io.StringIO()
+    records = finished(study, 2)
+    with Board(Console(file=said), study, records) as board:
+        board.on_step_end(0, [])
+        records.append(replace(records[0], name="sweep-002", state="failed", error="no more"))
+        board.on_step_end(1, [])  # too soon to be shown
+    assert [line.split(":")[0] for line in said.getvalue().splitlines()] == ["sweep-000", "sweep-001", "sweep-002"]
+    assert "finished" in said.getvalue()
+    assert "failed" in said.getvalue()
+
+
 def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     point = finished(study, 1)[0].point
@@ -387,3 +420,30 @@ def test_a_confirmation_trains_both_over_further_seeds(tmp_path: Path) -> None:
     found = comparison(confirming, ledger.records)
     assert found.difference == pytest.approx(0.2)
     assert found.standard_error == pytest.approx(0.1 / 3**0.5)
+
+
+# Runner --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_finished_with_its_last_stage_and_an_older_one_left_open_then_is_taken_up_again(
+    tmp_path: Path,
+) -> None:
+    told: list[Sequence[float]] = []
+    study = make_study(tmp_path)
+    study.strategy.tell = lambda point, scores, *, finished: told.append(scores)  # type: ignore[method-assign]
+    ledger = Ledger(study.storage)
+    runner = StudyRunner(study, SweepOptions(), ledger, files=lambda records: {})
+    searcher = LedgerSearcher(lambda: next_record(study, ledger, 2), lambda record: {}, runner._heard)
+    searcher.suggest("tune-0")
+    for stage in range(1, len(study.base.stages) + 1):
+        assert ledger.records[0].state == "open"
+        searcher.on_trial_result("tune-0", {"stage": stage, "metrics/val/accuracy": 0.5})
+    # A kill from here on, before Tune says that the trial has ended, loses nothing.
+    assert read_records(study.storage)[0].state == "finished"
+    searcher.on_trial_complete("tune-0")
+    assert told == [[0.5] * 4]
+
+    left = replace(ledger.records[0], state="open")
+    ledger.records[0] = left
+    assert runner._left(4) == [left]
+    assert runner._left(3) == []

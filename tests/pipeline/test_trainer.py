@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -277,22 +278,23 @@ def test_crossed_and_step_seed() -> None:
 
 def test_a_picture_that_cannot_be_made_is_a_warning(make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
     class Shown(Recorder):
-        picture: bytes = b""
+        pictures: Mapping[str, bytes] = MappingProxyType({})
 
-        def ended(self, picture: Callable[[], bytes]) -> None:
-            self.picture = picture()
+        def ended(self, pictures: Mapping[str, bytes]) -> None:
+            self.pictures = pictures
 
     config = make_config(stages=make_config().stages[:1])
     good = Shown()
     trainer = make_trainer(config, good)
     trainer.run()
-    assert good.picture.startswith(b"\x89PNG")
+    assert {*good.pictures} == {"predictions.png", "confusion-matrix.png"}
+    assert all(picture.startswith(b"\x89PNG") for picture in good.pictures.values())
     bad = Shown()
     again = make_trainer(config, bad)
     again.restore(good.snapshots[-1])
     again.task.classes = ("one name for four classes",)
     assert isinstance(again.run(), NextStage)
-    assert bad.picture == b""
+    assert bad.pictures == {}
     assert "could not be made" in caplog.text
 
 
