@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -160,6 +161,28 @@ def make_client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Give the runs below a parent final metrics, by the runs' names. Runs that have ended stay ended.
+
+    A metric that a run has already is left as it is. Raises what MLflow raises.
+    """
+    from mlflow.entities import Metric
+
+    client = make_client(uri)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    now, token = int(time.time() * 1000), None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", page_token=token)
+        for run in page:
+            values = {valid_name(name): value for name, value in metrics.get(run.data.tags.get(NAME_TAG), {}).items()}
+            new = [Metric(name, value, now, 0) for name, value in values.items() if name not in run.data.metrics]
+            if new:
+                client.log_batch(run.info.run_id, metrics=new)
+        token = page.token
+        if not token:
+            return
 
 
 @lru_cache(maxsize=10_000)

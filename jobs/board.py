@@ -9,12 +9,12 @@ from typing import Any
 import ray
 from ray import tune
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from infra.cluster import ACTOR_PREFIX, NAMESPACE
-from jobs.display import progress_line
+from jobs.display import progress_line, titled
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
 
@@ -31,7 +31,6 @@ class Board(tune.Callback):
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
         self._looked = 0.0
         self._said: dict[int, str] = {}
-        self._seen: dict[int, dict[str, float]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks to restore them, and a terminal can't be."""
@@ -45,6 +44,7 @@ class Board(tune.Callback):
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._say()  # what came with Tune's last step
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Show what is new; Tune calls this after each of its steps."""
@@ -55,6 +55,12 @@ class Board(tune.Callback):
         if self._live is not None:
             lines = {number: self._running_line(self._records[number]) for number in running}
             self._live.update(board_table(self._study, self._records, lines))
+        else:
+            self._say()
+
+    def _say(self) -> None:
+        """Print a line for each trial that has reached something."""
+        if self._live is not None:
             return
         for record in self._records:
             line = said(self._study, record)
@@ -69,7 +75,7 @@ class Board(tune.Callback):
             status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError, TimeoutError):
             return "starting, or waiting for a start that it shares"
-        line = progress_line(self._study.configure(record.point), status, self._seen.setdefault(record.number, {}))
+        line = progress_line(self._study.configure(record.point), status)
         return line.partition(": " if status["progress"] is None else "| ")[2] or line
 
 
@@ -82,12 +88,10 @@ def said(study: Study, record: Record) -> str:
     return f"stage {len(scores)}/{len(study.base.stages)}, {study.score_name} {scores[-1]:.4f}{state}"
 
 
-def board_table(study: Study, records: Sequence[Record], running: dict[int, str]) -> Table:
+def board_table(study: Study, records: Sequence[Record], running: dict[int, str]) -> Group:
     """Return the trials as a table, the newest last."""
     done = sum(record.state != "open" for record in records)
-    table = Table(
-        title=f"{study.base.name}: {done} trials done, {len(running)} running", title_justify="left", box=SIMPLE_HEAD
-    )
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("trial", justify="right")
     names = list(study.space) if len(study.space) <= 8 else []
     for name in names:
@@ -103,7 +107,7 @@ def board_table(study: Study, records: Sequence[Record], running: dict[int, str]
             f"{scores[-1]:.4f}" if scores else "",
             state,
         )
-    return table
+    return titled(f"{study.base.name}: {done} trials done, {len(running)} running", table)
 
 
 def shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,11 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
+def titled(title: str, table: Table) -> Group:
+    """Return a table below its title; Rich folds a table's own title at the table's width."""
+    return Group(Text(title, style="italic", no_wrap=True, overflow="ellipsis"), table)
+
+
 def duration(seconds: float) -> str:
     """Return 75 as `1m15s`, 3700 as `1h01m`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -34,23 +39,26 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, float]) -> str:
-    """Return one line on where a run is; `seen` keeps the newest value of each metric between calls."""
+def progress_line(config: TrainConfig, status: dict[str, Any]) -> str:
+    """Return one line on where a run is, with what is known of it."""
     progress = status["progress"]
     if progress is None:
         return f"{config.name}: {status['phase']}"
-    seen |= progress["metrics"]
+    seen = status["metrics"]
     stage = config.stages[progress["stage"]]
     epoch, epochs = (at / progress["samples_per_epoch"] for at in (progress["cursor"], progress["spans"][-1]["stop"]))
     parts = [
         f"stage {progress['stage'] + 1}/{len(config.stages)}",
         f"{stage.image_size} px",
         f"epoch {epoch:.1f}/{epochs:.0f}",
-        f"{seen['train/images_per_s']:.0f} images/s",
-        f"loss {seen['train/loss']:.3f}",
     ]
+    if "train/loss" in seen:  # else it was paused before its first step
+        parts += [f"{seen['train/images_per_s']:.0f} images/s", f"loss {seen['train/loss']:.3f}"]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
-    parts.append("paused" if status["phase"] == "paused" else f"{duration(sum(status['left_s']))} left")
+    if status["phase"] == "paused":
+        parts.append("paused")
+    elif status["left_s"]:
+        parts.append(f"{duration(sum(status['left_s']))} left")
     if status["recoveries"]:
         parts.append(f"recovered {status['recoveries']}x")
     return " | ".join(parts)
@@ -61,7 +69,6 @@ class Follower:
 
     def __init__(self, console: Console, config: TrainConfig, controller: Any, run: Any) -> None:
         self.console, self.config, self.controller, self.run = console, config, controller, run
-        self._seen: dict[str, float] = {}
         self._noted = 0
         self._last_line, self._last_printed = "", 0.0
 
@@ -94,7 +101,7 @@ class Follower:
 
     def _show(self, status: dict[str, Any], live: Live | None) -> None:
         self._show_notes(status)
-        line = progress_line(self.config, status, self._seen)
+        line = progress_line(self.config, status)
         if live is not None:
             live.update(Text(line))
         elif line != self._last_line and time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S:

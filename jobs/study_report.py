@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.board import shown
+from jobs.display import titled
 from model.rows import rows_as_json, rows_as_table
 from model.tables import Block
 from pipeline.provenance import config_values, differences
@@ -39,13 +40,13 @@ def show_sweep(console: Console, study: Study, records: Sequence[Record], recipe
     if not best:
         console.print("no trial was finished")
         return
-    table = Table(title=f"{study.base.name}: best trials", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for name in ("trial", *study.space, study.score_name):
         table.add_column(name, justify="right")
     for record in best[:TOP]:
         values = (shown(record.point[name]) for name in study.space)
         table.add_row(str(record.number), *values, f"{study.scores(record)[-1]:.4f}")
-    console.print(table)
+    console.print(titled(f"{study.base.name}: best trials", table))
     found = importances(study, records)
     if found:
         console.print("importance: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
@@ -54,13 +55,13 @@ def show_sweep(console: Console, study: Study, records: Sequence[Record], recipe
 
 def show_comparison(console: Console, found: Comparison, score_name: str) -> None:
     """Print what recipe and winner gave over further seeds."""
-    table = Table(title=f"{score_name} over further seeds", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for name in ("seed", "recipe", "winner"):
         table.add_column(name, justify="right")
     both = [seed for seed in found.recipe if seed in found.winner]
     for seed in both:
         table.add_row(str(seed), f"{found.recipe[seed]:.4f}", f"{found.winner[seed]:.4f}")
-    console.print(table)
+    console.print(titled(f"{score_name} over further seeds", table))
     if both:
         error = found.standard_error
         console.print(f"winner - recipe: {found.difference:+.4f}, standard error {error:.4f}", highlight=False)
@@ -103,7 +104,7 @@ def show_search(console: Console, study: Study, records: Sequence[Record], recip
         console.print("no candidate was finished")
         return
     front = {one.number for one in pareto_front(_candidates(study, records))}
-    table = Table(title=f"{study.base.name}: best candidates", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for name in ("trial", "reward", "accuracy", "step ms", "parameters", "Pareto front"):
         table.add_column(name, justify="right")
     shown_records = [record for record in best if record.number in front or record in best[:TOP] or record.number == 0]
@@ -116,7 +117,7 @@ def show_search(console: Console, study: Study, records: Sequence[Record], recip
             f"{record.figures['parameters']:,.0f}",
             "yes" if record.number in front else "",
         )
-    console.print(table)
+    console.print(titled(f"{study.base.name}: best candidates", table))
     print(rows_as_table(rows_of(best[0].point)))  # as it is: to be pasted
     console.print(rows_command(study, recipe), highlight=False, soft_wrap=True)
 

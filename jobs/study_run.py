@@ -36,4 +36,8 @@ def train_study(
         console.print(
             f"{study.base.name}: stopped with {done} of {options.max_trials} trials done; the same command goes on"
         )
+    for record in result.records:
+        if record.state == "failed":
+            line = f"{record.name} failed, and the same command tries it again: {record.error}"
+            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     return result

@@ -127,22 +127,28 @@ class _Sweep:
         found = saving(planned, per_epoch)
         does = "saves" if self.options.share else "would save"
         self.console.print(
-            f"{known}: {len(planned)}, {found.alone / 1e9:.3g} gigapixels one by one, {found.shared / 1e9:.3g} with "
-            f"equal stages trained once: sharing {does} {found.fraction:.1%}",
+            f"{known}: {len(planned)}, {pixels(found.alone)} one by one, {pixels(found.shared)} with equal stages "
+            f"trained once: sharing {does} {found.fraction:.1%}",
             highlight=False,
             soft_wrap=True,
         )
 
 
+def pixels(cost: float) -> str:
+    """Return 4.1e6 as `4.1 megapixels`."""
+    power = 12 if cost >= 1e12 else 9 if cost >= 1e9 else 6
+    return f"{cost / 10**power:.3g} {({6: 'mega', 9: 'giga', 12: 'tera'})[power]}pixels"
+
+
 def tree_view(name: str, nodes: Sequence[Node], planned: dict[int, TrainConfig]) -> Tree:
-    """Return the stages of all trials as a tree; costs in gigapixels (images times pixels)."""
-    tree = Tree(f"{name}: stages, gigapixels, trials")
+    """Return the stages of all trials as a tree; costs are images times pixels."""
+    tree = Tree(f"{name}: stages, their cost (images x pixels), trials")
 
     def grow(branch: Tree, node: Node) -> None:
         stage = planned[node.trials[0]].stages[node.stage]
         text = (
             f"stage {node.stage + 1}: {stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup "
-            f"{stage.mixup_alpha:.3g}, dropout {stage.dropout:.3g}: {node.cost / 1e9:.3g}"
+            f"{stage.mixup_alpha:.3g}, dropout {stage.dropout:.3g}: {pixels(node.cost)}"
         )
         if len(node.trials) > 1:
             text += f", once for {len(node.trials)} trials"

@@ -76,6 +76,10 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
             console.print("stopping with a checkpoint; Ctrl-C again stops at once")
             ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
             return follower.follow()
+    except ray.exceptions.ActorDiedError:
+        raise RuntimeError(
+            "its controller was lost, with its process or its node; the same command goes on from the newest checkpoint"
+        ) from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(last_line(error)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,7 +18,6 @@ from datasets.batch import Batch
 from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
-from infra.cluster import preemption_notice
 from infra.logs import add_to_log, log_as_json
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
@@ -29,7 +29,9 @@ from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
 from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
+from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
+from pipeline.parallel import gathered
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
 from pipeline.relay import relay_log
@@ -43,7 +45,12 @@ from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-PASSING = (StorageAwayError, DataAwayError)
+
+class DifferentStartError(RuntimeError):
+    """The ranks begin at different cursors; another worker group can do better."""
+
+
+PASSING = (StorageAwayError, DataAwayError, DifferentStartError)
 """What a worker group that is started later may be spared."""
 STANDBY_DELAY_S = 20.0
 """A group that has trained for this long gets its spare processes."""
@@ -61,7 +68,8 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     rank = ray.train.get_context().get_world_rank()
     log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
-    if ray.get(controller.joined.remote(rank, node, current_environment())):
+    world_size = ray.train.get_context().get_world_size()
+    if ray.get(controller.joined.remote(rank, node, current_environment(), world_size)):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)
@@ -119,6 +127,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         trainer.restore(start.snapshot)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
+    if len(set(gathered(trainer.state.cursor))) > 1:
+        raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
     trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
@@ -143,8 +153,10 @@ class WorkerHooks(TrainHooks):
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
-            self.tracker.log_params(flat_values(recorded_config(config)) | dict(config.tracking.extra_params))
+            own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
+            self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
+        self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
         self.saver = Saver(storage, config.checkpoint, self)
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
@@ -174,12 +186,8 @@ class WorkerHooks(TrainHooks):
         self.controller.report.remote(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
+        """Ask the controller."""
         decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
-        if leaving(decisions) is None and preemption_notice():
-            line = f"a node is about to be taken away: checkpoint at cursor {progress.cursor}"
-            self.controller.note.remote(line)
-            return (*decisions, NewGroup(reason=line))
         if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
             assert self.tracker is not None
             self.tracker.abandon()
@@ -189,7 +197,7 @@ class WorkerHooks(TrainHooks):
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
         assert self.tracker is not None
         if decisions:
-            self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
+            self.tracker.log_table("control.json", decision_table(decisions))
             self.tracker.set_tags({"control": in_words(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
@@ -222,17 +230,25 @@ class WorkerHooks(TrainHooks):
         """
         if error := ray.get(self.controller.error.remote()):
             raise SaverStoppedError(error)
+        try:
+            self.lease.check()  # the controller may not have heard of it yet
+        except LeaseError as error:
+            raise SaverStoppedError(str(error)) from error
         if self.tracker is not None:
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tell the controller of the newest checkpoint; tag the MLflow run with it, and list there what is kept."""
+        """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
         log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
         self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
+
+    def pruned(self) -> None:
+        """List in MLflow the checkpoints that are kept."""
+        if self.tracker is not None:
             table = checkpoint_table(describe_checkpoints(self.saver.storage), self.saver.storage.uri)
-            self.tracker.log_artifact_bytes("checkpoints.json", table.encode())
+            self.tracker.log_table("checkpoints.json", table)
 
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""

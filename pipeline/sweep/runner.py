@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.cluster import connect
+from infra.mlflow_run import log_below
 from infra.storage import open_storage
 from infra.tracking import Tracker, end_record
+from infra.tracking_config import one_line
 from pipeline.config import TrainConfig
 from pipeline.launch import CONFIG_FILE
 from pipeline.provenance import flat_values
@@ -20,6 +23,8 @@ from pipeline.sweep.config import StudyOptions
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.study import Study, next_record
+
+log = logging.getLogger(__name__)
 
 TRIAL_RESOURCES = {"cpu": 0, "memory": 1}
 """A trial only waits for its workers, and they take the CPUs, so it can't keep its own from them. Tune wants it to ask
@@ -90,6 +95,22 @@ class StudyRunner:
         for name, content in self.files(self.ledger.records).items():
             self.study.storage.write(f"report/{name}", content)
             tracker.log_artifact_bytes(f"report/{name}", content)
+        try:
+            if tracker.run_id:
+                log_below(self.study.base.tracking.uri, tracker.run_id, self._final_metrics())
+        except Exception as error:  # MLflow is away, or has lost the runs: the ledger has it
+            log.warning("the trials' final metrics could not be sent to MLflow: %s", one_line(error))
+
+    def _final_metrics(self) -> dict[str, dict[str, float]]:
+        """Return what trials are compared by, beside what their runs have told MLflow."""
+        study = self.study
+        done = [record for record in self.ledger.records if record.state in ("finished", "stopped")]
+        return {
+            record.name: {study.score_name: study.scores(record)[-1]}
+            | {f"{study.kind}/{name}": value for name, value in record.figures.items()}
+            for record in done
+            if record.stages
+        }
 
     def _rounds(self) -> bool:
         """Train up to the end of each stage in turn, or of the last one at once; return whether all is done."""

@@ -31,11 +31,13 @@ class StageAsha(ASHAScheduler):
             time_attr="stage",
             metric="value",
             mode="max" if highest else "min",
-            max_t=num_stages + 1,  # the last stage's end is the run's: nothing is left to be ended
+            max_t=num_stages,
             grace_period=1,
             reduction_factor=eta,
             stop_last_trials=False,
         )
+        # Every stage's end but the last one's is a rung; ASHA's own lie at powers of eta, as for thousands of steps.
+        self._brackets[0]._rungs = [(stage, {}) for stage in range(num_stages - 1, 0, -1)]
         self._end = end
         self.ended: set[str] = set()
         """Tune's ids of the trials that it has ended: those are done, unlike trials that were interrupted."""

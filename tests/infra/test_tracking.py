@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from infra import tracking
-from infra.mlflow_run import make_client, open_run
+from infra.mlflow_run import log_below, make_client, open_run
 from infra.outbox import Row
 from infra.spool import SPOOL_FILE
 from infra.storage import Storage, open_storage
@@ -337,6 +337,26 @@ def test_artifacts_that_cannot_be_stored_hold_up_no_metrics(
     monkeypatch.setattr(tracking, "FILES_PAUSE_S", 0.1)
     assert send_unsent(database, "blocked", storage)
     assert (tmp_path / "blocked").is_dir()
+
+
+def test_runs_below_a_parent_get_final_metrics_once_and_stay_ended(sqlite_uri: str, tmp_path: Path) -> None:
+    config = TrackingConfig(uri=sqlite_uri, system_metrics=False)
+    parent = Tracker(config, "study", storage=open_storage(tmp_path / "study"))
+    assert parent.flush(30)
+    wait_for_run(parent)
+    child = Tracker(config, "study-000", storage=open_storage(tmp_path / "000"), parent_run_id=parent.run_id)
+    child.log_metrics({"val/accuracy": 0.5}, step=7)
+    assert child.close("KILLED")
+    ended = run_of(sqlite_uri, child.run_id).info.end_time
+    assert parent.run_id
+    for value in (0.25, 0.125):
+        metrics = {"study-000": {"reward": value, "val/accuracy": value}, "study-001": {"reward": value}}
+        log_below(sqlite_uri, parent.run_id, metrics)
+    parent.close()
+    run = run_of(sqlite_uri, child.run_id)
+    assert run.data.metrics == {"val/accuracy": 0.5, "reward": 0.25}
+    assert (run.info.status, run.info.end_time) == ("KILLED", ended)
+    assert history(sqlite_uri, child.run_id, "reward") == [(0, 0.25)]
 
 
 def test_system_metrics_go_on_counting_after_a_resume(sqlite_uri: str, storage: Storage) -> None:

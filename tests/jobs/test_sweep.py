@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.storage import open_storage
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
 from tests.datasets.images import write_shards
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.jobs.killing import ROOT, kill_family
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +65,6 @@ def interrupted_once(condition: Callable[[], bool]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a driver and all that it started."""
-    for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        try:
-            os.kill(member.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def test_a_dry_run_prints_the_tree_and_writes_nothing(

@@ -59,7 +59,7 @@ def test_case_1_the_newest_whole_one_and_a_line_for_each_that_is_not(make_config
     for cursor in (24, 48, 72, 96):
         saved(config, storage, cursor, bias=cursor)
     damage(storage, 72, "model.safetensors")
-    storage.delete(f"checkpoints/{96:015d}/optimizer.pt")
+    storage.delete(f"checkpoints/{96:015d}/optimizer.safetensors")
     found = find_start(config, storage)
     assert found.state is not None
     assert found.state.cursor == 48

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from infra.tracking import TrackingConfig
 from pipeline.checkpoint import newest_whole
 from pipeline.config import TrainConfig
 from pipeline.preflight import preflight
+from pipeline.state import newest_state
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.ledger import Record, read_records
 from pipeline.sweep.runner import StudyRunner
@@ -61,6 +65,38 @@ def check_nothing_is_left() -> None:
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
 
 
+def check_is_as_alone(study: Study, record: Record) -> None:
+    """A trial ended with the weights of a run that nothing was shared with or happened to, bit for bit."""
+    train_here(replace(study.configure(record.point), name="alone"))
+    mine, other = (newest_whole(open_storage(f"{study.base.storage}/{name}"))[0] for name in (record.name, "alone"))
+    assert mine is not None
+    assert other is not None
+    assert mine.state.cursor == other.state.cursor
+    assert [name for name in mine.model if not torch.equal(mine.model[name], other.model[name])] == []
+
+
+@contextmanager
+def worker_killed_once(condition: Callable[[], object]) -> Iterator[list[int]]:
+    """Kill the training worker below this process when something is so; gives the list of what was killed."""
+    over, killed = threading.Event(), list[int]()
+
+    def watch() -> None:
+        while not over.wait(0.05) and not killed:
+            for process in psutil.Process().children(recursive=True) if condition() else ():
+                with suppress(psutil.Error):
+                    if "RayTrainWorker" in "".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
@@ -87,14 +123,9 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
 
     check_nothing_is_left()
 
-    # A trial that went on from the shared start is the run that it would have been alone, bit for bit.
+    # A trial that went on from the shared start is the run that it would have been alone.
     finished = next(record for record in result.records if record.state == "finished")
-    train_here(replace(study.configure(finished.point), name="alone"))
-    mine, other = (newest_whole(open_storage(f"{config.storage}/{name}"))[0] for name in (finished.name, "alone"))
-    assert mine is not None
-    assert other is not None
-    assert mine.state.cursor == other.state.cursor
-    assert [name for name in mine.model if not torch.equal(mine.model[name], other.model[name])] == []
+    check_is_as_alone(study, finished)
 
     # The record: the sweep, and below it the shared start and the trials that went on from it.
     client = MlflowClient(sqlite_uri)
@@ -160,3 +191,32 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
     assert experiment is not None
     runs = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert runs["asha-002"] == "KILLED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_whose_worker_is_killed_is_tried_again_from_its_checkpoint(
+    make_config: MakeConfig, sqlite_uri: str
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    # The trial dies of it: its run is not to recover by itself.
+    cluster = ClusterConfig(num_workers=1, max_failures=0)
+    tracking = TrackingConfig(uri=sqlite_uri, system_metrics=False)
+    config = preflight(make_config(name="retry", cluster=cluster, tracking=tracking)).config
+    study = make_study(config, "none", 1)
+    run = open_storage(f"{config.storage}/retry-000")
+    with worker_killed_once(lambda: newest_state(run)[0]) as killed:
+        result = StudyRunner(study, SweepOptions(max_trials=1), open_ledger(study), files=files).run()
+    assert len(killed) == 1
+    assert result.whole
+    assert [(record.state, len(record.stages)) for record in result.records] == [("finished", 2)]
+    check_is_as_alone(study, result.records[0])
+    client = MlflowClient(sqlite_uri)
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("crescendo").experiment_id], "attributes.run_name = 'retry-000'"
+    )
+    assert found.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "val/accuracy")]
+    assert len(steps) == len(set(steps)) >= 2

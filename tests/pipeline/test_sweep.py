@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
 
 from infra.storage import open_storage
+from jobs.board import Board
 from jobs.cli import parse_recipe
 from jobs.recipes import demo
 from jobs.spaces import SPACES, space_of
@@ -248,6 +251,21 @@ def test_asha_stops_what_is_worse_than_the_best_so_far_and_remembers_earlier_tri
     assert told == ["sweep-003"]
 
 
+@pytest.mark.parametrize("eta", [2, 4])
+def test_asha_judges_at_every_stages_end_but_the_last_ones(eta: int) -> None:
+    known = [[0.5, 0.6, 0.7, 0.8]] * 3
+    ended = []
+    for stage in range(1, 5):
+        scheduler = StageAsha(num_stages=4, eta=eta, highest=True, end=lambda name: None, known=known)
+        trial = SimpleNamespace(trial_id="new", config={"name": "sweep-003"})
+        scheduler.on_trial_add(None, trial)
+        for reached in range(1, stage + 1):
+            value = 0.1 if reached == stage else 0.9
+            scheduler.on_trial_result(None, trial, {"stage": reached, "value": value})
+        ended.append(bool(scheduler.ended))
+    assert ended == [True, True, True, False]
+
+
 # Ledger and choice of trials -----------------------------------------------------------------------------------------
 
 
@@ -360,6 +378,18 @@ def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> No
     winner = max(records, key=lambda record: record.point["dropout_end"])
     row = next(line for line in files["report.md"].decode().splitlines() if line.startswith("| ") and line[2].isdigit())
     assert row.startswith(f"| {winner.number} |")
+
+
+def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_brought(tmp_path: Path) -> None:
+    study, said = make_study(tmp_path), io.StringIO()
+    records = finished(study, 2)
+    with Board(Console(file=said), study, records) as board:
+        board.on_step_end(0, [])
+        records.append(replace(records[0], name="sweep-002", state="failed", error="no more"))
+        board.on_step_end(1, [])  # too soon to be shown
+    assert [line.split(":")[0] for line in said.getvalue().splitlines()] == ["sweep-000", "sweep-001", "sweep-002"]
+    assert "finished" in said.getvalue()
+    assert "failed" in said.getvalue()
 
 
 def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
