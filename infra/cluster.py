@@ -185,8 +185,9 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # On the driver's own node: that one must live for the run in any case, any other may be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # On the driver's own node: that one must live for the run in any case, any other may be lost. Not as a soft wish:
+    # Ray 2.60 puts most actors of that kind, which ask for no CPU, somewhere else.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # In this namespace whatever the one of a process that was connected already: it is looked for there.
     options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 16, "scheduling_strategy": here}
     # A cluster that was started elsewhere doesn't know this process's environment.
