@@ -1,4 +1,4 @@
-"""Augmentation of one image, with its mask: flips and RandAugment, from random numbers that are drawn beforehand."""
+"""Augmentation of images with their masks: flips and RandAugment, from random numbers that are drawn beforehand."""
 
 from __future__ import annotations
 
@@ -17,34 +17,31 @@ DRAWS_PER_LAYER = 2
 _NAMES = tuple(OPERATIONS)
 
 
-def rand_augment(pixels: np.ndarray, draws: Sequence[float], *, magnitude: float) -> np.ndarray:
-    """Apply a random operation for each two draws to uint8 [H, W, 3], each at the paper's `magnitude`; 0: none."""
-    return rand_augment_pair(pixels, None, draws, magnitude=magnitude)[0]
-
-
-def rand_augment_pair(
-    pixels: np.ndarray, mask: np.ndarray | None, draws: Sequence[float], *, magnitude: float
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Augment an image with its mask, uint8 [H, W, 3] and [H, W]; the image becomes what it becomes without a mask.
+def rand_augment(
+    images: np.ndarray, masks: np.ndarray | None, draws: Sequence[Sequence[float]], *, magnitude: float
+) -> None:
+    """Augment images with their masks in place, each by operations of its own; each as it would be alone.
 
     What moves pixels moves the mask's with them, by nearest neighbour; what comes in from outside is `MASK_IGNORE`.
 
     Args:
-        pixels: contiguous.
-        mask: of the image, or None.
-        draws: in [0, 1), `DRAWS_PER_LAYER` for each operation.
-        magnitude: on the paper's scale.
+        images: uint8 [B, H, W, 3], contiguous.
+        masks: of the images, uint8 [B, H, W], or None.
+        draws: for each image numbers in [0, 1), `DRAWS_PER_LAYER` for each operation.
+        magnitude: on the paper's scale; 0: nothing is done.
     """
     if magnitude <= 0:
-        return pixels, mask
+        return
     strength = magnitude / FULL_MAGNITUDE
-    for pick, side in zip(draws[::2], draws[1::2], strict=True):
-        name = _NAMES[int(pick * len(_NAMES))]
-        sign = 1.0 if side < 0.5 else -1.0
-        pixels = OPERATIONS[name](pixels, strength, sign)
-        if mask is not None and name in GEOMETRIC:
-            mask = OPERATIONS[name](mask, strength, sign)
-    return pixels, mask
+    for layer in range(0, len(draws[0]), DRAWS_PER_LAYER):
+        picks = [int(row[layer] * len(_NAMES)) for row in draws]
+        # Operation by operation: its code and its buffers stay in the processor's cache.
+        for image in sorted(range(len(images)), key=picks.__getitem__):
+            name, sign = _NAMES[picks[image]], 1.0 if draws[image][layer + 1] < 0.5 else -1.0
+            if name != "identity":
+                images[image] = OPERATIONS[name](images[image], strength, sign)
+            if masks is not None and name in GEOMETRIC:
+                masks[image] = OPERATIONS[name](masks[image], strength, sign)
 
 
 def random_flip_pair(pixels: np.ndarray, mask: np.ndarray | None, draw: float) -> tuple[np.ndarray, np.ndarray | None]:

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
@@ -66,21 +66,18 @@ class ShardCache:
         except OSError as error:
             raise DataError(f"data.cache_dir {folder}: {error.strerror}; name another folder, or `none`") from error
 
-    def check_room(self, shards: tuple[ShardInfo, ...]) -> None:
+    def check_room(self, shards: Sequence[ShardInfo]) -> None:
         """Refuse a limit or a disk that has no room for the largest shard.
 
         Raises:
             DataError: says what is missing.
         """
-        largest = max(shards, key=_size)
-        if _size(largest) > self.limit_bytes:
-            raise DataError(
-                f"data.cache_gb is {self.limit_bytes / 1e9:g}, but {largest.url} has {_size(largest) / 1e9:.3g} GB; "
-                "raise it, or stream with data.cache_dir=none"
-            )
-        free = shutil.disk_usage(self.folder).free + self.used_bytes()
-        if _size(largest) > free and self.find(largest) is None:
-            raise self._disk_full(_size(largest))
+        check_limit(shards, self.limit_bytes)
+        if shards:
+            largest = max(shards, key=lambda shard: shard.stored_bytes)
+            free = shutil.disk_usage(self.folder).free + self.used_bytes()
+            if largest.stored_bytes > free and self.find(largest) is None:
+                raise self._disk_full(largest.stored_bytes)
 
     def find(self, shard: ShardInfo) -> Path | None:
         """Return the file of a shard that is in the cache."""
@@ -118,7 +115,7 @@ class ShardCache:
                 part.replace(whole)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise self._disk_full(_size(shard)) from None
+                    raise self._disk_full(shard.stored_bytes) from None
                 raise DataError(f"data.cache_dir {self.folder}: {error.strerror}") from error
             finally:
                 part.unlink(missing_ok=True)  # after the rename there is none
@@ -137,10 +134,10 @@ class ShardCache:
         """Take the shard's bytes of the limit and of the disk, one process at a time."""
         with self._locked():
             self._drop_dead_parts()
-            if not self._make_room(_size(shard), next_use, uses):
+            if not self._make_room(shard.stored_bytes, next_use, uses):
                 return False
             file.truncate(0)
-            os.posix_fallocate(file.fileno(), 0, max(1, _size(shard)))
+            os.posix_fallocate(file.fileno(), 0, max(1, shard.stored_bytes))
         return True
 
     def _make_room(self, size: int, next_use: int, uses: Callable[[], Mapping[str, int]]) -> bool:
@@ -188,8 +185,22 @@ class ShardCache:
     def _disk_full(self, needed: int) -> DataError:
         free = shutil.disk_usage(self.folder).free
         return DataError(
-            f"data.cache_dir {self.folder}: the disk is full: {free / 1e6:.0f} MB free, the shard has "
-            f"{needed / 1e6:.0f} MB; free some space, lower data.cache_gb, or stream with data.cache_dir=none"
+            f"data.cache_dir {self.folder}: the disk is full: {free / 1e6:.1f} MB free, the shard has "
+            f"{needed / 1e6:.1f} MB; free some space, lower data.cache_gb, or stream with data.cache_dir=none"
+        )
+
+
+def check_limit(shards: Sequence[ShardInfo], limit_bytes: int) -> None:
+    """Refuse a cache that may not hold the largest of some shards.
+
+    Raises:
+        DataError: names the shard.
+    """
+    largest = max(shards, key=lambda shard: shard.stored_bytes, default=None)
+    if largest is not None and largest.stored_bytes > limit_bytes:
+        raise DataError(
+            f"data.cache_gb is {limit_bytes / 1e9:g}, but {largest.url} has {largest.stored_bytes / 1e9:.3g} GB; "
+            "raise it" + ("" if largest.packed else ", or stream with data.cache_dir=none")
         )
 
 
@@ -204,10 +215,6 @@ def _key(shard: ShardInfo) -> str:
         status = shard.path.stat()
         mark = f"{status.st_size} {status.st_mtime_ns}"
     return hashlib.sha256(f"{shard.url}\0{mark}".encode()).hexdigest()[:32]
-
-
-def _size(shard: ShardInfo) -> int:
-    return shard.unpacked_bytes if shard.packed else shard.num_bytes
 
 
 def _lock_without_waiting(file: BinaryIO) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets.cache import ShardCache, default_folder
+from datasets.cache import ShardCache, check_limit, default_folder
 from datasets.errors import DataError
+from datasets.order import SampleOrder
 from datasets.shards import DatasetManifest, load_manifest
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
@@ -118,6 +120,11 @@ def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker
             raise DataError(f"{workers} workers can't share data.num_lanes={lanes} equally; use {allowed} workers")
 
 
+def data_fingerprint(order: SampleOrder, manifest: DatasetManifest) -> str:
+    """Return the digest of which samples a run uses and in which order: what a run that goes on must find again."""
+    return hashlib.sha256(f"{order.fingerprint} {manifest.fingerprint}".encode()).hexdigest()[:32]
+
+
 def check_data(
     config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]
 ) -> tuple[DatasetManifest, DatasetManifest]:
@@ -130,12 +137,14 @@ def check_data(
 
     Raises:
         DataError: numbers that don't divide each other; missing or changed shards, no manifest, no labels, labels out
-            of range, other classes in val than in train, fewer samples than lanes.
+            of range, other classes in val than in train, fewer samples than lanes; shards that need a larger cache, or
+            one at all.
     """
     check_divisibility(config, batch_sizes=batch_sizes, worker_counts=worker_counts)
     train, val = load_manifest(config.train, weights=config.train_weights), load_manifest(config.val)
     for name, manifest in (("data.train", train), ("data.val", val)):
         _check_labels(name, manifest)
+        _check_cache(config, manifest)
     if train.kind != val.kind:
         raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both at once")
     if train.classes != val.classes:
@@ -147,6 +156,15 @@ def check_data(
             f"data.train has {train.shard_counts.sum()} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
         )
     return train, val
+
+
+def _check_cache(config: DataConfig, manifest: DatasetManifest) -> None:
+    cached = [shard for shard in manifest.shards if shard.is_cached]
+    packed = next((shard for shard in cached if shard.packed), None)
+    if config.cache_dir != "none":
+        check_limit(cached, round(config.cache_gb * 1e9))
+    elif packed is not None:
+        raise DataError(f"{packed.url}: a compressed shard is read through the cache; name a data.cache_dir")
 
 
 def _check_labels(name: str, manifest: DatasetManifest) -> None:

@@ -171,7 +171,7 @@ def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     stored, box = _stored(header, box)
     pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else _decode_any(data)
     top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
-    resized = _resize(pixels[top : top + height, left : left + width], size)
+    resized = _resize(np.ascontiguousarray(pixels[top : top + height, left : left + width]), size)
     return np.ascontiguousarray(_turned(resized, header.orientation))
 
 

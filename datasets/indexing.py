@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.manifest import DatasetManifest, save_manifest
+from datasets.manifest import DatasetManifest, read_manifest, save_manifest
 from datasets.places import read_file
 from datasets.remote import RemoteFile, is_remote
 from datasets.shards import describe, expand_files
@@ -27,7 +27,8 @@ class IndexRules:
 
     classes: str = ""
     """File with the class names: a JSON list in label order, a JSON object of name and number, a manifest.json, or one
-    name a line. Empty: the names that the labels are, sorted; numbers where the labels are numbers."""
+    name a line. Empty: the names that the labels are, sorted; where the labels are numbers, the names of the index that
+    was there before, or else the numbers."""
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
     workers: int = 16
@@ -54,7 +55,7 @@ def index_shards(
     kind = "segmentation" if len(masks) and (masks > 0).all() else "classification"
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
-    classes = classes or _numbers_as_names(rows)
+    classes = classes or _names_kept(out, rows) or _numbers_as_names(rows)
     manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url})
     save_manifest(out, manifest, index)
     return manifest
@@ -130,6 +131,15 @@ def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np
                 raise DataError(f"{file.url}: label {name[:60]!r} of sample {row} is none of the classes")
             rows["label"][row] = numbers[name]
     return rows
+
+
+def _names_kept(out: str, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Return the class names of the index that was there before, where they still fit; labels in tars are numbers."""
+    try:
+        names = read_manifest(out).classes
+    except DataError:
+        return ()
+    return names if all(part["label"].max(initial=-1) < len(names) for part in rows) else ()
 
 
 def _numbers_as_names(rows: Sequence[np.ndarray]) -> tuple[str, ...]:

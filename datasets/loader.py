@@ -114,8 +114,8 @@ class _Pool:
     def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
         cache = open_cache(config)
         manifests = load_copies(manifest, config.train) if training and config.pyramid else {0: manifest}
-        if cache is not None and (far := tuple(shard for shard in manifest.shards if _is_cached(shard.url))):
-            cache.check_room(far)
+        if cache is not None:
+            cache.check_room([shard for shard in manifest.shards if shard.is_cached])
         self.cache, self.manifests, self.in_use = cache, manifests, False
         self.requests = _Requests()
         self.loader = DataLoader(
@@ -127,10 +127,6 @@ class _Pool:
             prefetch_factor=config.prefetch_batches if config.loader_workers else None,
             persistent_workers=config.loader_workers > 0,
         )
-
-
-def _is_cached(url: str) -> bool:
-    return is_remote(url) or url.endswith("gz")
 
 
 _pools: dict[str, tuple[tuple[DatasetManifest, DataConfig], _Pool]] = {}

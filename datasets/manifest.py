@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.errors import DataError
 from datasets.places import folder_of, is_packed, join, name_of, read_file, write_file
+from datasets.remote import is_remote
 from datasets.tar_index import INDEX_NAME
 
 MANIFEST_NAME = "manifest.json"
@@ -23,7 +24,7 @@ KINDS = ("classification", "segmentation")
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
 )
-_OPTIONAL = {"etag": "", "mtime_ns": 0, "pieces": "", "unpacked_bytes": 0}
+_OPTIONAL = {"etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,8 @@ class ShardInfo:
     """ETag of the object in S3; empty for a local file."""
     mtime_ns: int = 0
     """When the local file was changed last, in nanoseconds since 1970; 0 in S3."""
+    inode: int = 0
+    """Number of the local file on its disk; 0 in S3."""
     pieces: str = ""
     """Digest of pieces of the local file; looked at when its time is another one. Empty in S3."""
     unpacked_bytes: int = 0
@@ -79,6 +82,16 @@ class ShardInfo:
     def packed(self) -> bool:
         """Whether it must be unpacked before it can be read by offset."""
         return is_packed(self.url)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it is read through the node's cache, where there is one."""
+        return self.packed or is_remote(self.url)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that it takes in the cache."""
+        return self.unpacked_bytes if self.packed else self.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

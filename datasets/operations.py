@@ -17,10 +17,11 @@ from PIL import Image
 _LOWEST_FACTOR = 0.1
 _LARGEST_SHIFT = 0.75
 _FEWEST_BITS = 1
-_FILL = (128, 128, 128)
+_FILL = 128
 MASK_IGNORE = 255
 """A mask's value where there is nothing to learn."""
 _LUMA = np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+_AT_ONCE = 4
 
 Operation = Callable[[np.ndarray, float, float], np.ndarray]
 """uint8 [H, W, 3], strength (magnitude / 10), sign (-1 or 1) -> uint8 [H, W, 3]; the argument stays as it is"""
@@ -30,24 +31,31 @@ def _factor(strength: float, sign: float) -> float:
     return max(_LOWEST_FACTOR, 1.0 + 0.9 * strength * sign)
 
 
-def _clipped(values: np.ndarray) -> np.ndarray:
-    """Cut float values to [0, 255], in place, and drop their fractions, as Pillow does."""
-    np.clip(values, 0.0, 255.0, out=values)
+def _blended(values: np.ndarray, factor: float) -> np.ndarray:
+    """Turn blends of two images into uint8, without fractions, as Pillow does; only a factor above 1 leaves it."""
+    if factor > 1:
+        np.clip(values, 0.0, 255.0, out=values)
     return values.astype(np.uint8)
+
+
+def _fill(pixels: np.ndarray) -> int:
+    """Return what comes in from outside of an image [H, W, 3], or of a mask [H, W]."""
+    return _FILL if pixels.ndim == 3 else MASK_IGNORE
 
 
 def brightness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Blend with black: beyond 1, a factor extrapolates, here and below."""
-    values = pixels.astype(np.float32)
-    values *= np.float32(_factor(strength, sign))
-    return _clipped(values)
+    factor = _factor(strength, sign)
+    return _blended(np.multiply(pixels, np.float32(factor)), factor)
 
 
 def color(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Blend with the grey image: one 3x3 matrix for every pixel."""
     factor = _factor(strength, sign)
     matrix = np.eye(3, dtype=np.float32) * np.float32(factor) + _LUMA * np.float32(1.0 - factor)
-    return _clipped(pixels.astype(np.float32).reshape(-1, 3) @ matrix).reshape(pixels.shape)
+    if pixels.size % (3 * _AT_ONCE) == 0:  # several pixels in one row keep the matrix product busy
+        matrix = np.kron(np.eye(_AT_ONCE, dtype=np.float32), matrix)
+    return _blended(pixels.astype(np.float32).reshape(-1, len(matrix)) @ matrix, factor).reshape(pixels.shape)
 
 
 def contrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
@@ -59,7 +67,7 @@ def contrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     factor = _factor(strength, sign)
     values *= np.float32(factor)
     values += np.float32(1.0 - factor) * grey
-    return _clipped(values)
+    return _blended(values, factor)
 
 
 def sharpness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
@@ -67,19 +75,18 @@ def sharpness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     height, width, _ = pixels.shape
     if height < 3 or width < 3:
         return pixels
-    rows = pixels.reshape(height, -1).astype(np.uint16)
-    lines = rows[:-2] + rows[1:-1] + rows[2:]
-    smooth = lines[:, :-6] + lines[:, 3:-3] + lines[:, 6:]
-    smooth += rows[1:-1, 3:-3] << 2
-    smooth *= 2
-    smooth += 13
-    smooth //= 26  # sum / 13, rounded
-    factor = np.float32(_factor(strength, sign))
-    values = smooth.astype(np.float32)
-    values *= np.float32(1.0) - factor
-    values += factor * rows[1:-1, 3:-3]
+    rows = pixels.reshape(height, -1)
+    wide = rows.astype(np.uint16)
+    lines = wide[:-2] + wide[1:-1]
+    lines += wide[2:]
+    nine = lines[:, :-6] + lines[:, 3:-3]
+    nine += lines[:, 6:]
+    factor = _factor(strength, sign)
+    share = (1.0 - factor) / 13  # of the smoothed image, in which the nine count 1 / 13 and the centre 4 / 13 more
+    values = np.multiply(nine, np.float32(share))
+    values += np.multiply(rows[1:-1, 3:-3], np.float32(factor + 4 * share))
     out = pixels.copy()
-    out.reshape(height, -1)[1:-1, 3:-3] = _clipped(values)
+    out.reshape(height, -1)[1:-1, 3:-3] = _blended(values, factor)
     return out
 
 
@@ -97,17 +104,15 @@ def solarize(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
 
 def autocontrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Stretch each channel to the full range."""
-    rows = pixels.reshape(len(pixels), -1)
-    low = rows.min(axis=0).reshape(-1, 3).min(axis=0).astype(np.float64)
-    high = rows.max(axis=0).reshape(-1, 3).max(axis=0).astype(np.float64)
+    rows, width = pixels.reshape(len(pixels), -1), pixels.shape[1]
+    low, high = (found.reshape(-1, 3) for found in (rows.min(axis=0), rows.max(axis=0)))
+    low, high = low.min(axis=0), high.max(axis=0)
     flat = high <= low
-    scale = np.where(flat, 1.0, 255.0 / np.maximum(high - low, 1.0))
-    # Whole results must not fall below themselves by rounding, as fractions are dropped.
-    offset = np.where(flat, 0.0, -low * scale) + 1e-3
-    values = rows.astype(np.float32)
-    values *= np.tile(scale.astype(np.float32), pixels.shape[1])
-    values += np.tile(offset.astype(np.float32), pixels.shape[1])
-    return _clipped(values).reshape(pixels.shape)
+    low[flat] = 0
+    scale = np.where(flat, 1.0, 255.0 / np.maximum(high - low, 1)).astype(np.float32)
+    values = np.multiply(rows - np.tile(low, width), np.tile(scale, width))
+    values += np.float32(1e-3)  # whole results must not fall below themselves by rounding, as fractions are dropped
+    return values.astype(np.uint8).reshape(pixels.shape)
 
 
 _CHANNELS = np.array([0, 256, 512], dtype=np.uint16)
@@ -131,8 +136,7 @@ def _equal_table(counts: np.ndarray) -> np.ndarray:
 
 def _affine(pixels: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> np.ndarray:
     """Return what lies at x' = a x + b y + c, y' = d x + e y + f of each pixel, by nearest neighbour."""
-    fill = _FILL if pixels.ndim == 3 else MASK_IGNORE
-    image = Image.fromarray(pixels)
+    image, fill = Image.fromarray(pixels), (_fill(pixels),) * (3 if pixels.ndim == 3 else 1)
     return np.asarray(
         image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
     )
@@ -140,7 +144,19 @@ def _affine(pixels: np.ndarray, matrix: tuple[float, float, float, float, float,
 
 def shear_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Push each row sideways, the more the lower it lies."""
-    return _affine(pixels, (1.0, 0.3 * strength * sign, 0.0, 0.0, 1.0, 0.0))
+    height, width = pixels.shape[:2]
+    slope = 0.3 * strength * sign
+    # Whole pixels by row, in the fixed point of Pillow's affine transform: at pixel centres, rounded to 1 / 65536.
+    first, step = math.floor((1.0 + slope) * 32768 + 0.5), math.floor(slope * 65536 + 0.5)
+    shifts = np.clip((first + step * np.arange(height)) >> 16, -width, width)
+    # Each row of the result is a window of a row with filling on both sides.
+    margin, depth = int(np.abs(shifts).max()), pixels.size // (height * width)
+    padded = np.full((height, (width + 2 * margin) * depth), _fill(pixels), dtype=np.uint8)
+    padded[:, margin * depth : (margin + width) * depth] = pixels.reshape(height, -1)
+    windows = np.lib.stride_tricks.as_strided(
+        padded, (height, 2 * margin + 1, width * depth), (padded.strides[0], depth, 1), writeable=False
+    )
+    return windows[np.arange(height), shifts + margin].reshape(pixels.shape)
 
 
 def shear_y(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
@@ -150,14 +166,13 @@ def shear_y(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
 
 def rotate(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Turn about the centre, by up to 30 degrees at full range."""
-    image = Image.fromarray(pixels)
-    fill = _FILL if pixels.ndim == 3 else MASK_IGNORE
+    image, fill = Image.fromarray(pixels), (_fill(pixels),) * (3 if pixels.ndim == 3 else 1)
     return np.asarray(image.rotate(30.0 * strength * sign, Image.Resampling.NEAREST, fillcolor=fill))
 
 
 def translate_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Shift sideways by whole pixels."""
-    out = np.full_like(pixels, _FILL[0] if pixels.ndim == 3 else MASK_IGNORE)
+    out = np.full_like(pixels, _fill(pixels))
     width = pixels.shape[1]
     shift = _shift(width, strength, sign)
     out[:, max(shift, 0) : width + min(shift, 0)] = pixels[:, max(-shift, 0) : width - max(shift, 0)]
@@ -166,7 +181,7 @@ def translate_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
 
 def translate_y(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     """Shift up or down by whole pixels."""
-    out = np.full_like(pixels, _FILL[0] if pixels.ndim == 3 else MASK_IGNORE)
+    out = np.full_like(pixels, _fill(pixels))
     height = pixels.shape[0]
     shift = _shift(height, strength, sign)
     out[max(shift, 0) : height + min(shift, 0)] = pixels[max(-shift, 0) : height - max(shift, 0)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import BinaryIO
 
 from datasets import remote
+from datasets.errors import DataError
 from datasets.remote import RemoteFile, is_remote
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -78,6 +80,21 @@ def remove_file(url: str) -> None:
         remote.delete(url)
     else:
         Path(url).unlink(missing_ok=True)
+
+
+def check_writable(folder: str) -> None:
+    """Write a file into a folder and remove it, before long work for what comes to lie there.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    probe = join(folder, ".probe")
+    try:
+        write_file(probe, b"probe")
+        with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
+            remove_file(probe)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write there ({error.strerror})") from None
 
 
 class _Ranged(io.RawIOBase):

@@ -71,7 +71,7 @@ class Prefetcher:
                 failed = [error for task in tasks if (error := task.exception()) is not None]
                 if failed:
                     # Reading goes on by ranges, and raises there what can't be read at all.
-                    log.error("the shard cache is not filled any more: %s", failed[0])
+                    log.error("the shard cache is not filled any more, and reading goes on by ranges: %s", failed[0])
                     return
                 if not self._stop.is_set():
                     self._changed.wait(_LOOK_AGAIN_S if self._due else None)

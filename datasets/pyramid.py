@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from datasets.pool import count_one, run_tasks
 from datasets.remote import RemoteFile, is_remote
 from datasets.shards import describe
 from datasets.tar_index import IMAGE_EXTENSIONS, MASK_EXTENSION, scan_shard
+
+log = logging.getLogger(__name__)
 
 QUALITY = 92
 _ORIGIN_NAME = "copy-of.txt"
@@ -58,7 +61,7 @@ def write_copies(
         progress: called with (images written, images in all).
 
     Raises:
-        DataError: shards that can't be read, or an image among them.
+        DataError: shards that can't be read. A damaged image is copied as it is.
     """
     folder = str(folder)
     manifest = read_manifest(folder)
@@ -139,12 +142,11 @@ def _write_copy(shard: ShardInfo, path: Path, short_side: int) -> None:
             if content is None:
                 continue
             extension = info.name.rpartition("/")[2].partition(".")[2].lower()
+            data = content.read()
             try:
-                data = shrunk(content.read(), extension, short_side)
-            except (OSError, SyntaxError, ValueError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(f"{shard.url}: {info.name!r} is damaged ({error})") from error
+                data = shrunk(data, extension, short_side)
+            except (OSError, SyntaxError, ValueError) as error:  # in training it is damaged then as it is now
+                log.warning("%s: %r is damaged (%s) and copied as it is", shard.url, info.name, error)
             copy = tarfile.TarInfo(info.name)
             copy.size = len(data)
             target.addfile(copy, io.BytesIO(data))

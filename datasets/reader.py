@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -86,8 +86,11 @@ class SampleReader:
         """
         return self._sample(self._locate(sample_id))
 
-    def read_many(self, sample_ids: Sequence[int]) -> list[Sample]:
-        """Return samples in the order of their ids; those that must be fetched are fetched together."""
+    def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
+        """Yield samples in the order of their ids; those that must be fetched are fetched together, before the first.
+
+        What is on this machine is read when its turn comes, so that it is decoded while the processor's cache has it.
+        """
         self._close_evicted()
         missing = {
             shard for shard in map(self._shard_of, sample_ids) if not self._rows.has(self.manifest.shards[shard])
@@ -98,7 +101,8 @@ class SampleReader:
         # Descriptors are opened and closed in this thread only; the others do nothing but ask S3.
         far = [place for place in places if self._descriptor(place.shard) is None]
         fetched = dict(zip(far, self._pool().map(self._sample_by_range, far), strict=True)) if far else {}
-        return [fetched[place] if place in fetched else self._sample(place) for place in places]
+        for place in places:
+            yield fetched.pop(place) if place in fetched else self._sample(place)
 
     def describe(self, sample_id: int) -> str:
         """Name a sample by shard and key, for messages."""

@@ -24,6 +24,7 @@ CHECK_PATIENCE_S = 30.0
 _PART_BYTES = 16 << 20
 _SAY_AFTER_S = 5.0
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+_NOT_WRITTEN = "access is denied; the credentials need s3:PutObject"
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"}
 _CAUSES = {
     "NoSuchBucket": "the bucket does not exist",
@@ -114,9 +115,12 @@ def upload(url: str, path: Path, *, patience_s: float = PATIENCE_S) -> None:
 
     parts = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
     where = _at(url)
-    _call(
-        "write", url, lambda: _client().upload_file(str(path), where["Bucket"], where["Key"], Config=parts), patience_s
-    )
+
+    def put() -> None:
+        with path.open("rb") as file:  # `upload_file` would hide what went wrong in an error of its own
+            _client().upload_fileobj(file, where["Bucket"], where["Key"], Config=parts)
+
+    _call("write", url, put, patience_s)
 
 
 def delete(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> None:
@@ -224,7 +228,8 @@ def _explain(action: str, url: str, error: Exception) -> DataError:
         if code in _MISSING:
             return MissingError(f"{where}: it does not exist")
         kind = DataAwayError if _may_pass(error) else DataError
-        return kind(f"{where}: {_CAUSES.get(code, 'the server answers ' + code)}")
+        cause = _CAUSES.get(code, f"the server answers {code}")
+        return kind(f"{where}: {_NOT_WRITTEN if (action, code) == ('write', 'AccessDenied') else cause}")
     if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
         return DataError(f"{where}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, aws.SSLError):

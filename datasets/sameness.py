@@ -1,9 +1,10 @@
 """Whether a local shard is still the one that was indexed; an object in S3 has an ETag for that, a file has none.
 
-The time of the last change is looked at first: while it is as recorded, nothing is read. A file with another time may
-be a mere copy, so it is not refused for that: then pieces all over it are compared. A shard that was written again
-differs in them even at equal size, since a tar's members are compressed images. It costs 64 small reads; a checksum of
-everything would read the whole dataset at each start.
+The time of the last change is looked at first: while it is as recorded, nothing is read. The same file, by its inode,
+with another time was changed in place. Another file with another time may be a mere copy: then pieces all over it are
+compared. A shard that was written again differs in them even at equal size, since a tar's members are compressed
+images. It costs 64 small reads; a checksum of everything would read the whole dataset at each start. A copy that was
+edited in place before it was looked at, in a few bytes, is not noticed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ _PIECES = 64
 _PIECE_BYTES = 512
 
 
-def time_of(path: Path) -> int:
-    """Return when a file was changed last, in nanoseconds since 1970."""
-    return path.stat().st_mtime_ns
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return when a file was changed last, in nanoseconds since 1970, and its inode."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def is_changed(path: Path, *, mtime_ns: int, inode: int, pieces: str) -> bool:
+    """Say whether a file is another one than that of this stamp and digest."""
+    time, number = stamp_of(path)
+    return time != mtime_ns and (number == inode or pieces_digest(path) != pieces)
 
 
 def pieces_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.augment import DRAWS_PER_LAYER, rand_augment_pair, random_flip_pair
+from datasets.augment import DRAWS_PER_LAYER, rand_augment, random_flip_pair
 from datasets.batch import Batch, empty_images, empty_masks
 from datasets.config import DataConfig
 from datasets.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
@@ -88,22 +88,24 @@ class Samples(Dataset[Batch]):
         images, damaged, kept = empty_images(len(request.ids), view.image_size), [], []
         rows, labels = images.permute(0, 2, 3, 1).numpy(), np.empty(len(request.ids), dtype=np.int64)
         masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
-        samples = reader.read_many(request.ids.tolist())
         draws = self._draws(request)
-        for row, (stream, sample_id) in enumerate(zip(request.streams.tolist(), request.ids.tolist(), strict=True)):
+        for row, sample in enumerate(reader.read_each(request.ids.tolist())):
             try:
-                decoded = self._decode(samples[row], draws[row], view, reader)
+                decoded = self._decode(sample, draws[row], view, reader)
             except (ValueError, OverflowError, MemoryError) as error:
-                damaged.append(f"{reader.describe(sample_id)}: {error}")
+                damaged.append(f"{reader.describe(int(request.ids[row]))}: {error}")
                 if not view.training:
                     continue
-                decoded = self._replacement(stream, draws[row], view, reader)
+                decoded = self._replacement(int(request.streams[row]), draws[row], view, reader)
             rows[row], labels[row] = decoded.image, decoded.label
             if masks is not None:
                 masks.numpy()[row] = decoded.mask
             kept.append(row)
         if not kept:
             raise DataError(f"{damaged[0]} (and all the others of {len(damaged)} in a row)")
+        if view.training:
+            layers = [row[CROP_DRAWS + 1 :] for row in draws]
+            rand_augment(rows, None if masks is None else masks.numpy(), layers, magnitude=view.magnitude)
         batch = Batch(images, torch.from_numpy(labels), torch.from_numpy(request.streams), masks, tuple(damaged))
         return batch if len(kept) == len(labels) else _only(batch, kept)
 
@@ -133,7 +135,7 @@ class Samples(Dataset[Batch]):
     def _decode(self, sample: Sample, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
         header = read_header(sample.data, max_pixels=self.config.max_pixels)
         if view.training:
-            image, mask = self._augmented(sample, header, draws, view)
+            image, mask = self._cropped(sample, header, draws, view)
         else:
             box = eval_crop(header, view.image_size, rule=self.config.eval_crop)
             image = decode_crop(sample.data, header, box, view.image_size)
@@ -142,16 +144,14 @@ class Samples(Dataset[Batch]):
             _check_mask(mask, len(reader.manifest.classes))
         return _Decoded(image, sample.label, mask)
 
-    def _augmented(
+    def _cropped(
         self, sample: Sample, header: Header, draws: list[float], view: View
     ) -> tuple[np.ndarray, np.ndarray | None]:
         config, size = self.config, view.image_size
         box = random_crop(header, draws, area=config.crop_area, ratio=config.crop_ratio)
         image = decode_crop(sample.data, header, box, size)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
-        if config.flip:
-            image, mask = random_flip_pair(image, mask, draws[CROP_DRAWS])
-        return rand_augment_pair(image, mask, draws[CROP_DRAWS + 1 :], magnitude=view.magnitude)
+        return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
 
 
 def _check_mask(mask: np.ndarray, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from datasets.errors import DataError
 from datasets.manifest import HOW_TO_MAKE, MANIFEST_NAME, DatasetManifest, ShardInfo, read_manifest, save_manifest
 from datasets.places import folder_of, is_packed, is_shard, list_shards, name_of
 from datasets.remote import RemoteFile, changed, is_remote
-from datasets.sameness import pieces_digest, time_of
+from datasets.sameness import is_changed, pieces_digest, stamp_of
 from datasets.tar_index import index_shard
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 SEPARATOR = "::"
+INDEX_AGAIN = "write the shards again, or count them again with `python -m jobs.index URL`"
 _Folders = dict[str, dict[str, RemoteFile]]
 """folder -> URL -> file, as listed"""
 
@@ -84,7 +85,8 @@ def _is_folder(part: str) -> bool:
 def _find(url: str, listed: _Folders) -> RemoteFile:
     file = _listed(folder_of(url), listed).get(url)
     if file is None:
-        raise DataError(f"{url}: no such shard or folder; {HOW_TO_MAKE}")
+        several = f"join several by {SEPARATOR}, or " if ":" in url.removeprefix("s3:") else ""
+        raise DataError(f"{url}: no such shard or folder; {several}{HOW_TO_MAKE}")
     return file
 
 
@@ -141,7 +143,7 @@ def load_manifest(url: str, *, weights: Sequence[float] = ()) -> DatasetManifest
             shards.append(replace(_checked_shard(file, known[home].get(file.url)), weight=weight))
         if folder and (missing := set(known[folder]) - {file.url for file in files}):
             raise DataError(
-                f"{folder}: {MANIFEST_NAME} lists {name_of(min(missing))}, but there is no such file; {HOW_TO_MAKE}"
+                f"{folder}: {MANIFEST_NAME} lists {name_of(min(missing))}, but there is no such file; {INDEX_AGAIN}"
             )
     manifests = [read(folder) for folder in folders]
     return _joined(url, manifests, shards)
@@ -167,19 +169,17 @@ def _joined(url: str, manifests: list[DatasetManifest], shards: list[ShardInfo])
 def _checked_shard(file: RemoteFile, info: ShardInfo | None) -> ShardInfo:
     """Return what the manifest says of a shard, with the ETag that it has now: workers then read no other one."""
     if info is None:
-        raise DataError(f"{file.url}: {MANIFEST_NAME} beside it does not list this shard; {HOW_TO_MAKE}")
+        raise DataError(f"{file.url}: {MANIFEST_NAME} beside it does not list this shard; {INDEX_AGAIN}")
     if file.size != info.num_bytes:
         raise DataError(
-            f"{file.url}: {file.size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; "
-            "write it again, or run `python -m jobs.index` again"
+            f"{file.url}: {file.size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; {INDEX_AGAIN}"
         )
     if info.etag and file.etag and info.etag != file.etag:
         raise changed(file.url, file.etag, info.etag)
-    moved = info.pieces and not is_remote(file.url) and time_of(info.path) != info.mtime_ns
-    if moved and pieces_digest(info.path) != info.pieces:
+    known = {"mtime_ns": info.mtime_ns, "inode": info.inode, "pieces": info.pieces}
+    if info.pieces and not is_remote(file.url) and is_changed(info.path, **known):  # type: ignore[arg-type]
         raise DataError(
-            f"{file.url}: its content is not what {MANIFEST_NAME} was made for: changed since; "
-            "write it again, or run `python -m jobs.index` again"
+            f"{file.url}: its time or content is not what {MANIFEST_NAME} was made for: changed since; {INDEX_AGAIN}"
         )
     return replace(info, etag=file.etag)
 
@@ -241,6 +241,7 @@ def describe(
 
 def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -> ShardInfo:
     local = not is_remote(file.url)
+    mtime_ns, inode = stamp_of(Path(file.url)) if local else (0, 0)
     has_label = rows["mask_size"] > 0 if kind == "segmentation" else rows["label"] >= 0
     return ShardInfo(
         url=file.url,
@@ -250,7 +251,8 @@ def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -
         max_label=int(rows["label"].max(initial=-1)),
         first_row=first_row,
         etag=file.etag,
-        mtime_ns=time_of(Path(file.url)) if local else 0,
+        mtime_ns=mtime_ns,
+        inode=inode,
         pieces=pieces_digest(Path(file.url)) if local else "",
         unpacked_bytes=_end(rows) if is_packed(file.url) else 0,
     )

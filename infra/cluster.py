@@ -24,7 +24,7 @@ _QUICK_RECOVERY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor for each group; see `DrainWatch`
     # Of a cluster that is started here: a node is dead after 3 missed checks, a second apart; by default 15 to 50 s.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -88,11 +88,14 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def connect(config: ClusterConfig, *, num_workers: int) -> None:
+def connect(config: ClusterConfig, *, num_workers: int) -> str:
     """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
 
+    Returns:
+        A line for the user where `num_workers` have no room yet: an autoscaler may add nodes. Else an empty text.
+
     Raises:
-        ClusterError: no cluster answers at the address, or it lacks the CPUs or GPUs for `num_workers`.
+        ClusterError: no cluster answers at the address, or this machine lacks the CPUs or GPUs for `num_workers`.
     """
     prepare_environment()
     import ray
@@ -111,7 +114,36 @@ def connect(config: ClusterConfig, *, num_workers: int) -> None:
                 f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
                 "or leave it empty to start one on this machine"
             ) from error
-    _check_room(config, num_workers)
+    lack = _lack(config, num_workers)
+    if lack and address == "local":
+        raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
+    return f"{lack}: the run waits until there are nodes for them" if lack else ""
+
+
+def free_reservations() -> int:
+    """Remove the placement groups that dead actors of jobs that have ended left; return how many there were.
+
+    Ray removes them itself, but not one that an actor has reserved while it was ended for the loss of its owner, as Ray
+    Train's controller may: it would hold its CPUs for as long as the cluster lives.
+    """
+    import ray
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    found = [PlacementGroupTableData.FromString(raw) for raw in accessor.get_placement_group_table()]
+    gone = PlacementGroupTableData.PlacementGroupState.REMOVED
+    left = [group for group in found if group.state != gone and group.creator_job_dead and not group.is_detached]
+    left = [group for group in left if _is_dead(group.creator_actor_id.hex())]  # else it is an actor's that lives on
+    for group in left:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return len(left)
+
+
+def _is_dead(actor_id: str) -> bool:
+    import ray
+
+    return bool(actor_id) and ray._private.state.actors(actor_id).get("State", "DEAD") == "DEAD"
 
 
 def in_submitted_job() -> bool:
@@ -134,26 +166,14 @@ def start_ray(**arguments: Any) -> None:
             return
 
 
-def _check_room(config: ClusterConfig, num_workers: int) -> None:
+def _lack(config: ClusterConfig, num_workers: int) -> str:
     import ray
 
     total = ray.cluster_resources()
     for resource, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
         if num_workers * each > total.get(resource, 0):
-            raise ClusterError(
-                f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}: "
-                f"lower cluster.num_workers, or add nodes"
-            )
-
-
-def preemption_notice() -> bool:
-    """Say in a training worker whether a node of its group is about to be taken away.
-
-    Every worker is told, so rank 0 may look for all; `ray.train.get_preemption_info` would be a barrier of all ranks.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
+            return f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}"
+    return ""
 
 
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:

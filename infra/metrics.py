@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 EXPORT_EVERY_S = 5.0
 
@@ -45,7 +48,7 @@ def gauge_values(status: Mapping[str, Any]) -> dict[str, float]:
             "crescendo_epoch": progress["cursor"] / progress["samples_per_epoch"],
             "crescendo_stage": progress["stage"] + 1,
             "crescendo_image_size": stage["image_size"],
-            "crescendo_seconds_left": sum(status["left_s"]),
+            "crescendo_seconds_left": sum(status["left_s"]) if status["left_s"] else None,
         }
     return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -60,8 +63,10 @@ def _export(status: Callable[[], Mapping[str, Any]]) -> None:
 
     gauges = {name: Gauge(name, description, tag_keys=("run",)) for name, description in GAUGES.items()}
     pause = threading.Event()
-    while True:
-        now = status()
-        for name, value in gauge_values(now).items():
-            gauges[name].set(value, tags={"run": now["name"]})
-        pause.wait(EXPORT_EVERY_S)
+    while not pause.wait(EXPORT_EVERY_S):
+        try:
+            now = status()
+            for name, value in gauge_values(now).items():
+                gauges[name].set(value, tags={"run": now["name"]})
+        except Exception:  # a gap in a chart is no reason to leave the rest of it empty
+            log.exception("metrics are not exported")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from infra import mlflow_run
-from infra.mlflow_run import TrackingError, make_client
+from infra.mlflow_run import KEY_TAG, TrackingError, make_client
 from infra.spool import stored_key
 from infra.storage import Storage
 from infra.tracking_config import TrackingConfig, explained, redacted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 def register_onnx(
@@ -48,12 +52,16 @@ def register_onnx(
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_outputs, *(side if dense else ())), "logits")]),
     )
     try:
-        run_id = _run_id(client, config, key)
+        run = _run(client, config, key)
+        # Without an experiment of its own, a model would be logged into MLflow's default one.
+        model = mlflow.initialize_logged_model(
+            name="model", source_run_id=run.info.run_id, experiment_id=run.info.experiment_id
+        )
         logged = Model.log(
             artifact_path=None,
             flavor=mlflow.onnx,
-            name="model",
-            run_id=run_id,
+            model_id=model.model_id,
+            run_id=run.info.run_id,
             step=step,
             onnx_model=onnx.load(path),
             signature=signature,
@@ -68,14 +76,13 @@ def register_onnx(
     return str(logged.registered_model_version)
 
 
-def _run_id(client: mlflow_run.MlflowClient, config: TrackingConfig, key: str) -> str:
+def _run(client: MlflowClient, config: TrackingConfig, key: str) -> Run:
     experiment = client.get_experiment_by_name(config.experiment)
-    tag = f"tags.`{mlflow_run.KEY_TAG}` = '{key}'"
+    tag = f"tags.`{KEY_TAG}` = '{key}'"
     found = client.search_runs([experiment.experiment_id], tag, max_results=1) if experiment and key else []
     if not found:
         raise TrackingError(
             f"no run of the experiment {config.experiment!r} at {redacted(config.uri)} has this checkpoint's key: name "
             "the MLflow server that recorded it with --tracking-uri"
         )
-    run_id: str = found[0].info.run_id
-    return run_id
+    return found[0]

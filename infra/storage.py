@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from infra.storage_base import MissingKeyError, Storage, StorageAwayError, StorageError
+from infra.storage_base import Data, MissingKeyError, Storage, StorageAwayError, StorageError
 from infra.storage_local import LocalStorage
 
 if TYPE_CHECKING:
     from infra.storage_s3 import S3Storage
 
-__all__ = ["LocalStorage", "MissingKeyError", "Storage", "StorageAwayError", "StorageError", "open_storage"]
+__all__ = ["Data", "LocalStorage", "MissingKeyError", "Storage", "StorageAwayError", "StorageError", "open_storage"]
 
 
 def open_storage(uri: str | Path) -> Storage:

@@ -56,8 +56,8 @@ class Storage(ABC):
         return self.read_with_etag(key)[0]
 
     @abstractmethod
-    def write(self, key: str, data: Data) -> None:
-        """Write an object, in place of one that is there."""
+    def write(self, key: str, *data: Data) -> None:
+        """Write an object of one or more buffers, in place of one that is there; none of them is copied whole."""
 
     @abstractmethod
     def write_if_absent(self, key: str, data: Data) -> bool:

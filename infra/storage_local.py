@@ -57,9 +57,9 @@ class LocalStorage(Storage):
             data = self._path(key).read_bytes()
         return data, hashlib.sha256(data).hexdigest()
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key: str, *data: Data) -> None:
         """Write a file, in place of one that is there."""
-        self.fill(key, lambda temporary: _write_synced(temporary, data))
+        self.fill(key, lambda temporary: _write_synced(temporary, *data))
 
     def upload(self, key: str, path: str | Path) -> None:
         """Copy a file in."""
@@ -196,9 +196,9 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
-def _write_synced(path: Path, data: Data) -> None:
+def _write_synced(path: Path, *data: Data) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        file.writelines(data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import time
 import uuid
@@ -12,10 +11,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 from botocore.config import Config
 
+from infra.joined import Joined
 from infra.storage_base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 from infra.storage_local import LocalStorage
 
@@ -25,7 +25,7 @@ PATIENCE_S = 120.0
 """For how long a call goes on trying while the server is down or busy."""
 CHECK_PATIENCE_S = 5.0
 """The same for `check_writable`, behind which a user waits."""
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 """Objects above this go in parts of this size."""
 
 _CLIENT = Config(
@@ -38,6 +38,7 @@ _CLIENT = Config(
     response_checksum_validation="when_supported",
 )
 _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+_TRANSFER.max_in_memory_upload_chunks = 4  # boto3 has no argument for it; each is a copy of `PART_BYTES`
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the AWS profile)"
 _CAUSES = {
@@ -71,6 +72,7 @@ class S3Storage(Storage):
         super().__init__(f"s3://{bucket}/{prefix}".rstrip("/"))
         self.bucket, self.prefix, self.patience_s = bucket, prefix, patience_s
         self._client = client or _make_client(self.uri)
+        self._uploads: Any = None
 
     @property
     def custom_endpoint(self) -> str | None:
@@ -97,13 +99,13 @@ class S3Storage(Storage):
 
         return self._call("read", key, get)
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key: str, *data: Data) -> None:
         """Write an object, in parts when it is large."""
-        if len(data) > PART_BYTES:
-            # BytesIO shares a `bytes` object's memory; the transfer manager reads it part by part.
-            self._call("write", key, lambda: self._transfer("upload_fileobj", io.BytesIO(data), key))
+        if sum(len(part) for part in data) > PART_BYTES:
+            self._call("write", key, lambda: self._upload(Joined(data), key))
         else:
-            self._call("write", key, lambda: self._client.put_object(Body=_plain(data), **self._at(key)))
+            body = b"".join(data)
+            self._call("write", key, lambda: self._client.put_object(Body=body, **self._at(key)))
 
     def write_if_absent(self, key: str, data: Data) -> bool:
         """Write an object unless there is one; decided by the server (`If-None-Match`)."""
@@ -120,7 +122,7 @@ class S3Storage(Storage):
 
         def put() -> None:
             with Path(path).open("rb") as file:
-                self._transfer("upload_fileobj", file, key)
+                self._upload(file, key)
 
         self._call("write", key, put)
 
@@ -181,8 +183,14 @@ class S3Storage(Storage):
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{checked_key(key)}".lstrip("/")}
 
-    def _transfer(self, method: str, file: Any, key: str) -> None:
-        getattr(self._client, method)(Fileobj=file, Config=_TRANSFER, **self._at(key))
+    def _upload(self, file: Any, key: str) -> None:
+        """Upload a file in parts. The threads stay for the next one: new ones would each keep memory of their own."""
+        if self._uploads is None:
+            # A part's checksum, whose header is signed, is enough: to hash it too is most of what an upload costs.
+            client = _make_client(self.uri, sign_bodies=False)
+            self._uploads = create_transfer_manager(client, _TRANSFER)
+        at = self._at(key)
+        self._uploads.upload(file, at["Bucket"], at["Key"]).result()
 
     def _put_if(self, key: str, data: Data, condition: dict[str, str]) -> str | None:
         """Write under a condition; return the new tag, or None when the condition did not hold."""
@@ -239,13 +247,14 @@ class S3Storage(Storage):
         return StorageError(f"{where}: {type(error).__name__} from {server}")
 
 
-def _make_client(uri: str) -> Any:
+def _make_client(uri: str, *, sign_bodies: bool = True) -> Any:
+    settings: dict[str, Any] = {} if sign_bodies else {"payload_signing_enabled": False}
     try:
         session = boto3.session.Session()  # of its own: the default one is not safe to share between threads
-        client = session.client("s3", config=_CLIENT)
+        client = session.client("s3", config=_CLIENT.merge(Config(s3=settings)))
         if _custom_endpoint(client):
             # Bucket names as host names need DNS entries, which a server of one's own rarely has.
-            client = session.client("s3", config=_CLIENT.merge(Config(s3={"addressing_style": "path"})))
+            client = session.client("s3", config=_CLIENT.merge(Config(s3=settings | {"addressing_style": "path"})))
     except (aws.BotoCoreError, ValueError) as error:
         raise StorageError(
             f"cannot open {uri}: {type(error).__name__}; check AWS_ENDPOINT_URL and the profile"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -27,6 +28,8 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PAUSE_S = 15.0
 FILES_PAUSE_S = 5.0
 SETTLE_S = 1.0
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""By which MLflow's page knows the artifacts that are tables."""
 
 
 class Tracker:
@@ -56,6 +59,7 @@ class Tracker:
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
         self._outbox = Outbox(config.max_unsent)
+        self._tables: set[str] = set()
         self._spool = Spool(storage, self._outbox)
         self._run: MlflowRun | None = None
         self._key = ""
@@ -103,6 +107,12 @@ class Tracker:
     def log_artifact_bytes(self, path: str, content: bytes) -> None:
         """Record an artifact of this path and content."""
         self._outbox.add_file(File(checked_key(path), content))
+
+    def log_table(self, path: str, content: str) -> None:
+        """Record a table, JSON with `columns` and `data`, as an artifact that MLflow's page shows as one."""
+        self._tables |= {path}
+        self.log_artifact_bytes(path, content.encode())
+        self.set_tags({TABLES_TAG: json.dumps([{"path": name, "type": "table"} for name in sorted(self._tables)])})
 
     def log_text(self, path: str, text: str) -> None:
         """Record a text as an artifact."""

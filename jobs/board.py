@@ -31,7 +31,6 @@ class Board(tune.Callback):
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
         self._looked = 0.0
         self._said: dict[int, str] = {}
-        self._seen: dict[int, dict[str, float]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks to restore them, and a terminal can't be."""
@@ -76,7 +75,7 @@ class Board(tune.Callback):
             status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError, TimeoutError):
             return "starting, or waiting for a start that it shares" if self._study.shared else "starting"
-        line = progress_line(self._study.configure(record.point), status, self._seen.setdefault(record.number, {}))
+        line = progress_line(self._study.configure(record.point), status)
         return line.partition(": " if status["progress"] is None else "| ")[2] or line
 
 

@@ -25,7 +25,7 @@ from pipeline.config import TrainConfig
 
 T = TypeVar("T")
 
-SHORT = {"--profile": "--trainer.profile-steps"}
+SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
 
 
@@ -55,7 +55,7 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
         sys.exit(0 if argv else 2)
-    name, *rest = (SHORT.get(argument, argument) for argument in argv)
+    name, *rest = (_long(argument) for argument in argv)
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
@@ -81,6 +81,11 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return config, own
+
+
+def _long(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{SHORT.get(flag, flag)}{equals}{value}"
 
 
 def _read_rows(uri: str) -> tuple[Block, ...]:
@@ -132,13 +137,14 @@ def operator() -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a job's `main(argv)`: a user's mistake ends in one line on stderr and exit code 2, without a traceback.
+    """Run a job's `main(argv)`: a user's mistake, a file that can't be opened or written included, ends in one line on
+    stderr and exit code 2, without a traceback.
 
     CRESCENDO_TRACEBACK=1 shows the traceback as well.
     """
     try:
         sys.exit(main(sys.argv[1:]) or 0)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -39,23 +39,26 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def progress_line(config: TrainConfig, status: dict[str, Any], seen: dict[str, float]) -> str:
-    """Return one line on where a run is; `seen` keeps the newest value of each metric between calls."""
+def progress_line(config: TrainConfig, status: dict[str, Any]) -> str:
+    """Return one line on where a run is, with what is known of it."""
     progress = status["progress"]
     if progress is None:
         return f"{config.name}: {status['phase']}"
-    seen |= progress["metrics"]
+    seen = status["metrics"]
     stage = config.stages[progress["stage"]]
     epoch, epochs = (at / progress["samples_per_epoch"] for at in (progress["cursor"], progress["spans"][-1]["stop"]))
     parts = [
         f"stage {progress['stage'] + 1}/{len(config.stages)}",
         f"{stage.image_size} px",
         f"epoch {epoch:.1f}/{epochs:.0f}",
-        f"{seen['train/images_per_s']:.0f} images/s",
-        f"loss {seen['train/loss']:.3f}",
     ]
+    if "train/loss" in seen:  # else it was paused before its first step
+        parts += [f"{seen['train/images_per_s']:.0f} images/s", f"loss {seen['train/loss']:.3f}"]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
-    parts.append("paused" if status["phase"] == "paused" else f"{duration(sum(status['left_s']))} left")
+    if status["phase"] == "paused":
+        parts.append("paused")
+    elif status["left_s"]:
+        parts.append(f"{duration(sum(status['left_s']))} left")
     if status["recoveries"]:
         parts.append(f"recovered {status['recoveries']}x")
     return " | ".join(parts)
@@ -66,7 +69,6 @@ class Follower:
 
     def __init__(self, console: Console, config: TrainConfig, controller: Any, run: Any) -> None:
         self.console, self.config, self.controller, self.run = console, config, controller, run
-        self._seen: dict[str, float] = {}
         self._noted = 0
         self._last_line, self._last_printed = "", 0.0
 
@@ -99,7 +101,7 @@ class Follower:
 
     def _show(self, status: dict[str, Any], live: Live | None) -> None:
         self._show_notes(status)
-        line = progress_line(self.config, status, self._seen)
+        line = progress_line(self.config, status)
         if live is not None:
             live.update(Text(line))
         elif line != self._last_line and time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S:

@@ -12,7 +12,7 @@ import tyro
 from datasets.errors import DataError
 from datasets.indexing import IndexRules, index_shards
 from datasets.manifest import wids_json
-from datasets.places import folder_of, name_of, write_file
+from datasets.places import check_writable, folder_of, name_of, write_file
 from datasets.remote import is_remote
 from datasets.shards import expand_files
 from jobs.cli import parse, run_main
@@ -45,6 +45,10 @@ def main(argv: Sequence[str]) -> int:
 def run(config: IndexConfig) -> None:
     """Index the shards with a progress bar."""
     out = absolute(config.out) if config.out else _folder(config.url)
+    try:
+        check_writable(out)
+    except DataError as error:
+        raise DataError(f"{error}; name another folder with --out") from None
     with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
         manifest = index_shards(config.url, out, config.rules, progress=progress)
     if config.wids:

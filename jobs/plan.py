@@ -107,14 +107,13 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
         samples, size = IMAGENET
         return DataSize(samples, samples // lanes * lanes, size / samples, "ImageNet-1k")
     try:
-        manifest = load_manifest(config.data.train)
+        manifest = load_manifest(config.data.train, weights=config.data.train_weights)
     except DataError as error:
         raise DataError(f"{error} (or plan for --samples N)") from error
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    total_bytes = sum(shard.num_bytes for shard in manifest.shards)
-    return DataSize(
-        manifest.num_samples, order.samples_per_epoch, total_bytes / manifest.num_samples, config.data.train
-    )
+    used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
+    num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
+    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train)
 
 
 def human_bytes(count: float) -> str:

@@ -50,8 +50,9 @@ def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
     workers = " to ".join(str(count) for count in dict.fromkeys(worker_range(config.cluster.num_workers)))
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
+    mixed = f" ({ready.samples_per_epoch} an epoch)" if config.data.train_weights else ""
     console.print(
-        f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training and "
+        f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
         f"{len(config.stages)} stages, {workers} workers",
         highlight=False,
@@ -75,6 +76,10 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
             console.print("stopping with a checkpoint; Ctrl-C again stops at once")
             ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
             return follower.follow()
+    except ray.exceptions.ActorDiedError:
+        raise RuntimeError(
+            "its controller was lost, with its process or its node; the same command goes on from the newest checkpoint"
+        ) from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(last_line(error)) from error
 

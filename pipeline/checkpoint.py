@@ -4,7 +4,7 @@ A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
 
     model.safetensors       weights and buffers
     ema.safetensors         their moving average (when the run keeps one)
-    optimizer.pt            the optimizer's state; read with torch's weights-only loader
+    optimizer.safetensors   the optimizer's state
     state.json              cursor, stages, decisions, results, config, data fingerprint, library versions
     manifest.json           size and SHA-256 of each of the others, cursor, stage, metrics; written last
 
@@ -14,33 +14,32 @@ Nothing that is read from storage is unpickled.
 
 from __future__ import annotations
 
-import io
 import json
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
 from torch import Tensor
 
-from infra.storage import Storage
+from infra.storage import Data, Storage
 from pipeline.state import (
     MANIFEST,
     CheckpointError,
     TrainState,
     checkpoint_key,
     list_checkpoints,
+    none_readable,
     parse_state,
     read_manifest,
     read_state,
     read_verified,
-    sha256_of_file,
+    sha256,
+    state_file,
 )
+from pipeline.tensor_files import pack, pack_nested, unpack_nested
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +73,18 @@ def to_host(value: Any) -> Any:
 def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callable[[], None] = lambda: None) -> str:
     """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
 
-    Each file is made on the local disk and uploaded from there, one after the other, so host memory holds the snapshot
-    and at most one more copy of one file. `before_whole` is called just before the manifest: what must be safe once a
-    run can resume from here.
+    The files are written from the snapshot's own memory, one after the other. `before_whole` is called just before the
+    manifest: what must be safe once a run can resume from here.
     """
     files: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        for name, fill in _contents(snapshot).items():
-            path = Path(folder, name)
-            fill(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-            storage.upload(f"{snapshot.key}/{name}", path)
-            path.unlink()
+    # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
+    # that the first one is whole until the manifest is replaced.
+    again = storage.exists(f"{snapshot.key}/{MANIFEST}")
+    state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
+    for name, make in _contents(snapshot, state_name).items():
+        data = make()
+        files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
+        storage.write(f"{snapshot.key}/{name}", *data)
     before_whole()
     state = snapshot.state
     about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
@@ -93,17 +92,17 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callabl
     return snapshot.key
 
 
-def _contents(snapshot: Snapshot) -> dict[str, Callable[[Path], Any]]:
-    """Return the files of a checkpoint, each with the function that writes it."""
+def _contents(snapshot: Snapshot, state_name: str) -> dict[str, Callable[[], list[Data]]]:
+    """Return the files of a checkpoint, each with the function that makes its content."""
     state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.facts}, indent=1)
-    contents: dict[str, Callable[[Path], Any]] = {
-        "model.safetensors": lambda path: _write_tensors(snapshot.model, path),
-        "optimizer.pt": lambda path: torch.save(snapshot.optimizer, path),
-        "state.json": lambda path: path.write_text(state),
+    contents: dict[str, Callable[[], list[Data]]] = {
+        "model.safetensors": lambda: pack(snapshot.model),
+        "optimizer.safetensors": lambda: pack_nested(snapshot.optimizer),
+        state_name: lambda: [state.encode()],
     }
     ema = snapshot.ema
     if ema is not None:
-        contents["ema.safetensors"] = lambda path: _write_tensors(ema, path)
+        contents["ema.safetensors"] = lambda: pack(ema)
     return contents
 
 
@@ -121,12 +120,14 @@ def read_checkpoint(storage: Storage, key: str) -> Snapshot:
         except Exception as error:  # each format's parser has errors of its own
             raise CheckpointError(f"{storage.uri}/{key}/{name} can't be read ({type(error).__name__})") from error
 
-    state, facts = parsed("state.json", parse_state)
+    if missing := {"model.safetensors", "optimizer.safetensors"} - files.keys():
+        raise CheckpointError(f"{storage.uri}/{key} has no {min(missing)}: it was made by another version")
+    state, facts = parsed(state_file(files), parse_state)
     return Snapshot(
         state=state,
         model=parsed("model.safetensors", load_safetensors),
         ema=parsed("ema.safetensors", load_safetensors) if "ema.safetensors" in files else None,
-        optimizer=parsed("optimizer.pt", lambda data: torch.load(io.BytesIO(data), weights_only=True)),
+        optimizer=parsed("optimizer.safetensors", unpack_nested),
         facts=facts,
     )
 
@@ -177,8 +178,6 @@ def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
             return read_checkpoint(storage, key), skipped
         except CheckpointError as error:
             skipped.append(str(error))
+    if skipped:
+        raise none_readable(storage, skipped)
     return None, skipped
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from typing import Any
 
 from pipeline.decisions import (
@@ -24,28 +23,8 @@ from pipeline.decisions import (
 from pipeline.journal import Journal
 from pipeline.lease import Lease
 from pipeline.policy import Progress, Request, decide
-from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, TrainingStage, segments
 from pipeline.status import Board, pending, seconds_left
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The longest row of stages with the same worker count: one worker group, no restart inside."""
-
-    first: int
-    last: int
-    num_workers: int | tuple[int, int]
-    """Workers, or a range of them."""
-
-
-def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
-    """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
-    rows = []
-    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
-        indices = [index for index, _ in group]
-        rows.append(Segment(indices[0], indices[-1], workers))
-    return rows
-
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
@@ -55,6 +34,10 @@ Observe = Callable[[Callable[[], dict[str, Any]]], None]
 """Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
 RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
+
+
+_ASSUMED = NextStage()
+"""How a group has ended if no worker says it."""
 
 
 class StageController:
@@ -95,7 +78,7 @@ class StageController:
     ) -> None:
         self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit, self._first_stage, self._lease, self._record_failure = fit, first_stage, lease, record_failure
+        self._fit, self._lease, self._record_failure = fit, lease, record_failure
         self._journal, self._board = journal or Journal(), Board(about or {})
         self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, -1
         self._observe = observe
@@ -103,7 +86,8 @@ class StageController:
         self._requests: list[Request] = []
         self._phase, self._error, self._taken_over = "starting", "", False
         self._stop: Stop | None = None
-        self._pause: Pause | None = None
+        self._pausing: Pause | Resume | None = None
+        self._stage = first_stage
         self._last: Decision | None = None
         self._groups = self._starts = 0
         self._started_s, self._reached, self._environment = 0.0, -1, ""
@@ -127,14 +111,15 @@ class StageController:
         finally:
             if self._lease is not None:
                 self._lease.release()
-        self._phase = "stopped" if self._stop else "finished"
+        done = isinstance(self._last, NextStage) and self._last is not _ASSUMED
+        self._phase = "stopped" if self._stop and not done else "finished"
         return self.status()
 
     def _run_segments(self) -> None:
         for segment in self._segments:
             self._last = None
             while self._last is None or isinstance(self._last, NewGroup):
-                self._last = NextStage()  # unless a worker says otherwise
+                self._last = _ASSUMED
                 self._groups += 1
                 self._fit(segment)
                 if self._error:
@@ -156,7 +141,7 @@ class StageController:
         """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
             return self._board.values() | {
-                "phase": "paused" if self._pause and self._phase == "training" else self._phase,
+                "phase": "paused" if self._paused and self._phase == "training" else self._phase,
                 "error": self._error,
                 "recoveries": max(0, self._starts - self._groups),
                 "pending": pending([request.decision for request in self._requests]),
@@ -170,19 +155,25 @@ class StageController:
                 return (
                     f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
                 )
-            if isinstance(decision, Resume) and not self._pause:
+            pausing = any(isinstance(request.decision, Pause) for request in self._requests)
+            if isinstance(decision, Resume) and not self._paused and not pausing:
                 return "the run isn't paused"
-            progress = self._board.progress
-            stage = progress.stage if progress else self._first_stage
+            stage = self._stage
+            if stage == len(self._recipe):
+                return f"the run is about to end: {decision.words} does nothing"
             asked = replace(decision, time_s=time.time())
             self._requests.append(Request(asked, stage))
-            wait_s = PAUSE_POLL_S if self._pause else self._board.next_decision_s
-        when = f"in about {max(1, round(wait_s))} s" if wait_s else "after the start"
+            wait_s = PAUSE_POLL_S if self._paused else self._board.next_decision_s
+        when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
+
+    @property
+    def _paused(self) -> bool:
+        return isinstance(self._pausing, Pause)
 
     # From the workers ------------------------------------------------------------------------------------------------
 
-    def joined(self, rank: int, node: str = "", environment: str = "") -> str:
+    def joined(self, rank: int, node: str = "", environment: str = "", world_size: int = 0) -> str:
         """A rank has started on a node, in this runtime environment. Returns the error that ended the run, if one did:
         then it must not train.
         """
@@ -190,17 +181,17 @@ class StageController:
             self._environment = environment
             if not self._error:
                 if rank == 0:
-                    self._new_group()
+                    self._new_group(world_size)
                 self._board.joined(rank, node)
             return self._error
 
-    def _new_group(self) -> None:
+    def _new_group(self, world_size: int) -> None:
         self._starts += 1
         self._started_s = time.time()
         self._requests = [asked for asked in self._requests if not isinstance(asked.decision, NewGroup)]
-        if self._pause:  # its checkpoint may not have been written in time
-            self._requests.append(Request(self._pause, 0))
-        self._board.new_group()
+        if self._pausing:  # the checkpoint that came with it may not have been written in time
+            self._requests.append(Request(self._pausing, 0))
+        self._board.new_group(world_size)
         self._phase = "training"
 
     def ended(self, decision: Decision) -> None:
@@ -209,11 +200,18 @@ class StageController:
 
     def can_grow(self, num_workers: int, possible: int) -> None:
         """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        self._ask_new_group(f"from {num_workers} to {possible} workers")
+        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def node_leaves(self, node: str) -> None:
+        """A node of the group is about to be taken away: let the group end with a checkpoint."""
+        self._ask_new_group(f"node {node[:8]} is about to be taken away")
+        self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
+
+    def _ask_new_group(self, reason: str) -> None:
         with self._lock:
             if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
-                grow = NewGroup(reason=f"from {num_workers} to {possible} workers", time_s=time.time())
-                self._requests.append(Request(grow, 0))
-        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+                self._requests.append(Request(NewGroup(reason=reason, time_s=time.time()), 0))
 
     def environment(self) -> str:
         """Return the runtime environment of the run's workers."""
@@ -222,6 +220,10 @@ class StageController:
     def reached(self) -> int:
         """Return the highest cursor that was reported so far, -1 before any."""
         return self._reached
+
+    def lease_token(self) -> str:
+        """Return what the run's lease is known by."""
+        return self._lease.token if self._lease is not None else ""
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""
@@ -270,12 +272,13 @@ class StageController:
             self._reached = max(self._reached, progress.cursor)
             if self._error or self._stop:
                 return (self._stop or Stop(reason=self._error),)
-            if progress.paused and self._pause is None:
-                self._pause = Pause()  # of before this controller's time
+            if progress.paused and self._pausing is None:
+                self._pausing = Pause()  # of before this controller's time
             decisions = self._decisions(progress)
+            self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
             for decision in decisions:
                 if isinstance(decision, Pause | Resume):
-                    self._pause = decision if isinstance(decision, Pause) else None
+                    self._pausing = decision
                 elif isinstance(decision, Stop):
                     self._stop = decision
             self._look_ahead(progress)
@@ -287,6 +290,9 @@ class StageController:
         repeated = self._journal.due(done, cursor)
         if any(isinstance(decision, NextStage | ExtendStage) for decision in repeated):
             return in_order(repeated)
+        for late in (request.decision for request in self._requests if request.stage < progress.stage):
+            if isinstance(late, NextStage | ExtendStage):
+                self._board.note(f"{late.words}, asked by {late.asked_by}, came too late: its stage has ended")
         verdict = decide(self._recipe, self._rules, progress, () if repeated else self._requests)
         if not repeated:
             self._requests = list(verdict.waiting)

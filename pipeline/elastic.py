@@ -19,7 +19,9 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 1.0
 """A node whose raylet takes no connection within this time is not counted, in seconds."""
 CALL_TIMEOUT_S = 5.0
+DRAIN_CHECK_S = 1.0
+"""Pause between two looks for nodes that are about to be taken away, in seconds."""
 WARM_S = 20.0
 """What a new node gets to warm up spare workers before a group ends in order to grow onto it, in seconds."""
 
@@ -137,11 +141,43 @@ class ProgressPolicy(DefaultFailurePolicy):
         return isinstance(cause, ray.exceptions.RayActorError) or super()._is_retryable_error(training_failed_error)
 
 
+class DrainWatch(WorkerGroupCallback):
+    """Tells the run's controller when a node of the running group is about to be taken away.
+
+    Ray's own watcher is an actor of its own, which imports beside the workers that are started; this one looks from
+    where Ray Train looks after its workers anyway.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        self.controller = controller
+        self._nodes: set[str] = set()
+        self._looked_at = float("-inf")
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note where its workers are."""
+        self._nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Look once in a while, and tell again and again: a group that still starts hears of nothing."""
+        now = time.monotonic()
+        if now - self._looked_at < DRAIN_CHECK_S:
+            return
+        self._looked_at = now
+        try:
+            leaving = self._nodes & set(ray._private.state.state.get_draining_nodes())
+        except Exception as error:  # the cluster's head is busy or away: look again in a second
+            log.warning("which nodes are about to be taken away is not known now: %s", error)
+            return
+        for node in leaving:
+            self.controller.node_leaves.remote(node)
+
+
 class GroupTrainer(TorchTrainer):
     """A TorchTrainer with the policies above.
 
-    Without Ray's cleaner of placement groups, an actor more for each group, which holds up its start for seconds: a
-    group's reservation ends with its job, and a run whose Ray Train controller is lost ends its job.
+    Without two of Ray's callbacks, each of which starts an actor for each group and so holds up its start: that for
+    Ray's datasets, of which there are none here, and the cleaner of placement groups. A group's reservation ends with
+    its job, and a run whose Ray Train controller is lost ends its job; `free_reservations` removes the rest.
     """
 
     def __init__(self, *arguments: Any, num_lanes: int, controller: Any, standby: bool, **named: Any) -> None:
@@ -159,7 +195,8 @@ class GroupTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        unused = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in callbacks if not isinstance(callback, unused)] + [DrainWatch(self.controller)]
 
 
 def _reached(controller: Any) -> int:

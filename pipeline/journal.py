@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infra.storage import MissingKeyError, Storage, StorageError
-from pipeline.decisions import Decision, Record, record_of
+from pipeline.decisions import Decision, ExtendStage, NextStage, Record, record_of
 
 JOURNAL_FILE = "decisions.json"
 log = logging.getLogger(__name__)
@@ -32,13 +32,20 @@ class Journal:
         self._rows, self._changed = list(rows), changed
 
     def due(self, num_done: int, cursor: int) -> list[Decision]:
-        """Return what is to be carried out again now, of a run whose state holds `num_done` of them."""
+        """Return what is to be carried out again now, of a run whose state holds `num_done` of them.
+
+        They are in the stage that is on: where a stage ended otherwise than before, the rows behind are gone.
+        """
         return [row.decision for row in self._rows[num_done:] if row.cursor <= cursor]
 
     def add(self, num_done: int, rows: Sequence[Record]) -> None:
-        """Add what is carried out for the first time, behind the `num_done` that the state holds."""
+        """Add what is carried out for the first time, behind the `num_done` that the state holds.
+
+        A stage that ends or grows otherwise than before is another history: what came later in the old one is dropped.
+        """
         if rows:
-            self._rows[num_done:num_done] = rows
+            forked = any(isinstance(row.decision, NextStage | ExtendStage) for row in rows)
+            self._rows[num_done : None if forked else num_done] = rows
             self._changed(list(self._rows))
 
 

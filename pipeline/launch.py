@@ -6,16 +6,25 @@ import json
 from functools import partial
 from typing import Any
 
-from infra.cluster import ACTOR_PREFIX, ClusterConfig, connect, request_workers, start_actor, worker_range
+from infra.cluster import (
+    ACTOR_PREFIX,
+    ClusterConfig,
+    connect,
+    free_reservations,
+    request_workers,
+    start_actor,
+    worker_range,
+)
 from infra.metrics import export_status
 from infra.storage import Storage, open_storage
-from pipeline.controller import Segment, StageController
+from pipeline.controller import StageController
 from pipeline.decisions import records_of
 from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease, check_conditional_writes
 from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
 from pipeline.segment import SegmentRunner, record_failure
+from pipeline.stages import Segment
 from pipeline.state import TrainState
 
 CONFIG_FILE = "config.json"
@@ -45,7 +54,8 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
-        connect(config.cluster, num_workers=least)
+        lack = connect(config.cluster, num_workers=least)
+        free_reservations()  # of an earlier submission whose controller was killed
         controller = start_actor(
             StageController,
             config.stages[:count],
@@ -66,6 +76,8 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
     except BaseException:
         lease.release()
         raise
+    if lack:
+        controller.note.remote(lack)
     lease.rest()  # from here on the controller renews it
     if not guarded:
         controller.note.remote(

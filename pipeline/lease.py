@@ -74,6 +74,15 @@ class Lease:
             if self.storage.write_if_match(KEY, self._record(), etag):
                 return  # else the driver, which holds the same lease, renewed it in between
 
+    def check(self) -> None:
+        """Raise `LeaseError` if another submission has taken the lease over."""
+        try:
+            holder = _parsed(self.storage.read(KEY)).get("token")
+        except MissingKeyError:  # given back, as at a run's end
+            return
+        if holder != self.token:
+            raise LeaseError(f"{self.storage.uri} was taken over by another submission of this run")
+
     def keep(self, lost: Callable[[str], None]) -> None:
         """Renew in a thread until `release`; call `lost` with a line when another has taken the lease over."""
         threading.Thread(target=self._keep, args=(lost,), name="lease", daemon=True).start()
@@ -99,7 +108,7 @@ class Lease:
                 if not self._ended.is_set():
                     lost(str(error))
                 return
-            except StorageError as error:  # away: nobody else can take the lease meanwhile
+            except StorageError as error:  # where it is away from here alone, `check` keeps us from writing later
                 log.warning("the lease can't be renewed now: %s", error)
             self._ended.wait(RENEW_S)
 

@@ -57,7 +57,9 @@ def micro_batch(samples: int, limit: int) -> int:
 
 
 def halved(limits: Sequence[int], stage: int, limit: int) -> list[int]:
-    """Return smaller limits after `limit` samples of a stage didn't fit: half of it there, and as much less in others.
+    """Return smaller limits after `limit` samples of a stage didn't fit: half of it there, as much less in later ones.
+
+    The limit that was set may be larger than `limit`, a worker's whole share of the batch.
 
     Raises:
         MemoryLimitError: it was one sample.
@@ -67,5 +69,5 @@ def halved(limits: Sequence[int], stage: int, limit: int) -> list[int]:
             f"not even one image of stage {stage + 1} fits into memory: take a smaller image_size or model, "
             "or a larger GPU"
         )
-    factor = (limit // 2) / limit
+    factor = (limit // 2) / max(limit, limits[stage])
     return [min(old, max(1, int(old * factor))) if index >= stage else old for index, old in enumerate(limits)]

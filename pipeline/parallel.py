@@ -47,6 +47,15 @@ def agreed(decisions: tuple[Decision, ...], device: torch.device) -> tuple[Decis
     return box[0]
 
 
+def gathered(value: object) -> list[object]:
+    """Return every rank's value, in the order of the ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _settle_buckets(net: DistributedDataParallel, images: Tensor) -> None:
     """Run one backward pass on `images` [B, C, H, W] and leave no trace of it in the model."""
     kept: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in net.buffers()]

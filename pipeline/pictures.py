@@ -98,7 +98,8 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
             left, top, shade = margin + column * cell, row * cell, 255 - round(200 * float(share))
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), (shade, shade, 255))
             if len(classes) <= 20:
-                draw.text((left + 6, top + cell / 2 - 7), f"{100 * share:.0f}%", _TEXT, font)
+                ink = _BACKGROUND if share > 0.6 else _TEXT
+                draw.text((left + 6, top + cell / 2 - 7), f"{100 * share:.0f}%", ink, font)
     if named:
         _write_upright(sheet, classes, margin, cell, font)
     draw.text((4, side), caption, _TEXT, font)

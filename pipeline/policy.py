@@ -94,6 +94,8 @@ def _due(progress: Progress, requests: Sequence[Request]) -> tuple[list[Request]
     for request in requests:
         decision = request.decision
         if isinstance(decision, NextStage | ExtendStage) and request.stage != progress.stage:
+            if request.stage > progress.stage:  # the run went back; it will get there again
+                waiting.append(request)
             continue
         if isinstance(decision, Pause | Resume) and (
             [request] != last_pause or isinstance(decision, Pause) == progress.paused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.config import check_data
+from datasets.config import check_data, data_fingerprint
 from datasets.order import sample_order
 from datasets.shards import DataError, DatasetManifest
 from infra import tracking
@@ -74,7 +74,7 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
     storage = open_storage(f"{config.storage}/{config.name}")
     storage.check_writable()
-    ready = with_start(Preflight(config, train, val, order.samples_per_epoch, order.fingerprint, None))
+    ready = with_start(Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None))
     if not tracking_is_ready:
         tracking.prepare(config.tracking)
     return ready

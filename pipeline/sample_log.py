@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -41,3 +42,12 @@ class SampleLog:
             "labels": batch.labels.tolist(),
         }
         self._file.write(json.dumps(line) + "\n")
+
+
+def last_cursor(folder: Path, *, but: Collection[Path] = ()) -> int:
+    """Return the cursor of the newest step in a folder of such logs, without those in `but`; -1 where there is none."""
+    for path in sorted(set(folder.glob("*.jsonl")) - set(but), reverse=True):  # names begin with the time
+        lines = path.read_text().rpartition("\n")[0].splitlines()
+        if lines:
+            return int(json.loads(lines[-1])["cursor"])
+    return -1

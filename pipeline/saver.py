@@ -31,6 +31,9 @@ class SaverEvents(Protocol):
     def saved(self, uri: str, cursor: int) -> None:
         """A checkpoint is whole."""
 
+    def pruned(self) -> None:
+        """Older checkpoints that aren't kept are gone. May raise StorageError: the next one's turn will do."""
+
     def waits(self, line: str) -> None:
         """Storage didn't take a checkpoint; training goes on, and it will be tried again."""
 
@@ -115,6 +118,7 @@ class Saver:
         self.events.saved(f"{self.storage.uri}/{key}", snapshot.state.cursor)
         try:
             prune(self.storage, self.config.keep, best_rule(self.config), written=key)
+            self.events.pruned()
         except StorageError as error:  # the next one's turn will sweep
             log.warning("old checkpoints stay for now: %s", error)
 

@@ -14,7 +14,7 @@ from pipeline.warm_up import HOOK
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
-    from pipeline.controller import Segment
+    from pipeline.stages import Segment
 
 
 GROUP_TIMEOUT_S = 600

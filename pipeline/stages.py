@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 from infra.cluster import worker_range
@@ -201,3 +202,22 @@ def ramp(
         )
         for index in range(num_stages)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The longest row of stages with the same worker count: one worker group, no restart inside."""
+
+    first: int
+    last: int
+    num_workers: int | tuple[int, int]
+    """Workers, or a range of them."""
+
+
+def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
+    """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
+    rows = []
+    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
+        indices = [index for index, _ in group]
+        rows.append(Segment(indices[0], indices[-1], workers))
+    return rows

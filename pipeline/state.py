@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import MissingKeyError, Storage, StorageError
+from infra.storage import Data, MissingKeyError, Storage, StorageError
 
 PREFIX = "checkpoints"
 MANIFEST = "manifest.json"
@@ -199,15 +199,31 @@ def newest_state(storage: Storage) -> tuple[TrainState | None, dict[str, Any], l
             return *read_state(storage, key, files), skipped
         except CheckpointError as error:
             skipped.append(str(error))
+    if skipped:
+        raise none_readable(storage, skipped)
     return None, {}, skipped
 
 
 def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, dict[str, Any]]:
     """Return a checkpoint's state and facts; raise CheckpointError when it has none that can be read."""
     try:
-        return parse_state(read_verified(storage, key, "state.json", files["state.json"]))
+        name = state_file(files)
+        return parse_state(read_verified(storage, key, name, files[name]))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{storage.uri}/{key}/state.json can't be read ({type(error).__name__})") from error
+
+
+def state_file(files: Iterable[str]) -> str:
+    """Return the file that holds the state: `state.json`, or `state-X.json` of a checkpoint that was written again."""
+    return next((name for name in files if name.startswith("state-")), "state.json")
+
+
+def none_readable(storage: Storage, problems: Sequence[str]) -> CheckpointError:
+    """Return the error for a run that has checkpoints, of which none can be read: to begin anew would lose them."""
+    return CheckpointError(
+        f"none of the {len(problems)} checkpoints of {storage.uri} can be read ({problems[0]}); give the run another "
+        "--name, or delete that folder to begin anew"
+    )
 
 
 def read_verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) -> bytes:
@@ -227,9 +243,12 @@ def parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
     return TrainState(**values["state"]), values["facts"]
 
 
-def sha256(data: bytes) -> str:
-    """Return the hash as hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(*data: Data) -> str:
+    """Return the hash of some buffers, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -40,9 +40,10 @@ class Board:
         self._pace_s = 0.0
         self._decided_s = 0.0
 
-    def new_group(self) -> None:
-        """Another worker group has started: forget the last one's workers."""
-        self._workers, self._decided_s = {}, 0.0
+    def new_group(self, world_size: int) -> None:
+        """Another worker group has started: forget workers that it doesn't have; of the others some have joined."""
+        self._workers = {rank: worker for rank, worker in self._workers.items() if rank < world_size}
+        self._decided_s = 0.0
 
     def joined(self, rank: int, node: str) -> None:
         """A rank has started on a node."""

@@ -96,7 +96,7 @@ class Trainer:
         self._fit_into_memory()
         while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
-            if isinstance(decision, Stop | NewGroup):
+            if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
                 self.feed.close()
                 return decision
         if self.rank == 0 and self.course.span is None:

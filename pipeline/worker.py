@@ -15,10 +15,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets.batch import Batch
-from datasets.config import check_data
+from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
-from infra.cluster import preemption_notice
 from infra.logs import add_to_log, log_as_json
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
@@ -30,9 +29,12 @@ from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
 from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
+from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
+from pipeline.parallel import gathered
 from pipeline.policy import Progress
 from pipeline.provenance import flat_values, recorded_config, versions
+from pipeline.relay import relay_log
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
 from pipeline.saver import Saver, SaverStoppedError
@@ -43,7 +45,12 @@ from pipeline.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-PASSING = (StorageAwayError, DataAwayError)
+
+class DifferentStartError(RuntimeError):
+    """The ranks begin at different cursors; another worker group can do better."""
+
+
+PASSING = (StorageAwayError, DataAwayError, DifferentStartError)
 """What a worker group that is started later may be spared."""
 STANDBY_DELAY_S = 20.0
 """A group that has trained for this long gets its spare processes."""
@@ -61,7 +68,8 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     rank = ray.train.get_context().get_world_rank()
     log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
-    if ray.get(controller.joined.remote(rank, node, current_environment())):
+    world_size = ray.train.get_context().get_world_size()
+    if ray.get(controller.joined.remote(rank, node, current_environment(), world_size)):
         return
     try:
         _train(config, controller, last_stage, rank, report_stages)
@@ -78,6 +86,7 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
 
 def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
+    relay_log("datasets", controller.note.remote)
     context = ray.train.get_context()
     manifest, _ = check_data(
         config.data,
@@ -85,6 +94,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         worker_counts=[context.get_world_size()],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    data = data_fingerprint(order, manifest)
     task = build_task(config.task, manifest.classes)
     storage = open_storage(f"{config.storage}/{config.name}")
     start = find_start(config, storage)
@@ -105,18 +115,20 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         hooks=hooks,
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data,
             "versions": versions(),
             "classes": list(manifest.classes),
         },
         device=ray.train.torch.get_device(),
     )
     if start.snapshot is not None:
-        if start.facts["data"] != order.fingerprint:
+        if start.facts["data"] != data:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
+    if len(set(gathered(trainer.state.cursor))) > 1:
+        raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
     trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
@@ -144,6 +156,7 @@ class WorkerHooks(TrainHooks):
             own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
             self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
+        self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
         self.saver = Saver(storage, config.checkpoint, self)
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
@@ -173,12 +186,8 @@ class WorkerHooks(TrainHooks):
         self.controller.report.remote(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Ask the controller; a node that is about to be taken away ends the group with a checkpoint."""
+        """Ask the controller."""
         decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
-        if leaving(decisions) is None and preemption_notice():
-            line = f"a node is about to be taken away: checkpoint at cursor {progress.cursor}"
-            self.controller.note.remote(line)
-            return (*decisions, NewGroup(reason=line))
         if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
             assert self.tracker is not None
             self.tracker.abandon()
@@ -188,7 +197,7 @@ class WorkerHooks(TrainHooks):
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
         assert self.tracker is not None
         if decisions:
-            self.tracker.log_artifact_bytes("control.json", decision_table(decisions).encode())
+            self.tracker.log_table("control.json", decision_table(decisions))
             self.tracker.set_tags({"control": in_words(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
@@ -221,17 +230,25 @@ class WorkerHooks(TrainHooks):
         """
         if error := ray.get(self.controller.error.remote()):
             raise SaverStoppedError(error)
+        try:
+            self.lease.check()  # the controller may not have heard of it yet
+        except LeaseError as error:
+            raise SaverStoppedError(str(error)) from error
         if self.tracker is not None:
             self.tracker.persist()
 
     def saved(self, uri: str, cursor: int) -> None:
-        """Tell the controller of the newest checkpoint; tag the MLflow run with it, and list there what is kept."""
+        """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
         log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
         self.controller.saved.remote(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
+
+    def pruned(self) -> None:
+        """List in MLflow the checkpoints that are kept."""
+        if self.tracker is not None:
             table = checkpoint_table(describe_checkpoints(self.saver.storage), self.saver.storage.uri)
-            self.tracker.log_artifact_bytes("checkpoints.json", table.encode())
+            self.tracker.log_table("checkpoints.json", table)
 
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.loader import sample_order
 from infra.storage import open_storage
 from model.config import ModelConfig
@@ -95,7 +95,7 @@ def train_here(config: TrainConfig) -> None:
         hooks=_Writer(Path(config.storage) / config.name),
         facts={
             "config": recorded_config(config),
-            "data": order.fingerprint,
+            "data": data_fingerprint(order, manifest),
             "versions": versions(),
             "classes": list(manifest.classes),
         },

@@ -3,7 +3,7 @@
 A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
 state to host memory, within a step, and what the steps beside its writing take longer than the others. The S3 server
 and whatever else is on the machine want its CPUs too: what the training thread waited for one, as the kernel counts it,
-is told apart.
+is told apart. On a busy machine the CPU time of the writing threads, and of the server, says most.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Measured:
 
     steps: list[tuple[float, float, float]] = field(default_factory=list)
     checkpoints: list[tuple[float, float, float]] = field(default_factory=list)
+    cpu: list[tuple[float, float]] = field(default_factory=list)
+    """CPU time of a checkpoint's writing, in seconds: of this process's other threads, and of the S3 server."""
 
     def copies(self) -> list[float]:
         """Return for each checkpoint the seconds that the copy took."""
@@ -82,6 +84,9 @@ class Events:
         """Note the time."""
         self.whole_at = time.perf_counter()
 
+    def pruned(self) -> None:
+        """Nothing to list."""
+
     def waits(self, line: str) -> None:
         """Storage that is away would spoil the measurement."""
         raise SystemExit(line)
@@ -92,8 +97,8 @@ class Events:
 def main(argv: Sequence[str]) -> int:
     """Train, take checkpoints, and print what they cost."""
     options = tyro.cli(Options, args=list(argv), description=__doc__)
-    with nullcontext(options.storage) if options.storage else _s3_server() as storage:
-        trainee = _Trainee(options, storage)
+    with nullcontext((options.storage, None)) if options.storage else _s3_server() as (storage, server):
+        trainee = _Trainee(options, storage, server)
         for _ in range(5):
             trainee.step()
         trainee.measured.steps.clear()
@@ -108,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _s3_server() -> Iterator[str]:
+def _s3_server() -> Iterator[tuple[str, psutil.Process | None]]:
     """Run an S3 server on loopback, with this process's environment set to reach it."""
     port = free_ports(S3Server.num_ports, also_plus=10000)
     with tempfile.TemporaryDirectory(prefix="crescendo-benchmark-") as folder:
@@ -117,7 +122,7 @@ def _s3_server() -> Iterator[str]:
         server.start()
         os.environ.update(server.client_environment())
         try:
-            yield f"s3://{server.bucket}/run"
+            yield f"s3://{server.bucket}/run", server.process()
         finally:
             server.stop()
 
@@ -125,7 +130,7 @@ def _s3_server() -> Iterator[str]:
 class _Trainee:
     """A model with optimizer and moving average that trains on random images, and its checkpoints."""
 
-    def __init__(self, options: Options, storage: str) -> None:
+    def __init__(self, options: Options, storage: str, server: psutil.Process | None) -> None:
         import torch
 
         from model.factory import build_model
@@ -143,7 +148,7 @@ class _Trainee:
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.targets = torch.full((options.batch_size, len(classes)), 1 / len(classes), device=device)
         self.events, self.measured, self.state = Events(), Measured(), TrainState()
-        self.storage = open_storage(storage)
+        self.storage, self.server = open_storage(storage), server
         self.saver = Saver(self.storage, config.checkpoint, self.events)
 
     def step(self) -> None:
@@ -165,6 +170,7 @@ class _Trainee:
         from pipeline.checkpoint import Snapshot
         from pipeline.state import TrainState
 
+        cpu, server_cpu = _others_cpu_s(), self._server_cpu_s()
         taken = time.perf_counter()
         state = TrainState(**self.state.to_dict())
         self.saver.take(Snapshot(state=state, facts={}, **self.learner.to_host()))
@@ -172,6 +178,19 @@ class _Trainee:
         while not self.saver.wait(0):
             self.step()
         self.measured.checkpoints.append((taken, copied, self.events.whole_at))
+        self.measured.cpu.append((_others_cpu_s() - cpu, self._server_cpu_s() - server_cpu))
+
+    def _server_cpu_s(self) -> float:
+        """Return the CPU time that the S3 server has used, if it is ours."""
+        if self.server is None:
+            return 0.0
+        times = self.server.cpu_times()
+        return float(times.user + times.system)
+
+
+def _others_cpu_s() -> float:
+    """Return the CPU time that this process's threads but the calling one have used."""
+    return time.process_time() - time.thread_time()
 
 
 def _waited_s() -> float:
@@ -222,8 +241,10 @@ def _show(options: Options, trainee: _Trainee, memory: _PeakMemory) -> None:
         "writing, in a thread": [whole - copied for _, copied, whole in measured.checkpoints],
         "lost beside": measured.beside(lambda step: step[1] - step[0]),
         "but for waiting for a CPU": measured.beside(lambda step: step[1] - step[0] - step[2]),
+        "CPU time of the threads": [writer for writer, _ in measured.cpu],
+        "CPU time of the server": [server for _, server in measured.cpu],
     }
-    copy, _, beside, own = (statistics.mean(values) for values in rows.values())
+    copy, _, beside, own, *_ = (statistics.mean(values) for values in rows.values())
     size = sum(trainee.storage.list("checkpoints/").values())
     table = Table(title=f"a checkpoint of {options.model}: {size / 1e6:.0f} MB to {trainee.storage.uri}")
     for name in ("seconds", "median", "min", "max"):

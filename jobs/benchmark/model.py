@@ -95,7 +95,8 @@ def run(options: Options) -> list[Comparison]:
         torch.set_num_threads(options.threads)
     comparisons = []
     for name in options.names:
-        candidates = {library: _prepared(model, options) for library, model in _candidates(name).items()}
+        made = _candidates(name, options.image_size)
+        candidates = {library: _prepared(model, options) for library, model in made.items()}
         for step_name, step in (("forward", _forward), ("forward+backward", _forward_backward)):
             for model in candidates.values():
                 model.train(step is _forward_backward)
@@ -104,7 +105,7 @@ def run(options: Options) -> list[Comparison]:
     return comparisons
 
 
-def _candidates(name: str) -> dict[str, nn.Module]:
+def _candidates(name: str, image_size: int) -> dict[str, nn.Module]:
     config = ModelConfig(name=name, stochastic_depth=STOCHASTIC_DEPTH)
     ours = build_model(config, num_classes=NUM_CLASSES)
     set_dropout(ours, DROPOUT)
@@ -114,8 +115,10 @@ def _candidates(name: str) -> dict[str, nn.Module]:
     if name in TIMM_NAMES:
         import timm
 
-        depth = {} if name.startswith("resnet") else {"drop_path_rate": STOCHASTIC_DEPTH}
-        candidates["timm"] = timm.create_model(TIMM_NAMES[name], drop_rate=DROPOUT, **depth)
+        fields: dict[str, Any] = {} if name.startswith("resnet") else {"drop_path_rate": STOCHASTIC_DEPTH}
+        if name.startswith("swin"):
+            fields["img_size"] = image_size  # timm makes its windows and position biases for one size
+        candidates["timm"] = timm.create_model(TIMM_NAMES[name], drop_rate=DROPOUT, **fields)
     if len(candidates) == 1:
         raise ValueError(f"names: neither torchvision nor timm has {name}")
     return candidates

@@ -10,6 +10,7 @@ import psutil
 from infra.cluster import prepare_environment
 
 TRAIN_WORKER = "ray::RayTrainWorker"
+CONTROLLER = "ray::StageController"
 
 
 class Nodes:
@@ -23,7 +24,9 @@ class Nodes:
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False},
         )
-        self.nodes = [self.add() for _ in range(count)]
+        self.nodes: list[Any] = []
+        for _ in range(count):
+            self.add()
 
     def __enter__(self) -> Nodes:
         return self
@@ -43,7 +46,9 @@ class Nodes:
 
     def add(self) -> Any:
         """Start another node and return it."""
-        return self._cluster.add_node(num_cpus=1)
+        node = self._cluster.add_node(num_cpus=1)
+        self.nodes.append(node)
+        return node
 
     def kill(self, node: Any) -> None:
         """End all processes of a node at once by SIGKILL."""
@@ -51,7 +56,7 @@ class Nodes:
         for member in family:
             member.kill()
         psutil.wait_procs(family, timeout=10)
-        self.nodes = [other for other in self.nodes if other is not node]
+        self.nodes.remove(node)
         self._cluster.worker_nodes.discard(node)
 
     def drain(self, node: Any, *, grace_s: float) -> None:
@@ -66,6 +71,28 @@ class Nodes:
     def train_workers(self, node: Any) -> list[psutil.Process]:
         """Return the processes that train on a node."""
         return [member for member in self._family(node) if _title(member).startswith(TRAIN_WORKER)]
+
+    def controllers(self) -> list[psutil.Process]:
+        """Return the processes of runs' controllers; they are on the driver's node, the head."""
+        return [member for member in self._family(self._cluster.head_node) if _title(member).startswith(CONTROLLER)]
+
+    def left_over(self, timeout: float = 30.0) -> int:
+        """Wait for what ended runs have used to be free; return how many processes and reservations are not."""
+        import ray
+
+        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        deadline = time.monotonic() + timeout
+        while left := self._in_use(ray.util.placement_group_table()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        ray.shutdown()
+        return left
+
+    def _in_use(self, groups: dict[str, Any]) -> int:
+        workers = [worker for node in self.nodes for worker in self.train_workers(node)]
+        reserved = [group for group in groups.values() if group["state"] != "REMOVED"]
+        return len(workers) + len(self.controllers()) + len(reserved)
 
     def _family(self, node: Any) -> list[psutil.Process]:
         """Return a node's processes, the raylet first."""

@@ -17,6 +17,7 @@ from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console
 from jobs.recipes import demo
 from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.decisions import Stop
 from pipeline.preflight import preflight
 
 GIVE_UP_S = 240.0
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             times["worker"].append(_timed(run, lambda: nodes.train_workers(nodes.nodes[1])[0].kill()))
             time.sleep(options.settle_s)
             times["node"].append(_timed(run, lambda: nodes.kill(nodes.nodes[1])))
-            nodes.nodes.append(nodes.add())
+            nodes.add()
             back_s = time.time()
             stepped_s = run.wait_for_step(back_s, num_workers=2)
             times["grow"].append(stepped_s - back_s)
@@ -97,7 +98,7 @@ def _timed(run: Run, kill: Callable[[], None]) -> float:
 def _stop(run: Run) -> None:
     import ray
 
-    ray.get(run.controller.stop.remote())
+    ray.get(run.controller.ask.remote(Stop()))
     ray.get(run.ends, timeout=GIVE_UP_S)
     ray.shutdown()
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 SLOW_S = 0.4
+_CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
 
 
 class Request(NamedTuple):
@@ -21,14 +22,15 @@ class Request(NamedTuple):
     path: str
     size: int
     """bytes of the range; 0 without one"""
+    method: str = "GET"
 
 
 Fault = Callable[[Request], str]
-"""request -> "" (none), "500", "503", "cut", "slow", or "stuck" (no answer before the proxy is released)"""
+"""request -> "" (none), "403", "500", "503", "cut", "slow", or "stuck" (no answer before the proxy is released)"""
 
 
 class FaultProxy:
-    """Forwards GET and HEAD as they are, signature and all, unless the fault function says otherwise."""
+    """Forwards requests as they are, signature and all, unless the fault function says otherwise."""
 
     def __init__(self, upstream: str) -> None:
         self.fault: Fault = lambda request: ""
@@ -47,7 +49,7 @@ class FaultProxy:
                     return
                 self.close_connection = True
 
-            do_HEAD = do_GET
+            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -69,15 +71,16 @@ class FaultProxy:
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         fault = self._fault_of(handler)
+        sent = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         if fault == "stuck":
             self.released.wait(60)
-        if fault in ("500", "503"):
-            body = b"<Error><Code>%s</Code></Error>" % (b"SlowDown" if fault == "503" else b"InternalError")
-            self._send(handler, int(fault), {}, body)
+        if fault in _CODES:
+            self._send(handler, int(fault), {}, f"<Error><Code>{_CODES[fault]}</Code></Error>".encode())
             return
         upstream = http.client.HTTPConnection(self._host, timeout=30)
         with contextlib.closing(upstream):
-            upstream.request(handler.command, handler.path, headers=dict(handler.headers))
+            headers = {name: value for name, value in handler.headers.items() if name.lower() != "expect"}
+            upstream.request(handler.command, handler.path, body=sent or None, headers=headers)
             answer = upstream.getresponse()
             body = answer.read()
         head = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "date")}
@@ -87,7 +90,7 @@ class FaultProxy:
         first, _, last = handler.headers.get("Range", "").removeprefix("bytes=").partition("-")
         with self._lock:
             size = int(last) - int(first) + 1 if first else 0
-            request = Request(len(self.requests), handler.path, size)
+            request = Request(len(self.requests), handler.path, size, handler.command)
             self.requests.append(request)
             return self.fault(request)
 

@@ -72,18 +72,25 @@ def test_strength_grows_beyond_the_full_range_and_leaves_something_to_see(name: 
     assert np.array_equal(image, slope())  # operations leave their argument as it is
 
 
+def augmented(*layers: list[float], magnitude: float) -> np.ndarray:
+    images = np.stack([PIXELS] * len(layers))
+    rand_augment(images, None, layers, magnitude=magnitude)
+    return images
+
+
 def test_magnitude_zero_is_off_and_every_sample_has_its_own_operations() -> None:
-    assert rand_augment(PIXELS, draws(), magnitude=0) is PIXELS
-    results = [rand_augment(PIXELS, draws(index), magnitude=9).tobytes() for index in range(40)]
-    assert len(set(results)) > 30
-    assert results[7] == rand_augment(PIXELS, draws(7), magnitude=9).tobytes()
+    assert np.array_equal(augmented(draws(), magnitude=0)[0], PIXELS)
+    together = augmented(*map(draws, range(40)), magnitude=9)
+    assert len({image.tobytes() for image in together}) > 30
+    for index, image in enumerate(together):
+        assert np.array_equal(image, augmented(draws(index), magnitude=9)[0])
 
 
 def test_operations_are_applied_one_after_another() -> None:
     names = list(OPERATIONS)
     picks = [(names.index(name) + 0.5) / len(names) for name in ("rotate", "equalize")]
     expected = OPERATIONS["equalize"](OPERATIONS["rotate"](PIXELS, 0.6, -1.0), 0.6, 1.0)
-    assert np.array_equal(rand_augment(PIXELS, [picks[0], 0.9, picks[1], 0.1], magnitude=6), expected)
+    assert np.array_equal(augmented([picks[0], 0.9, picks[1], 0.1], magnitude=6)[0], expected)
 
 
 def test_half_of_the_images_are_mirrored() -> None:

@@ -11,6 +11,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from datasets import remote
 from datasets.cache import Fetched, ShardCache, shard_key
-from datasets.config import DataConfig
+from datasets.config import DataConfig, check_data
 from datasets.errors import DataError
 from datasets.loader import build_eval_loader, build_loader
 from datasets.manifest import ShardInfo
@@ -151,7 +152,7 @@ def test_a_full_disk_and_a_limit_too_small_are_clear(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match=r"data\.cache_dir .*: the disk is full: \d+ MB free.*data\.cache_dir=none"):
+    with pytest.raises(DataError, match=r"data\.cache_dir .*: the disk is full: [\d.]+ MB free.*data\.cache_dir=none"):
         ShardCache(tmp_path, 10**9).fetch(shards[0])
     assert not list(tmp_path.glob("*.part"))
 
@@ -200,11 +201,11 @@ def test_a_reader_lets_go_of_evicted_shards(shards: tuple[ShardInfo, ...], s3_ur
     cache = ShardCache(tmp_path, 10**9)
     path = cache.require(shards[0])
     reader = SampleReader(load_manifest(s3_uri), cache)
-    sample = reader.read_many([3])[0]
+    sample = next(reader.read_each([3]))
     assert len(reader._open) == 1
     path.unlink()
     assert reader.read(3) == sample
-    assert reader.read_many([3])[0] == sample
+    assert next(reader.read_each([3])) == sample
     assert not reader._open
 
 
@@ -268,5 +269,12 @@ def test_compressed_shards_are_unpacked_once_and_need_a_cache(tmp_path: Path) ->
     times = [path.stat().st_ino for path in sorted((tmp_path / "cache").glob("*.tar"))]
     assert labels(config) == labels(data(str(plain), "none"))
     assert [path.stat().st_ino for path in sorted((tmp_path / "cache").glob("*.tar"))] == times
-    with pytest.raises(DataError, match=r"a compressed shard is read through the cache; name a data\.cache_dir"):
-        labels(data(str(folder), "none"))
+    small = replace(config, cache_gb=1e-6)
+    for refused, message in (
+        (data(str(folder), "none"), r"name a data\.cache_dir"),
+        (small, r"cache_gb is 1e-06, but"),
+    ):
+        with pytest.raises(DataError, match=message):
+            labels(refused)
+        with pytest.raises(DataError, match=message):  # on the driver, before a worker starts
+            check_data(refused, batch_sizes=[16], worker_counts=[1])

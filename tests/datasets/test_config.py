@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.errors import DataError
-from datasets.loader import build_loader
+from datasets.loader import build_loader, sample_order
+from datasets.shards import load_manifest
 from tests.datasets.images import write_shards
 
 
@@ -61,6 +62,16 @@ def test_a_label_out_of_range_names_shard_and_key_when_it_is_read(tmp_path: Path
     with pytest.raises(DataError, match=r"part-000000\.tar: sample '000000\d\d': its label is [45]") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_goes_on_only_with_the_same_samples_in_the_same_order(tmp_path: Path, shard_folder: Path) -> None:
+    other = load_manifest(str(write_shards(tmp_path, [50, 64, 23], classes=3)))
+    manifest = load_manifest(str(shard_folder))
+    order = sample_order(DataConfig(num_lanes=4), manifest.shard_counts, seed=1)
+    assert order.fingerprint == sample_order(DataConfig(num_lanes=4), other.shard_counts, seed=1).fingerprint
+    later = sample_order(DataConfig(num_lanes=4), manifest.shard_counts, seed=2)
+    prints = {data_fingerprint(*one) for one in ((order, manifest), (order, other), (later, manifest))}
+    assert len(prints) == 3
 
 
 def test_other_classes_in_val_and_too_few_samples(tmp_path: Path, shard_folder: Path) -> None:

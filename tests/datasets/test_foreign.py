@@ -95,6 +95,22 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, me
         index([str(tmp_path)])
 
 
+def test_an_index_that_cannot_be_written_is_said_before_the_pass(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"no number"})
+    with pytest.raises(DataError, match=r"a\.tar: cannot write there \(.*\); name another folder with --out"):
+        index([str(tmp_path), "--out", str(tmp_path / "a.tar")])
+
+
+def test_indexing_again_keeps_the_class_names_of_numbers(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"0", "b.jpg": jpeg(1), "b.cls": b"1"})
+    write_manifest(tmp_path, ["a.tar"], classes=["cat", "dog"])
+    assert index([str(tmp_path)]) == 0
+    assert load_manifest(str(tmp_path)).classes == ("cat", "dog")
+    write_tar(tmp_path / "b.tar", {"c.jpg": jpeg(0), "c.cls": b"2"})
+    assert index([str(tmp_path)]) == 0
+    assert load_manifest(str(tmp_path)).classes == ("0", "1", "2")
+
+
 def test_shards_in_several_folders_share_an_index_elsewhere(tmp_path: Path) -> None:
     one, two = write_shards(tmp_path / "one", [5]), write_shards(tmp_path / "two", [6])
     with pytest.raises(DataError, match=r"the shards lie in 2 folders; .*--out"):

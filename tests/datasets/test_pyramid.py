@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import webdataset as wds
 from PIL import Image
@@ -19,6 +20,7 @@ from datasets.copies import choose_copy
 from datasets.errors import DataError
 from datasets.loader import build_eval_loader, build_loader, sample_order
 from datasets.pyramid import shrunk, write_copies
+from datasets.reader import SampleReader
 from datasets.shards import load_manifest, write_manifest
 from jobs.index import main as index
 from jobs.pyramid import main as pyramid
@@ -117,6 +119,16 @@ def test_a_copy_of_other_shards_is_refused_and_a_second_call_writes_only_what_is
     assert gone.read_bytes() == content
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != gone)
     assert load_manifest(str(folder)).copies == (40, 64)
+
+
+def test_a_damaged_image_is_as_damaged_in_its_copy(tmp_path: Path) -> None:
+    whole = simplejpeg.encode_jpeg(image_of(1, 2, height=120, width=90))
+    write_tar(tmp_path / "a.tar", {"a.jpg": whole, "a.cls": b"0", "b.jpg": whole[:900], "b.cls": b"0"})
+    assert index([str(tmp_path)]) == 0
+    write_copies(tmp_path, [40], workers=1)
+    full, small = (SampleReader(load_manifest(str(place))) for place in (tmp_path, tmp_path / "short-40"))
+    assert len(small.read(0).data) < len(full.read(0).data)
+    assert small.read(1) == full.read(1)
 
 
 def test_masks_shrink_with_their_images_by_nearest_neighbour() -> None:

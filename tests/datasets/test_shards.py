@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -66,7 +67,16 @@ def test_a_local_shard_that_changed_at_equal_size_is_refused_and_a_copy_is_not(
     data = shard.read_bytes()
     sample = data.index(b"\xff\xd8\xff")
     shard.write_bytes(data[:sample] + data[sample + 512 :] + data[sample : sample + 512])
-    with pytest.raises(DataError, match=r"part-000001\.tar: its content is not what .*changed since"):
+    with pytest.raises(DataError, match=r"part-000001\.tar: its time or content is not what .*changed since"):
+        load_manifest(str(moved))
+    shard.write_bytes(data)
+    assert load_manifest(str(moved)).num_samples == 137
+    write_manifest(moved, [f"part-{number:06d}.tar" for number in range(3)], classes=["a"])
+    with shard.open("r+b") as file:  # of the file that was indexed one byte is enough
+        file.seek(sample + 600)
+        file.write(bytes([data[sample + 600] ^ 1]))
+    os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))  # the clock of the file system may be coarse
+    with pytest.raises(DataError, match=r"part-000001\.tar: its time or content is not what .*changed since"):
         load_manifest(str(moved))
     write_manifest(moved, [f"part-{number:06d}.tar" for number in (0, 2)], classes=["a"])
     shard.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage_s3
+from infra.joined import Joined
 from infra.storage import LocalStorage, MissingKeyError, Storage, StorageAwayError, StorageError, open_storage
 from infra.storage_s3 import PART_BYTES, S3Storage
 from tests.servers import S3Server
@@ -68,7 +70,7 @@ def test_large_files_go_up_and_down_unchanged(storage: Storage, tmp_path: Path) 
     source, target = tmp_path / "source", tmp_path / "folder" / "target"
     source.write_bytes(data)
     storage.upload("big/file", source)
-    storage.write("big/memory", data)
+    storage.write("big/memory", data[:1000], memoryview(data)[1000:-1], data[-1:])
     storage.download("big/file", target)
     assert target.read_bytes() == data
     assert storage.read("big/memory") == data
@@ -284,3 +286,16 @@ def test_a_lost_answer_to_a_first_write_is_no_defeat(s3_uri: str) -> None:
     assert storage.write_if_absent("lease", b"me")
     assert len(calls) == 2
     assert not storage.write_if_absent("lease", b"someone else")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100, -1])
+def test_buffers_read_as_the_file_that_they_are(size: int) -> None:
+    buffers = (b"", b"abc", memoryview(b"d"), b"", bytearray(b"efghij"), b"")
+    file, whole = Joined(buffers), b"abcdefghij"
+    assert file.seek(0, io.SEEK_END) == len(whole)
+    assert file.read() == b""
+    for start in range(len(whole) + 2):
+        file.seek(start)
+        read = b"".join(iter(lambda: file.read(size), b""))
+        assert read == whole[start:]
+        assert file.tell() == max(start, len(whole))

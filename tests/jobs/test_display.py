@@ -4,9 +4,11 @@ import io
 
 from rich.console import Console
 
-from jobs.display import Follower
+from jobs.display import Follower, progress_line
 from jobs.recipes import demo
 from pipeline.controller import StageController
+from pipeline.policy import Progress
+from pipeline.stages import StageSpan
 from pipeline.status import MAX_NOTES
 
 
@@ -21,3 +23,12 @@ def test_every_note_is_shown_once_also_beyond_those_that_the_controller_keeps() 
             follower._show_notes(controller.status())
     follower._show_notes(controller.status())
     assert out.getvalue().splitlines() == [f"note: line {number}" for number in range(3 * MAX_NOTES)]
+
+
+def test_the_line_of_a_run_that_was_submitted_while_paused_says_what_is_known() -> None:
+    controller = StageController(demo().stages, 2, lambda segment: None)
+    spans = tuple(StageSpan(index, stage, index * 120, index * 120 + 120) for index, stage in enumerate(demo().stages))
+    now = Progress(cursor=24, stage=0, spans=spans, samples_per_epoch=120, num_workers=2, paused=True)
+    controller.joined(0)
+    controller.decide(now)
+    assert progress_line(demo(), controller.status()).startswith("stage 1/4 | 64 px | epoch 0.2/4 | paused")

@@ -214,7 +214,10 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     client = mlflow.MlflowClient(sqlite_uri, sqlite_uri)
     version = client.get_model_version("shapes", "1")
     assert version.run_id == tracker.run_id
-    assert client.get_run(version.run_id).info.status == "FINISHED"
+    recorded = client.get_run(version.run_id)
+    assert recorded.info.status == "FINISHED"
+    (logged,) = client.search_logged_models([recorded.info.experiment_id])
+    assert logged.artifact_location.startswith(f"{tmp_path}/artifacts/")
     model = mlflow.onnx.load_model("models:/shapes/1")
     assert model.graph.input[0].name == "images"
     signature = mlflow.models.get_model_info("models:/shapes/1").signature

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.datasets.images import write_shards
 from tests.jobs.browser import CHROMIUM, page
 
 ROOT = Path(__file__).parents[2]
+OF_A_RUN = ("ray::RayTrainWorker", "ray::StageController", "ray::TrainController")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def test_a_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed(stack: Stack) 
     assert "or [s]top it with a checkpoint?" in said
     assert "the same command resumes it" in said
     assert f"MLflow run {stack.environment()['MLFLOW_TRACKING_URI']}/#/experiments/" in said
+    check_nothing_trains(stack)
     found = newest_whole(open_storage(f"s3://{BUCKET}/runs/stopped"))[0]
     assert found is not None
     again = start("submit", *flags("stopped"))
@@ -114,6 +117,23 @@ def check_pages(stack: Stack, said: str) -> None:
     for name in ("predictions.png", "confusion-matrix.png"):
         picture = page(f"{url}/artifacts/{name}", stack.folder / "browser")
         assert re.search(r'<img [^>]*(src="blob:|get-artifact)', picture), name
+
+
+def check_nothing_trains(stack: Stack) -> None:
+    """A stopped job leaves no workers and no controller."""
+    head = stack.servers()["ray"].process()
+    assert head is not None
+    deadline = time.monotonic() + 60
+    while left := [title for title in map(_title, head.children(recursive=True)) if title.startswith(OF_A_RUN)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def check_secret_is_nowhere(stack: Stack) -> None:

@@ -66,6 +66,9 @@ def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_
         assert stage["samples"] == pytest.approx(stage["epochs"] * 132, abs=stage["batch_size"])
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert result["total"]["bytes_read"] == pytest.approx(result["total"]["samples"] * size / 137, rel=1e-3)
+    mix = f"{folder}/part-000000.tar::{folder}/part-000001.tar"
+    result = planned(capsys, "demo", "--data.train", mix, "--data.train-weights", "0.5", "2")
+    assert result["data"]["samples"] == 25 + 128
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from infra.storage import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole
-from pipeline.state import TrainState
+from pipeline.state import TrainState, list_checkpoints
 from tests.datasets.images import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,10 +75,9 @@ def run_until(place: Path, name: str, reached: Callable[[TrainState], bool]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(place: Path) -> None:
-    whole = run(place, "whole")
-    assert whole.returncode == 0, whole.stderr
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(place: Path) -> None:
+    """That its weights are those of an undisturbed run is seen in tests/pipeline/test_chaos.py."""
 
     def mid_epoch_of_stage_2(state: TrainState) -> bool:
         return (
@@ -93,41 +91,32 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(place: Path) -> None:
     again = run(place, "killed")
     assert again.returncode == 0, again.stderr
     assert f"killed resumes at cursor {at.state.cursor}" in again.stdout
-
-    one, other = newest(place, "whole"), newest(place, "killed")
-    assert one is not None
-    assert other is not None
-    assert one.state.cursor == other.state.cursor
-    for kind in ("model", "ema"):
-        tensors, same = getattr(one, kind), getattr(other, kind)
-        assert [name for name in tensors if not torch.equal(tensors[name], same[name])] == []
-    _check_record(place, "whole", "killed")
+    _check_record(place, "killed")
 
 
-def _check_record(place: Path, *names: str) -> None:
-    """Both runs are in MLflow, once each, with the same steps and losses."""
+def _check_record(place: Path, name: str) -> None:
+    """The run is in MLflow, once, with each of its rows once."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name("crescendo")
     assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert sorted(runs) == sorted(names)
-    histories = []
-    for name in names:
-        run_id = runs[name].info.run_id
-        assert runs[name].info.status == "FINISHED"
-        histories.append([(m.step, m.value) for m in client.get_metric_history(run_id, "train/loss")])
-        steps = [step for step, _ in histories[-1]]
-        assert len(steps) == len(set(steps))
-        assert len(client.list_artifacts(run_id, "samples")) == 4
-        assert len(client.list_artifacts(run_id, "profile")) == 1
-        files = {file.path for file in client.list_artifacts(run_id)}
-        assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
-        kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
-        assert [row[4] for row in kept["data"]] == ["whole"] * len(kept["data"])
-        assert kept["data"][0][0] == max(steps)
-    assert sorted(histories[0]) == sorted(histories[1])
+    (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    assert record.info.status == "FINISHED"
+    steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
+    assert len(steps) == len(set(steps))
+    last = newest(place, name)
+    assert last is not None
+    assert steps[-1] == last.state.cursor
+    assert set(range(96, steps[-1], 96)) <= set(steps)  # every second step of 48
+    assert len(client.list_artifacts(record.info.run_id, "samples")) == 4
+    run_id = record.info.run_id
+    assert len(client.list_artifacts(run_id, "profile")) == 1
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
+    kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
+    there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
+    assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
 
 
 @pytest.mark.slow

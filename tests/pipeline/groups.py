@@ -8,10 +8,10 @@ from dataclasses import replace
 from datasets.config import DataConfig
 from model.config import ModelConfig
 from pipeline.config import OptimizerConfig, TrainConfig
-from pipeline.controller import Segment, StageController
+from pipeline.controller import StageController
 from pipeline.course import Course
 from pipeline.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
-from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, TrainingStage
 from pipeline.state import TrainState
 
 EPOCH = 120

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from infra.storage import Storage, open_storage
 from pipeline.checkpoint import Snapshot, newest_whole, read_checkpoint, write_checkpoint
 from pipeline.state import CheckpointError, TrainState, list_checkpoints, newest_state, prune
+from pipeline.tensor_files import pack, pack_nested, unpack_nested
 
 
 def snapshot(cursor: int) -> Snapshot:
@@ -41,6 +45,25 @@ def test_what_is_written_is_read(storage: Storage) -> None:
         assert torch.equal(read.model[name], written.model[name])
     assert torch.equal(read.optimizer["state"][0]["square"], written.optimizer["state"][0]["square"])
     assert read.optimizer["param_groups"] == written.optimizer["param_groups"]
+
+
+def test_each_kind_of_tensor_is_read_by_the_library_and_lies_where_its_type_wants_it() -> None:
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    tensors = {str(kind): (torch.arange(5) % 2).to(kind) for kind in kinds}
+    tensors |= {"one": torch.tensor(1.5), "none": torch.empty(0, 3), "turned": torch.arange(6).reshape(2, 3).T}
+    nested = {"state": {0: {"a": tensors}, 7: {}}, "groups": [{"betas": (0.9, math.inf), "fused": None, "on": True}]}
+    data = b"".join(pack_nested(nested))
+    loaded = safetensors.torch.load(data)
+    assert len(loaded) == len(tensors)
+    read = unpack_nested(data)
+    assert read["groups"] == nested["groups"]
+    assert list(read["state"]) == [0, 7]
+    for name, tensor in tensors.items():
+        found = read["state"][0]["a"][name]
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    for whole in (tensors["turned"].T, tensors["one"]):  # contiguous: not copied
+        assert np.shares_memory(np.frombuffer(pack({"x": whole})[1], np.uint8), whole.numpy())
 
 
 def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
@@ -110,13 +133,10 @@ class Malicious:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model.safetensors", "state.json"])
 def test_nothing_that_is_read_is_unpickled(storage: Storage, tmp_path: Path, name: str) -> None:
     target = tmp_path / "ran"
     evil = pickle.dumps(Malicious(target))
-    if name == "optimizer.pt":
-        torch.save({"state": Malicious(target)}, tmp_path / "evil.pt")
-        evil = (tmp_path / "evil.pt").read_bytes()
     key = write_checkpoint(storage, snapshot(24))
     storage.write(f"{key}/{name}", evil)
     _forge_manifest(storage, key, name, evil)
@@ -132,6 +152,30 @@ def _forge_manifest(storage: Storage, key: str, name: str, data: bytes) -> None:
     manifest = json.loads(storage.read(f"{key}/manifest.json"))
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     storage.write(f"{key}/manifest.json", json.dumps(manifest).encode())
+
+
+def test_a_second_one_at_a_cursor_leaves_the_first_whole_until_it_is_whole_itself(storage: Storage) -> None:
+    first = snapshot(24)
+    key = write_checkpoint(storage, first)
+    decided = replace(first, state=TrainState(cursor=24, step=1, decisions=[{"decision": "pause"}]))
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(storage, decided, killed)
+    assert read_checkpoint(storage, key).state == first.state
+    assert write_checkpoint(storage, decided) == key
+    assert read_checkpoint(storage, key).state == decided.state
+    assert newest_state(storage)[0] == decided.state
+
+
+def test_checkpoints_of_which_none_can_be_read_are_no_fresh_start(storage: Storage) -> None:
+    for cursor in (24, 48):
+        storage.write(f"{write_checkpoint(storage, snapshot(cursor))}/model.safetensors", b"damaged")
+    for find in (newest_whole, newest_state):
+        with pytest.raises(CheckpointError, match="none of the 2 checkpoints of"):
+            find(storage)
 
 
 def test_no_checkpoint_is_a_fresh_start(storage: Storage) -> None:

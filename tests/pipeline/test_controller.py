@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from infra.storage import open_storage
-from pipeline.controller import Segment, StageController, segments
+from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
     NewGroup,
@@ -19,7 +19,7 @@ from pipeline.decisions import (
 )
 from pipeline.journal import Journal, JournalWriter, stored_rows
 from pipeline.policy import Progress
-from pipeline.stages import AdaptiveConfig, StageSpan, TrainingStage
+from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
 from pipeline.state import TrainState
 from tests.pipeline.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
 
@@ -168,6 +168,52 @@ def test_a_pause_survives_a_killed_group_also_without_its_checkpoint() -> None:
     assert status["phase"] == "finished"
 
 
+def test_a_run_that_was_resumed_stays_so_when_its_group_is_lost_before_the_checkpoint() -> None:
+    group = FakeGroup({24: ask(Pause()), 48: KilledError()})
+
+    def resume_at_once(controller: StageController) -> None:
+        group.loses = 0  # from here on no checkpoint is written
+        ask(Resume())(controller)
+
+    group.inject |= {24: ask(Pause())}
+    paused: list[int] = []
+    decide = StageController.decide
+
+    def watched(controller: StageController, now: Progress) -> tuple[object, ...]:
+        if now.paused and not paused:
+            paused.append(now.cursor)
+            resume_at_once(controller)
+        return decide(controller, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageController, "decide", watched)
+        status = group.run((stage(),))
+    assert group.told == [(24, "pause"), (24, "resume"), (24, "resume"), (120, "next stage")]
+    assert status["phase"] == "finished"
+
+
+def test_a_pause_that_is_taken_back_before_it_begins_is_none() -> None:
+    group = FakeGroup({48: ask(Pause(), Resume())})
+    group.run((stage(),))
+    assert group.told == [(120, "next stage")]
+
+
+def test_what_is_asked_for_a_stage_that_a_run_went_back_from_waits_for_it() -> None:
+    group = FakeGroup(loses_checkpoints_from=24)
+    group.inject = {120: advance(), 144: advance(), 168: KilledError()}
+    # Asked right before the decision that ends stage 1, the first one means stage 1; the second one stage 2.
+    group.run((stage(), stage(), stage()))
+    assert [words for _, words in group.told].count("next stage") == 2 + 3
+
+
+def test_what_comes_too_late_is_said() -> None:
+    controller = StageController((stage(), stage()), 2, lambda segment: None)
+    controller.decide(progress(24, 0, 2))
+    controller.ask(NextStage(asked_by="ann@here"))
+    controller.decide(progress(144, 1, 2))
+    assert controller.status()["notes"] == ["next stage, asked by ann@here, came too late: its stage has ended"]
+
+
 def test_the_answer_comes_at_once_and_says_when() -> None:
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=1)
     assert controller.ask(NextStage()) == "next stage: at the next decision point, after the start (stage 2 of 3)"
@@ -210,7 +256,7 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
     assert again.decisions[0][1] == first.decisions[0][1]  # who asked, and when
 
 
-def test_what_is_asked_while_decisions_are_repeated_comes_between_them() -> None:
+def test_a_stage_that_gets_longer_while_decisions_are_repeated_does_not_end_as_before() -> None:
     group = FakeGroup({96: advance(), 144: KilledError()}, loses_checkpoints_from=24)
 
     def when_restarted(controller: StageController) -> None:
@@ -221,8 +267,8 @@ def test_what_is_asked_while_decisions_are_repeated_comes_between_them() -> None
     assert group.told == [
         (96, "next stage"),
         (48, "extend by 1 epochs"),
-        (96, "next stage"),
-        (360, "next stage"),  # with what both left
+        (240, "next stage"),  # the newest word counts: the stage doesn't end at 96 again
+        (360, "next stage"),
     ]
 
 
@@ -347,6 +393,13 @@ def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
     assert group.told == [(48, "new group"), (120, "next stage")]
     assert len(group.fitted) == 2
     assert status["recoveries"] == 0
+
+
+def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
+    group = FakeGroup({48: lambda controller: controller.node_leaves("0123456789abcdef")})
+    status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
+    assert group.told == [(48, "new group"), (120, "next stage")]
+    assert any("about to be taken away (01234567)" in note for note in status["notes"])
 
 
 def test_the_next_segments_nodes_are_asked_for_ahead_and_once() -> None:

@@ -1,4 +1,7 @@
-"""A run of 1 to 2 workers on a cluster that loses a worker, loses nodes with and without notice, and gets others."""
+"""A run of 1 to 2 workers on a cluster that loses nodes with and without notice, and gets another.
+
+Lost workers, servers, drivers and controllers are in `test_chaos.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from datasets.loader import sample_order
 from datasets.shards import load_manifest
 from infra.storage import open_storage
 from jobs.benchmark.nodes import Nodes
+from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups
 from pipeline.checkpoint import newest_whole
 from pipeline.sample_log import VARIABLE
 from tests.datasets.images import write_shards
-from tests.pipeline.used_samples import Group, check_each_once, final_steps, groups
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 24
@@ -59,11 +62,11 @@ class Run:
             assert time.monotonic() < deadline, f"{told}:\n{self.output.read_text()}"
             time.sleep(0.2)
 
-    def wait_for_group(self, number: int, *, workers: int) -> None:
+    def wait_for_group(self, number: int, *, workers: int, steps: int = 20) -> None:
         """Wait until the group `number` (from 0) has trained for more than an epoch with so many workers."""
 
         def reached(found: list[Group]) -> bool:
-            return len(found) > number and len(found[number].steps) > 20
+            return len(found) > number and len(found[number].steps) > steps
 
         self.wait_for(f"group {number} with {workers} workers", reached)
         assert self.groups()[number].world_size == workers
@@ -89,17 +92,14 @@ def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_pat
     run = Run(tmp_path, nodes.address)
     try:
         run.wait_for_group(0, workers=2)
-        nodes.train_workers(nodes.nodes[1])[0].kill()
-        run.wait_for_group(1, workers=2)
         nodes.kill(nodes.nodes[1])
-        run.wait_for_group(2, workers=1)
-        nodes.nodes.append(nodes.add())
-        run.wait_for_group(3, workers=2)
+        run.wait_for_group(1, workers=1)
+        nodes.add()
+        run.wait_for_group(2, workers=2)
         nodes.drain(nodes.nodes[1], grace_s=30)
-        run.wait_for_group(4, workers=1)
+        run.wait_for_group(3, workers=1)
         nodes.kill(nodes.nodes[1])
-        nodes.nodes.append(nodes.add())
-        run.wait_for_group(5, workers=2)
+        run.wait_for_group(3, workers=1, steps=60)
         printed = run.stop()
     finally:
         run.process.kill()
@@ -112,13 +112,13 @@ def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_pat
 
 def _check_samples(run: Run) -> None:
     trained = run.groups()
-    assert [group.world_size for group in trained] == [2, 2, 1, 2, 1, 2]
+    assert [group.world_size for group in trained] == [2, 1, 2, 1]
     saved, skipped = newest_whole(open_storage(run.folder / "runs" / "elastic"))
     assert saved is not None
     assert skipped == []
     stop = saved.state.cursor
     assert stop == trained[-1].cursors[-1] + BATCH  # stopped with a checkpoint
-    for before, after in ((2, 3), (3, 4), (4, 5)):  # grown, drained, grown: handed over, nothing is trained twice
+    for before, after in ((1, 2), (2, 3)):  # grown, drained: handed over, nothing is trained twice
         assert trained[after].cursors[0] == trained[before].cursors[-1] + BATCH
     steps = final_steps(trained, stop)
     check_each_once(steps, stop=stop, batch_size=BATCH)

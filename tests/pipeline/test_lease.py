@@ -77,6 +77,18 @@ def test_the_controller_goes_on_with_the_drivers_lease(storage: Storage) -> None
     assert not storage.exists(KEY)
 
 
+def test_who_writes_notices_a_takeover_that_it_has_not_heard_of(storage: Storage) -> None:
+    mine = Lease(storage)
+    mine.take()
+    worker = Lease(storage, token=mine.token)
+    worker.check()
+    storage.write(KEY, Lease(storage)._record())
+    with pytest.raises(LeaseError, match="was taken over by another submission"):
+        worker.check()
+    storage.delete(KEY)
+    worker.check()  # given back
+
+
 def test_one_that_nobody_renews_expires(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     lost: list[str] = []
     first = Lease(storage)

@@ -56,6 +56,7 @@ def test_limits_follow_the_pixels_and_chunks_are_even() -> None:
     assert [micro_batch(48, limit) for limit in (0, 100, 48, 24, 20, 10, 1)] == [48, 48, 48, 24, 16, 10, 1]
     assert halved([24, 10, 6], 1, 10) == [24, 5, 3]
     assert halved([24, 10, 6], 0, 24) == [12, 5, 3]
+    assert halved([352, 176], 0, 64) == [32, 16]  # the worker's share was 64
 
 
 def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_config: MakeConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.config import DataConfig, check_data
+from datasets.config import DataConfig, check_data, data_fingerprint
 from datasets.loader import sample_order
 from infra.storage import Storage, open_storage
 from infra.tracking_config import TrackingConfig
@@ -34,7 +34,7 @@ def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) ->
     model["classifier.1.bias"].fill_(bias)
     ema = {f"module.{name}": value.clone() for name, value in model.items()} | {"n_averaged": torch.tensor(3)}
     ema["module.classifier.1.bias"].fill_(-bias)
-    data = sample_order(config.data, manifest.shard_counts, seed=config.seed).fingerprint
+    data = data_fingerprint(sample_order(config.data, manifest.shard_counts, seed=config.seed), manifest)
     snapshot = Snapshot(
         state=TrainState(cursor=cursor, step=cursor // 24),
         model=model,
@@ -59,7 +59,7 @@ def test_case_1_the_newest_whole_one_and_a_line_for_each_that_is_not(make_config
     for cursor in (24, 48, 72, 96):
         saved(config, storage, cursor, bias=cursor)
     damage(storage, 72, "model.safetensors")
-    storage.delete(f"checkpoints/{96:015d}/optimizer.pt")
+    storage.delete(f"checkpoints/{96:015d}/optimizer.safetensors")
     found = find_start(config, storage)
     assert found.state is not None
     assert found.state.cursor == 48

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datasets.batch import Batch
+from jobs.benchmark.used_samples import check_each_once, final_steps, groups, lost_and_doubled
 from pipeline import sample_log
-from pipeline.sample_log import VARIABLE, SampleLog
-from tests.pipeline.used_samples import check_each_once, final_steps, groups
+from pipeline.sample_log import VARIABLE, SampleLog, last_cursor
 
 BATCH, LANES = 4, 2
 
@@ -57,6 +57,10 @@ def test_what_a_restart_threw_away_does_not_count(clock: Clock, tmp_path: Path) 
     trained = groups(tmp_path)
     assert [group.world_size for group in trained] == [2, 1, 2]
     check_each_once(final_steps(trained, 40), stop=40, batch_size=BATCH)
+    assert lost_and_doubled(final_steps(trained, 40), stop=40) == (0, 0)
+    newest = max(tmp_path.iterdir())
+    assert (last_cursor(tmp_path), last_cursor(tmp_path, but=[newest])) == (36, 36)  # two ranks
+    assert last_cursor(tmp_path, but=list(tmp_path.iterdir())) == -1
 
 
 @pytest.mark.parametrize("fault", ["gap", "rank"])
@@ -65,6 +69,14 @@ def test_what_is_missing_is_found(clock: Clock, tmp_path: Path, fault: str) -> N
     train(clock, range(24 if fault == "gap" else 20, 40, BATCH), 1)
     with pytest.raises(AssertionError):
         check_each_once(final_steps(groups(tmp_path), 40), stop=40, batch_size=BATCH)
+    assert lost_and_doubled(final_steps(groups(tmp_path), 40), stop=40) == (BATCH // (1 + (fault == "rank")), 0)
+
+
+def test_what_is_used_twice_is_found(clock: Clock, tmp_path: Path) -> None:
+    train(clock, range(0, 20, BATCH), 1)
+    steps = final_steps(groups(tmp_path), 20)
+    steps[8][0]["streams"] = steps[4][0]["streams"]
+    assert lost_and_doubled(steps, stop=20) == (BATCH, BATCH)
 
 
 def test_without_a_folder_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

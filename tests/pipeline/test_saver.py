@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import LocalStorage, Storage, StorageError, open_storage
+from infra.storage import Data, LocalStorage, Storage, StorageError, open_storage
 from pipeline import saver as saver_module
 from pipeline.checkpoint import newest_whole
 from pipeline.config import CheckpointConfig
@@ -32,6 +32,9 @@ class Events:
 
     def saved(self, uri: str, cursor: int) -> None:
         self.saved_at.append(cursor)
+
+    def pruned(self) -> None:
+        pass
 
     def waits(self, line: str) -> None:
         self.lines.append(line)
@@ -59,7 +62,7 @@ def test_one_is_written_and_the_newest_takes_the_place_of_the_one_that_waits(tmp
     began = time.monotonic()
     for cursor in (24, 48, 72):
         saver.take(snapshot(cursor))
-        while cursor == 24 and not list((tmp_path / "checkpoints").glob("*24/optimizer.pt")):
+        while cursor == 24 and not list((tmp_path / "checkpoints").glob("*24/optimizer.safetensors")):
             time.sleep(0.01)
     assert time.monotonic() - began < 5
     assert not saver.wait(0.05)
@@ -85,10 +88,10 @@ class Away(LocalStorage):
 
     away = True
 
-    def upload(self, key: str, path: str | Path) -> None:
+    def write(self, key: str, *data: Data) -> None:
         if self.away:
             raise StorageError("cannot write: the disk is full")
-        super().upload(key, path)
+        super().write(key, *data)
 
 
 def test_storage_that_is_away_is_tried_again_with_the_newest(tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def test_s3_that_is_killed_in_between_gets_the_checkpoint_later(s3_server: S3Ser
     events.go.clear()
     saver = Saver(storage, CheckpointConfig(), events)
     saver.take(snapshot(24))
-    while not storage.exists("checkpoints/000000000000024/optimizer.pt"):
+    while not storage.exists("checkpoints/000000000000024/optimizer.safetensors"):
         time.sleep(0.05)
     s3_server.kill()
     events.go.set()
@@ -145,9 +148,9 @@ def _listed(storage: Storage) -> None:
         write_checkpoint(storage, replace(evaluated(cursor, cursor / 100)))  # type: ignore[type-var]
     storage.delete("checkpoints/000000000000048/manifest.json")
     storage.delete("checkpoints/000000000000072/ema.safetensors")
-    data = bytearray(storage.read("checkpoints/000000000000096/optimizer.pt"))
+    data = bytearray(storage.read("checkpoints/000000000000096/optimizer.safetensors"))
     data[len(data) // 2] ^= 1
-    storage.write("checkpoints/000000000000096/optimizer.pt", bytes(data))
+    storage.write("checkpoints/000000000000096/optimizer.safetensors", bytes(data))
     rows = describe_checkpoints(storage)
     assert [row.cursor for row in rows if not row.problem] == [24, 96]
     assert rows[0].metrics == {"val/accuracy": 0.24}
@@ -155,4 +158,4 @@ def _listed(storage: Storage) -> None:
     assert not rows[0].verified
     verified = describe_checkpoints(storage, verify=True)
     assert [row.verified for row in verified] == [True, False, False, False]
-    assert "optimizer.pt is damaged" in verified[3].problem
+    assert "optimizer.safetensors is damaged" in verified[3].problem

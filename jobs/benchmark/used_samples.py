@@ -61,6 +61,12 @@ def check_each_once(steps: dict[int, dict[int, dict[str, Any]]], *, stop: int, b
         assert used == list(range(cursor, cursor + batch_size)), cursor
 
 
+def lost_and_doubled(steps: dict[int, dict[int, dict[str, Any]]], *, stop: int) -> tuple[int, int]:
+    """Return how many positions of the sample stream below `stop` no step used, and how many uses are too many."""
+    used = [stream for ranks in steps.values() for line in ranks.values() for stream in line["streams"]]
+    return stop - len(set(used) & set(range(stop))), len(used) - len(set(used))
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # a kill may cut the last one
