@@ -78,8 +78,9 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callabl
     """
     files: dict[str, dict[str, Any]] = {}
     # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
-    # that the first one is whole until the manifest is replaced.
-    again = storage.exists(f"{snapshot.key}/{MANIFEST}")
+    # that the first one is whole until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
+    manifest = f"{snapshot.key}/{MANIFEST}"
+    again = manifest in storage.list(manifest)
     state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
     for name, make in _contents(snapshot, state_name).items():
         data = make()

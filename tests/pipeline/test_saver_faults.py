@@ -110,7 +110,7 @@ def test_a_server_that_takes_nothing_for_a_while(s3_uri: str, proxy: FaultProxy,
 
 
 def _wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
 
 
 def _wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
