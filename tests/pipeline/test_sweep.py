@@ -309,11 +309,7 @@ def test_a_study_goes_on_with_what_a_run_may_change_and_not_with_other_data(tmp_
         open_ledger(study)
 
     opened()
-    opened(
-        cluster=ClusterConfig(num_workers=1),
-        trainer=TrainerConfig(log_every=3),
-        tracking=TrackingConfig(experiment="other"),
-    )
+    opened(cluster=ClusterConfig(num_workers=1), trainer=TrainerConfig(log_every=3))
     for changes in ({"data": replace(demo().data, train="elsewhere")}, {"optimizer": OptimizerConfig(lr=0.5)}):
         with pytest.raises(StudyError, match=r"data\.train|optimizer\.lr"):
             opened(**changes)
