@@ -136,7 +136,7 @@ class StudyRunner:
         from ray import tune
 
         from pipeline.sweep.schedulers import StageAsha
-        from pipeline.sweep.searcher import ErrorNotes, LedgerSearcher
+        from pipeline.sweep.searcher import ErrorNotes, LedgerSearcher, Silence
         from pipeline.sweep.trial import TrialTrainable
 
         study = self.study
@@ -164,7 +164,7 @@ class StudyRunner:
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.options.max_failures),
-                callbacks=[*self.callbacks, ErrorNotes(self._failed)],
+                callbacks=[*self.callbacks, ErrorNotes(self._failed), Silence()],
             ),
         )
         try:
