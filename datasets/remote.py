@@ -115,9 +115,12 @@ def upload(url: str, path: Path, *, patience_s: float = PATIENCE_S) -> None:
 
     parts = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
     where = _at(url)
-    _call(
-        "write", url, lambda: _client().upload_file(str(path), where["Bucket"], where["Key"], Config=parts), patience_s
-    )
+
+    def put() -> None:
+        with path.open("rb") as file:  # `upload_file` would hide what went wrong in an error of its own
+            _client().upload_fileobj(file, where["Bucket"], where["Key"], Config=parts)
+
+    _call("write", url, put, patience_s)
 
 
 def delete(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> None:

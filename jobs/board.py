@@ -74,7 +74,7 @@ class Board(tune.Callback):
             controller = ray.get_actor(f"{ACTOR_PREFIX}{record.name}", NAMESPACE)
             status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError, TimeoutError):
-            return "starting, or waiting for a start that it shares"
+            return "starting, or waiting for a start that it shares" if self._study.shared else "starting"
         line = progress_line(self._study.configure(record.point), status)
         return line.partition(": " if status["progress"] is None else "| ")[2] or line
 

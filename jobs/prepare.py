@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datasets.places import check_writable
 from datasets.publish import staging_folder, upload_folder
 from datasets.pyramid import write_copies
 from datasets.remote import is_remote
@@ -90,6 +91,8 @@ def run(config: PrepareConfig) -> None:
     if config.source.notice:
         print(config.source.notice)
     start = time.monotonic()
+    if is_remote(config.out):
+        check_writable(config.out)
     folder = staging_folder(config.out) if is_remote(config.out) else Path(config.out)
     with shown_progress(f"{config.source.name} -> {config.out}") as progress:
         manifests = prepare(config.source, folder, config.writer, progress=progress)

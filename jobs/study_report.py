@@ -88,9 +88,8 @@ def search_files(study: Study, records: Sequence[Record], recipe: str, rows_of: 
     front = [numbers.index(one.number) for one in pareto_front(list(candidates.values()))]
     for name, label in (("step_ms", "step time, ms"), ("parameters", "parameters")):
         points = [(records[number].figures[name], candidates[number].accuracy) for number in numbers]
-        ordered = sorted(front, key=lambda index: points[index][0])
         made[f"pareto-{name.replace('_', '-')}.png"] = scatter(
-            points, ordered, 0, x_label=label, y_label=study.base.checkpoint.best_metric
+            points, front, 0, x_label=label, y_label=study.base.checkpoint.best_metric
         )
     for number in (one.number for one in pareto_front(list(candidates.values()))):
         made[f"front/rows-{number:03d}.json"] = rows_as_json(rows_of(records[number].point)).encode()

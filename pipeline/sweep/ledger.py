@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from infra.storage import MissingKeyError, Storage
-from pipeline.provenance import described, differences
+from pipeline.provenance import breaking, described, differences
 from pipeline.sweep.strategy import Point, point_key
 
 PLAN_FILE = "study.json"
@@ -61,6 +61,7 @@ class Ledger:
                 self.storage.write(PLAN_FILE, json.dumps(dict(plan), indent=1).encode())
             return
         changes = differences(begun, json.loads(json.dumps(dict(plan))))
+        changes = {key: change for key, change in changes.items() if _matters(key, change)}
         if changes:
             raise StudyError(
                 f"{self.storage.uri} was begun with other settings ({described(changes)}): start a new one with "
@@ -85,6 +86,12 @@ class Ledger:
     def write(self, record: Record) -> None:
         """Write a trial's record."""
         self.storage.write(f"{FOLDER}/{record.number:05d}.json", json.dumps(asdict(record), indent=1).encode())
+
+
+def _matters(key: str, change: tuple[Any, Any]) -> bool:
+    """Say whether a study can't go on with this change: as for a run, but new trials are to have the same data too."""
+    field = key.removeprefix("config.")
+    return field == key or field in ("data.train", "data.val") or bool(breaking({field: change}))
 
 
 def read_records(storage: Storage) -> list[Record]:

@@ -14,6 +14,8 @@ from pipeline.sweep.study import Study
 
 MIN_TRIALS = 4
 """Finished trials that it takes to say which range matters."""
+MAX_AXES = 6
+"""Ranges in the plot of parallel coordinates: those that matter most. More can't be told apart."""
 
 
 def as_optuna(study: Study, records: Sequence[Record]) -> optuna.Study:
@@ -62,7 +64,9 @@ def plots(study: Study, records: Sequence[Record]) -> dict[str, bytes]:
     found = as_optuna(study, records)
     if not found.trials:
         return {}
-    made = {"parallel-coordinates.png": _png(lambda: drawing.plot_parallel_coordinate(found))}
+    ranked = list(importances(study, records)) or list(study.space)
+    shown = [name for name in ranked if len({trial.params[name] for trial in found.trials}) > 1][:MAX_AXES]
+    made = {"parallel-coordinates.png": _png(lambda: drawing.plot_parallel_coordinate(found, params=shown or ranked))}
     if importances(study, records):
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         made["importances.png"] = _png(lambda: drawing.plot_param_importances(found, evaluator=evaluator))
@@ -72,13 +76,14 @@ def plots(study: Study, records: Sequence[Record]) -> dict[str, bytes]:
 def scatter(
     points: Sequence[tuple[float, float]], front: Sequence[int], marked: int, *, x_label: str, y_label: str
 ) -> bytes:
-    """Return a PNG of points, those of a Pareto front joined, one marked as the base."""
+    """Return a PNG of points, those of a Pareto front in colour, one marked as the base."""
 
     def draw() -> None:
         from matplotlib import pyplot
 
         pyplot.plot([x for x, _ in points], [y for _, y in points], "o", color="0.6", label="candidates")
-        pyplot.plot([points[index][0] for index in front], [points[index][1] for index in front], "o-", label="front")
+        # Not joined: the front has three dimensions.
+        pyplot.plot([points[index][0] for index in front], [points[index][1] for index in front], "o", label="front")
         pyplot.plot(*points[marked], "k*", markersize=14, label="base")
         pyplot.xlabel(x_label)
         pyplot.ylabel(y_label)
@@ -93,8 +98,7 @@ def _png(draw: Callable[[], Any]) -> bytes:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.figure(figsize=(9, 5))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pyplot.rc_context({"figure.figsize": (10, 5)}):  # Optuna makes its own figures
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
         draw()
         out = io.BytesIO()

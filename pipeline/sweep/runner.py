@@ -136,7 +136,7 @@ class StudyRunner:
         from ray import tune
 
         from pipeline.sweep.schedulers import StageAsha
-        from pipeline.sweep.searcher import ErrorNotes, LedgerSearcher
+        from pipeline.sweep.searcher import ErrorNotes, LedgerSearcher, Silence
         from pipeline.sweep.trial import TrialTrainable
 
         study = self.study
@@ -164,7 +164,7 @@ class StudyRunner:
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.options.max_failures),
-                callbacks=[*self.callbacks, ErrorNotes(self._failed)],
+                callbacks=[*self.callbacks, ErrorNotes(self._failed), Silence()],
             ),
         )
         try:
@@ -249,6 +249,7 @@ class StudyRunner:
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow have it all
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is stopped in its first stage has none to report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it gives trials five seconds for their checkpoints
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

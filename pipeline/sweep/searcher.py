@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from pipeline.sweep.ledger import Record
@@ -28,6 +29,13 @@ class ErrorNotes(Callback):
         """Take the last line of what went wrong."""
         lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
         self._failed(trial.config["number"], lines[-1] if lines else "")
+
+
+class Silence(TrialProgressCallback):
+    """Stands where Tune puts its own lines on trials, some of which come at any verbosity."""
+
+    def _print(self, msg: str) -> None:
+        """Print nothing."""
 
 
 class LedgerSearcher(Searcher):

@@ -74,10 +74,7 @@ def open_ledger(study: Study, *, dry_run: bool = False) -> Ledger:
         StudyError: the study was begun with other settings.
     """
     ledger = Ledger(study.storage)
-    config = recorded_config(study.base)
-    for harmless in ("cluster", "tracking", "checkpoint", "storage"):
-        config.pop(harmless)
-    ledger.open({"kind": study.kind, "config": config, **study.plan}, dry_run=dry_run)
+    ledger.open({"kind": study.kind, "config": recorded_config(study.base), **study.plan}, dry_run=dry_run)
     for record in ledger.records:
         if record.state in ("finished", "stopped"):
             study.strategy.tell(record.point, study.scores(record), finished=record.state == "finished")

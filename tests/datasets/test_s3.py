@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 import webdataset as wds
@@ -19,6 +20,7 @@ from datasets.manifest import MANIFEST_NAME
 from datasets.shards import load_manifest
 from datasets.tar_index import INDEX_NAME
 from jobs.index import main as index
+from jobs.prepare import main as prepare
 
 
 def put(folder: Path, uri: str, *, manifest: bool = False) -> str:
@@ -158,3 +160,20 @@ def test_check_data_over_s3(s3_shards: str) -> None:
     assert train.num_samples == 137
     with pytest.raises(DataError, match=r"data\.train_weights has 2 numbers for 1 parts"):
         check_data(replace(config(s3_shards, "none"), train_weights=(1.0, 2.0)), batch_sizes=[16], worker_counts=[1])
+
+
+def test_a_bucket_that_cannot_be_written_is_said_before_the_work(
+    s3_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="read-only")
+    rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::read-only/*"}
+    client.put_bucket_policy(Bucket="read-only", Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
+    message = "cannot write it: access is denied; the credentials need s3:PutObject"
+    with pytest.raises(DataError, match=f"s3://read-only/file: {message}"):
+        remote.upload("s3://read-only/file", tmp_path / "file")
+    assert prepare(["image-folder", str(tmp_path / "none"), "--out", "s3://read-only/set"]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(DataError, match=f"{message}; name another folder with --out"):
+        index([str(tmp_path / "none"), "--out", "s3://read-only/set"])

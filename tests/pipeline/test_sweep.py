@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
+from infra.cluster import ClusterConfig
 from infra.storage import open_storage
 from jobs.board import Board
 from jobs.cli import parse_recipe
 from jobs.recipes import demo
 from jobs.spaces import SPACES, space_of
 from jobs.study_report import sweep_files, winner_command
-from pipeline.config import TrainConfig
+from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.stages import ramp
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
@@ -31,7 +32,7 @@ from pipeline.sweep.schedulers import StageAsha, survivors
 from pipeline.sweep.searcher import LedgerSearcher
 from pipeline.sweep.space import Range, SweepSpace, default_space
 from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_strategy, mutated, random_point
-from pipeline.sweep.study import Study, next_record, planned_points
+from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import plan_tree, prefix_config, prefix_keys, saving, shared_prefixes, stage_costs
 
 SPACE = {
@@ -299,6 +300,19 @@ def test_a_ledger_comes_back_as_it_was_and_refuses_another_plan(tmp_path: Path) 
     assert read_records(open_storage(str(tmp_path)))[1] == record
     with pytest.raises(StudyError, match=r"seed: 0 -> 1.*--name"):
         Ledger(open_storage(str(tmp_path))).open({"space": "a", "seed": 1})
+
+
+def test_a_study_goes_on_with_what_a_run_may_change_and_not_with_other_data(tmp_path: Path) -> None:
+    def opened(**changes: object) -> None:
+        study = make_study(tmp_path)
+        study.base = replace(study.base, **changes)  # type: ignore[arg-type]
+        open_ledger(study)
+
+    opened()
+    opened(cluster=ClusterConfig(num_workers=1), trainer=TrainerConfig(log_every=3))
+    for changes in ({"data": replace(demo().data, train="elsewhere")}, {"optimizer": OptimizerConfig(lr=0.5)}):
+        with pytest.raises(StudyError, match=r"data\.train|optimizer\.lr"):
+            opened(**changes)
 
 
 def test_the_recipe_is_tried_first_and_no_point_twice(tmp_path: Path) -> None:
