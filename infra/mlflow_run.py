@@ -116,7 +116,7 @@ def open_run(
     A run that was made by a call whose answer was lost is found by its key.
     """
     client = make_client(uri)
-    run = _run_by_id(client, run_id) or _run_by_key(client, experiment_id, key)
+    run = _run_by_id(client, run_id) or run_by_key(client, experiment_id, key)
     if run is None:
         tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": _user(), "mlflow.source.name": "Crescendo"}
         if parent_run_id:
@@ -234,7 +234,8 @@ def _run_by_id(client: MlflowClient, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _run_by_key(client: MlflowClient, experiment_id: str, key: str) -> Any:
+def run_by_key(client: MlflowClient, experiment_id: str, key: str) -> Any:
+    """Return the run of an experiment that carries the key, or None."""
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     return found[0] if found else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.mlflow_run import KEY_TAG, TrackingError, make_client
+from infra.mlflow_run import TrackingError, make_client, run_by_key
 from infra.spool import stored_key
 from infra.storage import Storage
 from infra.tracking_config import TrackingConfig, explained, redacted
@@ -69,20 +69,17 @@ def register_onnx(
             pip_requirements=["onnx", "onnxruntime"],
             save_as_external_data=False,
         )
-    except TrackingError:
-        raise
     except Exception as error:
-        raise explained(config, error) from error
+        raise explained(config, error) from None
     return str(logged.registered_model_version)
 
 
 def _run(client: MlflowClient, config: TrackingConfig, key: str) -> Run:
     experiment = client.get_experiment_by_name(config.experiment)
-    tag = f"tags.`{KEY_TAG}` = '{key}'"
-    found = client.search_runs([experiment.experiment_id], tag, max_results=1) if experiment and key else []
-    if not found:
+    run: Run | None = run_by_key(client, experiment.experiment_id, key) if experiment and key else None
+    if run is None:
         raise TrackingError(
             f"no run of the experiment {config.experiment!r} at {redacted(config.uri)} has this checkpoint's key: name "
             "the MLflow server that recorded it with --tracking-uri"
         )
-    return found[0]
+    return run

@@ -69,18 +69,19 @@ class Lease:
                 found, etag = self.storage.read_with_etag(KEY)
             except MissingKeyError:
                 found, etag = b"", ""
-            if _parsed(found).get("token") != self.token:
-                raise LeaseError(f"{self.storage.uri} was taken over by another submission of this run")
+            self._check_mine(found)
             if self.storage.write_if_match(KEY, self._record(), etag):
                 return  # else the driver, which holds the same lease, renewed it in between
 
     def check(self) -> None:
         """Raise `LeaseError` if another submission has taken the lease over."""
         try:
-            holder = _parsed(self.storage.read(KEY)).get("token")
+            self._check_mine(self.storage.read(KEY))
         except MissingKeyError:  # given back, as at a run's end
             return
-        if holder != self.token:
+
+    def _check_mine(self, record: bytes) -> None:
+        if _parsed(record).get("token") != self.token:
             raise LeaseError(f"{self.storage.uri} was taken over by another submission of this run")
 
     def keep(self, lost: Callable[[str], None]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from model.rows import rows_from_json
 from pipeline.search.reward import reward
 from pipeline.sweep.ledger import Record, read_records
 from tests.datasets.images import write_shards
-from tests.jobs.killing import ROOT, kill_family
+from tests.jobs.killing import run_until
 
 
 @pytest.mark.slow
@@ -41,16 +39,7 @@ def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(
         return [record for record in read_records(open_storage(str(study))) if record.state == "finished"]
 
     # On a cluster of its own, which dies with it.
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "jobs.search", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while not finished():
-            assert killed.poll() is None, "the search ended before it could be killed"
-            time.sleep(0.1)
-    finally:
-        if killed.poll() is None:
-            kill_family(killed)
+    run_until([sys.executable, "-m", "jobs.search", *command], lambda: bool(finished()))
     (base,) = finished()
     kept = [study / "latency.json", *(tmp_path / "runs" / base.name).rglob("model.safetensors")]
     times = [path.stat().st_mtime_ns for path in kept]

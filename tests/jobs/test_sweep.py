@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from infra.storage import open_storage
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
 from tests.datasets.images import write_shards
-from tests.jobs.killing import ROOT, kill_family
+from tests.jobs.killing import run_until
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +88,10 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
     assert "the same command goes on" in capsys.readouterr().out
 
     # On a cluster of its own, which dies with it.
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "jobs.sweep", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    run_until(
+        [sys.executable, "-m", "jobs.sweep", *command],
+        lambda: any(record.state == "finished" for record in records(place)),
     )
-    try:
-        while not any(record.state == "finished" for record in records(place)):
-            assert killed.poll() is None, "the sweep ended before it could be killed"
-            time.sleep(0.1)
-    finally:
-        if killed.poll() is None:
-            kill_family(killed)
     (done,) = (record for record in records(place) if record.state == "finished")
     kept = {path: path.stat().st_mtime_ns for path in _weights(place) if path.parts[-4] == done.name}
     starts = [path for path in _weights(place) if "-start-" in str(path)]

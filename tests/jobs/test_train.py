@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.storage import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole
-from pipeline.state import TrainState, list_checkpoints
+from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards
+from tests.jobs.killing import ROOT, run_until
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLES_PER_EPOCH = 132
 
 
@@ -57,34 +52,20 @@ def newest(place: Path, name: str) -> Snapshot | None:
     return newest_whole(open_storage(str(place / "runs" / name)))[0]
 
 
-def run_until(place: Path, name: str, reached: Callable[[TrainState], bool]) -> None:
-    """Start the run; once a checkpoint is there that `reached` accepts, SIGKILL the driver and all it started."""
-    process = subprocess.Popen(command(place, name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while (snapshot := newest(place, name)) is None or not reached(snapshot.state):
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.02)
-    finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-        for member in family:
-            try:
-                os.kill(member.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(place: Path) -> None:
     """That its weights are those of an undisturbed run is seen in tests/pipeline/test_chaos.py."""
 
-    def mid_epoch_of_stage_2(state: TrainState) -> bool:
+    def mid_epoch_of_stage_2() -> bool:
+        if (snapshot := newest(place, "killed")) is None:
+            return False
+        state = snapshot.state
         return (
             len(state.stage_starts) == 2 and state.cursor % SAMPLES_PER_EPOCH != 0 and len(state.stage_results[1]) > 0
         )
 
-    run_until(place, "killed", mid_epoch_of_stage_2)
+    run_until(command(place, "killed"), mid_epoch_of_stage_2, pause_s=0.02)
     at = newest(place, "killed")
     assert at is not None
     assert len(at.state.stage_starts) == 2
