@@ -75,6 +75,11 @@ class ClusterConfig:
         if self.max_failures < -1:
             raise ValueError(f"cluster.max_failures is {self.max_failures}: use -1 for any number, or 0 and more")
 
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads that a worker computes with: a number that resuming "bit for bit" depends on."""
+        return max(1, int(self.cpus_per_worker))
+
 
 def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
     """Return the smallest and the largest number of workers."""

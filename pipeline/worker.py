@@ -65,6 +65,8 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train
     hears of the ends of the first `report_stages` stages.
     """
+    # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
+    torch.set_num_threads(config.cluster.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()
     log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()

@@ -66,7 +66,8 @@ def _measured(
     measure = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(_measure)
     work = {"batch_size": batch, "image_size": stage.image_size, "num_classes": num_classes, "repeats": repeats}
     candidates = [rows_of(base, point) for point in points]
-    return ray.get(measure.remote(config.model, choices(base), candidates, work, config.trainer.precision))
+    threads, precision = cluster.threads_per_worker, config.trainer.precision
+    return ray.get(measure.remote(config.model, choices(base), candidates, work, precision, threads))
 
 
 def _measure(
@@ -75,12 +76,14 @@ def _measure(
     candidates: Sequence[tuple[Block, ...]],
     work_values: dict[str, int],
     precision: str,
+    threads: int,
 ) -> dict[str, Any]:
     """Measure, in a Ray task that has what a training worker has."""
     import torch
 
     from model.latency import Workload, measure_model, measure_table
 
+    torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = precision == "bf16" or (precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
     work = Workload(**work_values, device=device, bf16=bf16)
