@@ -110,7 +110,7 @@ def train_with_timm(
     twin = _Twin(config, train, val, num_classes)
     stage = config.stages[-1]
     steps = round(sum(one.epochs for one in config.stages) * samples_per_epoch / stage.batch_size)
-    per_epoch = max(1, samples_per_epoch // stage.batch_size)
+    per_epoch = max(1, round(samples_per_epoch / stage.batch_size))
     rows: list[Evaluation] = []
     train_s = cpu_s = eval_s = 0.0
     step = 0

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import UsageError
-from jobs.compare import main, parse, scaled
+from jobs.compare import main
+from jobs.compare_cli import parse, scaled
 from jobs.comparisons import COMPARISONS, random_sizes, with_fused
 from jobs.recipes import fonts_small, unet_demo
 from model.config import architecture_of, check_image_size
