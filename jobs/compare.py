@@ -154,7 +154,7 @@ class _Compare:
 
     def _keep(self, found: Findings, tracker: Tracker) -> None:
         """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
-        from pipeline.compare.report import report_files
+        from pipeline.compare.report import grid_table, report_files, short_table
 
         for name, content in report_files(found).items():
             self.storage.write(f"report/{name}", content)
@@ -165,10 +165,10 @@ class _Compare:
         for variant, one in found.figures.items():
             name = variant.replace(",", "")
             tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=0)
-        for title, table in found.tables.items():
-            if title != "Runs":
-                self.console.print(f"\n{title}")
-                self.console.print(_rich(table))
+        if found.comparison.grid is not None:
+            self.console.print(_rich(grid_table(found)))
+        self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
+        self.console.print(_rich(short_table(found)))
         where = self.options.out or self.storage.location("report")
         self.console.print(f"report: {where}/report.html", markup=False, highlight=False, soft_wrap=True)
 

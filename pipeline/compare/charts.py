@@ -48,7 +48,7 @@ def finals(found: Mapping[str, Figures], metric: str) -> bytes:
         axes.plot(one.scores, [index] * len(one.scores), "o", color="0.6", markersize=5)
         axes.errorbar(one.score, index, xerr=one.score_std or 0, fmt="|", color=f"C{index % 10}", capsize=4, ms=14)
     axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel(f"final {metric}: seeds, mean and standard deviation")
     axes.grid(axis="x", alpha=0.25)
     return _png(figure)

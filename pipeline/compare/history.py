@@ -83,7 +83,7 @@ def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about
                 eval_s=row["eval_s"],
                 pixels=pixels_at(int(row["cursor"]), state.stage_starts, [stage["image_size"] for stage in stages]),
             )
-            for row in state.evaluations
+            for row in _spaced(state, max(stage["batch_size"] for stage in stages))
         ),
         metrics={name: value for name, value in state.evaluation.items() if name != "cursor"},
         samples=state.cursor,
@@ -91,6 +91,16 @@ def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about
         machine=facts["machine"],
         **about,
     )
+
+
+def _spaced(state: TrainState, step: int) -> list[dict[str, float]]:
+    """Return the evaluations without those a step from a stage's end: an epoch's end beside it says nothing more."""
+    ends = state.stage_starts[1:]
+    return [
+        row
+        for row in state.evaluations
+        if row["cursor"] in ends or all(abs(row["cursor"] - end) > step for end in ends)
+    ]
 
 
 def pixels_at(cursor: int, starts: Sequence[int], sizes: Sequence[int]) -> float:

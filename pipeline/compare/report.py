@@ -56,7 +56,7 @@ def outcome_table(found: Findings) -> Table:
                 name + (" (baseline)" if name == found.comparison.baseline else ""),
                 spread(one.score, one.score_std),
                 "" if one is baseline else f"{one.score - baseline.score:+.4f}",
-                f"{one.totals['train_s']:.1f} s ({low:.1f}-{high:.1f})",
+                f"{one.totals['train_s']:.1f} s" + (f" ({low:.1f}-{high:.1f})" if len(one.seeds) > 1 else ""),
                 f"{one.totals['cpu_s']:.1f} s",
                 f"{one.totals['pixels'] / 1e6:.4g} M",
                 f"{one.reached} of {len(one.seeds)}",
@@ -64,6 +64,24 @@ def outcome_table(found: Findings) -> Table:
                 *("" if one.ratio[clock] is None else f"{one.ratio[clock]:.2f}" for clock in CLOCKS),
             ]
         )
+    return [head, *rows]
+
+
+def short_table(found: Findings) -> Table:
+    """Return what fits into a terminal of the figures."""
+    head = ["", "accuracy" if found.metric == "val/accuracy" else found.metric, "train", "CPU", "to target", "ratio",
+            "CPU ratio", "px ratio", "images/s"]  # fmt: skip
+    rows = [
+        [
+            name,
+            spread(one.score, one.score_std),
+            *(f"{one.totals[clock]:.1f} s" for clock in ("train_s", "cpu_s")),
+            "never" if one.to_target["train_s"] is None else f"{one.to_target['train_s']:.1f} s",
+            *("" if one.ratio[clock] is None else f"{one.ratio[clock]:.2f}" for clock in CLOCKS),
+            f"{one.images_per_s:.0f}",
+        ]
+        for name, one in found.figures.items()
+    ]
     return [head, *rows]
 
 
@@ -183,7 +201,7 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1250px;margin:2em 
 table{border-collapse:collapse;font-size:13px;margin:.5em 0 1.5em}th,td{padding:4px 9px;text-align:right;
 border-bottom:1px solid #ddd}th{border-bottom:2px solid #888;vertical-align:bottom}td:first-child,th:first-child
 {text-align:left;white-space:nowrap}.runs td{text-align:left;font-size:12px}
-.pictures{display:flex;flex-wrap:wrap;gap:12px}
+.pictures{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}
 .pictures img{max-width:100%;width:600px}code{background:#f4f4f4;padding:3px 6px}.wide{overflow-x:auto}"""
 
 
