@@ -8,7 +8,6 @@ threads. What is timm's own: reading tars, decoding, RandAugment's operations, M
 from __future__ import annotations
 
 import json
-import math
 import resource
 import time
 from dataclasses import asdict, dataclass, replace
@@ -166,7 +165,10 @@ class _Twin:
         set_stochastic_depth(self.model, config.model.stochastic_depth if depth is None else depth)
         how = config.optimizer
         self.optimizer = create_optimizer_v2(self.model, opt="adamw", lr=how.lr, weight_decay=how.weight_decay)
-        self.ema = ModelEmaV3(self.model, decay=how.ema_decay) if how.ema_decay else None
+        # With these it is n / (n + 9) at first, as ours is (1 + n) / (10 + n).
+        warm_up = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+        self.ema = ModelEmaV3(self.model, decay=how.ema_decay, **warm_up) if how.ema_decay else None
+        self.steps = 0
         smoothing = getattr(config.task, "label_smoothing", 0.0)
         self.mixup = None
         if self.stage.mixup_alpha:
@@ -207,14 +209,12 @@ class _Twin:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        loss = self.loss(self.model(images), labels)
-        if not math.isfinite(loss.item()):
-            raise CompareError(f"peer timm: the loss is {loss.item()}; lower optimizer.lr")
-        loss.backward()
+        self.loss(self.model(images), labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
         if self.ema is not None:
-            self.ema.update(self.model)
+            self.ema.update(self.model, self.steps)
 
     def accuracy(self) -> float:
         """Return the moving average's accuracy over the validation images."""
