@@ -15,6 +15,8 @@ from pipeline.state import TrainState
 Clock = Literal["train_s", "cpu_s", "pixels"]
 CLOCKS: tuple[Clock, ...] = ("train_s", "cpu_s", "pixels")
 """What accuracy is drawn over: seconds of training without evaluations, CPU seconds of it, images times pixels."""
+BESIDE = 0.01
+"""Share of a run below which two evaluations lie beside each other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +85,7 @@ def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about
                 eval_s=row["eval_s"],
                 pixels=pixels_at(int(row["cursor"]), state.stage_starts, [stage["image_size"] for stage in stages]),
             )
-            for row in _spaced(state, max(stage["batch_size"] for stage in stages))
+            for row in _spaced(state)
         ),
         metrics={name: value for name, value in state.evaluation.items() if name != "cursor"},
         samples=state.cursor,
@@ -93,13 +95,14 @@ def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about
     )
 
 
-def _spaced(state: TrainState, step: int) -> list[dict[str, float]]:
-    """Return the evaluations without those a step from a stage's end: an epoch's end beside it says nothing more."""
-    ends = state.stage_starts[1:]
+def _spaced(state: TrainState) -> list[dict[str, float]]:
+    """Return the evaluations without those right beside a stage's end: an epoch's end there says nothing more, and may
+    have been made at the next stage's image size."""
+    ends, near = state.stage_starts[1:], BESIDE * state.cursor
     return [
         row
         for row in state.evaluations
-        if row["cursor"] in ends or all(abs(row["cursor"] - end) > step for end in ends)
+        if row["cursor"] in ends or all(abs(row["cursor"] - end) > near for end in ends)
     ]
 
 

@@ -41,15 +41,15 @@ def plan_runs(comparison: Comparison, seeds: tuple[int, ...]) -> list[Planned]:
     planned: list[Planned] = []
     for seed in seeds:
         for variant, config in comparison.variants.items():
-            planned.append(_planned(variant, replace(config, seed=seed), first=not planned))
+            planned.append(_planned(variant, replace(config, seed=seed), comparison.name, first=not planned))
     return planned
 
 
-def _planned(variant: str, config: TrainConfig, *, first: bool) -> Planned:
+def _planned(variant: str, config: TrainConfig, comparison: str, *, first: bool) -> Planned:
     base = config.name
     try:
-        # Under a name that no run has: whether a run of the right one fits is seen when it is found.
-        probe = preflight(replace(config, name=f"{base}-probe"), tracking_is_ready=not first)
+        # Under the comparison's name, which is no run's: what a run is called follows from what preflight finds.
+        probe = preflight(replace(config, name=comparison), tracking_is_ready=not first)
     except ValueError as error:
         raise CompareError(f"variant {variant!r}: {error}") from error
     found_by = fingerprint_of(probe)

@@ -98,16 +98,16 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
         stage_results=[{"peak_bytes": 7}, {"peak_bytes": 9}, {}],
         evaluations=[
             {"cursor": 100, **row},
-            {"cursor": 110, **row},
+            {"cursor": 101, **row},
             {"cursor": 200, **row, "val/accuracy": 0.75, "train_s": 5.0},
         ],
         evaluation={"cursor": 200, "val/accuracy": 0.75},
     )
-    facts = {"config": {"stages": [{"image_size": size, "batch_size": 10} for size in (10, 20)]}, "machine": "m"}
+    facts = {"config": {"stages": [{"image_size": 10}, {"image_size": 20}]}, "machine": "m"}
     about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f"}
     found = history_of(state, facts, "val/accuracy", **about)
     assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)
-    assert found.evaluations[1].pixels == 5e4  # 110 is an epoch's end, a step after the stage's
+    assert found.evaluations[1].pixels == 5e4  # 101 is an epoch's end beside the stage's
     del state.evaluations[0]["cpu_s"]  # as older versions wrote it
     with pytest.raises(KeyError):
         history_of(state, facts, "val/accuracy", **about)
