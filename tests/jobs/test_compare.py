@@ -109,7 +109,6 @@ def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_data_that_is_not_there_and_sizes_that_do_not_fit_are_one_line(tmp_path: Path, sqlite_uri: str) -> None:
     write_shards(tmp_path / "train", [60])
     with pytest.raises(CompareError, match=r"^variant 'fonts_small': .*no such shard or folder"):
