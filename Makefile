@@ -9,9 +9,9 @@ BUCKET := s3://crescendo
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY) ## Make .venv from requirements.lock (does nothing when it is up to date)
+setup: $(READY) ## Make .venv from requirements-dev.lock (does nothing when it is up to date)
 
-$(READY): requirements.lock .ci/setup
+$(READY): requirements-dev.lock .ci/setup
 	@sh .ci/setup
 	@touch $@
 
@@ -49,9 +49,12 @@ format: setup ## Format the code and apply the safe fixes
 ui: setup ## Open the MLflow UI over the local runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///runs/mlflow.db
 
-lock: ## Make requirements.lock again from pyproject.toml (needs uv)
-	uv pip compile --universal --no-emit-index-url --no-header --no-annotate --all-extras --group dev \
-		pyproject.toml -o requirements.lock
+COMPILE := uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+
+lock: ## Make both lock files again from pyproject.toml (needs uv; UPGRADE=1 for the newest versions)
+	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-dev.lock
+	$(COMPILE) --extra export --extra server --extra timm --constraints requirements-dev.lock pyproject.toml \
+		-o requirements.lock
 
 clean: ## Remove the caches of the tools (keeps .venv, data and runs)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
