@@ -119,7 +119,7 @@ def test_data_that_is_not_there_and_sizes_that_do_not_fit_are_one_line(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_comparison_trains_reports_and_is_reused(
     tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
