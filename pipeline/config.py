@@ -108,7 +108,7 @@ class TrainerConfig:
     """Whether the largest forward and backward pass that fits is looked for before the first step, where
     `micro_batch_size` is 0; each stage's micro-batch follows from it. auto: on a GPU."""
     compile: bool = False
-    """Whether to run the model through torch.compile; costs one compilation a stage."""
+    """Whether to run the model through torch.compile: one compilation a stage, all before the first step."""
     eval_every_epochs: float = 1.0
     """Training samples between two evaluations, in epochs. One is also made at each stage's end."""
     eval_scale: float = 1.0

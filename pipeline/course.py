@@ -69,8 +69,12 @@ class Course:
     @property
     def micro_limit(self) -> int:
         """Most samples of a forward pass on one worker in the stage that is on; 0: all."""
+        return self.micro_limit_of(self.stage)
+
+    def micro_limit_of(self, stage: int) -> int:
+        """Most samples of a forward pass on one worker in a stage; 0: all."""
         limits = self.state.micro_limits
-        return limits[self.stage] if limits else self.config.trainer.micro_batch_size
+        return limits[stage] if limits else self.config.trainer.micro_batch_size
 
     def lower_limits(self, out_of_memory: Sequence[tuple[int, int]], num_workers: int) -> None:
         """Use smaller micro-batches after stages ran out of memory with so many samples: (stage, samples) each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.config import TrainConfig
 from pipeline.evaluation import autocast
 from pipeline.memory import largest_that_fits
 from pipeline.optim import build_ema, build_optimizer
-from pipeline.parallel import data_parallel
+from pipeline.parallel import buffers_kept, data_parallel
 from pipeline.state import CheckpointError
 from pipeline.task import Task
 
@@ -90,7 +90,6 @@ class Learner:
         Raises:
             MemoryLimitError: not even one fits.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self._net.train()
 
         def try_pass(count: int) -> None:
@@ -103,13 +102,27 @@ class Learner:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
-        fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        with buffers_kept(self.model):
+            fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
         if dist.is_initialized():
             dist.all_reduce(fits, op=dist.ReduceOp.MIN)
         return int(fits)
+
+    def compile_for(self, image_size: int, counts: Collection[int]) -> None:
+        """Compile the model for passes of so many samples of a size, with the dropout that is set now.
+
+        Nothing of it stays in the model: gradients go nowhere, so that no rank waits for another one's, and buffers are
+        put back. Each step seeds its own random numbers.
+        """
+        self._net.train()
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        alone = isinstance(self._net, DistributedDataParallel)
+        with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            for count in counts:
+                images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
+                with autocast(self.config.trainer, self.device):
+                    logits = self._net(images.to(memory_format=torch.channels_last))
+                torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
 
     def to_host(self) -> dict[str, Any]:
         """Copy all tensors to host memory, named as in a `Snapshot`."""
@@ -145,8 +158,16 @@ class Learner:
             self.ema.update_parameters(self.model)
 
     def _parallel(self, model: nn.Module) -> nn.Module:
-        net = torch.compile(model) if self.config.trainer.compile else model
+        net = _compiled(model, len(self.config.stages)) if self.config.trainer.compile else model
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return net  # type: ignore[return-value]
+            return net
         images = (self.config.model.in_channels, self.config.stages[0].image_size)
-        return data_parallel(net, self.device, images=images)  # type: ignore[arg-type]
+        return data_parallel(net, self.device, images=images)
+
+
+def _compiled(model: nn.Module, num_stages: int) -> nn.Module:
+    """Return the model with one graph for each shape, and none for any shape, which would be slower."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, 4 * num_stages + 4)  # beyond it, passes aren't compiled at all
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]

@@ -5,6 +5,9 @@ A resumed run adds up gradients in exactly the order of one that was never kille
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -34,6 +37,16 @@ def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, 
     return net
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put a model's buffers back afterwards: those of BatchNorm follow every pass."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
 def agreed(decisions: tuple[Decision, ...], device: torch.device) -> tuple[Decision, ...]:
     """Return rank 0's decisions on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -58,12 +71,9 @@ def gathered(value: object) -> list[object]:
 
 def _settle_buckets(net: DistributedDataParallel, images: Tensor) -> None:
     """Run one backward pass on `images` [B, C, H, W] and leave no trace of it in the model."""
-    kept: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in net.buffers()]
     was_training = net.training
     net.train()
-    net(images.to(memory_format=torch.channels_last)).float().sum().backward()
-    with torch.no_grad():
-        for buffer, before in kept:
-            buffer.copy_(before)
+    with buffers_kept(net):
+        net(images.to(memory_format=torch.channels_last)).float().sum().backward()
     net.zero_grad(set_to_none=True)
     net.train(was_training)

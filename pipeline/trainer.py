@@ -94,6 +94,8 @@ class Trainer:
         `NextStage`: the stages asked for are done.
         """
         self._fit_into_memory()
+        if self.config.trainer.compile:
+            self._compile_ahead(last_stage)
         while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
             if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
@@ -111,8 +113,7 @@ class Trainer:
 
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
-        set_dropout(self.learner.model, span.stage.dropout)
-        set_stochastic_depth(self.learner.model, self._stochastic_depth(span.stage))
+        self._set_regularization(span.stage)
         if (decision := self._while_paused({})) is not None:
             return decision
         meter = Meter(self.device)
@@ -296,7 +297,24 @@ class Trainer:
         fits = self.learner.probe(lambda count: (images[:count], targets[:count]), len(images))
         self.state.micro_limits = stage_limits(self.config.stages, fits)
 
+    def _compile_ahead(self, last_stage: int | None) -> None:
+        """Compile the model for all stages that are to come, before the first step: later none waits for it.
+
+        Not beside training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
+        that a closed loop chooses later, or a new batch size, are compiled when their stage begins.
+        """
+        spans = self.course.schedule.spans[self.course.stage : None if last_stage is None else last_stage + 1]
+        for span in spans:
+            self._set_regularization(span.stage)
+            samples = span.stage.batch_size // self.world_size
+            micro = micro_batch(samples, self.course.micro_limit_of(span.index))
+            self.learner.compile_for(span.stage.image_size, sorted({micro, samples % micro or micro}))
+
     # Small parts -----------------------------------------------------------------------------------------------------
+
+    def _set_regularization(self, stage: TrainingStage) -> None:
+        set_dropout(self.learner.model, stage.dropout)
+        set_stochastic_depth(self.learner.model, self._stochastic_depth(stage))
 
     def _stochastic_depth(self, stage: TrainingStage) -> float:
         rate = stage.stochastic_depth
