@@ -33,6 +33,8 @@ MAX_TAG = 8000
 
 NAME_TAG = "crescendo.run"
 KEY_TAG = "crescendo.run_key"
+FINGERPRINT_TAG = "crescendo.fingerprint"
+"""By which a comparison finds a run that was trained already."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Has the UI show a new experiment as model training; without it, it may open as one of language models."""
 
@@ -238,6 +240,20 @@ def run_by_key(client: MlflowClient, experiment_id: str, key: str) -> Any:
     """Return the run of an experiment that carries the key, or None."""
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     return found[0] if found else None
+
+
+def runs_by_tag(uri: str, experiment: str, tag: str, value: str) -> list[dict[str, str]]:
+    """Return the params of the finished runs of an experiment that carry this tag, the newest first.
+
+    Raises what MLflow raises.
+    """
+    client = make_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=20)
+    return [dict(run.data.params) for run in runs]
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -71,7 +71,8 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
     own: T | None = None
     if extra is not None:
-        own, rest = tyro.cli(extra, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
+        found: Any = parse(extra, rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
+        own, rest = found
     config = parse(
         TrainConfig,
         rest,

@@ -167,24 +167,6 @@ def fonts() -> TrainConfig:
     )
 
 
-def fonts_quick() -> TrainConfig:
-    """The fonts on small images, minutes on a CPU: what `jobs.benchmark policies` compares adaptive rules on.
-
-    `python -m jobs.prepare fonts --families 12 --train-images 80 --val-images 30 --out data/fonts`.
-    """
-    base = fonts()
-    stages = ramp(
-        epochs=12,
-        batch_size=48,
-        image_size=(32, 64),
-        randaugment_magnitude=(0, 6),
-        mixup_alpha=(0, 0.1),
-        dropout=(0.0, 0.2),
-        size_multiple=8,
-    )
-    return replace(base, name="fonts-quick", stages=stages)
-
-
 def fonts_small() -> TrainConfig:
     """Eight fonts and a small net: a run takes half a minute of one core, for sweeps and searches on a CPU.
 
@@ -292,7 +274,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         elpv_scratch,
         unet_demo,
         fonts,
-        fonts_quick,
         fonts_small,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _announce(console, ready)
     try:
-        status = _train(console, ready)
+        status = follow_to_end(console, ready)
     except RuntimeError as error:
         console.print(
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
@@ -60,8 +60,14 @@ def _announce(console: Console, ready: Preflight) -> None:
     )
 
 
-def _train(console: Console, ready: Preflight) -> dict[str, Any]:
-    """Run to the end; Ctrl-C stops at the next decision point with a checkpoint, a second one at once."""
+def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:
+    """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
+    one at once.
+
+    Raises:
+        RuntimeError: the run failed.
+        ValueError: it could not start.
+    """
     import ray
 
     from pipeline.launch import start_controller
@@ -82,6 +88,8 @@ def _train(console: Console, ready: Preflight) -> dict[str, Any]:
         ) from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(last_line(error)) from error
+    finally:
+        ray.kill(controller)
 
 
 def _show_result(console: Console, ready: Preflight, results: Sequence[dict[str, float]]) -> None:

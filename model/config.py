@@ -7,6 +7,8 @@ from model.tables import ARCHITECTURES, Architecture, Block, fused_variant
 TIMM_PREFIX = "timm/"
 UNETS = {f"unet_{name}": name for name in ARCHITECTURES}
 """EfficientUNet's names, and the rows that each has as its encoder."""
+SWIN_MINI = {f"swin_mini_{width}": width for width in (16, 24, 32, 48, 64)}
+"""Not of a paper: Swins for small images on a CPU, by name, and the channels of their first level."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,8 +17,8 @@ class ModelConfig:
 
     name: str = "efficientnet_v2_s"
     """Model by name: efficientnet_b0..b7, efficientnet_v2_{s,m,l,xl,b0,b1,b2,b3,tiny}, efficientnet_lite0,
-    swin_{t,s,b}, swin_v2_{t,s,b}, resnet{50,152}, timm/NAME when timm is installed; for segmentation unet_ and the name
-    of an EfficientNet. `python -m jobs.models` lists them with their costs."""
+    swin_{t,s,b}, swin_v2_{t,s,b}, swin_mini_{16,24,32,48,64}, resnet{50,152}, timm/NAME when timm is installed; for
+    segmentation unet_ and the name of an EfficientNet. `python -m jobs.models` lists them with their costs."""
     in_channels: int = 3
     """Channels of the images."""
     fused_rows: tuple[int, ...] = ()
@@ -78,6 +80,11 @@ def check_model(config: ModelConfig) -> None:
         build_model(config, num_classes=2)
 
 
+def swin_stride(name: str) -> int:
+    """Input pixels, along a side, of one position of the last feature map of a Swin or ResNet."""
+    return 16 if name in SWIN_MINI else 32
+
+
 def check_image_size(config: ModelConfig, size: int) -> None:
     """Raise ValueError if images of side `size` pixels can't go through the model, naming the nearest that can."""
     if config.name.startswith(TIMM_PREFIX):
@@ -86,7 +93,7 @@ def check_image_size(config: ModelConfig, size: int) -> None:
         check_timm_size(config, size)
         return
     architecture = architecture_of(config)
-    stride = architecture.stride if architecture else 32
+    stride = architecture.stride if architecture else swin_stride(config.name)
     if size < stride:
         raise ValueError(
             f"image_size={size}: {config.name} has a total stride of {stride}, so {stride} is the smallest"

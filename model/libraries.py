@@ -9,10 +9,19 @@ import torch
 from torch import nn
 from torchvision.models import resnet, swin_transformer
 
-from model.config import TIMM_PREFIX, ModelConfig
+from model.config import SWIN_MINI, TIMM_PREFIX, ModelConfig
 from model.head import replace_linear, replace_stem
 from model.regularization import set_stochastic_depth
 from model.swin import attend_to_images_only
+
+
+def _swin_mini(width: int, **options: Any) -> nn.Module:
+    # Three levels instead of four, and windows of 4: a last map of 2x2 at 32 px, as efficientnet_v2_tiny has.
+    heads = [width // 8 * factor for factor in (1, 2, 4)]
+    return swin_transformer.SwinTransformer(
+        patch_size=[4, 4], embed_dim=width, depths=[1, 2, 2], num_heads=heads, window_size=[4, 4], **options
+    )
+
 
 TORCHVISION: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet.resnet50,
@@ -23,6 +32,7 @@ TORCHVISION: dict[str, Callable[..., nn.Module]] = {
     "swin_v2_t": swin_transformer.swin_v2_t,
     "swin_v2_s": swin_transformer.swin_v2_s,
     "swin_v2_b": swin_transformer.swin_v2_b,
+    **{name: partial(_swin_mini, width) for name, width in SWIN_MINI.items()},
 }
 
 

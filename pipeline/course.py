@@ -101,10 +101,12 @@ class Course:
         self._look_ahead()
 
     def logged(self, row: dict[str, float], steps: int) -> None:
-        """Add a log row to the stage's result; takes `seconds` and `samples` out of it."""
+        """Add a log row to the stage's result; takes `seconds`, `samples`, `cpu_s` and `peak_bytes` out of it."""
         result = self.state.stage_results[self.stage]
         result["train_s"] = result.get("train_s", 0.0) + row.pop("seconds")
         result["samples"] = result.get("samples", 0) + row.pop("samples")
+        result["cpu_s"] = result.get("cpu_s", 0.0) + row.pop("cpu_s")
+        result["peak_bytes"] = max(result.get("peak_bytes", 0), row.pop("peak_bytes"))
         since = self.state.since_evaluation
         since["steps"] = since.get("steps", 0) + steps
         since["loss"] = since.get("loss", 0.0) + row["train/loss"] * steps
@@ -119,7 +121,10 @@ class Course:
         row: dict[str, float] = {"cursor": self.state.cursor, "stage": self.stage}
         if since:
             row["train/loss"] = since["loss"] / since["steps"]
-        row |= {name: metrics[name] for name in {"val/loss", self.config.adaptive.metric} & metrics.keys()}
+        kept = {"val/loss", self.config.adaptive.metric, self.config.checkpoint.best_metric}
+        row |= {name: metrics[name] for name in kept & metrics.keys()}
+        for name in ("train_s", "cpu_s", "eval_s"):
+            row[name] = sum(one.get(name, 0.0) for one in self.state.stage_results)
         self.state.evaluations.append(row)
 
     def progress(self, metrics: dict[str, float], num_workers: int) -> Progress:

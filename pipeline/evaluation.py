@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datasets.loader import Batch, DataConfig, build_eval_loader
 from pipeline.config import TrainerConfig
+from pipeline.memory import largest_that_fits
 from pipeline.task import Task
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def collect(
     loader = build_eval_loader(
         data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
     )
+    most = config.eval_batch_size
     for batch in loader:
-        with autocast(config, device):
-            logits = model(normalized(batch.images, config, device))
+        logits, most = logits_of(model, batch.images, config, device, most)
         task.update(metrics, logits, batch)
     return metrics
 
@@ -87,5 +88,27 @@ def first_batch(
     model.eval()
     loader = build_eval_loader(data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1)
     batch = next(iter(loader))
-    with autocast(config, device):
-        return batch, model(normalized(batch.images, config, device))
+    return batch, logits_of(model, batch.images, config, device, config.eval_batch_size)[0]
+
+
+def logits_of(
+    model: nn.Module, images: Tensor, config: TrainerConfig, device: torch.device, most: int
+) -> tuple[Tensor, int]:
+    """Return the logits of uint8 images [B, 3, H, W], and how many samples, `most` or fewer, fit into a pass.
+
+    No other rank hears of it: a pass of an evaluation has no collective, and a sample's logits don't depend on the
+    others in it, but for their rounding.
+
+    Raises:
+        MemoryLimitError: not even one fits.
+    """
+    parts: list[Tensor] = []
+
+    def try_pass(count: int) -> None:
+        parts.clear()
+        for part in images.split(count):
+            with autocast(config, device):
+                parts.append(model(normalized(part, config, device)))
+
+    fits = largest_that_fits(try_pass, most)
+    return parts[0] if len(parts) == 1 else torch.cat(parts), fits

@@ -40,8 +40,7 @@ def largest_that_fits(try_pass: Callable[[int], None], most: int) -> int:
             return count
         count //= 2
     raise MemoryLimitError(
-        "not even one image of the last stage fits into memory: take a smaller last image_size or model, "
-        "or a larger GPU"
+        "not even one image fits into memory: take a smaller last image_size or model, or a larger GPU"
     )
 
 

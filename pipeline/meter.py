@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterable, Iterator
 
@@ -23,6 +24,7 @@ class Meter:
         """Begin a new interval now."""
         self._sums: dict[str, Tensor] = {}
         self._steps, self._wait_s, self._damaged, self._started = 0, 0.0, 0, time.perf_counter()
+        self._cpu_started = time.process_time()
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches, counting the time that they were waited for and the damaged samples in them."""
@@ -53,8 +55,13 @@ class Meter:
         return self._wait_s / max(time.perf_counter() - self._started, 1e-9)
 
     def row(self, batch_size: int) -> dict[str, float]:
-        """Return the interval's means over all ranks, its rates, seconds and samples."""
-        counts = torch.tensor([self._wait_s, self._damaged], device=self.device)
+        """Return the interval's means over all ranks, its rates, seconds, samples and memory.
+
+        `cpu_s` are the CPU seconds of all ranks' processes, without those of loader processes: other programs on the
+        machine change them less than `seconds`.
+        """
+        cpu_s = time.process_time() - self._cpu_started
+        counts = torch.tensor([cpu_s, self._wait_s, self._damaged], device=self.device)
         sums = torch.cat([torch.stack(list(self._sums.values())).float(), counts])
         if dist.is_initialized():
             dist.all_reduce(sums)
@@ -64,5 +71,18 @@ class Meter:
         row = {f"train/{name}": value / self._steps for name, value in zip(self._sums, values, strict=False)}
         row["train/images_per_s"] = samples / seconds
         row["train/data_wait_share"] = values[-2] / seconds
-        row["train/damaged_samples"] = round(values[-1] * (dist.get_world_size() if dist.is_initialized() else 1))
-        return row | {"seconds": seconds, "samples": samples}
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        row["train/damaged_samples"] = round(values[-1] * ranks)
+        return row | {
+            "seconds": seconds,
+            "samples": samples,
+            "cpu_s": values[-3] * ranks,
+            "peak_bytes": peak_bytes(self.device),
+        }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory so far: the device's that PyTorch used, on a CPU the process's whole one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

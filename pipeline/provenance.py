@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from infra.tracking_config import redacted
@@ -67,6 +71,41 @@ def breaking(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         for key, change in changes.items()
         if ".num_workers." not in f"{key}." and not any(f"{key}.".startswith(f"{name}.") for name in HARMLESS)
     }
+
+
+CONDITIONS = ("cluster.num_workers", "cluster.cpus_per_worker", "cluster.gpus_per_worker")
+"""What a run may change when it is resumed, but by which its times differ from another's."""
+
+
+def run_fingerprint(config: Any, *, train: str, val: str) -> str:
+    """Return what is equal for the runs that may stand for each other in a comparison.
+
+    Everything that changes what is learned counts, the seed too, and how many workers of which size learn it; names and
+    places don't.
+
+    Args:
+        config: a config, or the plain values that were written down of one.
+        train: fingerprint of the training samples and their order.
+        val: fingerprint of the validation samples.
+    """
+    values = {key: value for key, value in flat_values(recorded_config(config)).items() if key != "name"}
+    counted = {
+        key: value for key, (_, value) in breaking({key: (None, value) for key, value in values.items()}).items()
+    }
+    counted |= {
+        key: value for key, value in values.items() if key.startswith(CONDITIONS) or ".num_workers" in f"{key}."
+    }
+    text = json.dumps([counted, train, val], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def machine() -> str:
+    """Return this machine in words: its name, processor, and how many there are."""
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):  # other systems than Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return f"{platform.node()}, {os.cpu_count()} x {cpu}"
 
 
 def versions() -> dict[str, str]:

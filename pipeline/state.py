@@ -31,12 +31,14 @@ class TrainState:
     stage_starts: list[int] = field(default_factory=lambda: [0])
     """Cursor at which each stage so far began."""
     stage_results: list[dict[str, float]] = field(default_factory=lambda: [{}])
-    """Per stage so far: when it began and ended (Unix time), training and evaluation time, and the newest metrics."""
+    """Per stage so far: when it began and ended (Unix time), training and evaluation time, memory, and the newest
+    metrics."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
-    """Every evaluation's cursor and stage, and the losses and the metric that the adaptive rules look at."""
+    """Every evaluation's cursor and stage, the losses and the metrics that the adaptive rules and a comparison look at,
+    and the seconds since the run's start that went into training (`train_s`, `cpu_s`) and evaluating (`eval_s`)."""
     since_evaluation: dict[str, float] = field(default_factory=dict)
     """Sum of the training loss over the steps since the last evaluation, and their number."""
     micro_limits: list[int] = field(default_factory=list)

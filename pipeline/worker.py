@@ -19,6 +19,7 @@ from datasets.config import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loader import sample_order
 from infra.logs import add_to_log, log_as_json
+from infra.mlflow_run import FINGERPRINT_TAG
 from infra.standby import current_environment, start_standby
 from infra.storage import Storage, StorageAwayError, open_storage
 from infra.tracking import Tracker
@@ -33,7 +34,7 @@ from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
 from pipeline.parallel import gathered
 from pipeline.policy import Progress
-from pipeline.provenance import flat_values, recorded_config, versions
+from pipeline.provenance import flat_values, machine, recorded_config, run_fingerprint, versions
 from pipeline.relay import relay_log
 from pipeline.resume import find_start
 from pipeline.sample_log import SampleLog
@@ -90,7 +91,7 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
     torch.manual_seed(config.seed)
     relay_log("datasets", controller.note.remote)
     context = ray.train.get_context()
-    manifest, _ = check_data(
+    manifest, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=[context.get_world_size()],
@@ -109,6 +110,9 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
             log.info(line)
             controller.note.remote(line)
     hooks = WorkerHooks(config, controller, storage, rank, report_stages)
+    if hooks.tracker is not None:
+        found_by = run_fingerprint(config, train=data, val=val.fingerprint)
+        hooks.tracker.set_tags({FINGERPRINT_TAG: found_by})
     trainer = Trainer(
         config,
         model=model,
@@ -118,7 +122,9 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         facts={
             "config": recorded_config(config),
             "data": data,
+            "val": val.fingerprint,
             "versions": versions(),
+            "machine": machine(),
             "classes": list(manifest.classes),
         },
         device=ray.train.torch.get_device(),

@@ -45,8 +45,8 @@ class Options:
     """How long they do so."""
     day_s: float = 86_400.0
     """Length of the day whose reports are gone through in the memory test, in seconds; 0: no memory test."""
-    day_workers: int = 10
-    """Workers of that day; a worker's memory doesn't depend on the others'."""
+    day_workers: int = 1000
+    """Workers of that day, each of which reports once in every second of it."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -67,6 +67,8 @@ class Result:
     """CPU seconds of the controller's process per second."""
     rss_mb: float
     """Resident memory of the controller's process, in MB (10^6 bytes)."""
+    day_reports: int
+    """Reports of the day in the memory part."""
     day_growth_kb: float
     """Memory that the objects of the last three quarters of a day's reports left behind, in kB."""
 
@@ -191,6 +193,7 @@ def measure(options: Options) -> Result:
         decide_p99_ms=1000 * float(np.percentile(decide_s, 99)),
         cpu_share=(after - before) / took,
         rss_mb=rss,
+        day_reports=int(options.day_s) * options.day_workers,
         day_growth_kb=growth,
     )
 

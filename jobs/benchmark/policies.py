@@ -33,11 +33,11 @@ POLICIES: dict[str, Callable[[AdaptiveConfig], AdaptiveConfig]] = {
 class Options:
     """Options of the benchmark."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = "fonts_quick"
+    recipe: Annotated[str, tyro.conf.Positional] = "fonts_small"
     """The recipe that all policies train."""
-    train: str = "data/fonts/train"
+    train: str = "data/fonts-small/train"
     """Its training shards."""
-    val: str = "data/fonts/val"
+    val: str = "data/fonts-small/val"
     """Its validation shards."""
     policies: tuple[str, ...] = tuple(POLICIES)
     """Which of the policies."""

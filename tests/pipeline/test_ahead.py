@@ -8,7 +8,7 @@ import torch
 
 from datasets.loader import Batch
 from pipeline.ahead import BATCHES_AHEAD, Feed
-from pipeline.decisions import Decision, NextStage
+from pipeline.decisions import Decision, ExtendStage, NextStage
 from pipeline.policy import Progress
 from pipeline.stages import StageSpan
 from tests.pipeline.conftest import MakeConfig
@@ -65,6 +65,24 @@ def test_a_stage_that_ends_otherwise_than_planned_gets_a_loader_of_its_own(make_
     feed = trainer.feed = Watched(trainer.feed)
     trainer.run()
     assert [(span.start, span.stage.randaugment_magnitude) for span in feed.made] == [(0, 2), (264, 6), (240, 1.0)]
+    after = next(snapshot for snapshot in hooks.snapshots if snapshot.state.cursor == 240)
+    resumed = make_trainer(make_config(), other := Recorder())
+    resumed.restore(after)
+    resumed.run()
+    assert_same_weights(hooks.snapshots[-1], other.snapshots[-1])
+
+
+def test_a_stage_that_is_extended_has_the_next_one_made_ready_again(make_config: MakeConfig) -> None:
+    def extend(progress: Progress) -> tuple[Decision, ...]:
+        return (ExtendStage(epochs=2.0),) if progress.cursor == 240 else ()
+
+    trainer = make_trainer(make_config(), hooks := Recorder(extend))
+    feed = trainer.feed = Watched(trainer.feed)
+    trainer.run()
+    first, stale, longer, ready = [(span.index, span.start) for span in feed.made]
+    assert (first, stale, longer) == ((0, 0), (1, 264), (0, 240))
+    assert ready == (1, trainer.state.stage_starts[1])  # made ready for where the longer stage ends
+    assert feed.taken[1] <= BATCHES_AHEAD
     after = next(snapshot for snapshot in hooks.snapshots if snapshot.state.cursor == 240)
     resumed = make_trainer(make_config(), other := Recorder())
     resumed.restore(after)

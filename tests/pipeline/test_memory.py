@@ -13,17 +13,19 @@ from tests.pipeline.conftest import MakeConfig
 from tests.pipeline.test_trainer import Recorder, assert_same_weights, make_trainer
 
 
-def limited(trainer: Trainer, pixels: int) -> list[tuple[int, ...]]:
-    """Stand in for a device's memory: a pass over more pixels than it has runs out of it. Returns the passes tried."""
+def limited(trainer: Trainer, pixels: int, *, training: bool = True) -> list[tuple[int, ...]]:
+    """Stand in for a device's memory: a pass over more pixels than it has runs out of it. Returns the passes tried, of
+    training or of evaluation."""
     passes: list[tuple[int, ...]] = []
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if module.training:
+        if module.training == training:
             passes.append(tuple(inputs[0].shape))
             if inputs[0].shape[0] * inputs[0].shape[-1] ** 2 > pixels:
                 raise torch.OutOfMemoryError("no room")
 
-    trainer.learner.model.register_forward_pre_hook(check)
+    model = trainer.learner.model if training else trainer.learner.evaluated_model
+    model.register_forward_pre_hook(check)
     return passes
 
 
@@ -95,3 +97,16 @@ def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_conf
     again.run()
     assert set(passes) == {(12, 3, 48, 48)}
     assert again.state.cursor == 528
+
+
+def test_out_of_memory_in_an_evaluation_goes_on_with_half(make_config: MakeConfig) -> None:
+    trainer = make_trainer(make_config(), Recorder())
+    whole = trainer.evaluate(48)
+    passes = limited(trainer, pixels=7 * 48**2, training=False)
+    halves = trainer.evaluate(48)
+    # 30 images in batches of 16: what didn't fit isn't tried again, and every image counts once.
+    assert [count for count, *_ in passes] == [16, 8, 4, 4, 4, 4, 4, 4, 4, 2]
+    assert halves == pytest.approx(whole, rel=1e-5)
+    limited(trainer, pixels=0, training=False)
+    with pytest.raises(MemoryLimitError, match="not even one image"):
+        trainer.evaluate(48)

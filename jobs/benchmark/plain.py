@@ -1,0 +1,79 @@
+"""The plain loop to compare with: what one would write for `torchrun`, with no cluster, controller, record or state.
+
+`jobs.benchmark overhead` starts it under torchrun. Loader, model, optimizer and moving average are those of the run
+beside it; the loop is written out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import torch
+import torch.distributed as dist
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.config import check_data
+from datasets.loader import build_loader
+from datasets.mixing import mix
+from jobs.benchmark.overhead import Options, one_stage
+from model.factory import build_model, set_dropout
+from pipeline.optim import build_ema, build_optimizer
+from pipeline.task import build_task
+
+
+def main() -> None:
+    """Train the steps on every rank; rank 0 prints the seconds between the first counted step's end and the last's."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    config = one_stage(options, folder="")
+    (stage,) = config.stages
+    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
+    task = build_task(config.task, manifest.classes)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, num_classes=task.num_outputs).to(memory_format=torch.channels_last)
+    set_dropout(model, stage.dropout)
+    optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    batches = build_loader(
+        config.data,
+        image_size=stage.image_size,
+        batch_size=stage.batch_size,
+        magnitude=stage.randaugment_magnitude,
+        seed=config.seed,
+        cursor=0,
+        stop=options.steps * stage.batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    net.train()
+    ends = []
+    for batch in batches:
+        pixels = batch.images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        images, targets = mix(
+            pixels.sub_(config.trainer.pixel_mean).div_(config.trainer.pixel_std),
+            task.targets(batch, torch.device("cpu")),
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
+            seed=config.seed,
+            stream_index=batch.stream_index,
+            num_lanes_of_rank=config.data.num_lanes // world_size,
+        )
+        task.loss(net(images), targets)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update_parameters(model)
+        ends.append(time.time())
+    if rank == 0:
+        print(json.dumps({"seconds": ends[-1] - ends[options.warm_up]}), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

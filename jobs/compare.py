@@ -1,0 +1,199 @@
+"""Compare runs: `python -m jobs.compare COMPARISON [--recipe RECIPE] [--field value ...]`, or several RECIPES.
+
+Trains what isn't trained yet, one run after the other, and makes one report. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from jobs.cli import run_main
+from jobs.compare_cli import PROG, parse
+from jobs.display import wide_console
+from pipeline.compare.config import CompareError, CompareOptions, Comparison
+
+if TYPE_CHECKING:
+    from infra.tracking import Tracker
+    from pipeline.compare.history import History
+    from pipeline.compare.report import Findings
+    from pipeline.compare.runs import Planned
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan, train, report. Exit code 1: a run failed; 3: stopped before the end."""
+    comparison, options = parse(argv)
+    command = shlex.join([*PROG.split(), *argv])
+    return _Compare(wide_console(), comparison, options, command).run()
+
+
+class _Compare:
+    """A comparison on its way."""
+
+    def __init__(self, console: Console, comparison: Comparison, options: CompareOptions, command: str) -> None:
+        self.console, self.comparison, self.options, self.command = console, comparison, options, command
+        base = comparison.variants[comparison.baseline]
+        self.metric, self.highest = base.checkpoint.best_metric, base.checkpoint.best_is == "highest"
+        if not self.metric:
+            raise CompareError("checkpoint.best_metric is empty: a comparison needs the metric that it is about")
+
+    def run(self) -> int:
+        """Train what is missing, then report."""
+        from infra.storage import open_storage
+        from infra.tracking import Tracker
+        from pipeline.compare.runs import plan_runs
+
+        planned = plan_runs(self.comparison, self.options.seeds)
+        self._show_plan(planned)
+        if self.options.dry_run:
+            return 0
+        self.base = next(run for run in planned if run.variant == self.comparison.baseline).ready.config
+        self.storage = open_storage(f"{self.base.storage}/{self.comparison.name}")
+        tracking = replace(self.base.tracking, system_metrics=False)
+        tracker = Tracker(tracking, self.comparison.name, storage=self.storage)
+        tracker.set_tags({"kind": "comparison"})
+        tracker.log_params({"command": self.command, "baseline": self.comparison.baseline})
+        tracker.flush(30)
+        status = "KILLED"
+        try:
+            histories = self._histories(planned, tracker.run_id or "")
+            if histories is None:
+                return 3
+            found = self._findings(histories, planned, tracker.url or tracker.run_id or "")
+            self._keep(found, tracker)
+            status = "FINISHED"
+        except RuntimeError as error:
+            status = "FAILED"
+            self.console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1
+        finally:
+            tracker.close(status)
+        return 0
+
+    def _histories(self, planned: Sequence[Planned], parent: str) -> dict[str, list[History]] | None:
+        """Return all runs' histories by variant, trained where there is none; None: stopped."""
+        from pipeline.compare.runs import find_run
+
+        histories: dict[str, list[History]] = {name: [] for name in self.comparison.variants}
+        known: dict[tuple[str, bool], History] = {}
+        for number, run in enumerate(planned, start=1):
+            key = run.fingerprint, run.variant in self.comparison.peers
+            label = f"run {number} of {len(planned)}, {run.variant}, seed {run.seed}"
+            if key in known:  # variants may be the same run
+                found: History | None = replace(known[key], variant=run.variant)
+            elif run.variant in self.comparison.peers:
+                found = self._peer_run(run, parent)
+            else:
+                found = find_run(run, self.metric) or self._trained(run, label, parent)
+            if found is None:
+                self.console.print(f"{self.comparison.name}: stopped; the same command goes on")
+                return None
+            score = f"{self.metric} {found.score:.4f}, {found.evaluations[-1].train_s:.1f} s of training"
+            self._say(f"{label}: {score}{', reused ' + found.name if found.reused else ''}")
+            known[key] = found
+            histories[run.variant].append(found)
+        return histories
+
+    def _trained(self, run: Planned, label: str, parent: str) -> History | None:
+        from pipeline.compare.runs import find_run
+
+        self._say(f"{label}: trains as {run.ready.config.name}")
+        if not self._train(run, parent):
+            return None
+        trained = find_run(run, self.metric)
+        if trained is None:
+            raise RuntimeError(f"{run.ready.config.name} has ended, but its history can't be read")
+        return replace(trained, reused=False)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _train(self, run: Planned, parent: str) -> bool:
+        from jobs.train import follow_to_end
+
+        config = run.ready.config
+        values = (("compare.comparison", self.comparison.name), ("compare.variant", run.variant))
+        tracking = replace(config.tracking, parent_run_id=parent, extra_params=values)
+        ready = replace(run.ready, config=replace(config, tracking=tracking))
+        try:
+            status = follow_to_end(self.console, ready)
+        except RuntimeError as error:
+            raise RuntimeError(f"{config.name} failed: {error}; the same command tries it again") from error
+        return bool(status["phase"] == "finished")
+
+    def _peer_run(self, run: Planned, parent: str) -> History:
+        from pipeline.compare.peer import peer_history
+
+        return peer_history(run, self.metric, parent, self.comparison.name)
+
+    def _findings(self, histories: dict[str, list[History]], planned: Sequence[Planned], tracking: str) -> Findings:
+        from pipeline.compare.history import figures
+        from pipeline.compare.report import Findings
+        from pipeline.compare.speed import costs
+
+        target, found = figures(histories, self.comparison.baseline, self.options.target or None, highest=self.highest)
+        configs = {run.variant: run.ready.config for run in planned}
+        return Findings(
+            comparison=self.comparison,
+            command=self.command,
+            metric=self.metric,
+            highest=self.highest,
+            target=target,
+            figures=found,
+            histories=histories,
+            costs=costs(configs, len(planned[0].ready.train.classes), self.storage),
+            tracking=tracking,
+        )
+
+    def _keep(self, found: Findings, tracker: Tracker) -> None:
+        """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
+        from pipeline.compare.report import grid_table, report_files, short_table
+
+        for name, content in report_files(found).items():
+            self.storage.write(f"report/{name}", content)
+            tracker.log_artifact_bytes(f"report/{name}", content)
+            if self.options.out:
+                Path(self.options.out).mkdir(parents=True, exist_ok=True)
+                Path(self.options.out, name).write_bytes(content)
+        for variant, one in found.figures.items():
+            name = variant.replace(",", "")
+            tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=0)
+        if found.comparison.grid is not None:
+            self.console.print(_rich(grid_table(found)))
+        self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
+        self.console.print(_rich(short_table(found)))
+        where = self.options.out or self.storage.location("report")
+        self.console.print(f"report: {where}/report.html", markup=False, highlight=False, soft_wrap=True)
+
+    def _show_plan(self, planned: Sequence[Planned]) -> None:
+        self.console.print(self.comparison.question, highlight=False, soft_wrap=True)
+        table = [["variant", "stages, px", "RandAugment", "epochs", "model", "images x px"]]
+        for run in planned[: len(self.comparison.variants)]:
+            stages = run.ready.config.stages
+            pixels = sum(stage.num_samples(run.ready.samples_per_epoch) * stage.image_size**2 for stage in stages)
+            sizes = dict.fromkeys(str(stage.image_size) for stage in stages)
+            strengths = dict.fromkeys(f"{stage.randaugment_magnitude:.3g}" for stage in stages)
+            epochs, model = sum(stage.epochs for stage in stages), run.ready.config.model.name
+            row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, f"{pixels / 1e6:,.0f} M"]
+            table.append(row)
+        self.console.print(_rich(table))
+
+
+def _rich(table: list[list[str]]) -> RichTable:
+    made = RichTable(box=SIMPLE_HEAD)
+    for index, name in enumerate(table[0]):
+        made.add_column(name, justify="left" if index == 0 else "right")
+    for row in table[1:]:
+        made.add_row(*(cell.strip("*") for cell in row))
+    return made
+
+
+if __name__ == "__main__":
+    run_main(main)

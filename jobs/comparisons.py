@@ -1,0 +1,209 @@
+"""The ready-made comparisons: each a function from a recipe's config to named variants of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from math import gcd
+
+from model.config import UNETS, architecture_of
+from model.tables import Block
+from pipeline.compare.config import CompareError, Comparison, Grid
+from pipeline.config import TrainConfig
+from pipeline.stages import AdaptiveConfig, TrainingStage
+
+FIXED, PROGRESSIVE = "fixed", "progressive"
+REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
+RANDOM_SIZES_SEED = 0
+"""Which order random sizes come in: the same for every seed of training."""
+
+Stages = tuple[TrainingStage, ...]
+
+
+def fixed_stages(stages: Stages) -> Stages:
+    """Return as many stages, all of the last one's size, batch and regularization."""
+    last = stages[-1]
+    return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
+
+
+def fixed_regularization(stages: Stages) -> Stages:
+    """Return the stages with the last one's regularization in all of them."""
+    last = {name: getattr(stages[-1], name) for name in REGULARIZATION}
+    return tuple(replace(stage, **last) for stage in stages)
+
+
+def random_sizes(stages: Stages) -> Stages:
+    """Return stages of an epoch each, of the recipe's sizes as often as there but in random order, and of its last
+    regularization. The last one keeps its size, at which the run is then evaluated as the others are."""
+    pieces: list[TrainingStage] = []
+    for stage in fixed_regularization(stages):
+        count = max(1, round(stage.epochs))
+        pieces += [replace(stage, epochs=stage.epochs / count)] * count
+    first = pieces[:-1]
+    random.Random(RANDOM_SIZES_SEED).shuffle(first)
+    return (*first, pieces[-1])
+
+
+def progressive_vs_fixed(base: TrainConfig) -> Comparison:
+    """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
+    _check_grows(base)
+    return Comparison(
+        name="progressive-vs-fixed",
+        question="Progressive learning against training at the last size all the time: the same model and epochs.",
+        variants={
+            FIXED: replace(base, stages=fixed_stages(base.stages)),
+            "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
+            PROGRESSIVE: base,
+            "random sizes": replace(base, stages=random_sizes(base.stages)),
+        },
+        baseline=FIXED,
+        notes=(
+            "fixed: all stages at the last stage's size and regularization. progressive sizes only: the recipe's "
+            "sizes, the last regularization in all stages. progressive: the recipe. random sizes: its sizes in random "
+            "order, an epoch each, the last regularization.",
+        ),
+    )
+
+
+def size_vs_regularization(base: TrainConfig) -> Comparison:
+    """Which strength of RandAugment suits which image size: the table that progressive learning rests on."""
+    _check_grows(base)
+    strongest = base.stages[-1].randaugment_magnitude
+    if strongest <= 0:
+        raise CompareError(
+            f"size-vs-regularization: the last stage of {base.name} has no RandAugment; give it a magnitude, such as "
+            f"--stages.{len(base.stages) - 1}.randaugment-magnitude 9"
+        )
+    sizes, magnitudes = three_sizes(base.stages), [strongest * step / 3 for step in (1, 2, 3)]
+    variants, cells = {}, {}
+    for magnitude in magnitudes:
+        for size in sizes:
+            stages = tuple(
+                replace(stage, image_size=size, randaugment_magnitude=magnitude) for stage in fixed_stages(base.stages)
+            )
+            variant = f"{size} px, RandAugment {magnitude:g}"
+            variants[variant] = replace(base, stages=stages)
+            cells[f"{magnitude:g}", str(size)] = variant
+    return Comparison(
+        name="size-vs-regularization",
+        question="Which RandAugment magnitude is best at which image size? Small images want less, if the task is as "
+        "the paper's.",
+        variants=variants,
+        baseline=cells[f"{strongest:g}", str(sizes[-1])],
+        grid=Grid(rows="RandAugment", columns="image size, px", cells=cells),
+        notes=(
+            "All stages of a run are alike; Mixup, CutMix and dropout are the recipe's last. Each run is evaluated "
+            "at its own size, so a column compares, a row doesn't.",
+        ),
+    )
+
+
+def fused(base: TrainConfig) -> Comparison:
+    """Where Fused-MBConv is faster than MBConv, and what it costs: the paper's ablation on the recipe's own rows."""
+    architecture = architecture_of(base.model)
+    if architecture is None:
+        raise CompareError(f"fused: model.name is {base.model.name}, which has no rows; take an EfficientNet")
+    rows = architecture.blocks
+    counts = sorted({0, *(max(1, round(len(rows) * share)) for share in (3 / 7, 5 / 7, 1))})
+    variants = {
+        f"fused 1-{count}" if count else "no fused": replace(
+            base, model=replace(base.model, rows=with_fused(rows, count), fused_rows=())
+        )
+        for count in counts
+    }
+    return Comparison(
+        name="fused",
+        question="Fused-MBConv in the first rows of the architecture, counted from 1, MBConv with "
+        "squeeze-and-excitation in the others.",
+        variants=variants,
+        baseline="no fused",
+        notes=("The stages are the recipe's. Kernels, expansions, channels and layers are the rows' own.",),
+    )
+
+
+def with_fused(rows: tuple[Block, ...], count: int) -> tuple[Block, ...]:
+    """Return the rows with Fused-MBConv in the first `count`, and MBConv in the others."""
+    return tuple(
+        replace(row, operator="Fused-MBConv", se=0.0) if index < count else replace(row, operator="MBConv", se=0.25)
+        for index, row in enumerate(rows)
+    )
+
+
+def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
+    """The two families at equal multiply-adds: the Swin that comes nearest to the recipe's EfficientNet."""
+    from pipeline.compare.matching import nearest_swin
+
+    if architecture_of(base.model) is None or base.model.name in UNETS:
+        raise CompareError(f"swin-vs-efficientnet: model.name is {base.model.name}; take an EfficientNet's recipe")
+    last = base.stages[-1].image_size
+    found = nearest_swin(base.model, last)
+    stages = tuple(replace(stage, image_size=found.whole(stage.image_size)) for stage in base.stages)
+    base = replace(base, stages=stages)
+    optimizer = base.optimizer
+    if optimizer.optimizer != "adamw":  # Swin doesn't learn by EfficientNet's RMSProp; this is its paper's setting
+        lr = 1e-3 * base.stages[-1].batch_size / 1024
+        optimizer = replace(optimizer, optimizer="adamw", lr=lr, weight_decay=0.05, schedule="cosine", eps=1e-8)
+    swin = replace(base, model=replace(base.model, name=found.name, rows=(), fused_rows=()), optimizer=optimizer)
+    return Comparison(
+        name="swin-vs-efficientnet",
+        question=f"EfficientNet and Swin Transformer at matched cost: {found.name} is the Swin whose multiply-adds at "
+        f"{stages[-1].image_size} px are nearest ({found.ratio:.2f} times the EfficientNet's).",
+        variants={
+            "efficientnet": base,
+            "swin": swin,
+            "efficientnet fixed": replace(base, stages=fixed_stages(stages)),
+            "swin fixed": replace(swin, stages=fixed_stages(stages)),
+        },
+        baseline="efficientnet",
+        notes=(f"Image sizes are the recipe's, rounded to Swin's multiples of {found.stride}.",),
+    )
+
+
+def schedulers(base: TrainConfig) -> Comparison:
+    """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
+    _check_grows(base)
+    linear = replace(base, adaptive=replace(base.adaptive, plateau=False, closed_loop=False))
+
+    def adaptive(rules: AdaptiveConfig) -> TrainConfig:
+        return replace(base, adaptive=rules)
+
+    rules = linear.adaptive
+    return Comparison(
+        name="schedulers",
+        question="A linear ramp, stages that end on a plateau, and regularization in a closed loop.",
+        variants={
+            "linear": linear,
+            "plateau, epochs passed on": adaptive(replace(rules, plateau=True, patience=2, unused="later")),
+            "plateau, epochs saved": adaptive(replace(rules, plateau=True, patience=2, unused="saved")),
+            "closed loop": adaptive(replace(rules, closed_loop=True)),
+        },
+        baseline="linear",
+        notes=(
+            "A plateau is two evaluations without a better one, so stages of fewer than three evaluations never end "
+            "early; give --epochs or a smaller --trainer.eval-every-epochs.",
+        ),
+    )
+
+
+COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
+    "progressive-vs-fixed": progressive_vs_fixed,
+    "size-vs-regularization": size_vs_regularization,
+    "fused": fused,
+    "swin-vs-efficientnet": swin_vs_efficientnet,
+    "schedulers": schedulers,
+}
+
+
+def three_sizes(stages: Stages) -> list[int]:
+    """Return the first and the last image size and one between, in the steps that the stages' sizes have."""
+    sizes = [stage.image_size for stage in stages]
+    first, last, step = min(sizes), sizes[-1], gcd(*sizes)
+    return [first, round((first + last) / 2 / step) * step, last]
+
+
+def _check_grows(base: TrainConfig) -> None:
+    if len({stage.image_size for stage in base.stages}) < 2:
+        raise CompareError(
+            f"the stages of {base.name} are all of {base.stages[0].image_size} px: take a recipe whose size grows"
+        )

@@ -1,0 +1,231 @@
+"""The same model trained by timm's loader and loop building blocks, on the same shards, in a process like a worker's.
+
+What is the same: the model and its initial weights, shards, epochs, batch, crop areas, flips, label smoothing, the
+optimizer's settings, the rate's curve, the moving average's decay, the evaluation's crop, one process of as many
+threads. What is timm's own: reading tars, decoding, RandAugment's operations, Mixup, the update of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from infra.storage import MissingKeyError, open_storage
+from infra.tracking import Tracker
+from pipeline.compare.config import CompareError
+from pipeline.compare.history import Evaluation, History
+from pipeline.compare.runs import Planned
+from pipeline.config import TrainConfig
+from pipeline.learning_rate import learning_rate
+from pipeline.provenance import machine
+
+FILE = "peer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Shards as timm names them."""
+
+    root: str
+    names: tuple[str, ...]
+    samples: int
+
+
+def peer_history(run: Planned, metric: str, parent: str, comparison: str) -> History:
+    """Return a twin's history: the one in storage, else trained now on the cluster, and on record in MLflow.
+
+    Raises:
+        CompareError: timm is not installed, or can't train this run's twin.
+    """
+    import ray
+
+    from infra.cluster import connect
+
+    config = run.ready.config
+    storage = open_storage(f"{config.storage}/{config.name}-timm")
+    try:
+        return _from_json(json.loads(storage.read(FILE)), run, storage.uri, reused=True)
+    except MissingKeyError:
+        check_peer(config, metric)
+    connect(config.cluster, num_workers=1)
+    cluster = config.cluster
+    train = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(train_with_timm)
+    splits = [_split(manifest) for manifest in (run.ready.train, run.ready.val)]
+    found = ray.get(train.remote(config, *splits, len(run.ready.train.classes), run.ready.samples_per_epoch))
+    storage.write(FILE, json.dumps(found, indent=1).encode())
+    history = _from_json(found, run, storage.uri, reused=False)
+    _record(history, config, parent, comparison, metric)
+    return history
+
+
+def check_peer(config: TrainConfig, metric: str) -> None:
+    """Raise CompareError where timm has no twin of this run."""
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        raise CompareError("peer timm: timm is not installed; `uv pip install timm` adds it") from None
+    if config.kind != "classification" or metric != "val/accuracy":
+        raise CompareError("peer timm: it trains classifiers by val/accuracy; leave --peer out for this recipe")
+    if config.worker_counts != [1]:
+        raise CompareError("peer timm: it trains in one process; give --cluster.num-workers 1, so that ours does too")
+    if "://" in config.data.train + config.data.val:
+        raise CompareError("peer timm: it reads shards in local folders; give --train and --val")
+    if config.optimizer.optimizer != "adamw" or config.stages[-1].cutmix_alpha:
+        raise CompareError("peer timm: only AdamW without CutMix has a twin that is the same in both")
+
+
+def _split(manifest: Any) -> Split:
+    shards = manifest.shards
+    return Split(str(shards[0].path.parent), tuple(shard.name for shard in shards), manifest.num_samples)
+
+
+def _from_json(values: dict[str, Any], run: Planned, where: str, *, reused: bool) -> History:
+    rows = tuple(Evaluation(**row) for row in values.pop("evaluations"))
+    about: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "fingerprint": run.fingerprint, "where": where}
+    return History(name=f"{run.ready.config.name}-timm", evaluations=rows, reused=reused, **about, **values)
+
+
+def _record(history: History, config: TrainConfig, parent: str, comparison: str, metric: str) -> None:
+    storage = open_storage(history.where)
+    tracking = replace(config.tracking, parent_run_id=parent, system_metrics=False)
+    tracker = Tracker(tracking, history.name, storage=storage)
+    tracker.log_params({"compare.comparison": comparison, "compare.variant": history.variant, "seed": history.seed})
+    for one in history.evaluations:
+        row = {metric: one.score, "train_s": one.train_s, "cpu_s": one.cpu_s}
+        tracker.log_metrics(row, step=one.cursor)
+    tracker.close("FINISHED")
+
+
+def train_with_timm(
+    config: TrainConfig, train: Split, val: Split, num_classes: int, samples_per_epoch: int
+) -> dict[str, Any]:
+    """Train in this process; return what a `History` is made of."""
+    import torch
+
+    twin = _Twin(config, train, val, num_classes)
+    stage = config.stages[-1]
+    steps = round(sum(one.epochs for one in config.stages) * samples_per_epoch / stage.batch_size)
+    per_epoch = max(1, round(samples_per_epoch / stage.batch_size))
+    rows: list[Evaluation] = []
+    train_s = cpu_s = eval_s = 0.0
+    step = 0
+    rate = partial(learning_rate, config.optimizer, samples_per_epoch=samples_per_epoch,
+                   total_samples=steps * stage.batch_size)  # fmt: skip
+    while step < steps:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        for images, labels in twin.train_loader:
+            twin.step(images, labels, rate(cursor=step * stage.batch_size))
+            step += 1
+            if step == steps or step % per_epoch == 0:
+                break
+        train_s += time.perf_counter() - started
+        cpu_s += time.process_time() - cpu_started
+        started = time.perf_counter()
+        score = twin.accuracy()
+        eval_s += time.perf_counter() - started
+        cursor = step * stage.batch_size
+        pixels = float(cursor * stage.image_size**2)
+        rows.append(Evaluation(cursor=cursor, score=score, train_s=train_s, cpu_s=cpu_s, eval_s=eval_s, pixels=pixels))
+    on_gpu = twin.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "evaluations": [asdict(row) for row in rows],
+        "metrics": {"val/accuracy": rows[-1].score},
+        "samples": rows[-1].cursor,
+        "peak_bytes": peak,
+        "machine": machine(),
+    }
+
+
+class _Twin:
+    """Model, loaders, optimizer and moving average, timm's but for the model."""
+
+    def __init__(self, config: TrainConfig, train: Split, val: Split, num_classes: int) -> None:
+        import torch
+        from timm.data import Mixup
+        from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+        from timm.optim import create_optimizer_v2
+        from timm.utils import ModelEmaV3
+
+        from model.factory import build_model, set_dropout, set_stochastic_depth
+
+        torch.set_num_threads(config.cluster.threads_per_worker)
+        torch.manual_seed(config.seed)
+        self.config, self.stage = config, config.stages[-1]
+        cuda = config.cluster.gpus_per_worker and torch.cuda.is_available()
+        self.device = torch.device("cuda" if cuda else "cpu")
+        model = build_model(config.model, num_classes=num_classes)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        set_dropout(self.model, self.stage.dropout)
+        depth = self.stage.stochastic_depth
+        set_stochastic_depth(self.model, config.model.stochastic_depth if depth is None else depth)
+        how = config.optimizer
+        self.optimizer = create_optimizer_v2(self.model, opt="adamw", lr=how.lr, weight_decay=how.weight_decay)
+        # With these it is n / (n + 9) at first, as ours is (1 + n) / (10 + n).
+        warm_up = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
+        self.ema = ModelEmaV3(self.model, decay=how.ema_decay, **warm_up) if how.ema_decay else None
+        self.steps = 0
+        smoothing = getattr(config.task, "label_smoothing", 0.0)
+        self.mixup = None
+        if self.stage.mixup_alpha:
+            self.mixup = Mixup(self.stage.mixup_alpha, label_smoothing=smoothing, num_classes=num_classes)
+        self.loss = SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(smoothing)
+        self.train_loader, self.val_loader = self._loader(train, True), self._loader(val, False)
+
+    def _loader(self, split: Split, training: bool) -> Any:
+        from timm.data import create_dataset, create_loader
+
+        config, stage, data = self.config, self.stage, self.config.data
+        size = stage.image_size if training else round(stage.image_size * config.trainer.eval_scale)
+        batch = stage.batch_size if training else config.trainer.eval_batch_size
+        names = "::".join(f"{split.root}/{name}" for name in split.names)
+        dataset = create_dataset(
+            "wds/", root=split.root, split=f"{names}|{split.samples}", is_training=training, batch_size=batch,
+            seed=config.seed,
+        )  # fmt: skip
+        whole = data.eval_crop == "whole"
+        magnitude = stage.randaugment_magnitude
+        return create_loader(
+            dataset, (3, size, size), batch, is_training=training, use_prefetcher=False, color_jitter=0.0,
+            scale=data.crop_area, ratio=data.crop_ratio, hflip=0.5 if data.flip else 0.0,
+            auto_augment=f"rand-m{magnitude:g}-n{data.randaugment_layers}" if magnitude else None,
+            mean=(config.trainer.pixel_mean / 255,) * 3, std=(config.trainer.pixel_std / 255,) * 3,
+            crop_pct=1.0 if whole else size / (size + 32), crop_mode="squash" if whole else "center",
+            num_workers=data.loader_workers, persistent_workers=data.loader_workers > 0, device=self.device,
+        )  # fmt: skip
+
+    def step(self, images: Any, labels: Any, rate: float) -> None:
+        """Take one step."""
+        import torch
+
+        images = images.to(self.device, memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.loss(self.model(images), labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        if self.ema is not None:
+            self.ema.update(self.model, self.steps)
+
+    def accuracy(self) -> float:
+        """Return the moving average's accuracy over the validation images."""
+        import torch
+
+        model = self.ema.module if self.ema is not None else self.model
+        model.eval()
+        right = count = 0
+        with torch.inference_mode():
+            for images, labels in self.val_loader:
+                found = model(images.to(self.device)).argmax(1).cpu()
+                right += int((found == labels).sum())
+                count += len(labels)
+        return right / count

@@ -1,0 +1,236 @@
+"""A comparison's report: JSON with everything, Markdown, and one HTML page with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.compare.charts import curves, finals
+from pipeline.compare.config import Comparison
+from pipeline.compare.history import CLOCKS, Figures, History
+from pipeline.compare.speed import Cost
+
+Table = list[list[str]]
+"""Rows of cells; the first row is the head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """All that a report says."""
+
+    comparison: Comparison
+    command: str
+    metric: str
+    highest: bool
+    target: float
+    figures: Mapping[str, Figures]
+    histories: Mapping[str, Sequence[History]]
+    costs: Mapping[str, Cost]
+    tracking: str
+    """MLflow run of the comparison, or an empty text."""
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The report's tables by title."""
+        made = {"Accuracy and time": outcome_table(self), "Costs": cost_table(self)}
+        if self.comparison.grid is not None:
+            made = {"Best of each column in bold": grid_table(self), **made}
+        return {**made, "Runs": run_table(self)}
+
+
+def outcome_table(found: Findings) -> Table:
+    """Return final scores and times to the target."""
+    metric = found.metric.removeprefix("val/")
+    head = ["", f"final {metric}", "difference", "train time", "CPU time", "images x px", "reached by",
+            "time to target", "ratio", "CPU ratio", "images x px ratio"]  # fmt: skip
+    baseline = found.figures[found.comparison.baseline]
+    rows = []
+    for name, one in found.figures.items():
+        low, high = one.train_s_range
+        rows.append(
+            [
+                name + (" (baseline)" if name == found.comparison.baseline else ""),
+                spread(one.score, one.score_std),
+                "" if one is baseline else f"{one.score - baseline.score:+.4f}",
+                f"{one.totals['train_s']:.1f} s" + (f" ({low:.1f}-{high:.1f})" if len(one.seeds) > 1 else ""),
+                f"{one.totals['cpu_s']:.1f} s",
+                f"{one.totals['pixels'] / 1e6:.4g} M",
+                f"{one.reached} of {len(one.seeds)}",
+                "never" if one.to_target["train_s"] is None else f"{one.to_target['train_s']:.1f} s",
+                *("" if one.ratio[clock] is None else f"{one.ratio[clock]:.2f}" for clock in CLOCKS),
+            ]
+        )
+    return [head, *rows]
+
+
+def short_table(found: Findings) -> Table:
+    """Return what fits into a terminal of the figures."""
+    head = ["", "accuracy" if found.metric == "val/accuracy" else found.metric, "train", "CPU", "to target", "ratio",
+            "CPU ratio", "px ratio", "images/s"]  # fmt: skip
+    rows = [
+        [
+            name,
+            spread(one.score, one.score_std),
+            *(f"{one.totals[clock]:.1f} s" for clock in ("train_s", "cpu_s")),
+            "never" if one.to_target["train_s"] is None else f"{one.to_target['train_s']:.1f} s",
+            *("" if one.ratio[clock] is None else f"{one.ratio[clock]:.2f}" for clock in CLOCKS),
+            f"{one.images_per_s:.0f}",
+        ]
+        for name, one in found.figures.items()
+    ]
+    return [head, *rows]
+
+
+def cost_table(found: Findings) -> Table:
+    """Return what models and steps cost, and the other metrics."""
+    others = sorted({name for one in found.figures.values() for name in one.metrics} - {found.metric})
+    head = ["", "parameters", "multiply-adds", "at px", "train images/s", "per CPU s", "inference images/s",
+            "peak memory", *(name.removeprefix("val/") for name in others)]  # fmt: skip
+    rows = []
+    for name, one in found.figures.items():
+        cost = found.costs[name]
+        rows.append(
+            [
+                name,
+                f"{cost.parameters:,}",
+                f"{cost.multiply_adds / 1e6:.4g} M",
+                f"{cost.image_size}",
+                f"{one.images_per_s:.0f}",
+                f"{one.images_per_cpu_s:.0f}",
+                f"{cost.images_per_s:.0f}",
+                f"{one.peak_bytes / 1e6:,.0f} MB",
+                *(f"{one.metrics[other]:.4f}" if other in one.metrics else "" for other in others),
+            ]
+        )
+    return [head, *rows]
+
+
+def grid_table(found: Findings) -> Table:
+    """Return the crossed settings' scores, the best of each column in bold."""
+    grid = found.comparison.grid
+    assert grid is not None
+    rows, columns = (list(dict.fromkeys(key[axis] for key in grid.cells)) for axis in (0, 1))
+    pick = max if found.highest else min
+    best = {column: pick(rows, key=lambda row: found.figures[grid.cells[row, column]].score) for column in columns}
+
+    def cell(row: str, column: str) -> str:
+        one = found.figures[grid.cells[row, column]]
+        text = spread(one.score, one.score_std)
+        return f"**{text}**" if best[column] == row else text
+
+    head = [f"{grid.rows} \\ {grid.columns}", *columns]
+    return [head, *([row, *(cell(row, column) for column in columns)] for row in rows)]
+
+
+def run_table(found: Findings) -> Table:
+    """Return every run with its place."""
+    rows = [
+        [name, str(run.seed), f"{run.score:.4f}", f"{run.evaluations[-1].train_s:.1f} s", f"{run.where}",
+         "reused" if run.reused else "trained now", run.machine]
+        for name, runs in found.histories.items()
+        for run in runs
+    ]  # fmt: skip
+    return [["variant", "seed", "score", "train time", "run", "", "machine"], *rows]
+
+
+def spread(mean: float, std: float | None) -> str:
+    """Return a mean with its deviation."""
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def report_files(found: Findings) -> dict[str, bytes]:
+    """Return the report's files by name."""
+    pictures = {f"score-over-{clock.replace('_', '-')}.png": curves(
+        found.histories, clock, found.target, found.metric) for clock in CLOCKS}  # fmt: skip
+    pictures["final-scores.png"] = finals(found.figures, found.metric)
+    return {
+        "report.json": json.dumps(as_json(found), indent=1).encode(),
+        "report.md": markdown(found, list(pictures)).encode(),
+        "report.html": page(found, pictures).encode(),
+        **pictures,
+    }
+
+
+def as_json(found: Findings) -> dict[str, Any]:
+    """Return everything as JSON values."""
+    return {
+        "comparison": found.comparison.name,
+        "command": found.command,
+        "metric": found.metric,
+        "target": found.target,
+        "baseline": found.comparison.baseline,
+        "mlflow_run": found.tracking,
+        "variants": {
+            name: asdict(one) | asdict(found.costs[name]) | {"runs": [asdict(run) for run in found.histories[name]]}
+            for name, one in found.figures.items()
+        },
+    }
+
+
+def headline(found: Findings) -> list[str]:
+    """Return the notes: what was asked, and how the figures were made."""
+    baseline = found.comparison.baseline
+    lines = [found.comparison.question, *found.comparison.notes]
+    lines.append(
+        f"Target: {found.metric} {found.target:.4f}. Ratios are times of the mean curve to the target over those of "
+        f"{baseline!r}; between two evaluations a straight line is taken. Train time leaves out evaluations and "
+        "start-up; times are medians over the seeds (smallest-largest)."
+    )
+    machines = {run.machine for runs in found.histories.values() for run in runs}
+    if len(machines) > 1:
+        lines.append("The runs were trained on different machines: compare images x pixels, not times.")
+    return lines
+
+
+def markdown(found: Findings, pictures: Sequence[str]) -> str:
+    """Return the report as Markdown; pictures are files beside it."""
+    lines = [f"# {found.comparison.name}", "", *(line for text in headline(found) for line in (text, ""))]
+    for title, table in found.tables.items():
+        lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in table[:1])]
+        lines += ["|---" + "|--:" * (len(table[0]) - 1) + "|"]
+        lines += [*(f"| {' | '.join(row)} |" for row in table[1:]), ""]
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+    return "\n".join([*lines, "", f"    {found.command}", ""])
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;font-size:13px;margin:.5em 0 1.5em}th,td{padding:4px 9px;text-align:right;
+border-bottom:1px solid #ddd}th{border-bottom:2px solid #888;vertical-align:bottom}td:first-child,th:first-child
+{text-align:left;white-space:nowrap}.runs td{text-align:left;font-size:12px}
+.pictures{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}
+.pictures img{max-width:100%;width:600px}code{background:#f4f4f4;padding:3px 6px}.wide{overflow-x:auto}"""
+
+
+def page(found: Findings, pictures: Mapping[str, bytes]) -> str:
+    """Return the report as one HTML page that needs nothing else."""
+    parts = [f"<h1>{html.escape(found.comparison.name)}</h1>"]
+    parts += [f"<p>{html.escape(line)}</p>" for line in headline(found)]
+    images = "".join(
+        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for name, png in pictures.items()
+    )
+    for title, table in found.tables.items():
+        if title == "Runs":
+            parts.append(f'<div class="pictures">{images}</div>')
+        parts.append(f"<h2>{html.escape(title)}</h2>{_html_table(table, title.lower())}")
+    parts.append(f"<p><code>{html.escape(found.command)}</code></p>")
+    title = html.escape(found.comparison.name)
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _html_table(table: Table, kind: str) -> str:
+    def cell(text: str, tag: str) -> str:
+        if text.startswith("**"):
+            return f"<{tag}><b>{html.escape(text.strip('*'))}</b></{tag}>"
+        return f"<{tag}>{html.escape(text)}</{tag}>"
+
+    rows = [
+        "<tr>" + "".join(cell(text, "th" if index == 0 else "td") for text in row) + "</tr>"
+        for index, row in enumerate(table)
+    ]
+    return f'<div class="wide"><table class="{kind.split()[0]}">{"".join(rows)}</table></div>'

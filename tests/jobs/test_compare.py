@@ -1,0 +1,156 @@
+"""`jobs.compare`: the ready-made comparisons' variants, and a small one as a user runs it, twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import UsageError
+from jobs.compare import main
+from jobs.compare_cli import parse, scaled
+from jobs.comparisons import COMPARISONS, random_sizes, with_fused
+from jobs.recipes import fonts_small, unet_demo
+from model.config import architecture_of, check_image_size
+from pipeline.compare.config import CompareError
+from tests.datasets.images import write_shards
+
+
+def sizes(config) -> list[int]:  # type: ignore[no-untyped-def]
+    return [stage.image_size for stage in config.stages]
+
+
+def test_progressive_and_fixed_differ_in_sizes_and_regularization_alone() -> None:
+    base = fonts_small()
+    found = COMPARISONS["progressive-vs-fixed"](base).variants
+    assert found["progressive"] == base
+    assert sizes(found["fixed"]) == [56] * 4
+    assert {stage.randaugment_magnitude for stage in found["fixed"].stages} == {6}
+    only = found["progressive sizes only"]
+    assert sizes(only) == sizes(base)
+    assert {(stage.mixup_alpha, stage.dropout) for stage in only.stages} == {(0.1, 0.2)}
+    for config in found.values():
+        assert replace(config, stages=base.stages) == base
+        assert sum(stage.epochs for stage in config.stages) == 4
+
+
+def test_random_sizes_are_the_recipes_and_end_at_its_last() -> None:
+    stages = scaled(fonts_small(), 16).stages
+    found = [stage.image_size for stage in random_sizes(stages)]
+    assert sorted(found) == [32] * 4 + [40] * 4 + [48] * 4 + [56] * 4
+    assert found[-1] == 56
+    assert found != sorted(found)
+
+
+def test_the_grid_has_every_size_with_every_magnitude() -> None:
+    found = COMPARISONS["size-vs-regularization"](fonts_small())
+    assert found.grid is not None
+    assert len(found.variants) == 9
+    stage = found.variants[found.grid.cells["2", "48"]].stages[0]
+    assert (stage.image_size, stage.randaugment_magnitude) == (48, 2)
+    assert found.baseline == found.grid.cells["6", "56"]
+    with pytest.raises(CompareError, match=r"has no RandAugment.*--stages\.2\.randaugment-magnitude"):
+        COMPARISONS["size-vs-regularization"](unet_demo())
+
+
+def test_fused_goes_from_none_to_all_rows() -> None:
+    base = fonts_small()
+    found = COMPARISONS["fused"](base).variants
+    assert list(found) == ["no fused", "fused 1-2", "fused 1-3", "fused 1-4"]
+    kinds = [[row.operator == "Fused-MBConv" for row in config.model.rows] for config in found.values()]
+    assert [sum(kind) for kind in kinds] == [0, 2, 3, 4]
+    assert found["fused 1-3"] == base  # the recipe's own rows: its run is used again
+    architecture = architecture_of(base.model)
+    assert architecture is not None
+    assert [row.se for row in with_fused(architecture.blocks, 1)] == [0, 0.25, 0.25, 0.25]
+
+
+def test_swin_is_matched_by_multiply_adds_and_takes_the_sizes() -> None:
+    found = COMPARISONS["swin-vs-efficientnet"](fonts_small()).variants
+    assert found["swin"].model.name == "swin_mini_24"
+    assert sizes(found["swin"]) == sizes(found["efficientnet"])
+    for size in sizes(found["swin"]):
+        check_image_size(found["swin"].model, size)
+
+
+def test_schedulers_differ_in_their_rules_alone() -> None:
+    base = fonts_small()
+    found = COMPARISONS["schedulers"](base).variants
+    assert found["linear"] == base
+    assert len({config.adaptive for config in found.values()}) == 4
+    assert all(replace(config, adaptive=base.adaptive) == base for config in found.values())
+
+
+def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
+    comparison, options = parse(["fonts_small", "demo", "--train", "/t", "--seeds", "3", "--epochs", "2"])
+    assert list(comparison.variants) == ["fonts_small", "demo"]
+    assert {config.data.train for config in comparison.variants.values()} == {"/t"}
+    assert [sum(stage.epochs for stage in one.stages) for one in comparison.variants.values()] == [2, 2]
+    assert options.seeds == (3,)
+    assert parse(["fused", "--recipe", "demo"])[0].name == "demo-fused"
+    with pytest.raises(UsageError, match="did you mean progressive-vs-fixed"):
+        parse(["progressive-vs-fixd"])
+    with pytest.raises(UsageError, match="no comparison or recipe is named 'nothing'"):
+        parse(["fused", "--recipe", "nothing"])
+    with pytest.raises(ValueError, match="name at least one, and none twice"):
+        parse(["fused", "--seeds", "1", "1"])
+
+
+def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
+    """Two recipes, of one stage-long step each."""
+    return [
+        *("fonts_small", "demo", "--storage", str(place / "runs"), "--name", "pair"),
+        *("--train", str(place / "train"), "--val", str(place / "val")),
+        *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False"),
+        *("--cluster.num-workers", "1", "--epochs", "1", "--seeds", "0", "--data.eval-crop", "whole"),
+        *more,
+    ]
+
+
+def test_data_that_is_not_there_and_sizes_that_do_not_fit_are_one_line(tmp_path: Path, sqlite_uri: str) -> None:
+    write_shards(tmp_path / "train", [60])
+    with pytest.raises(CompareError, match=r"^variant 'fonts_small': .*no such shard or folder"):
+        main(arguments(tmp_path, sqlite_uri))
+    write_shards(tmp_path / "val", [30])
+    with pytest.raises(CompareError, match=r"^variant 'fonts_small': image_size=8.* 16 is the smallest"):
+        main(arguments(tmp_path, sqlite_uri, "--stages.0.image-size", "8"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_comparison_trains_reports_and_is_reused(
+    tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from infra.mlflow_run import make_client
+
+    write_shards(tmp_path / "train", [60, 60])
+    write_shards(tmp_path / "val", [30])
+    out = tmp_path / "out"
+    command = arguments(tmp_path, sqlite_uri, "--peer", "timm", "--out", str(out))
+    assert main(command) == 0
+    first = json.loads((out / "report.json").read_text())
+    assert list(first["variants"]) == ["fonts_small", "demo", "timm, fixed"]
+    for variant in first["variants"].values():
+        (run,) = variant["runs"]
+        assert not run["reused"]
+        assert run["evaluations"][-1]["cursor"] == run["samples"] >= 96
+        assert variant["parameters"] > 0
+    weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")}
+    capsys.readouterr()
+
+    assert main(command) == 0
+    assert "trains as" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    again = json.loads((out / "report.json").read_text())
+    assert all(run["reused"] for variant in again["variants"].values() for run in variant["runs"])
+    assert [one["score"] for one in again["variants"].values()] == [one["score"] for one in first["variants"].values()]
+
+    client = make_client(sqlite_uri)
+    runs = client.search_runs([client.get_experiment_by_name("crescendo").experiment_id])
+    (parent,) = (run for run in runs if run.data.tags.get("kind") == "comparison")
+    assert [one.path for one in client.list_artifacts(parent.info.run_id, "report") if one.path.endswith("html")]
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(below) == 3

@@ -1,0 +1,174 @@
+"""A comparison's figures from made-up histories, its fingerprints, and its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from jobs.recipes import fonts_small
+from pipeline.compare.config import Comparison, Grid
+from pipeline.compare.history import Evaluation, History, figures, history_of, mean_curve, pixels_at, time_to
+from pipeline.compare.report import Findings, report_files
+from pipeline.compare.speed import Cost, measure_cost
+from pipeline.provenance import recorded_config, run_fingerprint
+from pipeline.state import TrainState
+
+
+def history(variant: str, seed: int, rows: list[tuple[float, float]], *, samples: int = 100, **more: Any) -> History:
+    """Rows: (train seconds, score)."""
+    return History(
+        variant=variant,
+        seed=seed,
+        name=f"{variant}-{seed}",
+        where="/runs/x",
+        fingerprint="f",
+        evaluations=tuple(
+            Evaluation(
+                cursor=samples * number // len(rows),
+                score=score,
+                train_s=seconds,
+                cpu_s=seconds / 2,
+                eval_s=1.0,
+                pixels=seconds * 10,
+            )
+            for number, (seconds, score) in enumerate(rows, start=1)
+        ),
+        metrics={"val/accuracy": rows[-1][1], "val/loss": 1.0},
+        samples=samples,
+        peak_bytes=more.pop("peak_bytes", 5_000_000),
+        machine=more.pop("machine", "m"),
+    )
+
+
+HISTORIES = {
+    "fixed": [history("fixed", 0, [(10, 0.4), (20, 0.6)]), history("fixed", 1, [(12, 0.6), (24, 0.8)])],
+    "quick": [
+        history("quick", 0, [(4, 0.5), (8, 0.9)]),
+        history("quick", 1, [(4, 0.5), (8, 0.7)], peak_bytes=7_000_000),
+    ],
+    "weak": [history("weak", 0, [(1, 0.1), (2, 0.2)])],
+}
+
+
+def test_time_to_a_score_lies_on_the_line_between_two_evaluations() -> None:
+    assert time_to([10, 20, 30], [0.2, 0.6, 0.7], 0.4) == pytest.approx(15)
+    assert time_to([10, 20], [0.2, 0.6], 0.1) == 10  # reached at the first evaluation, or before
+    assert time_to([10, 20], [0.2, 0.6], 0.61) is None
+    assert time_to([10, 20, 30], [0.9, 0.5, 0.6], 0.7, highest=False) == pytest.approx(15)
+
+
+def test_the_target_is_the_baselines_mean_and_ratios_are_times_over_its_own() -> None:
+    target, found = figures(HISTORIES, "fixed", None)
+    assert target == pytest.approx(0.7)
+    fixed, quick, weak = (found[name] for name in ("fixed", "quick", "weak"))
+    assert fixed.score_std == pytest.approx(0.1414, abs=1e-4)
+    assert fixed.to_target["train_s"] == pytest.approx(22)  # the mean curve's end
+    assert fixed.ratio["train_s"] == 1
+    assert fixed.reached == 1  # 0.6 never gets there, 0.8 does
+    assert quick.score == pytest.approx(0.8)
+    assert quick.to_target["train_s"] == pytest.approx(4 + 4 * 2 / 3)
+    assert quick.ratio["train_s"] == pytest.approx((4 + 8 / 3) / 22)
+    assert quick.train_s_range == (8, 8)
+    assert quick.peak_bytes == 7_000_000
+    assert (weak.to_target["train_s"], weak.ratio["cpu_s"], weak.reached) == (None, None, 0)
+    assert weak.score_std is None
+    assert figures(HISTORIES, "fixed", 0.5)[1]["quick"].to_target["train_s"] == 4
+
+
+def test_a_mean_curve_of_runs_of_other_lengths_goes_by_shares() -> None:
+    runs = [history("a", 0, [(10, 0.2), (20, 0.4)]), history("a", 1, [(20, 0.4), (40, 0.8)], samples=300)]
+    seconds, scores = mean_curve(runs, "train_s")
+    assert seconds.tolist() == pytest.approx([15, 30])
+    assert scores.tolist() == pytest.approx([0.3, 0.6])
+
+
+def test_pixels_count_each_stage_at_its_size() -> None:
+    starts, sizes = [0, 100, 200], [10, 20]
+    assert [pixels_at(cursor, starts, sizes) for cursor in (50, 100, 150, 200)] == [5e3, 1e4, 3e4, 5e4]
+
+
+def test_a_history_comes_from_a_finished_runs_state() -> None:
+    row = {"stage": 0, "val/accuracy": 0.5, "train_s": 2.0, "cpu_s": 1.0, "eval_s": 0.5}
+    state = TrainState(
+        cursor=200,
+        stage_starts=[0, 100, 200],
+        stage_results=[{"peak_bytes": 7}, {"peak_bytes": 9}, {}],
+        evaluations=[
+            {"cursor": 100, **row},
+            {"cursor": 101, **row},
+            {"cursor": 200, **row, "val/accuracy": 0.75, "train_s": 5.0},
+        ],
+        evaluation={"cursor": 200, "val/accuracy": 0.75},
+    )
+    facts = {"config": {"stages": [{"image_size": 10}, {"image_size": 20}]}, "machine": "m"}
+    about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f"}
+    found = history_of(state, facts, "val/accuracy", **about)
+    assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)
+    assert found.evaluations[1].pixels == 5e4  # 101 is an epoch's end beside the stage's
+    del state.evaluations[0]["cpu_s"]  # as older versions wrote it
+    with pytest.raises(KeyError):
+        history_of(state, facts, "val/accuracy", **about)
+
+
+def test_a_fingerprint_is_of_what_is_learned_and_on_what_not_of_names_and_places() -> None:
+    base = fonts_small()
+
+    def of(config: Any, train: str = "t", val: str = "v") -> str:
+        return run_fingerprint(config, train=train, val=val)
+
+    moved = replace(base, name="other", storage="s3://b/runs", data=replace(base.data, train="/elsewhere"))
+    assert of(moved) == of(base) == of(recorded_config(base))
+    others = [
+        replace(base, seed=1),
+        replace(base, cluster=replace(base.cluster, num_workers=1)),
+        replace(base, optimizer=replace(base.optimizer, lr=1.0)),
+        replace(base, stages=(replace(base.stages[0], num_workers=1), *base.stages[1:])),
+    ]
+    prints = {of(base), of(base, train="x"), of(base, val="x"), *(of(config) for config in others)}
+    assert len(prints) == 7
+
+
+def test_a_report_holds_every_variant_and_marks_the_best_of_a_column() -> None:
+    target, found = figures(HISTORIES, "fixed", None)
+    cells = {("5", "64"): "fixed", ("9", "64"): "quick", ("5", "32"): "weak", ("9", "32"): "fixed"}
+    comparison = Comparison(
+        name="c",
+        question="Why <so>?",
+        variants=dict.fromkeys(HISTORIES, fonts_small()),
+        baseline="fixed",
+        grid=Grid(rows="magnitude", columns="px", cells=cells),
+    )
+    files = report_files(
+        Findings(
+            comparison=comparison,
+            command="python -m jobs.compare c",
+            metric="val/accuracy",
+            highest=True,
+            target=target,
+            figures=found,
+            histories=HISTORIES,
+            costs=dict.fromkeys(HISTORIES, Cost(1234567, 8_900_000, 56, 777.0)),
+            tracking="",
+        )
+    )
+    text = files["report.md"].decode()
+    assert "| 9 | **0.8000 ± 0.1414** | **0.7000 ± 0.1414** |" in text
+    assert "| weak | 1,234,567 | 8.9 M | 56 |" in text
+    assert "never" in text
+    page = files["report.html"].decode()
+    assert "Why &lt;so&gt;?" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "<b>0.8000 ± 0.1414</b>" in page
+    values = json.loads(files["report.json"])
+    assert values["variants"]["quick"]["ratio"]["train_s"] == pytest.approx((4 + 8 / 3) / 22)
+    assert len(values["variants"]["fixed"]["runs"]) == 2
+
+
+def test_a_models_cost_is_counted_and_timed() -> None:
+    cost = measure_cost(fonts_small(), 8)
+    assert cost.image_size == 56
+    assert cost.multiply_adds == pytest.approx(7.06e6, rel=0.01)
+    assert cost.images_per_s > 0
