@@ -65,7 +65,8 @@ def _follow(client: Any, job_id: str) -> int:
     kind, _, message = status.partition(": ")
     if kind == "FAILED":
         # Ray adds the end of the log, which is on the screen already.
-        raise ClusterError(f"{job_id} failed: {message.splitlines()[0] if message else 'see above'}")
+        reason = message.partition("\n")[0].partition(", last available logs")[0]
+        raise ClusterError(f"{job_id} failed: {reason or 'see above'}")
     return 0
 
 

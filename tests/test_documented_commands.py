@@ -104,6 +104,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     ),
     r"jobs\.sweep.*": By(SWEEP, "jobs.sweep"),
     r"jobs\.search.*": SEARCH,
+    r"jobs\.compare .*": By("tests/jobs/test_compare.py", "jobs.compare"),
     # A cluster.
     r"jobs\.status.*": By(CONTROL, "jobs.status"),
     r"jobs\.control.*": By(CONTROL, "jobs.control"),
