@@ -103,7 +103,9 @@ def _speed(status: dict[str, Any]) -> str:
 
 def _safety(status: dict[str, Any]) -> str:
     saved = status["checkpoint"]
-    at = f"checkpoint at cursor {saved['cursor']:,}, {duration(saved['age_s'])} old" if saved else "no checkpoint yet"
+    at = f"checkpoint at cursor {saved['cursor']:,}" if saved else "no checkpoint yet"
+    if saved and saved["age_s"] is not None:
+        at += f", {duration(saved['age_s'])} old"
     faults = status["recoveries"]
     parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"heard {duration(status['age_s'])} ago"]
     quiet = status["workers"].get("quietest")

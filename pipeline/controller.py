@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from infra.cluster import REQUEST_EXPIRES_S
 from pipeline.decisions import (
     PAUSE_POLL_S,
     Decision,
@@ -36,6 +37,8 @@ RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
 
+ASK_AGAIN_S = REQUEST_EXPIRES_S / 2
+"""Pause between two requests for the same nodes: an autoscaler forgets one after a while."""
 _ASSUMED = NextStage()
 """How a group has ended if no worker says it."""
 
@@ -80,7 +83,7 @@ class StageController:
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
         self._journal, self._board = journal or Journal(), Board(about or {})
-        self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, -1
+        self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, (-1, 0.0)
         self._observe = observe
         self._lock = threading.Lock()
         self._requests: list[Request] = []
@@ -184,6 +187,12 @@ class StageController:
                     self._new_group(world_size)
                 self._board.joined(rank, node)
             return self._error
+
+    def goes_on(self, source: str, cursor: int, stage: int) -> None:
+        """A group begins at this checkpoint, which may be an older one than its submission had seen."""
+        with self._lock:
+            self._stage = stage
+            self._board.goes_on(source, cursor)
 
     def _new_group(self, world_size: int) -> None:
         self._starts += 1
@@ -305,11 +314,14 @@ class StageController:
     def _look_ahead(self, progress: Progress) -> None:
         """Ask for the next segment's nodes when it is about to begin."""
         following = next((segment for segment in self._segments if segment.first > progress.stage), None)
-        if self._ask_nodes is None or following is None or following.first == self._asked_for:
+        if self._ask_nodes is None or following is None:
+            return
+        asked_for, asked_s = self._asked_for
+        if following.first == asked_for and time.monotonic() - asked_s < ASK_AGAIN_S:
             return
         left_s = seconds_left(progress, self._board.seen)
         if left_s and sum(left_s[: following.first]) <= self._ask_ahead_s:
-            self._asked_for = following.first
+            self._asked_for = following.first, time.monotonic()
             threading.Thread(target=self._ask_nodes, args=(following, progress.num_workers), daemon=True).start()
 
     def failed(self, message: str) -> None:

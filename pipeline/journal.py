@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from infra.storage import MissingKeyError, Storage, StorageError
 from pipeline.decisions import Decision, ExtendStage, NextStage, Record, record_of
 
 JOURNAL_FILE = "decisions.json"
+RETRY_S = 5.0
+"""Pause between two tries to write decisions that storage didn't take."""
 log = logging.getLogger(__name__)
 
 
@@ -81,18 +84,20 @@ class JournalWriter:
                 threading.Thread(target=self._work, name="journal", daemon=True).start()
 
     def _work(self) -> None:
-        while (data := self._next()) is not None:
+        while (rows := self._next()) is not None:
             try:
-                self.storage.write(JOURNAL_FILE, data)
-            except StorageError as error:  # the next checkpoint holds the decisions as well
-                log.warning("%s", error)
+                self.storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in rows], indent=1).encode())
+            except StorageError as error:
+                log.warning("decisions wait for storage: %s", error)
+                with self._lock:
+                    self._rows = rows if self._rows is None else self._rows
+                time.sleep(RETRY_S)
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> list[Record] | None:
         with self._lock:
             rows, self._rows = self._rows, None
             self._busy = rows is not None
-        entries: list[dict[str, Any]] | None = None if rows is None else [row.entry() for row in rows]
-        return None if entries is None else json.dumps(entries, indent=1).encode()
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         """What crosses to the controller's process."""

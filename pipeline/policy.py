@@ -105,7 +105,7 @@ def _due(progress: Progress, requests: Sequence[Request]) -> tuple[list[Request]
             if type(decision) in seen:
                 continue
             seen.add(type(decision))
-        held = progress.paused and isinstance(decision, NextStage | NewGroup)
+        held = progress.paused and isinstance(decision, NextStage)
         (waiting if held else now).append(request)
     return now, tuple(waiting)
 

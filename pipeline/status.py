@@ -66,6 +66,11 @@ class Board:
         """A checkpoint is whole."""
         self.checkpoint = {"uri": uri, "cursor": cursor, "saved_s": time.time()}
 
+    def goes_on(self, source: str, cursor: int) -> None:
+        """A group begins at a checkpoint; when one was written is known only of those that this submission wrote."""
+        if not self.checkpoint or self.checkpoint["cursor"] != cursor:
+            self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": None}
+
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
         if line not in self.notes:
@@ -87,15 +92,19 @@ class Board:
             "progress": asdict(progress) if progress else None,
             "metrics": dict(self.seen),
             "left_s": seconds_left(progress, self.seen) if progress else [],
-            "checkpoint": {**self.checkpoint, "age_s": time.time() - self.checkpoint["saved_s"]}
-            if self.checkpoint
-            else None,
+            "checkpoint": self._checkpoint_values(),
             "checkpoint_waits": self.checkpoint_waits,
             "workers": self._worker_values(),
             "age_s": time.time() - self.heard_s,
             "notes": list(self.notes),  # the last ones, of `noted` in all
             "noted": self.noted,
         }
+
+    def _checkpoint_values(self) -> dict[str, Any] | None:
+        if not self.checkpoint:
+            return None
+        saved_s = self.checkpoint["saved_s"]
+        return {**self.checkpoint, "age_s": None if saved_s is None else time.time() - saved_s}
 
     def _worker_values(self) -> dict[str, Any]:
         now, workers = time.time(), self._workers

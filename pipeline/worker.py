@@ -133,6 +133,9 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         if start.facts["data"] != data:
             raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
+        if rank == 0:
+            state = trainer.state
+            controller.goes_on.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
     if len(set(gathered(trainer.state.cursor))) > 1:

@@ -141,6 +141,7 @@ class _Trainee:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = _config(options)
+        torch.set_num_threads(config.cluster.threads_per_worker)  # as a worker computes
         classes = tuple(str(index) for index in range(1000))
         task = build_task(config.task, classes)
         self.learner = Learner(config, build_model(config.model, num_classes=len(classes)), task, device)

@@ -402,7 +402,24 @@ def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
     assert any("about to be taken away (01234567)" in note for note in status["notes"])
 
 
-def test_the_next_segments_nodes_are_asked_for_ahead_and_once() -> None:
+def test_a_node_that_leaves_while_the_run_is_paused_is_left_and_the_run_stays_paused() -> None:
+    group = FakeGroup({48: ask(Pause())})
+    asked = iter([lambda controller: controller.node_leaves("0123456789abcdef"), lambda _: None, ask(Resume())])
+
+    def happens(course: object) -> None:
+        original(course)  # type: ignore[arg-type]
+        if course.paused:  # type: ignore[attr-defined]
+            next(asked)(group.controller)
+
+    original, group._happens = group._happens, happens  # type: ignore[method-assign]
+    status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
+    assert group.told == [(48, "pause"), (48, "new group"), (48, "resume"), (120, "next stage")]
+    assert status["phase"] == "finished"
+
+
+def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_request_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[tuple[Segment, int]] = []
     there = threading.Event()
 
@@ -419,9 +436,25 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_once() -> None:
     assert there.wait(5)
     controller.decide(progress(72, 0, 2, (2, 8)))
     assert asked == [(Segment(1, 1, 8), 2)]
+    there.clear()
+    monkeypatch.setattr("pipeline.controller.ASK_AGAIN_S", 0.0)
+    controller.decide(progress(96, 0, 2, (2, 8)))
+    assert there.wait(5)
+    assert asked == [(Segment(1, 1, 8), 2)] * 2
 
 
 # Status --------------------------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from() -> None:
+    controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=2)
+    controller.joined(0, "node")
+    controller.goes_on("s3://runs/one", 144, 1)  # the newest one was damaged
+    assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
+    assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
+    controller.saved("s3://runs/one/checkpoints/168", 168)
+    controller.goes_on("s3://runs/one", 168, 1)
+    assert controller.status()["checkpoint"]["age_s"] >= 0
 
 
 def test_status_before_the_first_decision() -> None:

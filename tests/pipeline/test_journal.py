@@ -4,6 +4,8 @@ import pickle
 import time
 from pathlib import Path
 
+import pytest
+
 from infra.storage import open_storage
 from pipeline.decisions import ExtendStage, NextStage, Record, SetField
 from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
@@ -44,3 +46,17 @@ def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) 
     assert stored_rows(storage, [SLOWER]) == [SLOWER]  # another timeline
     storage.write(JOURNAL_FILE, b"[{")
     assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
+
+
+def test_decisions_that_storage_did_not_take_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.journal.RETRY_S", 0.05)
+    place = tmp_path / "runs"
+    place.write_text("a file where the folder should be")
+    writer = JournalWriter(open_storage(str(place)))
+    writer([ADVANCE])
+    time.sleep(0.2)
+    place.unlink()
+    deadline = time.monotonic() + 10
+    while stored_rows(open_storage(str(place)), []) != [ADVANCE]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
