@@ -22,8 +22,8 @@ Stages = tuple[TrainingStage, ...]
 
 
 def fixed_stages(stages: Stages) -> Stages:
-    """Return as many stages, all of the last one's size, batch and regularization."""
-    last = stages[-1]
+    """Return as many stages, all of the last one's size, batch and regularization, at the plain learning rate."""
+    last = replace(stages[-1], lr_factor=1.0)  # factors are made for sizes that change
     return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
 
 
@@ -39,7 +39,7 @@ def random_sizes(stages: Stages) -> Stages:
     pieces: list[TrainingStage] = []
     for stage in fixed_regularization(stages):
         count = max(1, round(stage.epochs))
-        pieces += [replace(stage, epochs=stage.epochs / count)] * count
+        pieces += [replace(stage, epochs=stage.epochs / count, lr_factor=1.0)] * count
     first = pieces[:-1]
     random.Random(RANDOM_SIZES_SEED).shuffle(first)
     return (*first, pieces[-1])
@@ -48,20 +48,23 @@ def random_sizes(stages: Stages) -> Stages:
 def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
     _check_grows(base)
+    variants = {
+        FIXED: replace(base, stages=fixed_stages(base.stages)),
+        "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
+        PROGRESSIVE: base,
+        "random sizes": replace(base, stages=random_sizes(base.stages)),
+    }
+    if variants["progressive sizes only"] == base:  # its regularization doesn't grow
+        del variants["progressive sizes only"]
     return Comparison(
         name="progressive-vs-fixed",
         question="Progressive learning against training at the last size all the time: the same model and epochs.",
-        variants={
-            FIXED: replace(base, stages=fixed_stages(base.stages)),
-            "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
-            PROGRESSIVE: base,
-            "random sizes": replace(base, stages=random_sizes(base.stages)),
-        },
+        variants=variants,
         baseline=FIXED,
         notes=(
             "fixed: all stages at the last stage's size and regularization. progressive sizes only: the recipe's "
             "sizes, the last regularization in all stages. progressive: the recipe. random sizes: its sizes in random "
-            "order, an epoch each, the last regularization.",
+            "order, an epoch each, the last regularization. Factors of the learning rate count where sizes grow.",
         ),
     )
 
