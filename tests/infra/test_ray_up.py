@@ -119,6 +119,7 @@ def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
     assert run.returncode == 0, "".join(log)
     assert "recovered 1x" in "".join(log), "".join(log)
     output(on_laptop(hosts, ray, "down", "--yes", config))
+    print("".join(log))  # what docs/cluster.md shows
     assert list((hosts.folder / "runs" / "cut" / "checkpoints").iterdir())
 
 
