@@ -36,7 +36,7 @@ _IMAGENET_CLASSES = 1000
 def main(argv: Sequence[str]) -> int:
     """Measure this machine, predict a cluster, or both; returns the exit code."""
     words = list(argv)
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+    if not words or words[0].startswith("-"):
         words.insert(0, _RECIPE)
     config, options = parse_recipe(words, prog="python -m jobs.benchmark scaling", extra=Options)
     assert options is not None
@@ -109,6 +109,7 @@ def _predict(config: TrainConfig, options: Options, decode: dict[int, Points], f
     notes, costs = _notes(options), {}
     size = gradient_bytes(config.model, _IMAGENET_CLASSES)
     images = data_size(config, _sizes(options)).samples
+    notes += _cache_note(config, _data(config, options, decode))
     for gpus in options.gpus:
         of_size = _with_lanes(config, gpus)
         if (lanes := of_size.data.num_lanes) != config.data.num_lanes:
@@ -177,6 +178,13 @@ def _notes(options: Options) -> list[str]:
     if len(points) == 1:
         notes.append(f"Other sizes than {points[0][0]} px: in proportion to their pixels.")
     return notes
+
+
+def _cache_note(config: TrainConfig, data: Data) -> list[str]:
+    most = data.samples_per_epoch * max(data.bytes_per_image[data.copy_for(s.image_size)] for s in config.stages) / 1e9
+    if config.data.cache_dir == "none" or config.data.cache_gb >= most:
+        return []
+    return [f"A node's cache of {config.data.cache_gb:g} GB doesn't hold all: give --data.cache-gb {math.ceil(most)}."]
 
 
 def _row(cost: StageCost) -> dict[str, Any]:

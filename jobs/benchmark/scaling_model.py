@@ -97,6 +97,10 @@ class Cluster:
         """Return how many nodes so many GPUs take."""
         return -(-gpus // self.gpus_per_node)
 
+    def link(self, gpus: int) -> Link:
+        """Return the slowest hop of a ring over so many GPUs."""
+        return self.in_node if gpus <= self.gpus_per_node else self.between
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
@@ -217,8 +221,7 @@ def _stage_cost(
     images, copy = stage.num_samples(data.samples_per_epoch), data.copy_for(stage.image_size)
     on_gpu = stage.batch_size / gpus
     step_s = compute.step_s(stage.image_size, on_gpu)
-    link = cluster.in_node if gpus <= cluster.gpus_per_node else cluster.between
-    exposed_s = max(0.0, link.all_reduce_s(gpus, gradient_bytes) - cluster.overlap * step_s)
+    exposed_s = max(0.0, cluster.link(gpus).all_reduce_s(gpus, gradient_bytes) - cluster.overlap * step_s)
     train_s = step_s + exposed_s
     core_s = on_gpu * seconds_at(data.decode[copy], stage.image_size, hold_below=True)
     decode_s = core_s * min(gpus, cluster.gpus_per_node) / cluster.cores_per_node
