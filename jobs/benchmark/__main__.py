@@ -15,6 +15,7 @@ NAMES = {
     "memory": "memory and time of a start at a billion samples, and the memory of a loader process",
     "overhead": "steps a second of a run beside a plain torchrun loop",
     "policies": "the adaptive rules beside the linear ramp: accuracy and time",
+    "scaling": "1 to R workers of this machine beside a model, and what that predicts for a cluster",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "checkpoint": "time that training steps lose to checkpoints, and host memory",
     "recovery": "seconds from the loss of a worker or a node to the next training step",
