@@ -116,6 +116,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     # Measurements.
     r"jobs\.benchmark chaos": By("tests/pipeline/test_chaos.py", "jobs.benchmark"),
     r"jobs\.benchmark model": By("tests/jobs/test_benchmark_model.py::test_json_is_what_was_measured", "main("),
+    r"jobs\.benchmark scaling.*": By("tests/jobs/test_benchmark_scaling.py", "main("),
     r"jobs\.benchmark (checkpoint|controller|loader|memory|policies|recovery|stages).*": Marked("jobs.benchmark"),
     # make, ray, mlflow.
     r"make demo": Marked("make demo"),
