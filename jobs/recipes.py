@@ -199,13 +199,12 @@ def fonts_small() -> TrainConfig:
 
 
 def fonts_progressive() -> TrainConfig:
-    """Sixteen fonts at 128 px: five stages that get as far as 128 px all the time does, in half of its time.
+    """Sixteen fonts at 128 px in five stages, of half the images x pixels of 128 px all the time.
 
     `python -m jobs.prepare fonts --families 16 --train-images 100 --val-images 90 --text-size 44 64 --rotation 8
-    --noise 10 --out data/fonts-words`, then `python -m jobs.compare progressive-vs-fixed --recipe fonts_progressive`;
-    docs/results.md has what it gave. Half of the epochs are spent at a quarter of the pixels; the last stages' rate is
-    higher, since a network that the cosine has nearly frozen doesn't take to larger letters any more. RandAugment costs
-    accuracy on this set at every size, so there is none.
+    --noise 10 --out data/fonts-words`, then `python -m jobs.compare progressive-vs-fixed --recipe fonts_progressive`.
+    Half of the epochs are spent at a quarter of the pixels; the last stages' rate is higher, since a network that the
+    cosine has nearly frozen doesn't take to larger letters any more. There is no RandAugment: this set wants none.
     """
     base = fonts_small()
     lengths = {64: (12.0, 1.0), 80: (4.0, 1.0), 96: (3.0, 1.0), 112: (3.0, 2.0), 128: (4.0, 4.0)}
