@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+LOADS = 4
+"""How often a page is loaded before what it lacks is a failure: on a busy machine its time may run out first."""
+
+
+def missing(url: str, folder: Path, *parts: str) -> list[str]:
+    """Return which parts (regular expressions) a page doesn't show."""
+    lacks = list(parts)
+    for _ in range(LOADS):
+        shown = page(url, folder)
+        lacks = [part for part in parts if not re.search(part, shown)]
+        if not lacks:
+            break
+    return lacks
 
 
 def page(url: str, folder: Path) -> str:
