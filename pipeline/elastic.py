@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -59,6 +60,13 @@ class LanePolicy(ElasticScalingPolicy):
         self._asked: dict[str, float] = {}
         self._known: dict[str, dict[str, float]] | None = None
         self._known_at = float("-inf")
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for resources in the run's name, and so take over what a controller that was killed had asked for.
+
+        Ray names each start anew, and would hold the dead one's share for three minutes.
+        """
+        super().after_controller_start(SimpleNamespace(run_id=train_run_context.run_config.name))
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
