@@ -21,7 +21,7 @@ from rich.table import Table
 from datasets.config import check_data
 from infra.cluster import ROOT, ClusterConfig
 from infra.tracking_config import TrackingConfig
-from jobs.cli import UsageError
+from jobs.cli import UsageError, parse
 from jobs.display import Follower, wide_console
 from jobs.recipes import RECIPES
 from pipeline.config import CheckpointConfig, TrainConfig
@@ -47,14 +47,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise UsageError(f"no recipe is named {self.recipe!r}: there are {', '.join(RECIPES)}")
+        if self.rounds < 1 or self.workers < 1:
+            raise UsageError(f"--rounds {self.rounds}, --workers {self.workers}: both must be at least 1")
         if not 0 <= self.warm_up < self.steps - 1:
             raise UsageError(f"--warm-up {self.warm_up} leaves none of --steps {self.steps} to count")
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure rounds of both, and print steps a second and their ratios."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = parse(Options, argv, description=__doc__)
     counted = options.steps - 1 - options.warm_up
+    one_stage(options, folder="")  # data or workers that won't do are said here, in one line, not by torchrun
     table = Table(title=f"steps a second, {options.workers} workers, {counted} steps a round", title_justify="left")
     for name in ("round", "plain", "whole", "ratio"):
         table.add_column(name, justify="right")
@@ -75,9 +78,9 @@ def main(argv: Sequence[str]) -> int:
 def one_stage(options: Options, folder: str) -> TrainConfig:
     """Return the recipe's last stage alone, as long as a round, with everything that it writes in a folder."""
     base = RECIPES[options.recipe]()
-    manifest, _ = check_data(base.data, batch_sizes=[], worker_counts=[])
-    samples = sum(manifest.shard_counts)
     stage = base.stages[-1]
+    manifest, _ = check_data(base.data, batch_sizes=[stage.batch_size], worker_counts=[options.workers])
+    samples = sum(manifest.shard_counts)
     return replace(
         base,
         name="overhead",
