@@ -125,7 +125,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"make (test|test-fast|lint)": By(".ci/run", "step make test"),
     r"ray job (submit|list).*": By(f"{OPERATIONS}::test_rays_own_commands_submit_and_list_jobs", '"job", "submit"'),
     r"ray job stop JOB": By(OPERATIONS, "SIGINT"),
-    r"ray up .*": By(RAY_UP, '"up"'),
+    r"ray up.*": By(RAY_UP, '"up"'),
     r"ray down .*": By(RAY_UP, '"down"'),
     r"ray dashboard .*": By(RAY_UP, "dashboard {config}"),
     r"(RAY_AUTH_MODE=token )?ray start.*": By(RAY_UP, "ray start"),
