@@ -54,6 +54,9 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
         PROGRESSIVE: base,
         "random sizes": replace(base, stages=random_sizes(base.stages)),
     }
+    if any(stage.crop_area for stage in base.stages):
+        crops = tuple(replace(stage, crop_area=None) for stage in base.stages)
+        variants["progressive, the data's crops"] = replace(base, stages=crops)
     if variants["progressive sizes only"] == base:  # its regularization doesn't grow
         del variants["progressive sizes only"]
     return Comparison(
