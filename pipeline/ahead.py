@@ -55,6 +55,7 @@ class Feed:
             stop=span.stop,
             rank=self.rank,
             world_size=self.world_size,
+            crop_area=span.stage.crop_area,
         )
 
 

@@ -19,7 +19,8 @@ from datasets.config import check_data
 from datasets.loader import build_loader
 from datasets.mixing import mix
 from jobs.benchmark.overhead import Options, one_stage
-from model.factory import build_model, set_dropout
+from model.factory import build_model, set_dropout, set_stochastic_depth
+from pipeline.evaluation import autocast
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.task import build_task
 
@@ -28,17 +29,22 @@ def main() -> None:
     """Train the steps on every rank; rank 0 prints the seconds between the first counted step's end and the last's."""
     options = tyro.cli(Options)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     config = one_stage(options, folder="")
     (stage,) = config.stages
     manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
     task = build_task(config.task, manifest.classes)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=task.num_outputs).to(memory_format=torch.channels_last)
+    model = build_model(config.model, num_classes=task.num_outputs)
+    model = model.to(device).to(memory_format=torch.channels_last)
     set_dropout(model, stage.dropout)
+    if stage.stochastic_depth is not None:
+        set_stochastic_depth(model, stage.stochastic_depth)
     optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
-    net = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    net = DistributedDataParallel(model, device_ids=[device] if cuda else None, gradient_as_bucket_view=True)
     batches = build_loader(
         config.data,
         image_size=stage.image_size,
@@ -49,21 +55,24 @@ def main() -> None:
         stop=options.steps * stage.batch_size,
         rank=rank,
         world_size=world_size,
+        crop_area=stage.crop_area,
     )
     net.train()
     ends = []
     for batch in batches:
-        pixels = batch.images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        pixels = batch.images.to(device, dtype=torch.float32, memory_format=torch.channels_last)
         images, targets = mix(
             pixels.sub_(config.trainer.pixel_mean).div_(config.trainer.pixel_std),
-            task.targets(batch, torch.device("cpu")),
+            task.targets(batch, device),
             mixup_alpha=stage.mixup_alpha,
             cutmix_alpha=stage.cutmix_alpha,
             seed=config.seed,
             stream_index=batch.stream_index,
             num_lanes_of_rank=config.data.num_lanes // world_size,
         )
-        task.loss(net(images), targets)["loss"].backward()
+        with autocast(config.trainer, device):
+            logits = net(images)
+        task.loss(logits, targets)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
