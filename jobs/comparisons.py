@@ -177,14 +177,15 @@ def schedulers(base: TrainConfig) -> Comparison:
         question="A linear ramp, stages that end on a plateau, and regularization in a closed loop.",
         variants={
             "linear": linear,
-            "plateau, epochs passed on": adaptive(replace(rules, plateau=True, patience=2, unused="later")),
-            "plateau, epochs saved": adaptive(replace(rules, plateau=True, patience=2, unused="saved")),
+            "plateau, epochs passed on": adaptive(replace(rules, plateau=True, unused="later")),
+            "plateau, epochs saved": adaptive(replace(rules, plateau=True, unused="saved")),
             "closed loop": adaptive(replace(rules, closed_loop=True)),
         },
         baseline="linear",
         notes=(
-            "A plateau is two evaluations without a better one, so stages of fewer than three evaluations never end "
-            "early; give --epochs or a smaller --trainer.eval-every-epochs.",
+            f"Evaluations without a better one that make a plateau: {rules.patience}. Stages of {rules.patience + 1} "
+            "evaluations or fewer never end early; give more --epochs, or a smaller --trainer.eval-every-epochs or "
+            "--adaptive.patience.",
         ),
     )
 

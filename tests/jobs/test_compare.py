@@ -83,6 +83,18 @@ def test_schedulers_differ_in_their_rules_alone() -> None:
     assert all(replace(config, adaptive=base.adaptive) == base for config in found.values())
 
 
+def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
+    command = ["schedulers", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
+    comparison, _ = parse(command)
+    assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
+    assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
+    assert "make a plateau: 1. Stages of 2" in comparison.notes[0]
+    grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
+    assert (len(grid.variants), grid.grid) == (2, None)
+    with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
+        parse([*command[:3], "--variants", "plateau"])
+
+
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
     comparison, options = parse(["fonts_small", "demo", "--train", "/t", "--seeds", "3", "--epochs", "2"])
     assert list(comparison.variants) == ["fonts_small", "demo"]
