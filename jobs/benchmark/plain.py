@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.config import check_data
 from datasets.loader import build_loader
 from datasets.mixing import mix
+from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model, set_dropout
 from pipeline.optim import build_ema, build_optimizer
@@ -26,7 +27,7 @@ from pipeline.task import build_task
 
 def main() -> None:
     """Train the steps on every rank; rank 0 prints the seconds between the first counted step's end and the last's."""
-    options = tyro.cli(Options)
+    options = read_flags(Options, sys.argv[1:], __doc__)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
