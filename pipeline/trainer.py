@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loader import Batch
-from datasets.mixing import mix
 from model.factory import set_dropout, set_stochastic_depth
 from pipeline.ahead import Feed
 from pipeline.checkpoint import Snapshot
@@ -33,8 +32,9 @@ from pipeline.decisions import (
     in_order,
     leaving,
 )
-from pipeline.evaluation import evaluate, first_batch, normalized
+from pipeline.evaluation import evaluate, first_batch
 from pipeline.hooks import TrainHooks
+from pipeline.inputs import mixed_inputs
 from pipeline.learner import Learner, step_seed
 from pipeline.memory import OutOfMemoryError, micro_batch, stage_limits
 from pipeline.meter import Meter
@@ -326,13 +326,6 @@ class Trainer:
         self.feed.make_ready(span, self.state.cursor, self.course.schedule.spans[span.index + 1] if known else None)
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
-        """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mix(
-            normalized(batch.images, self.config.trainer, self.device),
-            self.task.targets(batch, self.device),
-            mixup_alpha=stage.mixup_alpha,
-            cutmix_alpha=stage.cutmix_alpha,
-            seed=self.config.seed,
-            stream_index=batch.stream_index,
-            num_lanes_of_rank=self.config.data.num_lanes // self.world_size,
+        return mixed_inputs(
+            batch, stage, config=self.config, task=self.task, device=self.device, world_size=self.world_size
         )

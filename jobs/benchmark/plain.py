@@ -1,7 +1,7 @@
 """The plain loop to compare with: what one would write for `torchrun`, with no cluster, controller, record or state.
 
-`jobs.benchmark overhead` starts it under torchrun. Loader, model, optimizer and moving average are those of the run
-beside it; the loop is written out.
+`jobs.benchmark overhead` starts it under torchrun. Loader, inputs, model, optimizer and moving average are those of the
+run beside it; the loop is written out.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.config import check_data
-from datasets.loader import build_loader
-from datasets.mixing import mix
 from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model, set_dropout
+from pipeline.inputs import mixed_inputs, stage_batches
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.task import build_task
 
@@ -40,29 +39,13 @@ def main() -> None:
     set_dropout(model, stage.dropout)
     optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
     net = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    batches = build_loader(
-        config.data,
-        image_size=stage.image_size,
-        batch_size=stage.batch_size,
-        magnitude=stage.randaugment_magnitude,
-        seed=config.seed,
-        cursor=0,
-        stop=options.steps * stage.batch_size,
-        rank=rank,
-        world_size=world_size,
-    )
+    stop = options.steps * stage.batch_size
+    batches = stage_batches(config, stage, start=0, stop=stop, rank=rank, world_size=world_size)
     net.train()
     ends = []
     for batch in batches:
-        pixels = batch.images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        images, targets = mix(
-            pixels.sub_(config.trainer.pixel_mean).div_(config.trainer.pixel_std),
-            task.targets(batch, torch.device("cpu")),
-            mixup_alpha=stage.mixup_alpha,
-            cutmix_alpha=stage.cutmix_alpha,
-            seed=config.seed,
-            stream_index=batch.stream_index,
-            num_lanes_of_rank=config.data.num_lanes // world_size,
+        images, targets = mixed_inputs(
+            batch, stage, config=config, task=task, device=torch.device("cpu"), world_size=world_size
         )
         task.loss(net(images), targets)["loss"].backward()
         optimizer.step()
