@@ -437,7 +437,7 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
     controller.decide(progress(72, 0, 2, (2, 8)))
     assert asked == [(Segment(1, 1, 8), 2)]
     there.clear()
-    monkeypatch.setattr("pipeline.controller.ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr("pipeline.nodes_ahead.ASK_AGAIN_S", 0.0)
     controller.decide(progress(96, 0, 2, (2, 8)))
     assert there.wait(5)
     assert asked == [(Segment(1, 1, 8), 2)] * 2
