@@ -18,7 +18,7 @@ def copy_folder(short_side: int) -> str:
     return f"short-{short_side}"
 
 
-def choose_copy(copies: Sequence[int], image_size: int) -> int:
+def choose_copy(copies: Sequence[int], image_size: float) -> int:
     """Return the smallest copy whose short side is at least 1.25 times the image size; 0 (no copy) if there is none.
 
     At 128 px that is 160, at 192 px 240, at 300 px 375.

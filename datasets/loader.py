@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -39,6 +40,7 @@ def build_loader(
     stop: int,
     rank: int,
     world_size: int,
+    crop_area: tuple[float, float] | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
 
@@ -52,6 +54,7 @@ def build_loader(
         stop: cursor at which the stage ends.
         rank: of this worker.
         world_size: R, workers that share the step.
+        crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
 
     Raises:
         DataError: shards that can't be read, or numbers that don't divide each other.
@@ -62,8 +65,12 @@ def build_loader(
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
-    copy = choose_copy(manifest.copies, image_size) if config.pyramid else 0
-    view = View(image_size=image_size, magnitude=magnitude, seed=seed, training=True, short_side=copy)
+    # Of smaller crops the whole image is needed in more pixels.
+    scale = math.sqrt(sum(config.crop_area) / sum(crop_area)) if crop_area else 1.0
+    copy = choose_copy(manifest.copies, image_size * scale) if config.pyramid else 0
+    view = View(
+        image_size=image_size, magnitude=magnitude, seed=seed, crop_area=crop_area, short_side=copy, training=True
+    )
     pool = _pool("train", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import TrainConfig
+from pipeline.stages import TrainingStage
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
@@ -115,8 +117,17 @@ class Follower:
         self._noted = status["noted"]
 
 
-def result_table(config: TrainConfig, results: list[dict[str, float]], samples_per_epoch: int) -> Table:
-    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for."""
+def result_table(
+    config: TrainConfig, stages: Sequence[TrainingStage], results: Sequence[dict[str, float]], samples_per_epoch: int
+) -> Table:
+    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for.
+
+    Args:
+        config: of the run.
+        stages: as they were trained, which a closed loop makes other than the config's.
+        results: of each stage.
+        samples_per_epoch: samples of an epoch.
+    """
     metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
     table = Table(
         title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
@@ -124,7 +135,7 @@ def result_table(config: TrainConfig, results: list[dict[str, float]], samples_p
     score_name = metric.removeprefix("val/")
     for name in ("stage", "px", "RandAug", "Mixup", "dropout", "epochs", "images/s", score_name, "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    for index, (stage, result) in enumerate(zip(config.stages, results, strict=False)):
+    for index, (stage, result) in enumerate(zip(stages, results, strict=False)):
         if not result:
             continue
         rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch

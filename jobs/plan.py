@@ -48,6 +48,8 @@ class DataSize:
     samples_per_epoch: int
     bytes_per_sample: float
     source: str
+    classes: int = 1000
+    """ImageNet's, where they aren't known."""
 
 
 IMAGENET = (1_281_167, 147_897_477_120)
@@ -113,7 +115,8 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
     num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
-    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train)
+    classes = len(manifest.classes)
+    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes)
 
 
 def human_bytes(count: float) -> str:

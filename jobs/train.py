@@ -11,8 +11,10 @@ from rich.console import Console
 from infra.cluster import last_line, worker_range
 from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
-from pipeline.decisions import Stop
+from pipeline.decisions import Stop, records_of
 from pipeline.preflight import Preflight, preflight
+from pipeline.schedule import TrainingSchedule
+from pipeline.stages import TrainingStage
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
     if ready.finished:
         assert ready.resume_from is not None
         console.print(f"{config.name} is finished; give another --name to train again")
-        _show_result(console, ready, ready.resume_from.stage_results)
+        state = ready.resume_from
+        most, records = config.adaptive.max_epochs, records_of(state.decisions)
+        spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
+        _show_result(console, ready, [span.stage for span in spans], state.stage_results)
         return 0
     _announce(console, ready)
     try:
@@ -39,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if progress is None:  # another submission has finished it meanwhile
         console.print(f"{config.name} has nothing left to train")
         return 0
-    _show_result(console, ready, progress["stage_results"])
+    stages = [TrainingStage(**span["stage"]) for span in progress["spans"]]
+    _show_result(console, ready, stages, progress["stage_results"])
     if status["phase"] == "stopped":
         console.print(f"stopped at cursor {progress['cursor']}; the same command resumes it")
     return 0
@@ -91,10 +97,11 @@ def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:
         ray.kill(controller)
 
 
-def _show_result(console: Console, ready: Preflight, results: Sequence[dict[str, float]]) -> None:
+def _show_result(
+    console: Console, ready: Preflight, stages: Sequence[TrainingStage], results: Sequence[dict[str, float]]
+) -> None:
     config = ready.config
-    samples_per_epoch = ready.train.num_samples - ready.train.num_samples % config.data.num_lanes
-    console.print(result_table(config, list(results), samples_per_epoch))
+    console.print(result_table(config, stages, results, ready.samples_per_epoch))
     console.print(
         f"checkpoints: {config.storage}/{config.name}/checkpoints", markup=False, highlight=False, soft_wrap=True
     )

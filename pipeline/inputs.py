@@ -32,6 +32,7 @@ def stage_batches(
         stop=stop,
         rank=rank,
         world_size=world_size,
+        crop_area=stage.crop_area,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.storage import MissingKeyError, Storage, StorageError
 from pipeline.decisions import Decision, ExtendStage, NextStage, Record, record_of
+from pipeline.lease import Lease, LeaseError
 
 JOURNAL_FILE = "decisions.json"
 RETRY_S = 5.0
@@ -67,10 +68,13 @@ def stored_rows(storage: Storage, done: Sequence[Record]) -> list[Record]:
 
 
 class JournalWriter:
-    """Writes a journal in a thread of its own; no decision waits for storage."""
+    """Writes a journal in a thread of its own; no decision waits for storage.
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+    What another submission has taken over is left alone: the journal is that one's from then on.
+    """
+
+    def __init__(self, storage: Storage, lease: Lease) -> None:
+        self.storage, self.lease = storage, lease
         self._rows: list[Record] | None = None
         self._busy = False
         self._lock = threading.Lock()
@@ -86,7 +90,10 @@ class JournalWriter:
     def _work(self) -> None:
         while (rows := self._next()) is not None:
             try:
+                self.lease.check()
                 self.storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in rows], indent=1).encode())
+            except LeaseError as error:
+                log.warning("decisions are not written any more: %s", error)
             except StorageError as error:
                 log.warning("decisions wait for storage: %s", error)
                 with self._lock:
@@ -101,7 +108,7 @@ class JournalWriter:
 
     def __getstate__(self) -> dict[str, Any]:
         """What crosses to the controller's process."""
-        return {"storage": self.storage}
+        return {"storage": self.storage, "lease": self.lease}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["storage"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]

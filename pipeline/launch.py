@@ -66,7 +66,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
             first_stage=len(resume.stage_starts) - 1 if resume else 0,
             lease=lease,
             record_failure=partial(record_failure, config),
-            journal=_journal(storage, resume),
+            journal=_journal(storage, lease, resume),
             ask_nodes=partial(ask_nodes, config.cluster, config.name),
             ask_ahead_s=config.cluster.ask_ahead_s,
             observe=export_status,
@@ -86,9 +86,9 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
     return controller
 
 
-def _journal(storage: Storage, resume: TrainState | None) -> Journal:
+def _journal(storage: Storage, lease: Lease, resume: TrainState | None) -> Journal:
     done = [record for record in records_of(resume.decisions if resume else ()) if record.decision.replayed]
-    return Journal(stored_rows(storage, done), JournalWriter(storage))
+    return Journal(stored_rows(storage, done), JournalWriter(storage, lease))
 
 
 def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:

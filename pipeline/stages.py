@@ -28,6 +28,10 @@ class TrainingStage:
     batch_size: int
     """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory. 0: auto, that
     is the last stage's, grown as the images are smaller (see `adaptive.batch_growth`)."""
+    crop_area: tuple[float, float] | None = None
+    """Smallest and largest share of the image's area that a training crop takes in this stage; None: `data.crop_area`.
+    Smaller crops where images are small keep objects as large, in pixels, as later stages and evaluations show them
+    (the scale that a resize changes is FixRes's, arXiv 1906.06423)."""
     randaugment_magnitude: float = 0.0
     """Strength of RandAugment on the paper's scale: 10 is the full range of each operation; 0 turns it off."""
     mixup_alpha: float = 0.0
@@ -62,6 +66,10 @@ class TrainingStage:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"stage.{name} is {value}: it must be 0 (off) or more")
+        if self.crop_area is not None and not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ValueError(
+                f"stage.crop_area is {self.crop_area}: it must be two shares with 0 < first <= second <= 1"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"stage.dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.stochastic_depth is not None and not 0 <= self.stochastic_depth < 1:

@@ -124,8 +124,17 @@ def _worker(options: Options) -> dict[str, float]:
     """Run one loader process, and look at it from outside."""
     torch.set_num_threads(1)
     config = DataConfig(train=str(options.data), num_lanes=8, loader_workers=1, pyramid=False)
-    size = {"image_size": options.image_size, "batch_size": options.batch_size}
-    loader = build_loader(config, **size, magnitude=10, seed=0, cursor=0, stop=1 << 40, rank=0, world_size=1)
+    loader = build_loader(
+        config,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        magnitude=10,
+        seed=0,
+        cursor=0,
+        stop=1 << 40,
+        rank=0,
+        world_size=1,
+    )
     before = {process.pid for process in psutil.Process().children()}
     batches = iter(loader)
     for _ in itertools.islice(batches, options.batches):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -13,19 +14,21 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 from rich.table import Table
 
 from datasets.config import check_data
+from datasets.loader import sample_order
 from infra.cluster import ROOT, ClusterConfig
 from infra.tracking_config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.cli import UsageError
-from jobs.display import Follower, wide_console
+from jobs.display import wide_console
 from jobs.recipes import RECIPES
 from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.state import PREFIX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,55 +62,76 @@ def main(argv: Sequence[str]) -> int:
     counted = options.steps - 1 - options.warm_up
     one_stage(options, folder="")  # data or workers that won't do are said here, in one line, not by torchrun
     table = Table(title=f"steps a second, {options.workers} workers, {counted} steps a round", title_justify="left")
-    for name in ("round", "plain", "whole", "ratio"):
+    for name in ("round", "plain", "whole", "checkpoints", "ratio"):
         table.add_column(name, justify="right")
-    ratios = []
+    ratios, saved = [], 0
     for number in range(options.rounds):
         # In turns, and each first in every other round: what else the machine does falls on both.
-        order = (_plain_s, _whole_s) if number % 2 == 0 else (_whole_s, _plain_s)
-        seconds = {measure: measure(options) for measure in order}
-        plain, whole = counted / seconds[_plain_s], counted / seconds[_whole_s]
+        order = (_plain, _whole) if number % 2 == 0 else (_whole, _plain)
+        taken = {measure: measure(options) for measure in order}
+        plain, whole = (counted / taken[measure].seconds for measure in (_plain, _whole))
         ratios.append(whole / plain)
-        table.add_row(str(number + 1), f"{plain:.2f}", f"{whole:.2f}", f"{ratios[-1]:.3f}")
+        saved += taken[_whole].checkpoints
+        table.add_row(
+            *(str(number + 1), f"{plain:.2f}", f"{whole:.2f}", str(taken[_whole].checkpoints), f"{ratios[-1]:.3f}")
+        )
     console = wide_console()
     console.print(table)
     console.print(f"median of the ratios: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    if not saved:
+        console.print("note: no checkpoint fell into the counted steps; give more --steps, or --checkpoint-every-s")
     return 0
 
 
 def one_stage(options: Options, folder: str) -> TrainConfig:
-    """Return the recipe's last stage alone, as long as a round, with everything that it writes in a folder."""
+    """Return the recipe's last stage alone, as long as a round, with everything that it writes in a folder.
+
+    Raises:
+        UsageError: the recipe trains in a way that the plain loop doesn't.
+    """
     base = RECIPES[options.recipe]()
+    trainer = base.trainer
+    if trainer.compile or trainer.micro_batch_size:
+        raise UsageError(f"{options.recipe}: the plain loop knows neither trainer.compile nor trainer.micro_batch_size")
     stage = base.stages[-1]
     manifest, _ = check_data(base.data, batch_sizes=[stage.batch_size], worker_counts=[options.workers])
-    samples = sum(manifest.shard_counts)
+    samples = sample_order(base.data, manifest.shard_counts, seed=base.seed).samples_per_epoch
     return replace(
         base,
         name="overhead",
         storage=folder,
-        stages=(replace(stage, epochs=options.steps * stage.batch_size / samples),),
-        cluster=ClusterConfig(num_workers=options.workers),
-        trainer=replace(base.trainer, eval_every_epochs=1e6),
-        checkpoint=CheckpointConfig(every_epochs=1e6, every_s=options.checkpoint_every_s),
+        stages=(replace(stage, epochs=options.steps * stage.batch_size / samples, num_workers=0),),
+        cluster=ClusterConfig(num_workers=options.workers, address="local"),
+        trainer=replace(trainer, eval_every_epochs=1e6),
+        checkpoint=CheckpointConfig(every_epochs=1e6, every_s=options.checkpoint_every_s, keep=1000),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
 
 
-def _plain_s(options: Options) -> float:
+class _Taken(NamedTuple):
+    seconds: float
+    """From the first counted step to the last."""
+    checkpoints: int = 0
+    """Taken meanwhile."""
+
+
+def _plain(options: Options) -> _Taken:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.workers}"]
     flags = [options.recipe, "--steps", str(options.steps), "--warm-up", str(options.warm_up)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command += ["-m", "jobs.benchmark.plain", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UsageError(f"the plain loop ended with: {done.stderr.strip().splitlines()[-1]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+        # A rank's own error comes before the launcher's account of it.
+        errors = re.findall(r"^(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception)\b.*)", done.stderr, re.MULTILINE)
+        raise UsageError(f"the plain loop failed: {errors[0] if errors else f'exit code {done.returncode}'}")
+    return _Taken(float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"]))
 
 
-def _whole_s(options: Options) -> float:
+def _whole(options: Options) -> _Taken:
     import ray
 
-    from pipeline.launch import start_controller
+    from jobs.train import follow_to_end
     from pipeline.preflight import preflight
     from pipeline.sample_log import VARIABLE
 
@@ -115,10 +139,15 @@ def _whole_s(options: Options) -> float:
         log = Path(folder, "steps")
         log.mkdir()
         os.environ[VARIABLE] = str(log)
-        ready = preflight(one_stage(options, folder))
-        controller = start_controller(ready)
-        Follower(wide_console(), ready.config, controller, controller.run.remote()).follow()
-        ray.shutdown()  # of this process's own: its processes would have the CPUs beside the plain loop
+        config = one_stage(options, folder)
+        try:
+            follow_to_end(wide_console(), preflight(config))
+        except RuntimeError as error:
+            raise UsageError(f"the whole run failed: {error}") from error
+        finally:
+            ray.shutdown()  # of this process's own: its processes would have the CPUs beside the plain loop
         lines = [json.loads(line) for path in log.glob("*.jsonl") for line in path.read_text().splitlines()]
-        ends = sorted(line["time"] for line in lines if line["rank"] == 0)
-        return float(ends[options.steps - 1] - ends[options.warm_up])
+        steps = sorted((line["time"], line["cursor"]) for line in lines if line["rank"] == 0)
+        (start, first), (stop, last) = steps[options.warm_up], steps[options.steps - 1]
+        saved = [path for path in Path(folder, config.name, PREFIX).iterdir() if first < int(path.name) <= last]
+        return _Taken(float(stop - start), len(saved))

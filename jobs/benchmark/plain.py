@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.config import check_data
 from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
-from model.factory import build_model, set_dropout
+from model.factory import build_model, set_dropout, set_stochastic_depth
+from pipeline.evaluation import autocast
 from pipeline.inputs import mixed_inputs, stage_batches
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.task import build_task
@@ -28,26 +29,31 @@ def main() -> None:
     """Train the steps on every rank; rank 0 prints the seconds between the first counted step's end and the last's."""
     options = read_flags(Options, sys.argv[1:], __doc__)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     config = one_stage(options, folder="")
     (stage,) = config.stages
     manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
     task = build_task(config.task, manifest.classes)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes=task.num_outputs).to(memory_format=torch.channels_last)
+    model = build_model(config.model, num_classes=task.num_outputs)
+    model = model.to(device).to(memory_format=torch.channels_last)
     set_dropout(model, stage.dropout)
+    if stage.stochastic_depth is not None:
+        set_stochastic_depth(model, stage.stochastic_depth)
     optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
-    net = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    net = DistributedDataParallel(model, device_ids=[device] if cuda else None, gradient_as_bucket_view=True)
     stop = options.steps * stage.batch_size
     batches = stage_batches(config, stage, start=0, stop=stop, rank=rank, world_size=world_size)
     net.train()
     ends = []
     for batch in batches:
-        images, targets = mixed_inputs(
-            batch, stage, config=config, task=task, device=torch.device("cpu"), world_size=world_size
-        )
-        task.loss(net(images), targets)["loss"].backward()
+        images, targets = mixed_inputs(batch, stage, config=config, task=task, device=device, world_size=world_size)
+        with autocast(config.trainer, device):
+            logits = net(images)
+        task.loss(logits, targets)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from jobs.benchmark.scaling_measure import Here
 
 _RECIPE = "efficientnetv2_s_paper"
-_IMAGENET_CLASSES = 1000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,8 +106,8 @@ def _predict(config: TrainConfig, options: Options, decode: dict[int, Points], f
     from jobs.benchmark.scaling_measure import gradient_bytes
 
     notes, costs = _notes(options), {}
-    size = gradient_bytes(config.model, _IMAGENET_CLASSES)
-    images = data_size(config, _sizes(options)).samples
+    planned = data_size(config, _sizes(options))
+    size, images = gradient_bytes(config.model, planned.classes), planned.samples
     notes += _cache_note(config, _data(config, options, decode))
     for gpus in options.gpus:
         of_size = _with_lanes(config, gpus)

@@ -126,3 +126,9 @@ def test_evaluation_sees_every_sample_once_in_the_same_chunks(config: DataConfig
     assert torch.cat([batch.labels for batch in alone]).tolist() == [number % 4 for number in range(137)]
     shared = [chunks(rank, world_size) for rank in range(world_size)]
     assert same(alone, [shared[index % world_size][index // world_size] for index in range(14)])
+
+
+def test_a_stages_crop_area_takes_the_place_of_the_datas(config: DataConfig) -> None:
+    assert as_set(load(config, crop_area=(0.2, 0.4))) == as_set(load(replace(config, crop_area=(0.2, 0.4))))
+    assert as_set(load(config, crop_area=(0.2, 0.4))) != as_set(load(config))
+    assert as_set(load(config, crop_area=config.crop_area)) == as_set(load(config))

@@ -86,6 +86,19 @@ def test_a_stage_reads_the_smallest_copy_that_allows_its_size_and_the_order_stay
         batches = list(loader)
         labels = [int(order.lane_samples(lane, 0, 2)[row]) % 3 for lane in range(4) for row in range(2)]
         assert batches[0].labels.tolist() == labels
+    halved = build_loader(
+        replace(data, crop_area=(0.5, 1.0)),
+        image_size=32,
+        batch_size=8,
+        magnitude=0,
+        seed=1,
+        cursor=0,
+        stop=24,
+        rank=0,
+        world_size=1,
+        crop_area=(0.25, 0.5),
+    )
+    assert halved.short_side == 64  # crops of half the area: 32 px of them are cut from what 45 px would be cut from
     whole = build_eval_loader(data, image_size=32, batch_size=24, rank=0, world_size=1)
     assert whole.short_side == 0
 

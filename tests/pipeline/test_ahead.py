@@ -99,3 +99,14 @@ def test_an_error_of_the_loader_is_raised_where_its_batches_are_used(make_config
     with pytest.raises(ValueError, match="damaged"):
         list(feed.batches(spans[1], spans[1].start))
     assert torch.is_grad_enabled()
+
+
+def test_each_stage_has_its_own_crops(make_config: MakeConfig) -> None:
+    def first_images(crop_area: tuple[float, float] | None) -> torch.Tensor:
+        base = make_config()
+        stages = (replace(base.stages[0], crop_area=crop_area), *base.stages[1:])
+        trainer = make_trainer(replace(base, stages=stages), Recorder())
+        return next(iter(trainer.feed.loader(trainer.course.schedule.spans[0]))).images
+
+    assert torch.equal(first_images(None), first_images(make_config().data.crop_area))
+    assert not torch.equal(first_images(None), first_images((0.1, 0.2)))

@@ -9,6 +9,7 @@ import pytest
 from infra.storage import open_storage
 from pipeline.decisions import ExtendStage, NextStage, Record, SetField
 from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
+from pipeline.lease import KEY, Lease
 
 ADVANCE = Record(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
 EXTEND = Record(240, 1, ExtendStage(epochs=1.0))
@@ -34,7 +35,7 @@ def test_a_run_that_went_back_repeats_its_decisions_at_their_cursors() -> None:
 def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
-    writer = pickle.loads(pickle.dumps(JournalWriter(storage)))
+    writer = pickle.loads(pickle.dumps(JournalWriter(storage, Lease(storage))))
     for _ in range(20):
         writer([ADVANCE])
     writer([ADVANCE, EXTEND])
@@ -52,11 +53,27 @@ def test_decisions_that_storage_did_not_take_are_written_later(tmp_path: Path, m
     monkeypatch.setattr("pipeline.journal.RETRY_S", 0.05)
     place = tmp_path / "runs"
     place.write_text("a file where the folder should be")
-    writer = JournalWriter(open_storage(str(place)))
+    storage = open_storage(str(place))
+    writer = JournalWriter(storage, Lease(storage))
     writer([ADVANCE])
     time.sleep(0.2)
     place.unlink()
     deadline = time.monotonic() + 10
-    while stored_rows(open_storage(str(place)), []) != [ADVANCE]:
+    while stored_rows(storage, []) != [ADVANCE]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_that_was_taken_over_leaves_the_journal_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = open_storage(str(tmp_path))
+    mine, other = Lease(storage), Lease(storage)
+    writer = JournalWriter(storage, mine)
+    mine.take()
+    storage.delete(KEY)  # as if it had expired
+    other.take()
+    JournalWriter(storage, other)([EXTEND])
+    writer([ADVANCE])
+    deadline = time.monotonic() + 10
+    while "taken over" not in caplog.text or stored_rows(storage, []) != [EXTEND]:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipeline.schedule import TrainingSchedule
@@ -39,11 +41,12 @@ def test_spans_follow_each_other_in_whole_batches() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"crop_area": (0.5, 0.2)}, r"crop_area is \(0.5, 0.2\)"),
         ({"mixup_alpha": -1}, "mixup_alpha is -1"),
         ({"randaugment_magnitude": float("nan")}, "randaugment_magnitude is nan"),
     ],
 )
-def test_a_bad_stage_names_the_field_and_the_value(change: dict[str, float], message: str) -> None:
-    values: dict[str, float] = {"image_size": 32, "epochs": 1, "batch_size": 8, **change}
+def test_a_bad_stage_names_the_field_and_the_value(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 8, **change}
     with pytest.raises(ValueError, match=message):
-        TrainingStage(**values)  # type: ignore[arg-type]
+        TrainingStage(**values)
