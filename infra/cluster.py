@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ REQUEST_EXPIRES_S = 900.0
 NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
 """What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
+CONNECT_TIMEOUT_S = 10.0
+"""A cluster that takes no connection within this time isn't there."""
 
 
 _QUICK_RECOVERY = {
@@ -112,17 +115,29 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
     if address == "local":
         arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
+        unreachable = ClusterError(
+            f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
+            "or leave it empty to start one on this machine"
+        )
+        try:
+            check_port(address, CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise unreachable from error
         try:
             start_ray(logging_level="ERROR", **arguments)
         except ConnectionError as error:
-            raise ClusterError(
-                f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
-                "or leave it empty to start one on this machine"
-            ) from error
+            raise unreachable from error
     lack = _lack(config, num_workers)
     if lack and address == "local":
         raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
     return f"{lack}: the run waits until there are nodes for them" if lack else ""
+
+
+def check_port(address: str, timeout_s: float) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray would look for minutes. Other forms are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout_s).close()
 
 
 def free_reservations() -> int:
@@ -227,3 +242,10 @@ def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) 
             requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
         )
     )
+
+
+def last_line(error: BaseException) -> str:
+    """Return the innermost message of an error that came through Ray: its last line, after the tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(cause)

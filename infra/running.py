@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from infra.cluster import ACTOR_PREFIX, NAMESPACE, ClusterError
+from infra.cluster import ACTOR_PREFIX, NAMESPACE, ClusterError, check_port
 
 Seen = TypeVar("Seen")
 
@@ -58,7 +57,7 @@ def attached(address: str, *, found_here: bool = False) -> Iterator[None]:
         authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     ray_constants.NUM_REDIS_GET_RETRIES = CONNECT_TRIES
     try:
-        _check_port(address)
+        check_port(address, CONNECT_TIMEOUT_S)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError) as error:
         if "Token" in f"{error}{error.__cause__}":
@@ -100,17 +99,10 @@ def is_local(address: str) -> bool:
 def is_up(address: str) -> bool:
     """Say whether a cluster still takes connections: asking Ray about one that is gone takes a minute."""
     try:
-        _check_port(address)
+        check_port(address, CONNECT_TIMEOUT_S)
     except OSError:
         return False
     return True
-
-
-def _check_port(address: str) -> None:
-    """Raise OSError where nothing listens: Ray would look for half a minute."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def controllers() -> dict[str, Any]:

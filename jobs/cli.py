@@ -7,11 +7,12 @@ import difflib
 import getpass
 import io
 import os
+import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import dropwhile, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,12 @@ from pipeline.config import TrainConfig
 
 T = TypeVar("T")
 
+_IN_WORDS = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
+    r"could not convert string to float: (.*)": r"\1 is no number",
+    r"Could not find valid parse for arguments: \[(.*)\]": r"it doesn't take \1",
+}
+"""What Python says of a value -> what a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
 
@@ -65,14 +72,13 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     if {"-h", "--help"} & {*rest}:
         for flags in filter(None, (extra, _Rows)):
             print(tyro.extras.get_parser(flags, prog=f"{prog} {name}", add_help=False).format_help())
-    rows, rest = tyro.cli(_Rows, args=rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
+    rows, rest = parse_known(_Rows, rest, prog=f"{prog} {name}")
     default = recipe()
     if rows.model_rows:
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
     own: T | None = None
     if extra is not None:
-        found: Any = parse(extra, rest, prog=f"{prog} {name}", return_unknown_args=True, add_help=False)
-        own, rest = found
+        own, rest = parse_known(extra, rest, prog=f"{prog} {name}")
     config = parse(
         TrainConfig,
         rest,
@@ -90,11 +96,17 @@ def _long(argument: str) -> str:
 
 
 def _read_rows(uri: str) -> tuple[Block, ...]:
-    folder, _, name = (uri if "://" in uri else str(Path(uri).absolute())).rpartition("/")
+    folder, slash, name = (uri if "://" in uri else str(Path(uri).absolute())).rpartition("/")
     try:
-        return rows_from_json(open_storage(folder).read(name))
+        return rows_from_json(open_storage(folder or slash).read(name))
     except ValueError as error:
         raise UsageError(f"model-rows is {uri}: {error}") from error
+
+
+def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """Parse the flags that are the dataclass's; return it, and the other arguments."""
+    found: Any = parse(kind, argv, prog=prog, return_unknown_args=True, add_help=False)
+    return found[0], found[1]
 
 
 def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
@@ -104,21 +116,42 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
         UsageError: an unknown field, or a value that the field doesn't take.
     """
     said = io.StringIO()
+    width = contextlib.nullcontext() if {"-h", "--help"} & {*argv} else _unfolded()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), width:
             return tyro.cli(kind, args=list(argv), **options)
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise UsageError(_one_line(said.getvalue())) from None
+        raise UsageError(_one_line(said.getvalue(), kind.__name__)) from None
 
 
-def _one_line(box: str) -> str:
-    """Return what a box of the CLI library says: its first sentence, and the flag that may have been meant."""
+@contextlib.contextmanager
+def _unfolded() -> Iterator[None]:
+    """Have the CLI library write lines of any length: it folds them at the terminal's width, paths too."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _one_line(box: str, kind: str) -> str:
+    """Return what a box of the CLI library says, and the flag that may have been meant.
+
+    That is what it doesn't know, or else its first sentence, in other words where it quotes Python.
+    """
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    body = lines[1:]  # the first line is the box's title
-    paragraph = list(takewhile(bool, dropwhile(lambda line: not line, body)))  # folded at the box's width
-    sentence = " ".join(paragraph) or "wrong arguments"
+    body = [line.strip("-") and line for line in lines[1:]]  # the first one is the title; without UTF-8, rules are of -
+    paragraphs = [" ".join(lines) for there, lines in groupby(body, bool) if there]
+    unknown = [text for text in paragraphs if text.startswith("Unrecognized options:")]
+    sentence = [*unknown, *paragraphs, "wrong arguments"][0]
+    sentence = sentence.removeprefix("Error parsing ").removeprefix(f"{kind}: ")
+    for pattern, words in _IN_WORDS.items():
+        sentence = re.sub(pattern, words, sentence)
     if "Perhaps you meant:" in body:
         sentence += f" (did you mean {body[body.index('Perhaps you meant:') + 1].split()[0]}?)"
     return sentence

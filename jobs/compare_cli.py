@@ -52,7 +52,8 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
             variants=variants,
             baseline=names[0],
         )
-    return _with_peer(_named(comparison, config.name if own_name else ""), options), options
+    comparison = _chosen(_named(comparison, config.name if own_name else ""), options.variants)
+    return _with_peer(comparison, options), options
 
 
 def scaled(config: TrainConfig, epochs: float) -> TrainConfig:
@@ -107,6 +108,19 @@ def _named(comparison: Comparison, own: str) -> Comparison:
     base = comparison.variants[comparison.baseline]
     name = own or (f"{base.name}-{comparison.name}" if comparison.name in COMPARISONS else f"compare-{comparison.name}")
     return replace(comparison, name=name)
+
+
+def _chosen(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Keep the variants that the user named, and the baseline."""
+    if unknown := [name for name in names if name not in comparison.variants]:
+        raise UsageError(
+            f"--variants: none is named {unknown[0]!r}: there are {', '.join(map(repr, comparison.variants))}"
+        )
+    if not names:
+        return comparison
+    kept = {name: one for name, one in comparison.variants.items() if name in (*names, comparison.baseline)}
+    whole = comparison.grid is not None and kept.keys() >= {*comparison.grid.cells.values()}
+    return replace(comparison, variants=kept, grid=comparison.grid if whole else None)
 
 
 def _with_peer(comparison: Comparison, options: CompareOptions) -> Comparison:

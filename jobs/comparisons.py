@@ -193,13 +193,13 @@ def schedulers(base: TrainConfig) -> Comparison:
     rules = linear.adaptive
     variants, notes = {"linear": linear}, []
     if _may_end_early(base):
-        variants["plateau, epochs passed on"] = adaptive(replace(rules, plateau=True, patience=2, unused="later"))
-        variants["plateau, epochs saved"] = adaptive(replace(rules, plateau=True, patience=2, unused="saved"))
-        notes.append("A plateau is two evaluations without a better one.")
+        variants["plateau, epochs passed on"] = adaptive(replace(rules, plateau=True, unused="later"))
+        variants["plateau, epochs saved"] = adaptive(replace(rules, plateau=True, unused="saved"))
+        notes.append(f"Evaluations without a better one that make a plateau: {rules.patience}.")
     else:
         notes.append(
-            "Plateaus are left out: they are two evaluations without a better one, and no stage has three before its "
-            "end; give --epochs or a smaller --trainer.eval-every-epochs."
+            f"Plateaus are left out: no stage has {rules.patience + 1} evaluations before its end, which "
+            f"--adaptive.patience {rules.patience} needs; give --epochs or a smaller --trainer.eval-every-epochs."
         )
     if regularization_ranges(base.stages):
         variants["closed loop"] = adaptive(replace(rules, closed_loop=True))
@@ -217,11 +217,11 @@ def schedulers(base: TrainConfig) -> Comparison:
 
 
 def _may_end_early(base: TrainConfig) -> bool:
-    """Say whether a stage has three evaluations before its end, which two without a better one need."""
+    """Say whether a stage has more evaluations before its end than the patience, so that it may end early."""
     every, stop = base.trainer.eval_every_epochs, 0.0
     for stage in base.stages:
         start, stop = stop, stop + stage.epochs
-        if ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1 >= 3:
+        if ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1 > base.adaptive.patience:
             return True
     return False
 

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
+import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.cli import run_main
+from jobs.cli import parse, run_main
 from model.agreement import compare_all
 from model.cost import count_multiply_adds, count_parameters
 from model.factory import ModelConfig, build_model, model_names
@@ -23,6 +24,18 @@ from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
 from model.tables import ARCHITECTURES
 
 DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Which models, and what of them."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Models to count, timm/NAME too; none: all."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    check_logits: bool = False
+    """Compare logits with torchvision's and timm's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,15 +162,13 @@ def check_logits(*, as_json: bool) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.models", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="models to count, timm/NAME too; default: all")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--check-logits", action="store_true", help="compare logits with torchvision's and timm's")
-    arguments = parser.parse_args(argv)
-    if arguments.check_logits:
-        return check_logits(as_json=arguments.json)
-    rows = measure_all(arguments.names)
-    if arguments.json:
+    options = parse(
+        Options, argv, prog="python -m jobs.models", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    if options.check_logits:
+        return check_logits(as_json=options.json)
+    rows = measure_all(options.names)
+    if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
         table = as_table(rows)

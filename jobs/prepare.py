@@ -24,6 +24,7 @@ from datasets.sources.elpv import Elpv
 from datasets.sources.fonts import Fonts
 from datasets.sources.image_folder import ImageFolder
 from datasets.writer import WriterConfig, prepare
+from jobs.cli import parse
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -72,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for what the user can put right, 130 when interrupted."""
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     try:
-        config = tyro.cli(PrepareConfig, args=arguments, prog="python -m jobs.prepare", config=settings)
+        argv = sys.argv[1:] if arguments is None else arguments
+        config = parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings)
         run(config)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

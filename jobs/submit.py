@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 from infra.cluster import ClusterError
 from infra.submission import follow, open_client, submit
 from infra.tracking_config import redacted
-from jobs.cli import UsageError, parse_recipe, run_main
+from jobs.cli import UsageError, parse_known, parse_recipe, run_main
 from pipeline.config import TrainConfig
 from pipeline.places import check_reachable
 
@@ -34,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         parse_recipe(argv, prog="python -m jobs.submit")
     recipe, *rest = argv
     config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
-    options, fields = tyro.cli(Options, args=rest, return_unknown_args=True, add_help=False)
+    options, fields = parse_known(Options, rest, prog="python -m jobs.submit")
     check_reachable(config)
     if redacted(shlex.join(fields)) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")

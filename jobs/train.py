@@ -8,10 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from infra.cluster import worker_range
+from infra.cluster import last_line, worker_range
 from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
-from pipeline.controller import last_line
 from pipeline.decisions import Stop, records_of
 from pipeline.preflight import Preflight, preflight
 from pipeline.schedule import TrainingSchedule

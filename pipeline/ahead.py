@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from datasets.loader import Batch, build_loader
+from datasets.batch import Batch
 from pipeline.config import TrainConfig
+from pipeline.inputs import stage_batches
 from pipeline.stages import StageSpan
 
 STEPS_AHEAD = 8
@@ -45,17 +46,8 @@ class Feed:
 
     def loader(self, span: StageSpan) -> Iterable[Batch]:
         """Return a new loader of a span."""
-        return build_loader(
-            self.config.data,
-            image_size=span.stage.image_size,
-            batch_size=span.stage.batch_size,
-            magnitude=span.stage.randaugment_magnitude,
-            seed=self.config.seed,
-            cursor=span.start,
-            stop=span.stop,
-            rank=self.rank,
-            world_size=self.world_size,
-            crop_area=span.stage.crop_area,
+        return stage_batches(
+            self.config, span.stage, start=span.start, stop=span.stop, rank=self.rank, world_size=self.world_size
         )
 
 

@@ -8,37 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from infra.cluster import REQUEST_EXPIRES_S
-from pipeline.decisions import (
-    PAUSE_POLL_S,
-    Decision,
-    ExtendStage,
-    NewGroup,
-    NextStage,
-    Pause,
-    Record,
-    Resume,
-    Stop,
-    in_order,
-)
+from infra.cluster import last_line
+from pipeline.agenda import Agenda
+from pipeline.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.journal import Journal
 from pipeline.lease import Lease
-from pipeline.policy import Progress, Request, decide
+from pipeline.nodes_ahead import AskNodes, NodesAhead
+from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, TrainingStage, segments
-from pipeline.status import Board, pending, seconds_left
+from pipeline.status import Board
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
-AskNodes = Callable[[Segment, int], None]
-"""Asks for the nodes of a segment, besides so many workers that are there."""
 Observe = Callable[[Callable[[], dict[str, Any]]], None]
 """Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
 RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
-
-ASK_AGAIN_S = REQUEST_EXPIRES_S / 2
-"""Pause between two requests for the same nodes: an autoscaler forgets one after a while."""
 _ASSUMED = NextStage()
 """How a group has ended if no worker says it."""
 
@@ -79,17 +65,16 @@ class StageController:
         observe: Observe = lambda status: None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        self._recipe, self._rules = recipe or stages, rules or AdaptiveConfig()
+        self._num_stages = len(recipe or stages)
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
-        self._journal, self._board = journal or Journal(), Board(about or {})
-        self._ask_nodes, self._ask_ahead_s, self._asked_for = ask_nodes, ask_ahead_s, (-1, 0.0)
+        self._board = Board(about or {})
+        self._agenda = Agenda(recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note)
+        self._nodes_ahead = NodesAhead(self._segments, ask_nodes, ask_ahead_s)
         self._observe = observe
         self._lock = threading.Lock()
-        self._requests: list[Request] = []
         self._phase, self._error, self._taken_over = "starting", "", False
         self._stop: Stop | None = None
-        self._pausing: Pause | Resume | None = None
         self._stage = first_stage
         self._last: Decision | None = None
         self._groups = self._starts = 0
@@ -144,10 +129,10 @@ class StageController:
         """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
             return self._board.values() | {
-                "phase": "paused" if self._paused and self._phase == "training" else self._phase,
+                "phase": "paused" if self._agenda.paused and self._phase == "training" else self._phase,
                 "error": self._error,
                 "recoveries": max(0, self._starts - self._groups),
-                "pending": pending([request.decision for request in self._requests]),
+                "pending": self._agenda.pending,
                 "started_s": self._started_s,
             }
 
@@ -158,21 +143,15 @@ class StageController:
                 return (
                     f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
                 )
-            pausing = any(isinstance(request.decision, Pause) for request in self._requests)
-            if isinstance(decision, Resume) and not self._paused and not pausing:
+            if isinstance(decision, Resume) and not self._agenda.paused and not self._agenda.will_pause:
                 return "the run isn't paused"
             stage = self._stage
-            if stage == len(self._recipe):
+            if stage == self._num_stages:
                 return f"the run is about to end: {decision.words} does nothing"
-            asked = replace(decision, time_s=time.time())
-            self._requests.append(Request(asked, stage))
-            wait_s = PAUSE_POLL_S if self._paused else self._board.next_decision_s
+            self._agenda.ask(replace(decision, time_s=time.time()), stage)
+            wait_s = PAUSE_POLL_S if self._agenda.paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
-        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {len(self._recipe)})"
-
-    @property
-    def _paused(self) -> bool:
-        return isinstance(self._pausing, Pause)
+        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
 
     # From the workers ------------------------------------------------------------------------------------------------
 
@@ -197,9 +176,7 @@ class StageController:
     def _new_group(self, world_size: int) -> None:
         self._starts += 1
         self._started_s = time.time()
-        self._requests = [asked for asked in self._requests if not isinstance(asked.decision, NewGroup)]
-        if self._pausing:  # the checkpoint that came with it may not have been written in time
-            self._requests.append(Request(self._pausing, 0))
+        self._agenda.new_group()
         self._board.new_group(world_size)
         self._phase = "training"
 
@@ -219,8 +196,7 @@ class StageController:
 
     def _ask_new_group(self, reason: str) -> None:
         with self._lock:
-            if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
-                self._requests.append(Request(NewGroup(reason=reason, time_s=time.time()), 0))
+            self._agenda.ask_new_group(reason)
 
     def environment(self) -> str:
         """Return the runtime environment of the run's workers."""
@@ -281,48 +257,11 @@ class StageController:
             self._reached = max(self._reached, progress.cursor)
             if self._error or self._stop:
                 return (self._stop or Stop(reason=self._error),)
-            if progress.paused and self._pausing is None:
-                self._pausing = Pause()  # of before this controller's time
-            decisions = self._decisions(progress)
+            decisions = self._agenda.decisions(progress)
             self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
-            for decision in decisions:
-                if isinstance(decision, Pause | Resume):
-                    self._pausing = decision
-                elif isinstance(decision, Stop):
-                    self._stop = decision
-            self._look_ahead(progress)
+            self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
+            self._nodes_ahead.look(progress, self._board.seen)
             return decisions
-
-    def _decisions(self, progress: Progress) -> tuple[Decision, ...]:
-        """Return what is due again, of a run that went back; else what was asked for and what the rules say."""
-        done, cursor = progress.num_replayed, progress.cursor
-        repeated = self._journal.due(done, cursor)
-        if any(isinstance(decision, NextStage | ExtendStage) for decision in repeated):
-            return in_order(repeated)
-        for late in (request.decision for request in self._requests if request.stage < progress.stage):
-            if isinstance(late, NextStage | ExtendStage):
-                self._board.note(f"{late.words}, asked by {late.asked_by}, came too late: its stage has ended")
-        verdict = decide(self._recipe, self._rules, progress, () if repeated else self._requests)
-        if not repeated:
-            self._requests = list(verdict.waiting)
-        now = time.time()
-        new = [decision if decision.time_s else replace(decision, time_s=now) for decision in verdict.decisions]
-        records = [Record(cursor, progress.stage, decision) for decision in new if decision.replayed]
-        self._journal.add(done + len(repeated), records)
-        return in_order([*repeated, *new])
-
-    def _look_ahead(self, progress: Progress) -> None:
-        """Ask for the next segment's nodes when it is about to begin."""
-        following = next((segment for segment in self._segments if segment.first > progress.stage), None)
-        if self._ask_nodes is None or following is None:
-            return
-        asked_for, asked_s = self._asked_for
-        if following.first == asked_for and time.monotonic() - asked_s < ASK_AGAIN_S:
-            return
-        left_s = seconds_left(progress, self._board.seen)
-        if left_s and sum(left_s[: following.first]) <= self._ask_ahead_s:
-            self._asked_for = following.first, time.monotonic()
-            threading.Thread(target=self._ask_nodes, args=(following, progress.num_workers), daemon=True).start()
 
     def failed(self, message: str) -> None:
         """A worker met an error that trying again doesn't cure: the run ends with this message."""
@@ -334,10 +273,3 @@ class StageController:
         """Another submission has taken the run over: this one ends, and writes nothing more."""
         self._taken_over = True
         self.failed(message)
-
-
-def last_line(error: BaseException) -> str:
-    """Return the innermost message of an error that came through Ray: its last line, after the tracebacks."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(cause)

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.factory import set_dropout, set_stochastic_depth
 from pipeline.checkpoint import Snapshot, to_host
 from pipeline.config import TrainConfig
 from pipeline.evaluation import autocast
 from pipeline.memory import largest_that_fits
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.parallel import buffers_kept, data_parallel
+from pipeline.stages import TrainingStage
 from pipeline.state import CheckpointError
 from pipeline.task import Task
 
@@ -42,6 +44,15 @@ class Learner:
     def evaluated_model(self) -> nn.Module:
         """The moving average, or the model if there is none."""
         return self.model if self.ema is None else self.ema.module
+
+    def regularize(self, stage: TrainingStage) -> None:
+        """Set a stage's dropout and stochastic depth on the live model."""
+        set_dropout(self.model, stage.dropout)
+        set_stochastic_depth(self.model, self.stochastic_depth(stage))
+
+    def stochastic_depth(self, stage: TrainingStage) -> float:
+        """Return the drop probability of the last residual block in a stage."""
+        return self.config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
 
     def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float, micro: int) -> dict[str, Tensor]:
         """Take one optimizer step; return the task's terms, on the device, unsynchronized.

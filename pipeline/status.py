@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -146,8 +145,3 @@ def _cost(span: StageSpan, progress: Progress) -> float:
 
 def _workers(span: StageSpan, progress: Progress) -> int:
     return worker_range(span.stage.num_workers)[1] or progress.num_workers
-
-
-def pending(decisions: Sequence[Any]) -> list[str]:
-    """Return what was asked for and is still to be carried out, in words."""
-    return [f"{one.words} (asked by {one.asked_by})" if one.asked_by else one.words for one in decisions]

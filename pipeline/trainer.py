@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loader import Batch
-from datasets.mixing import mix
-from model.factory import set_dropout, set_stochastic_depth
 from pipeline.ahead import Feed
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
@@ -33,13 +30,15 @@ from pipeline.decisions import (
     in_order,
     leaving,
 )
-from pipeline.evaluation import evaluate, first_batch, normalized
+from pipeline.evaluation import evaluate, first_batch
 from pipeline.hooks import TrainHooks
+from pipeline.inputs import mixed_inputs
 from pipeline.learner import Learner, step_seed
-from pipeline.memory import OutOfMemoryError, micro_batch, stage_limits
+from pipeline.memory import OutOfMemoryError, micro_batch
 from pipeline.meter import Meter
 from pipeline.parallel import agreed
 from pipeline.pictures import confusion_picture
+from pipeline.preparation import prepare
 from pipeline.profiler import StepProfiler
 from pipeline.schedule import crossed
 from pipeline.stages import StageSpan, TrainingStage
@@ -93,9 +92,7 @@ class Trainer:
         Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to go on with it, else
         `NextStage`: the stages asked for are done.
         """
-        self._fit_into_memory()
-        if self.config.trainer.compile:
-            self._compile_ahead(last_stage)
+        prepare(self.course, self.learner, self.feed, last_stage)
         while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
             if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
@@ -113,7 +110,7 @@ class Trainer:
 
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
-        self._set_regularization(span.stage)
+        self.learner.regularize(span.stage)
         if (decision := self._while_paused({})) is not None:
             return decision
         meter = Meter(self.device)
@@ -192,7 +189,7 @@ class Trainer:
         row["train/lr"] = self.course.learning_rate
         row["train/epoch"] = self.state.cursor / self.course.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
-        row["stage/stochastic_depth"] = self._stochastic_depth(span.stage)
+        row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
         row["stage/num_workers"] = self.world_size
         row["stage/index"] = span.index + 1
         self._tell(row)
@@ -283,42 +280,7 @@ class Trainer:
         self.learner.restore(snapshot)
         self.course.restore(snapshot.state)
 
-    # Memory ----------------------------------------------------------------------------------------------------------
-
-    def _fit_into_memory(self) -> None:
-        """Look for the largest pass that fits, once in a run: what is found is part of its state."""
-        trainer = self.config.trainer
-        on = trainer.probe_memory == "always" or (trainer.probe_memory == "auto" and self.device.type == "cuda")
-        if not on or trainer.micro_batch_size or self.state.micro_limits or self.course.span is None:
-            return
-        last = self.config.stages[-1]
-        batch = next(iter(self.feed.loader(replace(self.course.schedule.spans[-1], start=0))))
-        images, targets = self._inputs(batch, replace(last, mixup_alpha=0.0, cutmix_alpha=0.0))
-        fits = self.learner.probe(lambda count: (images[:count], targets[:count]), len(images))
-        self.state.micro_limits = stage_limits(self.config.stages, fits)
-
-    def _compile_ahead(self, last_stage: int | None) -> None:
-        """Compile the model for all stages that are to come, before the first step: later none waits for it.
-
-        Not beside training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
-        that a closed loop chooses later, or a new batch size, are compiled when their stage begins.
-        """
-        spans = self.course.schedule.spans[self.course.stage : None if last_stage is None else last_stage + 1]
-        for span in spans:
-            self._set_regularization(span.stage)
-            samples = span.stage.batch_size // self.world_size
-            micro = micro_batch(samples, self.course.micro_limit_of(span.index))
-            self.learner.compile_for(span.stage.image_size, sorted({micro, samples % micro or micro}))
-
     # Small parts -----------------------------------------------------------------------------------------------------
-
-    def _set_regularization(self, stage: TrainingStage) -> None:
-        set_dropout(self.learner.model, stage.dropout)
-        set_stochastic_depth(self.learner.model, self._stochastic_depth(stage))
-
-    def _stochastic_depth(self, stage: TrainingStage) -> float:
-        rate = stage.stochastic_depth
-        return self.config.model.stochastic_depth if rate is None else rate
 
     def _make_next_ready(self, span: StageSpan, last_stage: int | None) -> None:
         last = len(self.config.stages) - 1 if last_stage is None else last_stage
@@ -326,13 +288,6 @@ class Trainer:
         self.feed.make_ready(span, self.state.cursor, self.course.schedule.spans[span.index + 1] if known else None)
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
-        """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-        return mix(
-            normalized(batch.images, self.config.trainer, self.device),
-            self.task.targets(batch, self.device),
-            mixup_alpha=stage.mixup_alpha,
-            cutmix_alpha=stage.cutmix_alpha,
-            seed=self.config.seed,
-            stream_index=batch.stream_index,
-            num_lanes_of_rank=self.config.data.num_lanes // self.world_size,
+        return mixed_inputs(
+            batch, stage, config=self.config, task=self.task, device=self.device, world_size=self.world_size
         )

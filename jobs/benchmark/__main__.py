@@ -14,7 +14,6 @@ NAMES = {
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "memory": "memory and time of a start at a billion samples, and the memory of a loader process",
     "overhead": "steps a second of a run beside a plain torchrun loop",
-    "policies": "the adaptive rules beside the linear ramp: accuracy and time",
     "scaling": "1 to R workers of this machine beside a model, and what that predicts for a cluster",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "checkpoint": "time that training steps lose to checkpoints, and host memory",

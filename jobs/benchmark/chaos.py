@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import tyro
 from rich.table import Table
 
 from infra.servers import MlflowServer, S3Server, free_ports
 from jobs.benchmark.chaos_run import Killer, Place, Run
 from jobs.benchmark.chaos_verdict import Verdict, compare
+from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console
 from pipeline.sample_log import VARIABLE
@@ -50,10 +50,14 @@ class Options:
     elastic: bool = True
     """Kill a run of one to two workers too, whose number changes as nodes are lost and come back."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "kills", "steps_a_kill")
+        check_above_0(self, "kill_for_s")
+
 
 def main(argv: Sequence[str]) -> int:
     """Train undisturbed and under fire, compare, and print. Exit code 1: something differs."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = read_flags(Options, argv, __doc__)
     verdicts = run_all(options)
     _show(verdicts)
     return 0 if all(verdict.is_clean for verdict in verdicts) else 1

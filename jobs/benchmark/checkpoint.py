@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import tyro
 from rich.table import Table
 
 from infra.servers import S3Server, free_ports
 from infra.storage import open_storage
+from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.display import wide_console
 from jobs.recipes import demo
+from model.config import ModelConfig, check_image_size, check_model
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
 
 
@@ -49,6 +50,12 @@ class Options:
     """Time without a checkpoint before each, in seconds, to compare with."""
     every_s: float = 60.0
     """The pace of checkpoints for which the share is given, in seconds."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "batch_size", "checkpoints")
+        check_above_0(self, "gap_s", "every_s")
+        check_model(ModelConfig(name=self.model))
+        check_image_size(ModelConfig(name=self.model), self.image_size)
 
 
 @dataclass(slots=True)
@@ -96,7 +103,7 @@ class Events:
 
 def main(argv: Sequence[str]) -> int:
     """Train, take checkpoints, and print what they cost."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = read_flags(Options, argv, __doc__)
     with nullcontext((options.storage, None)) if options.storage else _s3_server() as (storage, server):
         trainee = _Trainee(options, storage, server)
         for _ in range(5):

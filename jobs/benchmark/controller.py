@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.table import Table
 
 from infra.cluster import ClusterConfig, connect, start_actor
+from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.display import wide_console
 from pipeline.controller import StageController
 from pipeline.policy import Progress
@@ -49,6 +49,11 @@ class Options:
     """Workers of that day, each of which reports once in every second of it."""
     json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "workers", "operators", "day_workers")
+        check_above_0(self, "every_s", "seconds")
+        check_at_least(self, 0, "day_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ class Crowd:
 
 def main(argv: Sequence[str]) -> int:
     """Run both parts; print what they measured."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = read_flags(Options, argv, __doc__)
     result = measure(options)
     if options.json:
         print(json.dumps(asdict(result), indent=1))

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 
 from datasets.config import DataConfig
@@ -27,7 +26,9 @@ from datasets.reader import SampleReader
 from datasets.shards import expand_urls, load_manifest
 from datasets.sources.photographs import Photographs
 from datasets.writer import WriterConfig, prepare
+from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.usual import usual_batches
+from jobs.cli import UsageError
 from jobs.display import wide_console
 
 SIDES = (256, 160)
@@ -59,11 +60,11 @@ class Options:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "batches", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "images", "batch_size", "batches", "rounds")
+        if not self.image_sizes or min(self.image_sizes) < 1:
+            raise UsageError(f"--image-sizes {' '.join(map(str, self.image_sizes))}: give numbers of at least 1")
         if self.batch_size % _LANES:
-            raise ValueError(f"batch_size={self.batch_size}: must be a multiple of {_LANES}")
+            raise UsageError(f"--batch-size {self.batch_size}: must be a multiple of {_LANES}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +215,7 @@ def as_table(measured: Sequence[Measured], options: Options) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark; returns the exit code."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    options = read_flags(Options, argv, __doc__)
     measured = run(options)
     if options.json:
         print(json.dumps([asdict(row) for row in measured], indent=1))

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-import tyro
 from rich.table import Table
 
 from datasets.config import DataConfig
 from datasets.loader import build_loader
 from datasets.manifest import ShardInfo
 from datasets.order import SampleOrder
+from datasets.shards import load_manifest
+from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.display import wide_console
 
 LANES = 64
@@ -50,13 +51,16 @@ class Options:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("shards", "samples", "rounds", "batch_size", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "shards", "samples", "rounds", "image_size", "batch_size", "batches")
 
 
 def run(options: Options) -> dict[str, float]:
-    """Measure everything; megabytes and milliseconds by name."""
+    """Measure everything; megabytes and milliseconds by name.
+
+    Raises:
+        DataError: no shards are there for the loader process.
+    """
+    load_manifest(str(options.data))  # before minutes are spent on the rest
     return {**_order(options), **_manifest(options), **_worker(options)}
 
 
@@ -168,7 +172,7 @@ def as_table(found: dict[str, float], options: Options) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark; returns the exit code."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    options = read_flags(Options, argv, __doc__)
     found = run(options)
     if options.json:
         print(json.dumps(found, indent=1))

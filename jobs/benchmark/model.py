@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import torch
-import tyro
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from jobs.benchmark.flags import check_at_least, read_flags
+from jobs.cli import UsageError
 from jobs.display import wide_console
+from jobs.evaluate import chosen_device
+from model.config import check_image_size, check_model
 from model.factory import ModelConfig, build_model, set_dropout
 
 STOCHASTIC_DEPTH = 0.2
@@ -63,11 +66,14 @@ class Options:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "image_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "batch_size", "image_size", "rounds")
+        check_at_least(self, 0, "threads")
         if self.clock == "cpu" and self.device.startswith("cuda"):
-            raise ValueError("clock=cpu: a GPU's work is not in the process's CPU time; use wall")
+            raise UsageError("--clock cpu: a GPU's work is not in the process's CPU time; use wall")
+        for name in self.names:
+            check_model(ModelConfig(name=name))
+            check_image_size(ModelConfig(name=name), self.image_size)
+        chosen_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +205,7 @@ def as_table(comparisons: Sequence[Comparison], options: Options) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark; returns the exit code."""
-    options: Any = tyro.cli(Options, args=list(argv), description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    options = read_flags(Options, argv, __doc__)
     comparisons = run(options)
     if options.json:
         print(json.dumps([asdict(comparison) for comparison in comparisons], indent=1))

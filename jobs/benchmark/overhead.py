@@ -23,7 +23,8 @@ from datasets.config import check_data
 from datasets.loader import sample_order
 from infra.cluster import ROOT, ClusterConfig
 from infra.tracking_config import TrackingConfig
-from jobs.cli import UsageError, parse
+from jobs.benchmark.flags import check_at_least, read_flags
+from jobs.cli import UsageError
 from jobs.display import wide_console
 from jobs.recipes import RECIPES
 from pipeline.config import CheckpointConfig, TrainConfig
@@ -50,15 +51,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise UsageError(f"no recipe is named {self.recipe!r}: there are {', '.join(RECIPES)}")
-        if self.rounds < 1 or self.workers < 1:
-            raise UsageError(f"--rounds {self.rounds}, --workers {self.workers}: both must be at least 1")
+        check_at_least(self, 1, "rounds", "workers")
         if not 0 <= self.warm_up < self.steps - 1:
             raise UsageError(f"--warm-up {self.warm_up} leaves none of --steps {self.steps} to count")
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure rounds of both, and print steps a second and their ratios."""
-    options = parse(Options, argv, description=__doc__)
+    options = read_flags(Options, argv, __doc__)
     counted = options.steps - 1 - options.warm_up
     one_stage(options, folder="")  # data or workers that won't do are said here, in one line, not by torchrun
     table = Table(title=f"steps a second, {options.workers} workers, {counted} steps a round", title_justify="left")

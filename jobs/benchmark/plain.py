@@ -1,33 +1,33 @@
 """The plain loop to compare with: what one would write for `torchrun`, with no cluster, controller, record or state.
 
-`jobs.benchmark overhead` starts it under torchrun. Loader, model, optimizer and moving average are those of the run
-beside it; the loop is written out.
+`jobs.benchmark overhead` starts it under torchrun. Loader, inputs, model, optimizer and moving average are those of the
+run beside it; the loop is written out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.config import check_data
-from datasets.loader import build_loader
-from datasets.mixing import mix
+from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model, set_dropout, set_stochastic_depth
 from pipeline.evaluation import autocast
+from pipeline.inputs import mixed_inputs, stage_batches
 from pipeline.optim import build_ema, build_optimizer
 from pipeline.task import build_task
 
 
 def main() -> None:
     """Train the steps on every rank; rank 0 prints the seconds between the first counted step's end and the last's."""
-    options = tyro.cli(Options)
+    options = read_flags(Options, sys.argv[1:], __doc__)
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -45,31 +45,12 @@ def main() -> None:
         set_stochastic_depth(model, stage.stochastic_depth)
     optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
     net = DistributedDataParallel(model, device_ids=[device] if cuda else None, gradient_as_bucket_view=True)
-    batches = build_loader(
-        config.data,
-        image_size=stage.image_size,
-        batch_size=stage.batch_size,
-        magnitude=stage.randaugment_magnitude,
-        seed=config.seed,
-        cursor=0,
-        stop=options.steps * stage.batch_size,
-        rank=rank,
-        world_size=world_size,
-        crop_area=stage.crop_area,
-    )
+    stop = options.steps * stage.batch_size
+    batches = stage_batches(config, stage, start=0, stop=stop, rank=rank, world_size=world_size)
     net.train()
     ends = []
     for batch in batches:
-        pixels = batch.images.to(device, dtype=torch.float32, memory_format=torch.channels_last)
-        images, targets = mix(
-            pixels.sub_(config.trainer.pixel_mean).div_(config.trainer.pixel_std),
-            task.targets(batch, device),
-            mixup_alpha=stage.mixup_alpha,
-            cutmix_alpha=stage.cutmix_alpha,
-            seed=config.seed,
-            stream_index=batch.stream_index,
-            num_lanes_of_rank=config.data.num_lanes // world_size,
-        )
+        images, targets = mixed_inputs(batch, stage, config=config, task=task, device=device, world_size=world_size)
         with autocast(config.trainer, device):
             logits = net(images)
         task.loss(logits, targets)["loss"].backward()

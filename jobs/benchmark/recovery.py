@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import tyro
 from rich.table import Table
 
+from datasets.config import check_data
 from infra.cluster import ClusterConfig
 from infra.tracking_config import TrackingConfig
+from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console
 from jobs.recipes import demo
@@ -33,6 +34,10 @@ class Options:
     """How long the run trains between a recovery and the next kill, in seconds."""
     standby: bool = True
     """Whether the workers keep spare processes."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "rounds")
+        check_at_least(self, 0, "settle_s")
 
 
 class Run:
@@ -68,11 +73,13 @@ class Run:
 
 def main(argv: Sequence[str]) -> int:
     """Kill a worker, then a node, again and again, and add the node back."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = read_flags(Options, argv, __doc__)
+    base = demo()
+    check_data(base.data, batch_sizes=[], worker_counts=[])  # before a cluster is started
     began_s = time.time()
     times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow", "hand over")}
     with Nodes(2) as nodes:
-        run = Run(_config(nodes.address, options.standby))
+        run = Run(_config(base, nodes.address, options.standby))
         times["start"].append(run.wait_for_step(began_s) - began_s)
         for _ in range(options.rounds):
             time.sleep(options.settle_s)
@@ -103,8 +110,7 @@ def _stop(run: Run) -> None:
     ray.shutdown()
 
 
-def _config(address: str, standby: bool) -> TrainConfig:
-    config = demo()
+def _config(config: TrainConfig, address: str, standby: bool) -> TrainConfig:
     folder = tempfile.mkdtemp(prefix="crescendo-benchmark-")
     return replace(
         config,

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from datasets.config import check_data
-from datasets.loader import build_loader
-from datasets.mixing import mix
 from jobs.benchmark.scaling_model import Cluster, Compute, Data, Link, predict
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.config import TrainConfig
-from pipeline.evaluation import normalized
+from pipeline.inputs import mixed_inputs, stage_batches
 from pipeline.learner import Learner
 from pipeline.stages import TrainingStage
 from pipeline.task import build_task
@@ -255,29 +253,12 @@ def _learner(config: TrainConfig) -> Learner:
 
 
 def _batches(config: TrainConfig, stage: TrainingStage, rank: int, workers: int, steps: int) -> Iterator[Batch]:
-    loader = build_loader(
-        config.data,
-        image_size=stage.image_size,
-        batch_size=stage.batch_size,
-        magnitude=stage.randaugment_magnitude,
-        seed=config.seed,
-        cursor=0,
-        stop=steps * stage.batch_size,
-        rank=rank,
-        world_size=workers,
-    )
-    return iter(loader)
+    return iter(stage_batches(config, stage, start=0, stop=steps * stage.batch_size, rank=rank, world_size=workers))
 
 
 def _inputs(learner: Learner, batch: Batch, stage: TrainingStage, workers: int) -> tuple[Tensor, Tensor]:
-    return mix(
-        normalized(batch.images, learner.config.trainer, _CPU),
-        learner.task.targets(batch, _CPU),
-        mixup_alpha=stage.mixup_alpha,
-        cutmix_alpha=stage.cutmix_alpha,
-        seed=learner.config.seed,
-        stream_index=batch.stream_index,
-        num_lanes_of_rank=learner.config.data.num_lanes // workers,
+    return mixed_inputs(
+        batch, stage, config=learner.config, task=learner.task, device=learner.device, world_size=workers
     )
 
 

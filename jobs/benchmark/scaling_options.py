@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.config import DataConfig
+from jobs.benchmark.flags import check_above_0, check_at_least, flag
 from jobs.benchmark.scaling_model import Cluster, Compute, Link, Points
 from jobs.cli import UsageError
 from jobs.recipes import RECIPES
@@ -79,15 +80,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.here not in RECIPES:
             raise UsageError(f"--here {self.here}: no recipe is named so: there are {', '.join(RECIPES)}")
-        for name in ("workers", "steps", "rounds", "gpus_per_node", "cores_per_node", "samples_per_shard"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("node_gbit", "nvlink_gbit", "s3_node_gbit", "s3_total_gbit"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must be above 0")
-        for name in ("fixed_ms", "latency_us", "samples", "bytes_per_sample"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must be 0 or more")
+        check_at_least(self, 1, "workers", "steps", "rounds", "gpus_per_node", "cores_per_node", "samples_per_shard")
+        check_above_0(self, "node_gbit", "nvlink_gbit", "s3_node_gbit", "s3_total_gbit")
+        check_at_least(self, 0, "fixed_ms", "latency_us", "samples", "bytes_per_sample")
         if bool(self.samples) != bool(self.bytes_per_sample):
             raise UsageError("--samples and --bytes-per-sample: give both or neither")
         if not self.gpus or min(self.gpus) < 1:
@@ -195,9 +190,5 @@ def _numbers(name: str, text: str, pattern: str, form: str) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) <= 0:
-        raise UsageError(f"{_flag(name)} {text}: give {form}, all above 0")
+        raise UsageError(f"{flag(name)} {text}: give {form}, all above 0")
     return numbers
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

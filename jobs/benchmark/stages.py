@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import tyro
 from rich.table import Table
 
 from infra.tracking import TrackingConfig
+from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.display import Follower, wide_console
 from jobs.recipes import demo
 from pipeline.config import TrainConfig
@@ -27,10 +27,14 @@ class Options:
     rounds: int = 2
     """How often the schedule of four stages is gone through; each gives three switches and one back to small images."""
 
+    def __post_init__(self) -> None:
+        check_above_0(self, "epochs")
+        check_at_least(self, 1, "rounds")
+
 
 def main(argv: Sequence[str]) -> int:
     """Train the demo's stages, once in one worker group, once with another worker count in every stage."""
-    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    options = read_flags(Options, argv, __doc__)
     table = Table(title="seconds from a stage's last step to the next one's first", title_justify="left")
     for name in ("switch", "switches", "median", "min", "max"):
         table.add_column(name, justify="right")

@@ -54,6 +54,8 @@ class CompareOptions:
     """Seeds of the runs of each variant."""
     epochs: float = 0.0
     """Epochs of all stages together, the recipe's lengths and warm-up in proportion; 0: the recipe's."""
+    variants: tuple[str, ...] = ()
+    """Which variants, by name, besides the baseline; none named: all."""
     target: float = 0.0
     """Score whose time is compared; 0: what the baseline ends with, in the mean over the seeds."""
     peer: Literal["none", "timm"] = "none"

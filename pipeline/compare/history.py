@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.adaptive import REGULARIZATION
+from pipeline.decisions import NextStage, records_of
 from pipeline.state import TrainState
 
 Clock = Literal["train_s", "cpu_s", "pixels"]
@@ -36,6 +38,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedStage:
+    """A stage as a run went through it: its rules may have ended it early, or chosen its regularization."""
+
+    epochs: float
+    """Its length, in passes over the training data."""
+    regularization: dict[str, float]
+    """What the strength of regularization moves, by the fields' names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class History:
     """A finished run."""
 
@@ -53,6 +65,8 @@ class History:
     """Images trained on."""
     peak_bytes: int
     machine: str
+    stages: tuple[TrainedStage, ...] = ()
+    """Its stages; none of another library's loop."""
     reused: bool = False
     """Whether it had been trained before."""
 
@@ -67,7 +81,9 @@ class History:
         return self.samples / self.evaluations[-1].train_s
 
 
-def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about: Any) -> History:
+def history_of(
+    state: TrainState, facts: Mapping[str, Any], metric: str, *, samples_per_epoch: int, **about: Any
+) -> History:
     """Return the history in a finished run's last checkpoint.
 
     Raises:
@@ -91,7 +107,25 @@ def history_of(state: TrainState, facts: Mapping[str, Any], metric: str, **about
         samples=state.cursor,
         peak_bytes=int(max(result.get("peak_bytes", 0) for result in results)),
         machine=facts["machine"],
+        stages=_trained_stages(state, stages, samples_per_epoch),
         **about,
+    )
+
+
+def _trained_stages(
+    state: TrainState, recipe: Sequence[Mapping[str, Any]], samples_per_epoch: int
+) -> tuple[TrainedStage, ...]:
+    chosen = {
+        stage + 1: decision.values
+        for _, stage, decision in records_of(state.decisions)
+        if isinstance(decision, NextStage)
+    }
+    return tuple(
+        TrainedStage(
+            epochs=(stop - start) / samples_per_epoch,
+            regularization={name: ({**stage} | chosen.get(index, {}))[name] for name in REGULARIZATION},
+        )
+        for index, (stage, (start, stop)) in enumerate(zip(recipe, pairwise(state.stage_starts), strict=True))
     )
 
 

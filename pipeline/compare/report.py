@@ -7,8 +7,10 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
+from pipeline.adaptive import REGULARIZATION
 from pipeline.compare.charts import curves, finals
 from pipeline.compare.config import Comparison
 from pipeline.compare.history import CLOCKS, Figures, History
@@ -39,6 +41,8 @@ class Findings:
         made = {"Accuracy and time": outcome_table(self), "Costs": cost_table(self)}
         if self.comparison.grid is not None:
             made = {"Best of each column in bold": grid_table(self), **made}
+        if any(run.adaptive.plateau or run.adaptive.closed_loop for run in self.comparison.variants.values()):
+            made |= {"Stages as trained": stage_table(self)}
         return {**made, "Runs": run_table(self)}
 
 
@@ -107,6 +111,22 @@ def cost_table(found: Findings) -> Table:
             ]
         )
     return [head, *rows]
+
+
+def stage_table(found: Findings) -> Table:
+    """Return the lengths and the regularization that the stages had, means over the seeds."""
+    stages = {name: [run.stages for run in runs] for name, runs in found.histories.items() if runs[0].stages}
+    every = [stage.regularization for runs in stages.values() for run in runs for stage in run]
+    fields = [field for field in REGULARIZATION if any(one[field] for one in every)]
+    rows = []
+    for name, runs in stages.items():
+        by_stage = list(zip(*runs, strict=True))
+        lengths = [mean(stage.epochs for stage in same) for same in by_stage]
+        values = [[mean(stage.regularization[field] for stage in same) for same in by_stage] for field in fields]
+        rows.append(
+            [name, f"{sum(lengths):.2f}", *(" ".join(f"{one:.3g}" for one in row) for row in (lengths, *values))]
+        )
+    return [["", "epochs", "epochs of the stages", *(field.replace("_", " ") for field in fields)], *rows]
 
 
 def grid_table(found: Findings) -> Table:

@@ -140,7 +140,7 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
         "fingerprint": run.fingerprint,
     }
     try:
-        return history_of(state, facts, metric, reused=True, **about)
+        return history_of(state, facts, metric, samples_per_epoch=run.ready.samples_per_epoch, reused=True, **about)
     except KeyError as error:
         raise SpoiltRunError(f"its evaluations were kept without {error.args[0]}") from None
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
+from infra.cluster import ROOT
 from jobs.cli import UsageError, parse_recipe
 from jobs.recipes import demo
 from pipeline.provenance import differences
@@ -45,7 +49,11 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
     [
         (["demmo"], r"no recipe is named 'demmo': did you mean demo\?"),
         (["demo", "--optimizer.lrr", "1"], r"--optimizer\.lrr.*did you mean --optimizer\.lr\?"),
-        (["demo", "--seed", "one"], "--seed"),
+        (["demo", "--seed", "one"], r"^--seed: 'one' is no whole number$"),
+        (["demo", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is no number$"),
+        (["demo", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
+        (["demo", "--model-rows"], "Missing value for argument '--model-rows'"),
+        (["demo", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
         (["demo", "--name", "a/b"], "name is 'a/b'"),
     ],
@@ -54,6 +62,15 @@ def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         parse(*argv)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_said_does_not_depend_on_the_terminal(encoding: str) -> None:
+    command = [sys.executable, "-m", "jobs.plan", "demo", "--optimizer.lrr", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: Unrecognized options: --optimizer.lrr, 1 (did you mean --optimizer.lr?)\n"
 
 
 def test_help_tells_each_field_and_its_unit(capsys: pytest.CaptureFixture[str]) -> None:

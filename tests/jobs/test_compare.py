@@ -89,7 +89,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     assert "no regularization of this recipe has a range" in without.notes[-1]
     short = COMPARISONS["schedulers"](scaled(fonts_small(), 12))  # three evaluations a stage, the last one at its end
     assert list(short.variants) == ["linear", "closed loop"]
-    assert "no stage has three before its end" in short.notes[0]
+    assert "no stage has 4 evaluations before its end" in short.notes[0]
     with pytest.raises(CompareError, match=r"nothing of fonts-progressive can differ.*give --epochs"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 
@@ -99,6 +99,18 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     assert "progressive sizes only:" not in alike.notes[0]
     assert alike.notes[1] == "progressive sizes only is left out: of this recipe it is the same run as progressive."
     assert "progressive sizes only:" in COMPARISONS["progressive-vs-fixed"](fonts_small()).notes[0]
+
+
+def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
+    command = ["schedulers", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
+    comparison, _ = parse(command)
+    assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
+    assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
+    assert "make a plateau: 1." in comparison.notes[0]
+    grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
+    assert (len(grid.variants), grid.grid) == (2, None)
+    with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
+        parse([*command[:3], "--variants", "plateau"])
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:

@@ -14,9 +14,19 @@ from infra.cluster import ClusterConfig
 from infra.storage import open_storage
 from infra.tracking_config import TrackingConfig
 from jobs.recipes import fonts_small
+from pipeline.adaptive import REGULARIZATION
 from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.compare.config import Comparison, Grid
-from pipeline.compare.history import Evaluation, History, figures, history_of, mean_curve, pixels_at, time_to
+from pipeline.compare.history import (
+    Evaluation,
+    History,
+    TrainedStage,
+    figures,
+    history_of,
+    mean_curve,
+    pixels_at,
+    time_to,
+)
 from pipeline.compare.remote import on_worker
 from pipeline.compare.report import Findings, report_files
 from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, read_run
@@ -50,6 +60,7 @@ def history(variant: str, seed: int, rows: list[tuple[float, float]], *, samples
         samples=samples,
         peak_bytes=more.pop("peak_bytes", 5_000_000),
         machine=more.pop("machine", "m"),
+        **more,
     )
 
 
@@ -112,12 +123,20 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
             {"cursor": 200, **row, "val/accuracy": 0.75, "train_s": 5.0},
         ],
         evaluation={"cursor": 200, "val/accuracy": 0.75},
+        decisions=[
+            Record(100, 0, NextStage(values={"randaugment_magnitude": 3.0})).entry(),
+            Record(200, 1, NextStage()).entry(),
+        ],
     )
-    facts = {"config": {"stages": [{"image_size": 10}, {"image_size": 20}]}, "machine": "m"}
-    about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f"}
+    off = dict.fromkeys(REGULARIZATION, 0.0)
+    stages = [{"image_size": 10, **off}, {"image_size": 20, **off, "randaugment_magnitude": 9.0}]
+    facts = {"config": {"stages": stages}, "machine": "m"}
+    about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f", "samples_per_epoch": 50}
     found = history_of(state, facts, "val/accuracy", **about)
     assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)
     assert found.evaluations[1].pixels == 5e4  # 101 is an epoch's end beside the stage's
+    trained = [(stage.epochs, stage.regularization["randaugment_magnitude"]) for stage in found.stages]
+    assert trained == [(2, 0), (2, 3)]  # what was decided, not the recipe's 9
     del state.evaluations[0]["cpu_s"]  # as older versions wrote it
     with pytest.raises(KeyError):
         history_of(state, facts, "val/accuracy", **about)
@@ -175,6 +194,41 @@ def test_a_report_holds_every_variant_and_marks_the_best_of_a_column() -> None:
     values = json.loads(files["report.json"])
     assert values["variants"]["quick"]["ratio"]["train_s"] == pytest.approx((4 + 8 / 3) / 22)
     assert len(values["variants"]["fixed"]["runs"]) == 2
+
+
+def test_a_report_on_adaptive_rules_shows_the_stages_as_trained() -> None:
+    def stage(epochs: float, magnitude: float) -> TrainedStage:
+        strengths = dict.fromkeys(REGULARIZATION, 0.0)
+        return TrainedStage(epochs=epochs, regularization={**strengths, "randaugment_magnitude": magnitude})
+
+    runs = {
+        "linear": [history("linear", 0, [(10, 0.4)], stages=(stage(2, 0), stage(2, 9)))],
+        "closed loop": [
+            history("closed loop", seed, [(10, 0.4)], stages=(stage(2, 0), stage(1 + seed, 3.0))) for seed in (0, 1)
+        ],
+        "timm, fixed": [history("timm, fixed", 0, [(10, 0.4)])],
+    }
+    base = fonts_small()
+    variants = {"linear": base, "closed loop": replace(base, adaptive=replace(base.adaptive, closed_loop=True))}
+    target, found = figures(runs, "linear", None)
+    findings = Findings(
+        comparison=Comparison(name="c", question="?", variants=variants, baseline="linear"),
+        command="",
+        metric="val/accuracy",
+        highest=True,
+        target=target,
+        figures=found,
+        histories=runs,
+        costs=dict.fromkeys(runs, Cost(1, 1, 56, 1.0)),
+        tracking="",
+    )
+    assert findings.tables["Stages as trained"] == [
+        ["", "epochs", "epochs of the stages", "randaugment magnitude"],
+        ["linear", "4.00", "2 2", "0 9"],
+        ["closed loop", "3.50", "2 1.5", "0 3"],
+    ]
+    plain = replace(findings, comparison=replace(findings.comparison, variants={"linear": base}))
+    assert "Stages as trained" not in plain.tables
 
 
 def test_a_models_cost_is_counted_and_timed() -> None:

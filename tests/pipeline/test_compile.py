@@ -33,7 +33,7 @@ def test_all_stages_are_compiled_before_the_first_step_and_nothing_of_it_stays(
     assert len(set(graphs)) == 1  # none after the first step
     torch._dynamo.reset()
     late = make_trainer(config, other := Recorder(count))
-    monkeypatch.setattr(late, "_compile_ahead", lambda last_stage: None)
+    monkeypatch.setattr("pipeline.preparation.compile_ahead", lambda *_: None)
     graphs.clear()
     late.run()
     assert len(set(graphs)) > 1

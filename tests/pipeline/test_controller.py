@@ -18,6 +18,7 @@ from pipeline.decisions import (
     records_of,
 )
 from pipeline.journal import Journal, JournalWriter, stored_rows
+from pipeline.lease import Lease
 from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
 from pipeline.state import TrainState
@@ -246,7 +247,7 @@ def strip(state: TrainState) -> list[tuple[int, int, str]]:
 def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal(tmp_path: object) -> None:
     storage = open_storage(str(tmp_path))
     first = FakeGroup({48: advance(), 96: ask(Stop())}, loses_checkpoints_from=24)
-    writer = JournalWriter(storage)
+    writer = JournalWriter(storage, Lease(storage))
     first.run((stage(), stage()), journal=Journal(changed=writer))
     while not stored_rows(storage, []):
         pass
@@ -437,7 +438,7 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
     controller.decide(progress(72, 0, 2, (2, 8)))
     assert asked == [(Segment(1, 1, 8), 2)]
     there.clear()
-    monkeypatch.setattr("pipeline.controller.ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr("pipeline.nodes_ahead.ASK_AGAIN_S", 0.0)
     controller.decide(progress(96, 0, 2, (2, 8)))
     assert there.wait(5)
     assert asked == [(Segment(1, 1, 8), 2)] * 2

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory import MemoryLimitError, OutOfMemoryError, halved, largest_that_fits, micro_batch, stage_limits
+from pipeline.preparation import fit_into_memory
 from pipeline.stages import TrainingStage
 from pipeline.trainer import Trainer
 from tests.pipeline.conftest import MakeConfig
@@ -67,7 +68,7 @@ def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_con
     probed = make_trainer(config, hooks := Recorder())
     before = {name: value.clone() for name, value in probed.learner.model.state_dict().items()}
     passes = limited(probed, pixels=8 * 48**2)
-    probed._fit_into_memory()
+    fit_into_memory(probed.course, probed.learner, probed.feed)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]  # the last stage's images
     assert probed.state.micro_limits == [13, 6]
     assert all(torch.equal(value, before[name]) for name, value in probed.learner.model.state_dict().items())
