@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.comparisons import COMPARISONS
 from jobs.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +42,9 @@ def help_of(module: str, *arguments: str) -> str:
 
 
 def first_words(module: str, arguments: list[str]) -> list[str]:
-    """The word on which the help depends: a recipe, or what is prepared or measured."""
+    """The word on which the help depends: a recipe, or what is prepared, measured or compared."""
     first = arguments[0] if arguments else ""
-    if module in ("jobs.prepare", "jobs.benchmark"):
+    if module in ("jobs.prepare", "jobs.benchmark") or first in COMPARISONS:
         return [first]
     if first in RECIPES:
         return [first]

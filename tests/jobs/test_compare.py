@@ -76,7 +76,7 @@ def test_swin_is_matched_by_multiply_adds_and_takes_the_sizes() -> None:
 
 
 def test_schedulers_differ_in_their_rules_alone() -> None:
-    base = scaled(fonts_small(), 16)
+    base = scaled(fonts_small(), 24)
     found = COMPARISONS["schedulers"](base).variants
     assert found["linear"] == base
     assert len({config.adaptive for config in found.values()}) == 4
@@ -102,7 +102,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
 
 
 def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
-    command = ["schedulers", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
+    command = ["schedulers", "--epochs", "16", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
     comparison, _ = parse(command)
     assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
     assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
@@ -110,7 +110,7 @@ def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
     grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
     assert (len(grid.variants), grid.grid) == (2, None)
     with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
-        parse([*command[:3], "--variants", "plateau"])
+        parse([*command[:5], "--variants", "plateau"])
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
