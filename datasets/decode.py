@@ -153,10 +153,15 @@ def eval_crop(header: Header, size: int, *, rule: str) -> Box:
     authors evaluate.
     """
     height, width = header.height, header.width
-    if rule == "whole" or (rule == "central_below_320" and size >= _EVAL_CROP_BELOW):
+    if takes_whole(size, rule):
         return 0, 0, height, width
     side = max(1, int(size / (size + _EVAL_PADDING) * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def takes_whole(size: int, rule: str) -> bool:
+    """Say whether evaluation at a size looks at the whole image."""
+    return rule == "whole" or (rule == "central_below_320" and size >= _EVAL_CROP_BELOW)
 
 
 def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from infra.tracking_config import redacted
 from jobs.cli import run_main
 from jobs.compare_cli import PROG, parse
 from jobs.display import wide_console
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Plan, train, report. Exit code 1: a run failed; 3: stopped before the end."""
     comparison, options = parse(argv)
-    command = shlex.join([*PROG.split(), *argv])
+    command = redacted(shlex.join([*PROG.split(), *argv]))
     return _Compare(wide_console(), comparison, options, command).run()
 
 
@@ -43,14 +44,20 @@ class _Compare:
         self.metric, self.highest = base.checkpoint.best_metric, base.checkpoint.best_is == "highest"
         if not self.metric:
             raise CompareError("checkpoint.best_metric is empty: a comparison needs the metric that it is about")
+        if base.resume_from:
+            raise CompareError("resume_from is another run's: compared runs start anew, or from --model.init-from")
 
     def run(self) -> int:
         """Train what is missing, then report."""
         from infra.storage import open_storage
         from infra.tracking import Tracker
+        from pipeline.compare.peer_check import check_peer
         from pipeline.compare.runs import plan_runs
 
-        planned = plan_runs(self.comparison, self.options.seeds)
+        planned = plan_runs(self.comparison, self.options.seeds, dry=self.options.dry_run)
+        for run in planned:
+            if run.variant in self.comparison.peers:
+                check_peer(run.ready, self.metric)
         self._show_plan(planned)
         if self.options.dry_run:
             return 0
@@ -61,16 +68,19 @@ class _Compare:
         tracker.set_tags({"kind": "comparison"})
         tracker.log_params({"command": self.command, "baseline": self.comparison.baseline})
         tracker.flush(30)
-        status = "KILLED"
+        status = "FAILED"
         try:
             histories = self._histories(planned, tracker.run_id or "")
             if histories is None:
+                status = "KILLED"
                 return 3
             found = self._findings(histories, planned, tracker.url or tracker.run_id or "")
             self._keep(found, tracker)
             status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         except RuntimeError as error:
-            status = "FAILED"
             self.console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
         finally:
@@ -85,13 +95,15 @@ class _Compare:
         known: dict[tuple[str, bool], History] = {}
         for number, run in enumerate(planned, start=1):
             key = run.fingerprint, run.variant in self.comparison.peers
+            found: History | None
             label = f"run {number} of {len(planned)}, {run.variant}, seed {run.seed}"
             if key in known:  # variants may be the same run
-                found: History | None = replace(known[key], variant=run.variant)
+                found = replace(known[key], variant=run.variant)
             elif run.variant in self.comparison.peers:
                 found = self._peer_run(run, parent)
             else:
-                found = find_run(run, self.metric) or self._trained(run, label, parent)
+                found, to_train = find_run(run, self.metric)
+                found = found or self._trained(to_train, label, parent)
             if found is None:
                 self.console.print(f"{self.comparison.name}: stopped; the same command goes on")
                 return None
@@ -102,14 +114,20 @@ class _Compare:
         return histories
 
     def _trained(self, run: Planned, label: str, parent: str) -> History | None:
-        from pipeline.compare.runs import find_run
+        from pipeline.compare.runs import SpoiltRunError, read_run
 
-        self._say(f"{label}: trains as {run.ready.config.name}")
+        config = run.ready.config
+        self._say(f"{label}: trains as {config.name}")
         if not self._train(run, parent):
             return None
-        trained = find_run(run, self.metric)
+        try:
+            trained = read_run(config.storage, config.name, run, self.metric)
+        except SpoiltRunError as error:
+            raise RuntimeError(
+                f"{config.name} can't be compared: {error}; the same command trains it again under another name"
+            ) from None
         if trained is None:
-            raise RuntimeError(f"{run.ready.config.name} has ended, but its history can't be read")
+            raise RuntimeError(f"{config.name} has ended without its last checkpoint; the same command goes on with it")
         return replace(trained, reused=False)
 
     def _say(self, line: str) -> None:
@@ -184,6 +202,8 @@ class _Compare:
             row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, f"{pixels / 1e6:,.0f} M"]
             table.append(row)
         self.console.print(_rich(table))
+        for note in self.comparison.notes:
+            self._say(note)
 
 
 def _rich(table: list[list[str]]) -> RichTable:

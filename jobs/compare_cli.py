@@ -32,13 +32,14 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
         sys.exit(0 if argv else 2)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     rest = [_long(argument) for argument in argv[len(names) :]]
+    _check_flags(names, rest)
     if len(names) == 1 and names[0] in COMPARISONS:
         config, options = _recipe(_recipe_flag(rest), rest)
         comparison = COMPARISONS[names[0]](scaled(config, options.epochs))
         own_name = config.name != RECIPES[_recipe_flag(rest)]().name
     else:
         for name in names:
-            _check_known(name)
+            _check_known(name, names)
         if len(names) != len(set(names)) or not names:
             raise UsageError(f"name each recipe once, and at least one comparison or recipe: {' '.join(names)}")
         parsed = [_recipe(name, rest) for name in names]
@@ -71,19 +72,31 @@ def _recipe(name: str, rest: Sequence[str]) -> tuple[TrainConfig, CompareOptions
     return config, options
 
 
+def _check_flags(names: Sequence[str], rest: Sequence[str]) -> None:
+    """Refuse flags that would do nothing."""
+    flags = {argument.partition("=")[0] for argument in rest}
+    if "--seed" in flags:
+        raise UsageError("--seed is each run's own in a comparison: name them all as --seeds 0 1 2")
+    if "--recipe" in flags and not COMPARISONS.keys() & {*names}:
+        raise UsageError(f"--recipe is a ready-made comparison's ({', '.join(COMPARISONS)}); recipes need none")
+
+
 def _recipe_flag(rest: Sequence[str]) -> str:
     """Return the recipe that the flags name: it must be known before the others can be read."""
     for index, argument in enumerate(rest):
         flag, equals, value = argument.partition("=")
         if flag == "--recipe":
             with suppress(IndexError):
-                name = value if equals else rest[index + 1]
-                _check_known(name)
-                return name
+                return value if equals else rest[index + 1]
     return CompareOptions().recipe
 
 
-def _check_known(name: str) -> None:
+def _check_known(name: str, names: Sequence[str]) -> None:
+    if name in COMPARISONS:
+        recipe = next((other for other in names if other not in COMPARISONS), "")
+        raise UsageError(
+            f"a comparison takes its recipe as --recipe {recipe}" if recipe else "one comparison at a time"
+        )
     if name not in RECIPES:
         close = difflib.get_close_matches(name, [*COMPARISONS, *RECIPES], n=1)
         hint = f"did you mean {close[0]}?" if close else f"comparisons: {', '.join(COMPARISONS)}; or recipes"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from math import gcd
+from math import ceil, floor, gcd
 
 from model.config import UNETS, architecture_of
 from model.tables import Block
+from pipeline.adaptive import regularization_ranges
 from pipeline.compare.config import CompareError, Comparison, Grid
 from pipeline.config import TrainConfig
 from pipeline.stages import AdaptiveConfig, TrainingStage
 
-FIXED, PROGRESSIVE = "fixed", "progressive"
+FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
 REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
 RANDOM_SIZES_SEED = 0
 """Which order random sizes come in: the same for every seed of training."""
@@ -48,25 +49,43 @@ def random_sizes(stages: Stages) -> Stages:
 def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
     _check_grows(base)
-    variants = {
+    about = {
+        FIXED: "all stages at the last stage's size and regularization",
+        PROGRESSIVE: "the recipe",
+        "progressive sizes only": "the recipe's sizes, the last regularization in all stages",
+        "random sizes": "its sizes in random order, an epoch each, the last regularization",
+        DATAS_CROPS: "the recipe with the data's crop area in all stages",
+    }
+    candidates = {
         FIXED: replace(base, stages=fixed_stages(base.stages)),
-        "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
         PROGRESSIVE: base,
+        "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
         "random sizes": replace(base, stages=random_sizes(base.stages)),
     }
-    if variants["progressive sizes only"] == base:  # its regularization doesn't grow
-        del variants["progressive sizes only"]
+    if any(stage.crop_area for stage in base.stages):
+        candidates[DATAS_CROPS] = replace(base, stages=tuple(replace(one, crop_area=None) for one in base.stages))
+    variants, note = distinct(candidates)
+    explained = " ".join(f"{name}: {text}." for name, text in about.items() if name in variants)
     return Comparison(
         name="progressive-vs-fixed",
         question="Progressive learning against training at the last size all the time: the same model and epochs.",
         variants=variants,
         baseline=FIXED,
-        notes=(
-            "fixed: all stages at the last stage's size and regularization. progressive sizes only: the recipe's "
-            "sizes, the last regularization in all stages. progressive: the recipe. random sizes: its sizes in random "
-            "order, an epoch each, the last regularization. Factors of the learning rate count where sizes grow.",
-        ),
+        notes=(f"{explained} Factors of the learning rate count where sizes grow.", *note),
     )
+
+
+def distinct(variants: dict[str, TrainConfig]) -> tuple[dict[str, TrainConfig], tuple[str, ...]]:
+    """Return the variants without those that are the same run as an earlier one, and a line for each of these."""
+    kept: dict[str, TrainConfig] = {}
+    notes: list[str] = []
+    for name, config in variants.items():
+        same = next((other for other, seen in kept.items() if seen == config), None)
+        if same is None:
+            kept[name] = config
+        else:
+            notes.append(f"{name} is left out: of this recipe it is the same run as {same}.")
+    return kept, tuple(notes)
 
 
 def size_vs_regularization(base: TrainConfig) -> Comparison:
@@ -166,28 +185,47 @@ def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
 def schedulers(base: TrainConfig) -> Comparison:
     """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
     _check_grows(base)
-    linear = replace(base, adaptive=replace(base.adaptive, plateau=False, closed_loop=False))
+    # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
+    off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
+    linear, patience = replace(base, adaptive=off), base.adaptive.patience
 
     def adaptive(rules: AdaptiveConfig) -> TrainConfig:
         return replace(base, adaptive=rules)
 
-    rules = linear.adaptive
+    variants, notes = {"linear": linear}, []
+    if _may_end_early(base):
+        on = replace(off, plateau=True, patience=patience)
+        variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
+        variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
+        notes.append(f"Evaluations without a better one that make a plateau: {patience}.")
+    else:
+        notes.append(
+            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
+            f"{patience} needs; give --epochs, or a smaller --trainer.eval-every-epochs or --adaptive.patience."
+        )
+    if regularization_ranges(base.stages):
+        variants["closed loop"] = adaptive(replace(off, closed_loop=True))
+    else:
+        notes.append("The closed loop is left out: no regularization of this recipe has a range to move in.")
+    if len(variants) == 1:
+        raise CompareError(f"schedulers: nothing of {base.name} can differ. {' '.join(notes)}")
     return Comparison(
         name="schedulers",
         question="A linear ramp, stages that end on a plateau, and regularization in a closed loop.",
-        variants={
-            "linear": linear,
-            "plateau, epochs passed on": adaptive(replace(rules, plateau=True, unused="later")),
-            "plateau, epochs saved": adaptive(replace(rules, plateau=True, unused="saved")),
-            "closed loop": adaptive(replace(rules, closed_loop=True)),
-        },
+        variants=variants,
         baseline="linear",
-        notes=(
-            f"Evaluations without a better one that make a plateau: {rules.patience}. Stages of {rules.patience + 1} "
-            "evaluations or fewer never end early; give more --epochs, or a smaller --trainer.eval-every-epochs or "
-            "--adaptive.patience.",
-        ),
+        notes=tuple(notes),
     )
+
+
+def _may_end_early(base: TrainConfig) -> bool:
+    """Say whether a stage has a best evaluation and `adaptive.patience` others before its end."""
+    every, stop = base.trainer.eval_every_epochs, 0.0
+    for stage in base.stages:
+        start, stop = stop, stop + stage.epochs
+        if ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1 > base.adaptive.patience:
+            return True
+    return False
 
 
 COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {

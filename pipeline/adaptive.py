@@ -32,6 +32,12 @@ def plateau(config: AdaptiveConfig, evaluations: Sequence[dict[str, float]], pat
     return f"{config.metric} has not been better than {sign * best:.4g} for {since} evaluations"
 
 
+def regularization_ranges(recipe: Sequence[TrainingStage]) -> dict[str, tuple[float, float]]:
+    """Return the values of the first and the last stage of what grows or shrinks between them."""
+    ends = {name: (getattr(recipe[0], name), getattr(recipe[-1], name)) for name in REGULARIZATION}
+    return {name: span for name, span in ends.items() if span[0] != span[1]}
+
+
 def next_regularization(
     config: AdaptiveConfig,
     recipe: Sequence[TrainingStage],
@@ -51,8 +57,7 @@ def next_regularization(
         evaluations: its evaluations, oldest first.
     """
     measured = [row for row in evaluations if "val/loss" in row and "train/loss" in row]
-    ranges = {name: (getattr(recipe[0], name), getattr(recipe[-1], name)) for name in REGULARIZATION}
-    ranges = {name: span for name, span in ranges.items() if span[0] != span[1]}
+    ranges = regularization_ranges(recipe)
     if not measured or not ranges:
         return {}, ""
     name, (low, high) = next(iter(ranges.items()))

@@ -5,6 +5,7 @@ that code imports PyTorch, which takes seconds, and a command line must answer a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,10 @@ class ClassificationConfig:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
 
+    def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what an evaluation measures."""
+        return ("accuracy", "loss", *(("top5_accuracy",) if len(classes) > 5 else ()))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationConfig:
@@ -42,6 +47,10 @@ class SegmentationConfig:
             raise ValueError(f"task.dice_weight is {self.dice_weight}: it must be 0 (off) or more")
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"task.ignore_index is {self.ignore_index}: it must be from 0 to 255")
+
+    def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what an evaluation measures."""
+        return ("miou", "pixel_accuracy", "loss", *(f"iou_{name}" for name in classes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

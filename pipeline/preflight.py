@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,8 +55,21 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
     `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
 
     Raises:
-        ValueError: (or a subclass) data, image sizes, worker counts, storage, or a run of this name that another
-            config made; one line each, with the cure.
+        ValueError: (or a subclass) as `check_run`; storage, or a run of this name that another config made.
+    """
+    ready = check_run(config)
+    open_storage(f"{ready.config.storage}/{config.name}").check_writable()
+    ready = with_start(ready)
+    if not tracking_is_ready:
+        tracking.prepare(ready.config.tracking)
+    return ready
+
+
+def check_run(config: TrainConfig) -> Preflight:
+    """Check the config and the data; looks neither at the run's storage nor at MLflow.
+
+    Raises:
+        ValueError: (or a subclass) data, image sizes, worker counts, metrics; one line each, with the cure.
     """
     if in_submitted_job():
         check_reachable(config)
@@ -71,13 +85,9 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
     if train.kind != config.kind:
         raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
     _check_mixup(config)
+    _check_metrics(config, train.classes)
     order = sample_order(config.data, train.shard_counts, seed=config.seed)
-    storage = open_storage(f"{config.storage}/{config.name}")
-    storage.check_writable()
-    ready = with_start(Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None))
-    if not tracking_is_ready:
-        tracking.prepare(config.tracking)
-    return ready
+    return Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None)
 
 
 def with_start(ready: Preflight) -> Preflight:
@@ -128,6 +138,18 @@ def _check_mixup(config: TrainConfig) -> None:
                 f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
                 "or use fewer lanes"
             )
+
+
+def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
+    """Refuse a metric that no evaluation gives: it would be missed only when the run has been trained."""
+    known = [f"val/{name}" for name in config.task.metric_names(classes)]
+    asked = {"checkpoint.best_metric": config.checkpoint.best_metric}
+    if config.adaptive.plateau:
+        asked["adaptive.metric"] = config.adaptive.metric
+    for field, name in asked.items():
+        if name and name not in known:
+            shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise ValueError(f"{field} is {name!r}, which this task doesn't measure: there are {shown}")
 
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The same model trained by timm's loader and loop building blocks, on the same shards, in a process like a worker's.
 
 What is the same: the model and its initial weights, shards, epochs, batch, crop areas, flips, label smoothing, the
-optimizer's settings, the rate's curve, the moving average's decay, the evaluation's crop, one process of as many
-threads. What is timm's own: reading tars, decoding, RandAugment's operations, Mixup, the update of the weights.
+optimizer's settings, the rate's curve, the moving average's decay, the precision, the evaluation's crop, one process
+of as many threads. What is timm's own: reading tars, decoding, RandAugment's operations, Mixup, the update of the
+weights.
 """
 
 from __future__ import annotations
@@ -10,28 +11,31 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
+from datasets.manifest import DatasetManifest
 from infra.storage import MissingKeyError, open_storage
 from infra.tracking import Tracker
-from pipeline.compare.config import CompareError
 from pipeline.compare.history import Evaluation, History
+from pipeline.compare.remote import on_worker
 from pipeline.compare.runs import Planned
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
 from pipeline.provenance import machine
 
-FILE = "peer.json"
+FILE = "twin.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Shards as timm names them."""
+    """Shards as timm reads them."""
 
-    root: str
-    names: tuple[str, ...]
+    paths: tuple[str, ...]
     samples: int
 
 
@@ -39,48 +43,23 @@ def peer_history(run: Planned, metric: str, parent: str, comparison: str) -> His
     """Return a twin's history: the one in storage, else trained now on the cluster, and on record in MLflow.
 
     Raises:
-        CompareError: timm is not installed, or can't train this run's twin.
+        RuntimeError: its training failed.
     """
-    import ray
-
-    from infra.cluster import connect
-
     config = run.ready.config
     storage = open_storage(f"{config.storage}/{config.name}-timm")
-    try:
+    with suppress(MissingKeyError):
         return _from_json(json.loads(storage.read(FILE)), run, storage.uri, reused=True)
-    except MissingKeyError:
-        check_peer(config, metric)
-    connect(config.cluster, num_workers=1)
-    cluster = config.cluster
-    train = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(train_with_timm)
     splits = [_split(manifest) for manifest in (run.ready.train, run.ready.val)]
-    found = ray.get(train.remote(config, *splits, len(run.ready.train.classes), run.ready.samples_per_epoch))
+    classes, per_epoch = len(run.ready.train.classes), run.ready.samples_per_epoch
+    found = on_worker(config.cluster, f"{config.name}-timm", train_with_timm, config, *splits, classes, per_epoch)
     storage.write(FILE, json.dumps(found, indent=1).encode())
     history = _from_json(found, run, storage.uri, reused=False)
     _record(history, config, parent, comparison, metric)
     return history
 
 
-def check_peer(config: TrainConfig, metric: str) -> None:
-    """Raise CompareError where timm has no twin of this run."""
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        raise CompareError("peer timm: timm is not installed; `uv pip install timm` adds it") from None
-    if config.kind != "classification" or metric != "val/accuracy":
-        raise CompareError("peer timm: it trains classifiers by val/accuracy; leave --peer out for this recipe")
-    if config.worker_counts != [1]:
-        raise CompareError("peer timm: it trains in one process; give --cluster.num-workers 1, so that ours does too")
-    if "://" in config.data.train + config.data.val:
-        raise CompareError("peer timm: it reads shards in local folders; give --train and --val")
-    if config.optimizer.optimizer != "adamw" or config.stages[-1].cutmix_alpha:
-        raise CompareError("peer timm: only AdamW without CutMix has a twin that is the same in both")
-
-
-def _split(manifest: Any) -> Split:
-    shards = manifest.shards
-    return Split(str(shards[0].path.parent), tuple(shard.name for shard in shards), manifest.num_samples)
+def _split(manifest: DatasetManifest) -> Split:
+    return Split(tuple(str(shard.path) for shard in manifest.shards), manifest.num_samples)
 
 
 def _from_json(values: dict[str, Any], run: Planned, where: str, *, reused: bool) -> History:
@@ -115,13 +94,12 @@ def train_with_timm(
     step = 0
     rate = partial(learning_rate, config.optimizer, samples_per_epoch=samples_per_epoch,
                    total_samples=steps * stage.batch_size)  # fmt: skip
+    batches = twin.batches()
     while step < steps:
         started, cpu_started = time.perf_counter(), time.process_time()
-        for images, labels in twin.train_loader:
+        for images, labels in islice(batches, min(per_epoch, steps - step)):
             twin.step(images, labels, rate(cursor=step * stage.batch_size))
             step += 1
-            if step == steps or step % per_epoch == 0:
-                break
         train_s += time.perf_counter() - started
         cpu_s += time.process_time() - cpu_started
         started = time.perf_counter()
@@ -141,6 +119,12 @@ def train_with_timm(
     }
 
 
+def _rand_augment(magnitude: float, layers: int) -> str:
+    """Return what timm calls RandAugment as ours is: each operation is carried out, and the stronger the higher the
+    magnitude. By timm's defaults half of them are not, and solarizing and others grow weaker with it."""
+    return f"rand-m{magnitude:g}-n{layers}-p1-inc1"
+
+
 class _Twin:
     """Model, loaders, optimizer and moving average, timm's but for the model."""
 
@@ -149,12 +133,12 @@ class _Twin:
         from timm.data import Mixup
         from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
         from timm.optim import create_optimizer_v2
-        from timm.utils import ModelEmaV3
+        from timm.utils import ModelEmaV3, random_seed
 
         from model.factory import build_model, set_dropout, set_stochastic_depth
 
         torch.set_num_threads(config.cluster.threads_per_worker)
-        torch.manual_seed(config.seed)
+        random_seed(config.seed)  # Python's and NumPy's too, which timm augments by
         self.config, self.stage = config, config.stages[-1]
         cuda = config.cluster.gpus_per_worker and torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
@@ -164,7 +148,9 @@ class _Twin:
         depth = self.stage.stochastic_depth
         set_stochastic_depth(self.model, config.model.stochastic_depth if depth is None else depth)
         how = config.optimizer
-        self.optimizer = create_optimizer_v2(self.model, opt="adamw", lr=how.lr, weight_decay=how.weight_decay)
+        self.optimizer = create_optimizer_v2(
+            self.model, opt="adamw", lr=how.lr, weight_decay=how.weight_decay, betas=(how.momentum, 0.999)
+        )
         # With these it is n / (n + 9) at first, as ours is (1 + n) / (10 + n).
         warm_up = {"use_warmup": True, "warmup_gamma": 9.0, "warmup_power": 1.0}
         self.ema = ModelEmaV3(self.model, decay=how.ema_decay, **warm_up) if how.ema_decay else None
@@ -179,28 +165,38 @@ class _Twin:
     def _loader(self, split: Split, training: bool) -> Any:
         from timm.data import create_dataset, create_loader
 
+        from datasets.decode import takes_whole
+
         config, stage, data = self.config, self.stage, self.config.data
         size = stage.image_size if training else round(stage.image_size * config.trainer.eval_scale)
         batch = stage.batch_size if training else config.trainer.eval_batch_size
-        names = "::".join(f"{split.root}/{name}" for name in split.names)
         dataset = create_dataset(
-            "wds/", root=split.root, split=f"{names}|{split.samples}", is_training=training, batch_size=batch,
+            "wds/", root="/", split=f"{'::'.join(split.paths)}|{split.samples}", is_training=training, batch_size=batch,
             seed=config.seed,
         )  # fmt: skip
-        whole = data.eval_crop == "whole"
+        whole = takes_whole(size, data.eval_crop)
         magnitude = stage.randaugment_magnitude
         return create_loader(
             dataset, (3, size, size), batch, is_training=training, use_prefetcher=False, color_jitter=0.0,
-            scale=data.crop_area, ratio=data.crop_ratio, hflip=0.5 if data.flip else 0.0,
-            auto_augment=f"rand-m{magnitude:g}-n{data.randaugment_layers}" if magnitude else None,
+            scale=stage.crop_area or data.crop_area, ratio=data.crop_ratio, hflip=0.5 if data.flip else 0.0,
+            auto_augment=_rand_augment(magnitude, data.randaugment_layers) if magnitude else None,
             mean=(config.trainer.pixel_mean / 255,) * 3, std=(config.trainer.pixel_std / 255,) * 3,
             crop_pct=1.0 if whole else size / (size + 32), crop_mode="squash" if whole else "center",
             num_workers=data.loader_workers, persistent_workers=data.loader_workers > 0, device=self.device,
         )  # fmt: skip
 
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """Yield training batches without end; each pass over the shards has another order of them."""
+        for epoch in count():
+            self.train_loader.dataset.set_epoch(epoch)
+            yield from self.train_loader
+
     def step(self, images: Any, labels: Any, rate: float) -> None:
         """Take one step."""
         import torch
+        from torch.nn.utils import clip_grad_norm_
+
+        from pipeline.evaluation import autocast
 
         images = images.to(self.device, memory_format=torch.channels_last)
         labels = labels.to(self.device)
@@ -209,7 +205,11 @@ class _Twin:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        self.loss(self.model(images), labels).backward()
+        with autocast(self.config.trainer, self.device):
+            logits = self.model(images)
+        self.loss(logits.float(), labels).backward()
+        if self.config.optimizer.clip_norm is not None:
+            clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
@@ -220,10 +220,12 @@ class _Twin:
         """Return the moving average's accuracy over the validation images."""
         import torch
 
+        from pipeline.evaluation import autocast
+
         model = self.ema.module if self.ema is not None else self.model
         model.eval()
         right = count = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self.config.trainer, self.device):
             for images, labels in self.val_loader:
                 found = model(images.to(self.device)).argmax(1).cpu()
                 right += int((found == labels).sum())

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 
 from infra.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from infra.storage import StorageError, open_storage
 from infra.tracking_config import one_line
 from pipeline.compare.config import CompareError, Comparison
 from pipeline.compare.history import History, history_of
-from pipeline.config import TrainConfig
 from pipeline.decisions import records_of
-from pipeline.preflight import Preflight, preflight
+from pipeline.preflight import Preflight, check_run, preflight
 from pipeline.provenance import run_fingerprint
 from pipeline.state import CheckpointError, newest_state
 
@@ -32,8 +33,10 @@ class Planned:
     """Checked, with the name that it is trained under unless one is found."""
 
 
-def plan_runs(comparison: Comparison, seeds: tuple[int, ...]) -> list[Planned]:
+def plan_runs(comparison: Comparison, seeds: tuple[int, ...], *, dry: bool = False) -> list[Planned]:
     """Check every run; return them seed by seed, so that what disturbs the machine for a while meets all variants.
+
+    `dry`: configs and data alone are looked at, neither storage nor MLflow.
 
     Raises:
         ValueError: a variant can't be trained: data, image sizes, batches; one line that names it.
@@ -41,20 +44,16 @@ def plan_runs(comparison: Comparison, seeds: tuple[int, ...]) -> list[Planned]:
     planned: list[Planned] = []
     for seed in seeds:
         for variant, config in comparison.variants.items():
-            planned.append(_planned(variant, replace(config, seed=seed), comparison.name, first=not planned))
+            # Under the comparison's name, which is no run's: what a run is called follows from what its data are.
+            named = replace(config, seed=seed, name=comparison.name)
+            try:
+                ready = check_run(named) if dry else preflight(named, tracking_is_ready=bool(planned))
+            except ValueError as error:
+                raise CompareError(f"variant {variant!r}: {error}") from error
+            found_by = fingerprint_of(ready)
+            run = Planned(variant, seed, found_by, ready)
+            planned.append(renamed(run, f"{config.name}-{slug(variant)}-s{seed}-{found_by[:8]}"))
     return planned
-
-
-def _planned(variant: str, config: TrainConfig, comparison: str, *, first: bool) -> Planned:
-    base = config.name
-    try:
-        # Under the comparison's name, which is no run's: what a run is called follows from what preflight finds.
-        probe = preflight(replace(config, name=comparison), tracking_is_ready=not first)
-    except ValueError as error:
-        raise CompareError(f"variant {variant!r}: {error}") from error
-    found_by = fingerprint_of(probe)
-    name = f"{base}-{slug(variant)}-s{config.seed}-{found_by[:8]}"
-    return Planned(variant, config.seed, found_by, replace(probe, config=replace(probe.config, name=name)))
 
 
 def fingerprint_of(ready: Preflight) -> str:
@@ -67,37 +66,71 @@ def slug(variant: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", variant.lower()).strip("-")
 
 
-def find_run(run: Planned, metric: str) -> History | None:
-    """Return the history of a finished run with this fingerprint: of its own name, else one that MLflow knows of."""
-    config = run.ready.config
-    found = read_run(config.storage, config.name, run, metric)
+class SpoiltRunError(ValueError):
+    """There is a run of this name, but it can't stand for the planned one: says why."""
+
+
+def find_run(run: Planned, metric: str) -> tuple[History | None, Planned]:
+    """Return the history of a finished run with this fingerprint: of its own name, else one that MLflow knows of.
+
+    Also the plan: where the run of its own name is spoilt it has the next free one, NAME-2 and so on, to train under.
+    """
+    found, run = _own_run(run, metric)
     if found is not None:
-        return found
+        return found, run
+    config = run.ready.config
     try:
         params = runs_by_tag(config.tracking.uri, config.tracking.experiment, FINGERPRINT_TAG, run.fingerprint)
     except Exception as error:  # MLflow is away: what is in storage under its own name was looked at
         log.warning("MLflow was not asked for earlier runs: %s", one_line(error))
-        return None
+        return None, run
     for one in params:
-        found = read_run(one.get("storage", ""), one.get("name", ""), run, metric)
+        with suppress(StorageError, CheckpointError, SpoiltRunError):
+            if one.get("storage") and one.get("name"):
+                found = read_run(one["storage"], one["name"], run, metric)
         if found is not None:
-            return found
-    return None
+            return found, run
+    return None, run
+
+
+def _own_run(run: Planned, metric: str) -> tuple[History | None, Planned]:
+    name = run.ready.config.name
+    for number in count(2):
+        config = run.ready.config
+        try:
+            return read_run(config.storage, config.name, run, metric), run
+        except SpoiltRunError as error:
+            log.warning("%s is left as it is: %s", config.name, error)
+            run = renamed(run, f"{name}-{number}")
+        except (StorageError, CheckpointError):  # training says what is wrong there
+            break
+    return None, run
+
+
+def renamed(run: Planned, name: str) -> Planned:
+    """Return the run under another name."""
+    return replace(run, ready=replace(run.ready, config=replace(run.ready.config, name=name)))
 
 
 def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History | None:
-    """Return the history of a run if it is finished, undisturbed and has the fingerprint."""
-    if not storage_uri or not name:
+    """Return the history of a run if it is finished; None: there is none yet, or it isn't.
+
+    Raises:
+        SpoiltRunError: it can't stand for the planned run, and going on with it wouldn't help.
+        StorageError, CheckpointError: it can't be read.
+    """
+    storage = open_storage(f"{storage_uri}/{name}")
+    state, facts, _ = newest_state(storage)
+    if state is None:
         return None
-    try:
-        storage = open_storage(f"{storage_uri}/{name}")
-        state, facts, _ = newest_state(storage)
-    except (StorageError, CheckpointError):
-        return None
-    if state is None or len(state.stage_starts) <= len(facts["config"]["stages"]):
-        return None
-    steered = any(one.decision.replayed and one.decision.asked_by for one in records_of(state.decisions))
-    if steered or facts["config"].get("resume_from") or _fingerprint(facts) != run.fingerprint:
+    steered = [one.decision for one in records_of(state.decisions) if one.decision.replayed and one.decision.asked_by]
+    if steered:
+        raise SpoiltRunError(f"{steered[0].asked_by} steered it ({steered[0].kind})")
+    if facts["config"].get("resume_from"):
+        raise SpoiltRunError(f"it went on from {facts['config']['resume_from']}")
+    if _fingerprint(facts) != run.fingerprint:
+        raise SpoiltRunError("another config, other data or an older version made it")
+    if len(state.stage_starts) <= len(facts["config"]["stages"]):
         return None
     about = {
         "variant": run.variant,
@@ -108,8 +141,8 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
     }
     try:
         return history_of(state, facts, metric, samples_per_epoch=run.ready.samples_per_epoch, reused=True, **about)
-    except KeyError:  # by an older version, which didn't keep the times
-        return None
+    except KeyError as error:
+        raise SpoiltRunError(f"its evaluations were kept without {error.args[0]}") from None
 
 
 def _fingerprint(facts: Mapping[str, object]) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from infra.storage import MissingKeyError, Storage
+from pipeline.compare.remote import on_worker
 from pipeline.config import TrainConfig
-from pipeline.provenance import config_values
+from pipeline.provenance import config_values, machine
 
 FILE = "costs.json"
 """What was measured, in the comparison's storage: a report that is made again has the same figures."""
@@ -38,10 +39,11 @@ def costs(variants: Mapping[str, TrainConfig], num_classes: int, storage: Storag
         known = json.loads(storage.read(FILE))
     except MissingKeyError:
         known = {}
-    keys = {name: _key(config) for name, config in variants.items()}
+    keys = {name: _key(config, num_classes) for name, config in variants.items()}
     missing = {keys[name]: config for name, config in variants.items() if keys[name] not in known}
     if missing:
-        known |= {key: asdict(_measured(config, num_classes)) for key, config in missing.items()}
+        for key, config in missing.items():
+            known[key] = asdict(on_worker(config.cluster, "timing a model", measure_cost, config, num_classes))
         storage.write(FILE, json.dumps(known, indent=1).encode())
     return {name: Cost(**known[key]) for name, key in keys.items()}
 
@@ -51,20 +53,11 @@ def eval_size(config: TrainConfig) -> int:
     return round(config.stages[-1].image_size * config.trainer.eval_scale)
 
 
-def _key(config: TrainConfig) -> str:
-    return json.dumps([config_values(config.model), eval_size(config), config.trainer.precision])
-
-
-def _measured(config: TrainConfig, num_classes: int) -> Cost:
-    import ray
-
-    from infra.cluster import connect
-
+def _key(config: TrainConfig, num_classes: int) -> str:
+    """Return what a cost follows from. The machine is the one that asks: a worker's is known only by asking it."""
     cluster = config.cluster
-    connect(cluster, num_workers=1)
-    measure = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(measure_cost)
-    found: Cost = ray.get(measure.remote(config, num_classes))
-    return found
+    worker = [machine(), cluster.cpus_per_worker, cluster.gpus_per_worker]
+    return json.dumps([config_values(config.model), num_classes, eval_size(config), config.trainer.precision, worker])
 
 
 def measure_cost(config: TrainConfig, num_classes: int) -> Cost:

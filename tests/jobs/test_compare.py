@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import UsageError
-from jobs.compare import main
+from jobs.compare import _Compare, main
 from jobs.compare_cli import parse, scaled
-from jobs.comparisons import COMPARISONS, random_sizes, with_fused
-from jobs.recipes import fonts_small, unet_demo
+from jobs.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
+from jobs.recipes import fonts_progressive, fonts_small, unet_demo
 from model.config import architecture_of, check_image_size
 from pipeline.compare.config import CompareError
 from tests.datasets.images import write_shards
@@ -76,7 +76,7 @@ def test_swin_is_matched_by_multiply_adds_and_takes_the_sizes() -> None:
 
 
 def test_schedulers_differ_in_their_rules_alone() -> None:
-    base = fonts_small()
+    base = scaled(fonts_small(), 20)
     found = COMPARISONS["schedulers"](base).variants
     assert found["linear"] == base
     assert len({config.adaptive for config in found.values()}) == 4
@@ -84,15 +84,34 @@ def test_schedulers_differ_in_their_rules_alone() -> None:
 
 
 def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
-    command = ["schedulers", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
+    command = ["schedulers", "--epochs", "12", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
     comparison, _ = parse(command)
     assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
     assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
-    assert "make a plateau: 1. Stages of 2" in comparison.notes[0]
+    assert comparison.variants["linear"] == scaled(fonts_small(), 12)  # its run is used again
+    assert comparison.notes[0] == "Evaluations without a better one that make a plateau: 1."
     grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
     assert (len(grid.variants), grid.grid) == (2, None)
     with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
-        parse([*command[:3], "--variants", "plateau"])
+        parse([*command[:-1], "plateau"])
+
+
+def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> None:
+    without = COMPARISONS["schedulers"](fonts_progressive())
+    assert list(without.variants) == ["linear", "plateau, epochs passed on", "plateau, epochs saved"]
+    assert "no regularization of this recipe has a range" in without.notes[-1]
+    short = COMPARISONS["schedulers"](scaled(fonts_small(), 16))  # four evaluations a stage, the last one at its end
+    assert list(short.variants) == ["linear", "closed loop"]
+    assert "no stage has 4 evaluations before its end" in short.notes[0]
+    with pytest.raises(CompareError, match=r"nothing of fonts-progressive can differ.*give --epochs"):
+        COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
+
+    alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
+    assert list(alike.variants) == ["fixed", "progressive", "random sizes", DATAS_CROPS]
+    assert {stage.crop_area for stage in alike.variants[DATAS_CROPS].stages} == {None}
+    assert "progressive sizes only:" not in alike.notes[0]
+    assert alike.notes[1] == "progressive sizes only is left out: of this recipe it is the same run as progressive."
+    assert "progressive sizes only:" in COMPARISONS["progressive-vs-fixed"](fonts_small()).notes[0]
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
@@ -104,8 +123,16 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
     assert parse(["fused", "--recipe", "demo"])[0].name == "demo-fused"
     with pytest.raises(UsageError, match="did you mean progressive-vs-fixed"):
         parse(["progressive-vs-fixd"])
-    with pytest.raises(UsageError, match="no comparison or recipe is named 'nothing'"):
+    with pytest.raises(UsageError, match="no recipe is named 'nothing'"):
         parse(["fused", "--recipe", "nothing"])
+    with pytest.raises(UsageError, match=r"^a comparison takes its recipe as --recipe fonts_small$"):
+        parse(["progressive-vs-fixed", "fonts_small"])
+    with pytest.raises(UsageError, match="one comparison at a time"):
+        parse(["progressive-vs-fixed", "fused"])
+    with pytest.raises(UsageError, match="--recipe is a ready-made comparison's"):
+        parse(["demo", "fonts_small", "--recipe=nosuch"])
+    with pytest.raises(UsageError, match="name them all as --seeds 0 1 2"):
+        parse(["fused", "--seed", "3"])
     with pytest.raises(ValueError, match="name at least one, and none twice"):
         parse(["fused", "--seeds", "1", "1"])
 
@@ -128,6 +155,54 @@ def test_data_that_is_not_there_and_sizes_that_do_not_fit_are_one_line(tmp_path:
     write_shards(tmp_path / "val", [30])
     with pytest.raises(CompareError, match=r"^variant 'fonts_small': image_size=8.* 16 is the smallest"):
         main(arguments(tmp_path, sqlite_uri, "--stages.0.image-size", "8"))
+
+
+def test_metrics_that_no_evaluation_gives_and_another_runs_rest_are_one_line(tmp_path: Path, sqlite_uri: str) -> None:
+    write_shards(tmp_path / "train", [60])
+    write_shards(tmp_path / "val", [30])
+    with pytest.raises(
+        CompareError, match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/loss$"
+    ):
+        main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", "val/acc", "--dry-run"))
+    with pytest.raises(CompareError, match=r"^resume_from is another run's.*--model\.init-from"):
+        main(arguments(tmp_path, sqlite_uri, "--resume-from", "/runs/x", "--dry-run"))
+    plateau = ("--adaptive.plateau", "True", "--adaptive.metric", "accuracy")
+    with pytest.raises(CompareError, match=r"adaptive\.metric is 'accuracy'"):
+        main(arguments(tmp_path, sqlite_uri, *plateau, "--dry-run"))
+
+
+def test_a_dry_run_looks_at_config_and_data_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path / "train", [60])
+    write_shards(tmp_path / "val", [30])
+    away = "http://127.0.0.1:9"
+    assert main(arguments(tmp_path, away, "--peer", "timm", "--dry-run")) == 0
+    assert "timm, fixed" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]
+    with pytest.raises(CompareError, match=r"^peer timm: each of its loader processes needs a shard of its own"):
+        main(arguments(tmp_path, away, "--peer", "timm", "--dry-run", "--data.loader-workers", "2"))
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_how_a_comparison_ended_is_on_record_without_passwords(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], status: str
+) -> None:
+    from infra.mlflow_run import make_client
+
+    write_shards(tmp_path / "train", [60])
+    write_shards(tmp_path / "val", [30])
+    seen: list[str] = []
+
+    def fails(comparison: _Compare, *_: object) -> None:
+        seen.append(comparison.command)
+        raise error("it failed")
+
+    monkeypatch.setattr(_Compare, "_histories", fails)
+    with pytest.raises(error):
+        main(arguments(tmp_path, sqlite_uri, "--out", "https://me:secret@host"))
+    client = make_client(sqlite_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("crescendo").experiment_id])
+    assert run.info.status == status
+    assert "secret" not in seen[0] + run.data.params["command"]
 
 
 @pytest.mark.slow

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from infra.cluster import ClusterConfig
+from infra.storage import open_storage
+from infra.tracking_config import TrackingConfig
 from jobs.recipes import fonts_small
 from pipeline.adaptive import REGULARIZATION
+from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.compare.config import Comparison, Grid
 from pipeline.compare.history import (
     Evaluation,
@@ -21,11 +27,14 @@ from pipeline.compare.history import (
     pixels_at,
     time_to,
 )
+from pipeline.compare.remote import on_worker
 from pipeline.compare.report import Findings, report_files
-from pipeline.compare.speed import Cost, measure_cost
+from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, read_run
+from pipeline.compare.speed import Cost, costs, measure_cost
 from pipeline.decisions import NextStage, Record
 from pipeline.provenance import recorded_config, run_fingerprint
 from pipeline.state import TrainState
+from tests.pipeline.conftest import MakeConfig
 
 
 def history(variant: str, seed: int, rows: list[tuple[float, float]], *, samples: int = 100, **more: Any) -> History:
@@ -227,3 +236,91 @@ def test_a_models_cost_is_counted_and_timed() -> None:
     assert cost.image_size == 56
     assert cost.multiply_adds == pytest.approx(7.06e6, rel=0.01)
     assert cost.images_per_s > 0
+
+
+def ended(run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", name: str = "") -> None:
+    """Write the last checkpoint that a run leaves, of two stages, with next to no weights."""
+    row = {"stage": 0, metric: 0.5, "train_s": 2.0, "cpu_s": 1.0, "eval_s": 0.5}
+    steered = Record(24, 0, NextStage(reason="advance", asked_by=asked_by)).entry()
+    ready = run.ready
+    snapshot = Snapshot(
+        state=TrainState(
+            cursor=48,
+            stage_starts=[0, 24, 48],
+            stage_results=[{"peak_bytes": 7}, {"peak_bytes": 9}, {}],
+            evaluations=[{"cursor": 24, **row}, {"cursor": 48, **row}],
+            evaluation={"cursor": 48, metric: 0.5},
+            decisions=[steered],
+        ),
+        model={"weight": torch.zeros(1)},
+        ema=None,
+        optimizer={"state": {}, "param_groups": []},
+        facts={
+            "config": recorded_config(ready.config),
+            "data": ready.data_fingerprint,
+            "val": ready.val.fingerprint,
+            "machine": "m",
+        },
+    )
+    write_checkpoint(open_storage(f"{ready.config.storage}/{name or ready.config.name}"), snapshot)
+
+
+def test_a_run_that_can_not_stand_for_the_planned_one_is_trained_again_under_another_name(
+    make_config: MakeConfig, sqlite_uri: str
+) -> None:
+    base = make_config(tracking=TrackingConfig(uri=sqlite_uri))
+    comparison = Comparison(name="c", question="?", variants={"one": base}, baseline="one")
+    (run,) = plan_runs(comparison, (0,), dry=True)
+    name = run.ready.config.name
+    assert find_run(run, "val/accuracy") == (None, run)
+
+    ended(run, asked_by="me@here")
+    with pytest.raises(SpoiltRunError, match=r"me@here steered it \(next_stage\)"):
+        read_run(base.storage, name, run, "val/accuracy")
+    found, other = find_run(run, "val/accuracy")
+    assert (found, other.ready.config.name) == (None, f"{name}-2")
+
+    ended(other, metric="val/top5_accuracy")
+    with pytest.raises(SpoiltRunError, match="kept without val/accuracy"):
+        read_run(base.storage, f"{name}-2", run, "val/accuracy")
+    found, other = find_run(run, "val/accuracy")
+    assert (found, other.ready.config.name) == (None, f"{name}-3")
+
+    ended(other)
+    found, _ = find_run(run, "val/accuracy")
+    assert found is not None
+    assert (found.name, found.score, found.reused) == (f"{name}-3", 0.5, True)
+
+
+def test_a_run_that_went_on_from_another_or_with_another_config_is_not_used(make_config: MakeConfig) -> None:
+    comparison = Comparison(name="c", question="?", variants={"one": make_config()}, baseline="one")
+    (run,) = plan_runs(comparison, (0,), dry=True)
+    config = run.ready.config
+    for changed, reason in (
+        (replace(config, resume_from="/other"), "it went on from /other"),
+        (replace(config, seed=7), "another config"),
+    ):
+        ended(replace(run, ready=replace(run.ready, config=changed)), name="x")
+        with pytest.raises(SpoiltRunError, match=reason):
+            read_run(config.storage, "x", run, "val/accuracy")
+
+
+def test_a_cost_is_of_its_classes_and_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def measured(cluster: ClusterConfig, what: str, function: Any, config: Any, num_classes: int) -> Cost:
+        asked.append((num_classes, cluster.cpus_per_worker))
+        return Cost(1, 2, 56, float(num_classes))
+
+    monkeypatch.setattr("pipeline.compare.speed.on_worker", measured)
+    storage, base = open_storage(str(tmp_path)), fonts_small()
+    larger = replace(base, cluster=replace(base.cluster, cpus_per_worker=2))
+    for variants, classes in (({"a": base, "b": base}, 8), ({"a": base}, 16), ({"a": larger}, 8), ({"a": base}, 8)):
+        assert costs(variants, classes, storage)["a"].images_per_s == classes
+    assert asked == [(8, 1), (16, 1), (8, 2)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_fails_on_a_worker_is_one_line_with_its_kind() -> None:
+    with pytest.raises(RuntimeError, match=r"^the twin failed on its worker: KeyError: 'gone'$"):
+        on_worker(fonts_small().cluster, "the twin", lambda values: values["gone"], {})

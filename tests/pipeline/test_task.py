@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.batch import Batch
 from datasets.mixing import mixup
 from pipeline.config import ClassificationConfig, SegmentationConfig
-from pipeline.task import ClassificationTask, SegmentationTask
+from pipeline.task import ClassificationTask, SegmentationTask, build_task
 
 CLASSES = ("sea", "land", "ice")
 
@@ -173,3 +174,15 @@ def test_two_workers_with_unequal_pixels_learn_what_one_would(tmp_path: Path) ->
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
             assert torch.allclose(gradient, expected[name], rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.parametrize("config", [ClassificationConfig(), SegmentationConfig()])
+@pytest.mark.parametrize("classes", [CLASSES, tuple("abcdef")])
+def test_the_names_that_the_driver_checks_are_those_of_the_metrics(
+    config: ClassificationConfig | SegmentationConfig, classes: tuple[str, ...]
+) -> None:
+    task, batch = build_task(config, classes), batch_of(masks_of(2))
+    metrics = task.metrics()
+    logits = torch.zeros(2, len(classes), *((8, 8) if isinstance(config, SegmentationConfig) else ()))
+    task.update(metrics, logits, replace(batch, labels=torch.tensor([0, 1])))
+    assert sorted(metrics.compute()) == sorted(config.metric_names(classes))

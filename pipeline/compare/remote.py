@@ -1,0 +1,26 @@
+"""A function's result from a process that has what a training worker has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from infra.cluster import ClusterConfig, connect
+from pipeline.controller import last_line
+
+
+def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function on the cluster, with a worker's CPUs and GPUs.
+
+    Raises:
+        RuntimeError: it failed there, or its process did; one line that begins with `what`.
+    """
+    import ray
+
+    connect(cluster, num_workers=1)
+    remote = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(function)
+    try:
+        return ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise RuntimeError(f"{what} failed on its worker: {type(cause).__name__}: {last_line(error)}") from error
