@@ -185,24 +185,26 @@ def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
 def schedulers(base: TrainConfig) -> Comparison:
     """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
     _check_grows(base)
-    linear = replace(base, adaptive=replace(base.adaptive, plateau=False, closed_loop=False))
+    # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
+    off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
+    linear, patience = replace(base, adaptive=off), base.adaptive.patience
 
     def adaptive(rules: AdaptiveConfig) -> TrainConfig:
         return replace(base, adaptive=rules)
 
-    rules = linear.adaptive
     variants, notes = {"linear": linear}, []
     if _may_end_early(base):
-        variants["plateau, epochs passed on"] = adaptive(replace(rules, plateau=True, unused="later"))
-        variants["plateau, epochs saved"] = adaptive(replace(rules, plateau=True, unused="saved"))
-        notes.append(f"Evaluations without a better one that make a plateau: {rules.patience}.")
+        on = replace(off, plateau=True, patience=patience)
+        variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
+        variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
+        notes.append(f"Evaluations without a better one that make a plateau: {patience}.")
     else:
         notes.append(
-            f"Plateaus are left out: no stage has {rules.patience + 1} evaluations before its end, which "
-            f"--adaptive.patience {rules.patience} needs; give --epochs or a smaller --trainer.eval-every-epochs."
+            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
+            f"{patience} needs; give --epochs, or a smaller --trainer.eval-every-epochs or --adaptive.patience."
         )
     if regularization_ranges(base.stages):
-        variants["closed loop"] = adaptive(replace(rules, closed_loop=True))
+        variants["closed loop"] = adaptive(replace(off, closed_loop=True))
     else:
         notes.append("The closed loop is left out: no regularization of this recipe has a range to move in.")
     if len(variants) == 1:
@@ -217,7 +219,7 @@ def schedulers(base: TrainConfig) -> Comparison:
 
 
 def _may_end_early(base: TrainConfig) -> bool:
-    """Say whether a stage has more evaluations before its end than the patience, so that it may end early."""
+    """Say whether a stage has a best evaluation and `adaptive.patience` others before its end."""
     every, stop = base.trainer.eval_every_epochs, 0.0
     for stage in base.stages:
         start, stop = stop, stop + stage.epochs

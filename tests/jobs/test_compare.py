@@ -76,18 +76,31 @@ def test_swin_is_matched_by_multiply_adds_and_takes_the_sizes() -> None:
 
 
 def test_schedulers_differ_in_their_rules_alone() -> None:
-    base = scaled(fonts_small(), 24)
+    base = scaled(fonts_small(), 20)
     found = COMPARISONS["schedulers"](base).variants
     assert found["linear"] == base
     assert len({config.adaptive for config in found.values()}) == 4
     assert all(replace(config, adaptive=base.adaptive) == base for config in found.values())
 
 
+def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
+    command = ["schedulers", "--epochs", "12", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
+    comparison, _ = parse(command)
+    assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
+    assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
+    assert comparison.variants["linear"] == scaled(fonts_small(), 12)  # its run is used again
+    assert comparison.notes[0] == "Evaluations without a better one that make a plateau: 1."
+    grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
+    assert (len(grid.variants), grid.grid) == (2, None)
+    with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
+        parse([*command[:-1], "plateau"])
+
+
 def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> None:
     without = COMPARISONS["schedulers"](fonts_progressive())
     assert list(without.variants) == ["linear", "plateau, epochs passed on", "plateau, epochs saved"]
     assert "no regularization of this recipe has a range" in without.notes[-1]
-    short = COMPARISONS["schedulers"](scaled(fonts_small(), 12))  # three evaluations a stage, the last one at its end
+    short = COMPARISONS["schedulers"](scaled(fonts_small(), 16))  # four evaluations a stage, the last one at its end
     assert list(short.variants) == ["linear", "closed loop"]
     assert "no stage has 4 evaluations before its end" in short.notes[0]
     with pytest.raises(CompareError, match=r"nothing of fonts-progressive can differ.*give --epochs"):
@@ -99,18 +112,6 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     assert "progressive sizes only:" not in alike.notes[0]
     assert alike.notes[1] == "progressive sizes only is left out: of this recipe it is the same run as progressive."
     assert "progressive sizes only:" in COMPARISONS["progressive-vs-fixed"](fonts_small()).notes[0]
-
-
-def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
-    command = ["schedulers", "--epochs", "16", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
-    comparison, _ = parse(command)
-    assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
-    assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
-    assert "make a plateau: 1." in comparison.notes[0]
-    grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
-    assert (len(grid.variants), grid.grid) == (2, None)
-    with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
-        parse([*command[:5], "--variants", "plateau"])
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
