@@ -1,4 +1,5 @@
-"""Every command in the documents is run: here, by a test that is named here, or it is marked as not run."""
+"""Every command in the documents has its account: it is run here, or by a test that is named here and does what it does,
+though maybe not by the same letters, or it is marked as not run."""
 
 from __future__ import annotations
 
@@ -122,9 +123,10 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"make demo": Marked("make demo"),
     r"make ui": Marked("make ui"),
     r"make (up|down|demo-s3)": By(f"{OPERATIONS}", "stack.up()"),
-    r"make (test|test-fast|lint)": By(".ci/run", "step make test"),
+    r"make (test|lint)": By(".ci/run", "step make test"),
+    r"make test-fast": Marked("make test-fast"),
     r"ray job (submit|list).*": By(f"{OPERATIONS}::test_rays_own_commands_submit_and_list_jobs", '"job", "submit"'),
-    r"ray job stop JOB": By(OPERATIONS, "SIGINT"),
+    r"ray job stop JOB": By(OPERATIONS, "SIGINT"),  # on which `jobs.submit` makes the call that this command makes
     r"ray up.*": By(RAY_UP, '"up"'),
     r"ray down .*": By(RAY_UP, '"down"'),
     r"ray dashboard .*": By(RAY_UP, "dashboard {config}"),
