@@ -32,6 +32,8 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
         sys.exit(0 if argv else 2)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     rest = [_long(argument) for argument in argv[len(names) :]]
+    if {"-h", "--help"} & {*rest}:
+        print(_usage(), end="\n\n")  # the fields' own help, which follows, doesn't know --train and --val
     _check_flags(names, rest)
     if len(names) == 1 and names[0] in COMPARISONS:
         config, options = _recipe(_recipe_flag(rest), rest)

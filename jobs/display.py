@@ -22,9 +22,9 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 def wide_console() -> Console:
-    """Return a console that doesn't fold tables into 80 columns where there is no terminal."""
+    """Return a console that doesn't fold or cut tables where there is no terminal."""
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=160)
 
 
 def titled(title: str, table: Table) -> Group:

@@ -140,7 +140,8 @@ def plan_table(planned: dict[str, Any]) -> Table:
         caption_justify="left",
     )
     names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
-    for name in (*names, "read"):
+    crops = ["crop area"] if any(row["crop_area"] for row in planned["stages"]) else []
+    for name in (*names, "read", *crops):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
@@ -150,6 +151,7 @@ def plan_table(planned: dict[str, Any]) -> Table:
             f"{row['stochastic_depth']:.3g}",
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
+            *("{:g} - {:g}".format(*row["crop_area"]) if row["crop_area"] else "the data's" for _ in crops),
         )
     return table
 

@@ -1,5 +1,5 @@
-"""Every command in the documents has its account: it is run here, or by a test that is named here and does what it does,
-though maybe not by the same letters, or it is marked as not run."""
+"""Every command in the documents has its account: it is run here, or by a test that is named here and does what it
+does, though maybe not by the same letters, or it is marked as not run."""
 
 from __future__ import annotations
 
