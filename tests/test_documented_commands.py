@@ -118,7 +118,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"jobs\.benchmark chaos": By("tests/pipeline/test_chaos.py", "jobs.benchmark"),
     r"jobs\.benchmark model": By("tests/jobs/test_benchmark_model.py::test_json_is_what_was_measured", "main("),
     r"jobs\.benchmark scaling.*": By("tests/jobs/test_benchmark_scaling.py", "main("),
-    r"jobs\.benchmark (checkpoint|controller|loader|memory|recovery|stages).*": Marked("jobs.benchmark"),
+    r"jobs\.benchmark (checkpoint|controller|loader|memory|overhead|recovery|stages).*": Marked("jobs.benchmark"),
     # make, ray, mlflow.
     r"make demo": Marked("make demo"),
     r"make ui": Marked("make ui"),
