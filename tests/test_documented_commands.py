@@ -67,6 +67,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
         "images of 3 classes", "--families 3 --train-images 4 --val-images 2"
     ),
     r"jobs\.prepare fonts --families 8 .*": Here("images of 8 classes", "--train-images 3 --val-images 2"),
+    r"jobs\.prepare fonts --families 16 .*": Here("images of 16 classes", "--train-images 2 --val-images 1"),
     r"jobs\.prepare elpv .*": By("tests/jobs/test_prepare.py::test_elpv_is_written_with_its_licence", "elpv"),
     r"jobs\.prepare bluemarble .*": By("tests/datasets/test_bluemarble.py", "blue"),
     r"jobs\.index (URL|data/theirs)": Here("images of 4 classes in"),
