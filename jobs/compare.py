@@ -202,7 +202,7 @@ class _Compare:
             row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, f"{pixels / 1e6:,.0f} M"]
             table.append(row)
         self.console.print(_rich(table))
-        for note in self.comparison.notes:
+        for note in self.comparison.lines:
             self._say(note)
 
 

@@ -115,14 +115,14 @@ def _named(comparison: Comparison, own: str) -> Comparison:
 def _chosen(comparison: Comparison, names: Sequence[str]) -> Comparison:
     """Keep the variants that the user named, and the baseline."""
     if unknown := [name for name in names if name not in comparison.variants]:
-        raise UsageError(
-            f"--variants: none is named {unknown[0]!r}: there are {', '.join(map(repr, comparison.variants))}"
-        )
+        why = comparison.about.get(unknown[0], "none is named so")
+        raise UsageError(f"--variants {unknown[0]!r}: {why}; there are {', '.join(map(repr, comparison.variants))}")
     if not names:
         return comparison
     kept = {name: one for name, one in comparison.variants.items() if name in (*names, comparison.baseline)}
     whole = comparison.grid is not None and kept.keys() >= {*comparison.grid.cells.values()}
-    return replace(comparison, variants=kept, grid=comparison.grid if whole else None)
+    about = {name: text for name, text in comparison.about.items() if name in kept}
+    return replace(comparison, variants=kept, about=about, grid=comparison.grid if whole else None)
 
 
 def _with_peer(comparison: Comparison, options: CompareOptions) -> Comparison:

@@ -64,28 +64,28 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     }
     if any(stage.crop_area for stage in base.stages):
         candidates[DATAS_CROPS] = replace(base, stages=tuple(replace(one, crop_area=None) for one in base.stages))
-    variants, note = distinct(candidates)
-    explained = " ".join(f"{name}: {text}." for name, text in about.items() if name in variants)
+    variants, same = distinct(candidates)
     return Comparison(
         name="progressive-vs-fixed",
         question="Progressive learning against training at the last size all the time: the same model and epochs.",
         variants=variants,
         baseline=FIXED,
-        notes=(f"{explained} Factors of the learning rate count where sizes grow.", *note),
+        about={name: about[name] for name in variants} | same,
+        notes=("Factors of the learning rate count where sizes grow.",),
     )
 
 
-def distinct(variants: dict[str, TrainConfig]) -> tuple[dict[str, TrainConfig], tuple[str, ...]]:
-    """Return the variants without those that are the same run as an earlier one, and a line for each of these."""
+def distinct(variants: dict[str, TrainConfig]) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """Return the variants without those that are the same run as an earlier one, and for each of these why."""
     kept: dict[str, TrainConfig] = {}
-    notes: list[str] = []
+    left_out: dict[str, str] = {}
     for name, config in variants.items():
         same = next((other for other, seen in kept.items() if seen == config), None)
         if same is None:
             kept[name] = config
         else:
-            notes.append(f"{name} is left out: of this recipe it is the same run as {same}.")
-    return kept, tuple(notes)
+            left_out[name] = f"left out, of this recipe it is the same run as {same}"
+    return kept, left_out
 
 
 def size_vs_regularization(base: TrainConfig) -> Comparison:

@@ -40,8 +40,15 @@ class Comparison:
     """Variants that another library's loop trains, by name, and the variant that each is the twin of."""
     grid: Grid | None = None
     """How variants cross, where they do."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What a variant is, or why there is none, by its name."""
     notes: tuple[str, ...] = ()
-    """Lines for the report."""
+    """Lines for the report that are about no variant."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said of the comparison beside its question."""
+        return [*(f"{name}: {text}." for name, text in self.about.items()), *self.notes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

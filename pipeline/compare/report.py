@@ -194,7 +194,7 @@ def as_json(found: Findings) -> dict[str, Any]:
 def headline(found: Findings) -> list[str]:
     """Return the notes: what was asked, and how the figures were made."""
     baseline = found.comparison.baseline
-    lines = [found.comparison.question, *found.comparison.notes]
+    lines = [found.comparison.question, *found.comparison.lines]
     lines.append(
         f"Target: {found.metric} {found.target:.4f}. Ratios are times of the mean curve to the target over those of "
         f"{baseline!r}; between two evaluations a straight line is taken. Train time leaves out evaluations and "

@@ -92,7 +92,9 @@ def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
     assert comparison.notes[0] == "Evaluations without a better one that make a plateau: 1."
     grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
     assert (len(grid.variants), grid.grid) == (2, None)
-    with pytest.raises(UsageError, match="none is named 'plateau': there are 'linear', 'plateau, epochs passed on'"):
+    with pytest.raises(
+        UsageError, match="'plateau': none is named so; there are 'linear', 'plateau, epochs passed on'"
+    ):
         parse([*command[:-1], "plateau"])
 
 
@@ -109,9 +111,13 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
     assert list(alike.variants) == ["fixed", "progressive", "random sizes", DATAS_CROPS]
     assert {stage.crop_area for stage in alike.variants[DATAS_CROPS].stages} == {None}
-    assert "progressive sizes only:" not in alike.notes[0]
-    assert alike.notes[1] == "progressive sizes only is left out: of this recipe it is the same run as progressive."
-    assert "progressive sizes only:" in COMPARISONS["progressive-vs-fixed"](fonts_small()).notes[0]
+    same = "left out, of this recipe it is the same run as progressive"
+    assert f"progressive sizes only: {same}." in alike.lines
+    assert COMPARISONS["progressive-vs-fixed"](fonts_small()).about.keys() == {*alike.about} - {DATAS_CROPS}
+    command = ["progressive-vs-fixed", "--recipe", "fonts_progressive", "--variants"]
+    assert list(parse([*command, "progressive"])[0].about) == ["fixed", "progressive"]
+    with pytest.raises(UsageError, match=f"'progressive sizes only': {same}; there are 'fixed', 'progressive'"):
+        parse([*command, "progressive sizes only"])
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
