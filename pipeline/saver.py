@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import Protocol
@@ -46,8 +47,8 @@ class Saver:
 
     The rule: at most one snapshot is being written and at most one waits. A newer one takes the place of the one that
     waits, since only the newest is resumed from. While storage takes nothing, the one in hand is tried again every
-    `RETRY_S`, unless a newer one waits: then that one is. When storage took nothing for `config.give_up_s`, the saver
-    gives up and says so; it takes nothing more then.
+    `RETRY_S`, unless a newer one waits: then that one is. When storage took nothing for `config.give_up_s`, be it that
+    it refuses or that it hangs, the saver gives up and says so; it takes nothing more then.
 
     Ray Train's own asynchronous upload is not used for this: with it, Ray's controller writes a list of checkpoints
     into the same storage at every report, and ends the run when storage is away at that moment.
@@ -57,40 +58,46 @@ class Saver:
         self.storage, self.config, self.events = storage, config, events
         self._waiting: Snapshot | None = None
         self._busy = self._given_up = False
+        self._owed_since, self._refused = 0.0, ""
         self._changed = threading.Condition()
 
     def take(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the next one to be written; returns at once."""
+        if self._gives_up():
+            return
         with self._changed:
-            if self._given_up:
-                return
             self._waiting = snapshot
             if not self._busy:
-                self._busy = True
+                self._busy, self._owed_since = True, time.monotonic()
                 threading.Thread(target=self._work, name="saver", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return when nothing waits or is being written; whether it came to that within `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._busy, timeout)
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                patience_s = max(0.1, self._owed_since + self.config.give_up_s - now)
+                if self._changed.wait_for(lambda: not self._busy, min(patience_s, deadline - now, 60.0)):
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            self._gives_up()
 
     def _work(self) -> None:
         """Write the newest snapshot that waits, and those that come meanwhile."""
-        failing_since: float | None = None
         while (snapshot := self._next()) is not None:
             try:
                 self._write(snapshot)
-                failing_since = None
+                self._owed_since, self._refused = time.monotonic(), ""
             except SaverStoppedError:
                 self._end()
                 return
             except Exception as error:  # whatever it is, a checkpoint is missing: never silently
-                now = time.monotonic()
-                failing_since = failing_since or now
-                if now - failing_since > self.config.give_up_s:
-                    self._give_up(now - failing_since, error)
+                self._refused = _one_line(error)
+                if self._gives_up():
                     return
-                self.events.waits(f"a checkpoint waits for storage, training goes on: {_one_line(error)}")
+                self.events.waits(f"a checkpoint waits for storage, training goes on: {self._refused}")
                 with self._changed:
                     self._waiting = self._waiting or snapshot
                 time.sleep(RETRY_S)
@@ -98,15 +105,26 @@ class Saver:
     def _next(self) -> Snapshot | None:
         with self._changed:
             snapshot, self._waiting = self._waiting, None
-            if snapshot is None:
+            if snapshot is None or self._given_up:
                 self._busy = False
                 self._changed.notify_all()
+                return None
             return snapshot
 
-    def _give_up(self, failing_s: float, error: Exception) -> None:
-        line = f"no checkpoint could be written for {failing_s:.0f} s, the run ends here: {_one_line(error)}"
-        self.events.gave_up(line)
+    def _gives_up(self) -> bool:
+        """Give up if storage has taken nothing for too long, whether it refuses or a write of it never ends.
+
+        The thread that writes can't tell the latter, so those that hand over and wait look as well.
+        """
+        with self._changed:
+            owed_s = time.monotonic() - self._owed_since
+            if self._given_up or not self._busy or owed_s <= self.config.give_up_s:
+                return self._given_up
+            self._given_up = True
+        why = self._refused or "writing one does not end"
+        self.events.gave_up(f"no checkpoint could be written for {owed_s:.0f} s, the run ends here: {why}")
         self._end()
+        return True
 
     def _end(self) -> None:
         with self._changed:

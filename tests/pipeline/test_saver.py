@@ -118,6 +118,24 @@ def test_it_gives_up_with_a_clear_line(tmp_path: Path) -> None:
     assert saver.wait(0)
 
 
+@pytest.mark.parametrize("meets", ["the next checkpoint", "the run's end"])
+def test_it_gives_up_on_a_write_that_never_ends(tmp_path: Path, meets: str) -> None:
+    events = Events()
+    events.go.clear()
+    saver = Saver(open_storage(str(tmp_path)), CheckpointConfig(give_up_s=0.2), events)
+    saver.take(snapshot(24))
+    assert not saver.wait(0.05)
+    if meets == "the next checkpoint":
+        time.sleep(0.3)
+        saver.take(snapshot(48))
+    assert saver.wait(10)
+    assert events.ended == "no checkpoint could be written for 0 s, the run ends here: writing one does not end"
+    events.go.set()
+    saver.take(snapshot(72))
+    assert saver.wait(0)
+    assert not list(tmp_path.rglob("*72*"))
+
+
 def test_s3_that_is_killed_in_between_gets_the_checkpoint_later(s3_server: S3Server, s3_uri: str) -> None:
     storage, events = open_storage(s3_uri), Events()
     events.go.clear()
