@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from datasets.errors import DataError
 from datasets.manifest import DatasetManifest
 from datasets.shards import SEPARATOR, load_manifest
 
+Area = tuple[float, float]
 ROOM = 1.25
 """A copy's short side is at least this multiple of the image size: crops are scaled down more often than up."""
 
@@ -18,11 +20,22 @@ def copy_folder(short_side: int) -> str:
     return f"short-{short_side}"
 
 
-def choose_copy(copies: Sequence[int], image_size: float) -> int:
+def choose_copy(
+    copies: Sequence[int], image_size: float, crop_area: Area | None = None, usual_area: Area = (1.0, 1.0)
+) -> int:
     """Return the smallest copy whose short side is at least 1.25 times the image size; 0 (no copy) if there is none.
 
-    At 128 px that is 160, at 192 px 240, at 300 px 375.
+    At 128 px that is 160, at 192 px 240, at 300 px 375. Of smaller crops than usual the whole image is needed in more
+    pixels.
+
+    Args:
+        copies: their short sides.
+        image_size: side of the crops in pixels.
+        crop_area: smallest and largest share of the image's area that the stage's crops take; None: the usual ones.
+        usual_area: those of the data.
     """
+    if crop_area:
+        image_size *= math.sqrt(sum(usual_area) / sum(crop_area))
     return min((side for side in copies if side >= ROOM * image_size), default=0)
 
 

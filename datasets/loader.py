@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -65,9 +64,7 @@ def build_loader(
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
-    # Of smaller crops the whole image is needed in more pixels.
-    scale = math.sqrt(sum(config.crop_area) / sum(crop_area)) if crop_area else 1.0
-    copy = choose_copy(manifest.copies, image_size * scale) if config.pyramid else 0
+    copy = choose_copy(manifest.copies, image_size, crop_area, config.crop_area) if config.pyramid else 0
     view = View(
         image_size=image_size, magnitude=magnitude, seed=seed, crop_area=crop_area, short_side=copy, training=True
     )

@@ -15,10 +15,11 @@ from infra import mlflow_run
 from infra.mlflow_run import MlflowRun, TrackingError, valid_name
 from infra.outbox import File, Outbox, Row
 from infra.spool import Spool, spooled_status
-from infra.storage import Storage
+from infra.storage import Storage, StorageError
 from infra.storage_base import checked_key
 from infra.system_metrics import PREFIX, SystemSampler
 from infra.tracking_config import TrackingConfig, check, explained, one_line, prepare, redacted
+from infra.within import within
 
 __all__ = ["Tracker", "TrackingConfig", "TrackingError", "check", "end_record", "prepare", "send_unsent"]
 
@@ -28,6 +29,8 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PAUSE_S = 15.0
 FILES_PAUSE_S = 5.0
 SETTLE_S = 1.0
+SPOOL_TIMEOUT_S = 120.0
+"""How long storage may take for what MLflow was not sent; a process that ends must not hang with its storage."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 """By which MLflow's page knows the artifacts that are tables."""
 
@@ -88,6 +91,13 @@ class Tracker:
         """Record metrics of a step, 0 or more. A step that a metric has reached already is not taken again."""
         values = {valid_name(name): float(value) for name, value in metrics.items()}
         self._outbox.add_row(Row(step, time.time_ns() // 1_000_000, values))
+
+    def last_step(self, prefix: str) -> int:
+        """Return the last step of the metrics whose names begin with `prefix`; -1 without one.
+
+        Those of an earlier process are among them once MLflow has answered.
+        """
+        return self._outbox.last_step(prefix)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`.
@@ -155,7 +165,10 @@ class Tracker:
         self._stopping = True
         self._wake.set()
         self._thread.join(1.0)
-        self._spool.write("" if self._finished else status)
+        try:
+            within(SPOOL_TIMEOUT_S, lambda: self._spool.write("" if self._finished else status))
+        except TimeoutError:
+            raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
         if not done:
             log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
         return done
@@ -267,7 +280,7 @@ class Tracker:
             self._next_sample = math.inf
             log.warning("tracking: no system metrics: %s", error)
             return
-        self.log_metrics(load, self._outbox.last_step(PREFIX) + 1)
+        self.log_metrics(load, self.last_step(PREFIX) + 1)
 
     def _wait_until(self, done: Callable[[], bool], timeout: float) -> bool:
         deadline = time.monotonic() + timeout

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -61,6 +62,8 @@ class _Compare:
         self._show_plan(planned)
         if self.options.dry_run:
             return 0
+        if self.options.out:
+            _check_folder(Path(self.options.out))
         self.base = next(run for run in planned if run.variant == self.comparison.baseline).ready.config
         self.storage = open_storage(f"{self.base.storage}/{self.comparison.name}")
         tracking = replace(self.base.tracking, system_metrics=False)
@@ -174,15 +177,18 @@ class _Compare:
         """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
         from pipeline.compare.report import grid_table, report_files, short_table
 
-        for name, content in report_files(found).items():
+        files = report_files(found)
+        for name, content in files.items():
             self.storage.write(f"report/{name}", content)
             tracker.log_artifact_bytes(f"report/{name}", content)
-            if self.options.out:
-                Path(self.options.out).mkdir(parents=True, exist_ok=True)
-                Path(self.options.out, name).write_bytes(content)
+        tracker.flush(30)  # else it may not know yet what an earlier report of this comparison has logged
+        step = tracker.last_step("score/") + 1
         for variant, one in found.figures.items():
             name = variant.replace(",", "")
-            tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=0)
+            tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=step)
+        if self.options.out:
+            for name, content in files.items():
+                Path(self.options.out, name).write_bytes(content)
         if found.comparison.grid is not None:
             self.console.print(_rich(grid_table(found)))
         self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
@@ -204,6 +210,16 @@ class _Compare:
         self.console.print(_rich(table))
         for note in self.comparison.lines:
             self._say(note)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before hours of training, a folder that no report can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CompareError(f"out is {folder}: {error.strerror}; name a folder that can be written to") from None
 
 
 def _rich(table: list[list[str]]) -> RichTable:

@@ -132,7 +132,7 @@ def _with_peer(comparison: Comparison, options: CompareOptions) -> Comparison:
     twin = replace(base, stages=fixed_stages(base.stages))
     name = PEER[options.peer]
     variants = {**comparison.variants, name: twin}
-    return replace(comparison, variants=variants, peers={name: comparison.baseline})
+    return replace(comparison, variants=variants, peers=frozenset({name}))
 
 
 def _long(argument: str) -> str:

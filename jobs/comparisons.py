@@ -62,30 +62,31 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
         "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
         "random sizes": replace(base, stages=random_sizes(base.stages)),
     }
-    if any(stage.crop_area for stage in base.stages):
+    if any(stage.crop_area not in (None, base.data.crop_area) for stage in base.stages):
         candidates[DATAS_CROPS] = replace(base, stages=tuple(replace(one, crop_area=None) for one in base.stages))
-    variants, same = distinct(candidates)
-    return Comparison(
-        name="progressive-vs-fixed",
-        question="Progressive learning against training at the last size all the time: the same model and epochs.",
-        variants=variants,
-        baseline=FIXED,
-        about={name: about[name] for name in variants} | same,
-        notes=("Factors of the learning rate count where sizes grow.",),
+    return distinct(
+        Comparison(
+            name="progressive-vs-fixed",
+            question="Progressive learning against training at the last size all the time: the same model and epochs.",
+            variants=candidates,
+            baseline=FIXED,
+            about={name: about[name] for name in candidates},
+            notes=("Factors of the learning rate count where sizes grow.",),
+        )
     )
 
 
-def distinct(variants: dict[str, TrainConfig]) -> tuple[dict[str, TrainConfig], dict[str, str]]:
-    """Return the variants without those that are the same run as an earlier one, and for each of these why."""
+def distinct(comparison: Comparison) -> Comparison:
+    """Return a comparison without variants that are the same run as an earlier one; it says so of each."""
     kept: dict[str, TrainConfig] = {}
     left_out: dict[str, str] = {}
-    for name, config in variants.items():
+    for name, config in comparison.variants.items():
         same = next((other for other, seen in kept.items() if seen == config), None)
         if same is None:
             kept[name] = config
         else:
             left_out[name] = f"left out, of this recipe it is the same run as {same}"
-    return kept, left_out
+    return replace(comparison, variants=kept, about={**comparison.about, **left_out})
 
 
 def size_vs_regularization(base: TrainConfig) -> Comparison:
@@ -123,6 +124,7 @@ def size_vs_regularization(base: TrainConfig) -> Comparison:
 
 def fused(base: TrainConfig) -> Comparison:
     """Where Fused-MBConv is faster than MBConv, and what it costs: the paper's ablation on the recipe's own rows."""
+    _check_from_nothing(base, "fused")
     architecture = architecture_of(base.model)
     if architecture is None:
         raise CompareError(f"fused: model.name is {base.model.name}, which has no rows; take an EfficientNet")
@@ -158,6 +160,7 @@ def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
 
     if architecture_of(base.model) is None or base.model.name in UNETS:
         raise CompareError(f"swin-vs-efficientnet: model.name is {base.model.name}; take an EfficientNet's recipe")
+    _check_from_nothing(base, "swin-vs-efficientnet")
     last = base.stages[-1].image_size
     found = nearest_swin(base.model, last)
     stages = tuple(replace(stage, image_size=found.whole(stage.image_size)) for stage in base.stages)
@@ -166,20 +169,33 @@ def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
     if optimizer.optimizer != "adamw":  # Swin doesn't learn by EfficientNet's RMSProp; this is its paper's setting
         lr = 1e-3 * base.stages[-1].batch_size / 1024
         optimizer = replace(optimizer, optimizer="adamw", lr=lr, weight_decay=0.05, schedule="cosine", eps=1e-8)
-    swin = replace(base, model=replace(base.model, name=found.name, rows=(), fused_rows=()), optimizer=optimizer)
-    return Comparison(
-        name="swin-vs-efficientnet",
-        question=f"EfficientNet and Swin Transformer at matched cost: {found.name} is the Swin whose multiply-adds at "
-        f"{stages[-1].image_size} px are nearest ({found.ratio:.2f} times the EfficientNet's).",
-        variants={
-            "efficientnet": base,
-            "swin": swin,
-            "efficientnet fixed": replace(base, stages=fixed_stages(stages)),
-            "swin fixed": replace(swin, stages=fixed_stages(stages)),
-        },
-        baseline="efficientnet",
-        notes=(f"Image sizes are the recipe's, rounded to Swin's multiples of {found.stride}.",),
+    model = replace(base.model, name=found.name, rows=(), fused_rows=(), same_padding=False)
+    swin = replace(base, model=model, optimizer=optimizer)
+    return distinct(
+        Comparison(
+            name="swin-vs-efficientnet",
+            question=f"EfficientNet and Swin Transformer at matched cost: {found.name} is the Swin whose multiply-adds "
+            f"at {stages[-1].image_size} px are nearest ({found.ratio:.2f} times the EfficientNet's).",
+            variants={
+                "efficientnet": base,
+                "swin": swin,
+                "efficientnet fixed": replace(base, stages=fixed_stages(stages)),
+                "swin fixed": replace(swin, stages=fixed_stages(stages)),
+            },
+            baseline="efficientnet",
+            notes=(f"Image sizes are the recipe's, rounded to Swin's multiples of {found.stride}.",),
+        )
     )
+
+
+def _check_from_nothing(base: TrainConfig, comparison: str) -> None:
+    """Refuse weights of the recipe's model, which none of the others could begin with."""
+    if base.model.init_from or base.model.frozen:
+        name, value = ("frozen", "True") if base.model.frozen else ("init_from", base.model.init_from)
+        raise CompareError(
+            f"{comparison}: model.{name} of {base.name} is {value}, and its models begin with random weights; take a "
+            "recipe that begins so too"
+        )
 
 
 def schedulers(base: TrainConfig) -> Comparison:
@@ -193,15 +209,17 @@ def schedulers(base: TrainConfig) -> Comparison:
         return replace(base, adaptive=rules)
 
     variants, notes = {"linear": linear}, []
-    if _may_end_early(base):
-        on = replace(off, plateau=True, patience=patience)
+    on = replace(off, plateau=True, patience=patience)
+    if _may_end_early(base, base.stages[:-1]):  # the last stage has its whole length where epochs are passed on
         variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
+    if _may_end_early(base, base.stages):
         variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
         notes.append(f"Evaluations without a better one that make a plateau: {patience}.")
     else:
         notes.append(
             f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
-            f"{patience} needs; give --epochs, or a smaller --trainer.eval-every-epochs or --adaptive.patience."
+            f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
+            "ones of these or of --trainer.eval-every-epochs."
         )
     if regularization_ranges(base.stages):
         variants["closed loop"] = adaptive(replace(off, closed_loop=True))
@@ -218,12 +236,14 @@ def schedulers(base: TrainConfig) -> Comparison:
     )
 
 
-def _may_end_early(base: TrainConfig) -> bool:
-    """Say whether a stage has a best evaluation and `adaptive.patience` others before its end."""
+def _may_end_early(base: TrainConfig, stages: Stages) -> bool:
+    """Say whether one of the first stages is long enough to end early: for `adaptive.min_epochs`, and for a best
+    evaluation and `adaptive.patience` others before its end."""
     every, stop = base.trainer.eval_every_epochs, 0.0
-    for stage in base.stages:
+    for stage in stages:
         start, stop = stop, stop + stage.epochs
-        if ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1 > base.adaptive.patience:
+        evaluations = ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1
+        if evaluations > base.adaptive.patience and stage.epochs > base.adaptive.min_epochs:
             return True
     return False
 
@@ -238,14 +258,19 @@ COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
 
 
 def three_sizes(stages: Stages) -> list[int]:
-    """Return the first and the last image size and one between, in the steps that the stages' sizes have."""
+    """Return the smallest and the last image size and one between, in the steps that the stages' sizes have, or in
+    halves, quarters ... of them where no such step lies between."""
     sizes = [stage.image_size for stage in stages]
     first, last, step = min(sizes), sizes[-1], gcd(*sizes)
+    while step > 1 and first + step >= last:
+        step //= 2
     return [first, round((first + last) / 2 / step) * step, last]
 
 
 def _check_grows(base: TrainConfig) -> None:
-    if len({stage.image_size for stage in base.stages}) < 2:
+    sizes = [stage.image_size for stage in base.stages]
+    if sizes[-1] == min(sizes):
         raise CompareError(
-            f"the stages of {base.name} are all of {base.stages[0].image_size} px: take a recipe whose size grows"
+            f"the last stage of {base.name}, of {sizes[-1]} px, has no larger images than the others: take a recipe "
+            "whose size grows"
         )

@@ -137,9 +137,10 @@ def unet_demo() -> TrainConfig:
 
 
 def fonts() -> TrainConfig:
-    """Which font is it? A set on which the effects of image size and regularization are large, for sweeps and searches.
+    """Which font is it? A set on which the effects of image size and regularization are large.
 
-    `python -m jobs.prepare fonts --out data/fonts`, then `python -m jobs.sweep fonts`.
+    `python -m jobs.prepare fonts --out data/fonts`, then `python -m jobs.train fonts`. The closed loop chooses the
+    regularization, which beat the linear ramp on such data (docs/control.md); the image size grows as planned.
     """
     return TrainConfig(
         name="fonts",
@@ -164,11 +165,14 @@ def fonts() -> TrainConfig:
         optimizer=OptimizerConfig(
             optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=2, schedule="cosine", ema_decay=0.98
         ),
+        adaptive=AdaptiveConfig(closed_loop=True),
     )
 
 
 def fonts_small() -> TrainConfig:
     """Eight fonts and a small net: a run takes half a minute of one core, for sweeps and searches on a CPU.
+
+    Its regularization is the linear ramp, which sweeps and comparisons are about.
 
     `python -m jobs.prepare fonts --families 8 --train-images 500 --val-images 125 --size 64 --text-size 22 30
     --rotation 4 --noise 5 --out data/fonts-small`.
@@ -195,6 +199,7 @@ def fonts_small() -> TrainConfig:
         data=replace(base.data, train="data/fonts-small/train", val="data/fonts-small/val", eval_crop="whole"),
         model=ModelConfig(name="efficientnet_v2_tiny", rows=rows, stochastic_depth=0.0, norm_momentum=0.1),
         optimizer=replace(base.optimizer, warmup_epochs=0.5),
+        adaptive=AdaptiveConfig(),
     )
 
 

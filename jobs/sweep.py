@@ -33,6 +33,11 @@ def main(argv: Sequence[str]) -> int:
         config = replace(config, name=f"{config.name}-sweep")
     if not config.checkpoint.best_metric:
         raise ValueError("checkpoint.best_metric is empty: a sweep compares trials by it, name a metric")
+    if config.adaptive.closed_loop or config.adaptive.plateau:
+        raise ValueError(
+            "adaptive.closed_loop and adaptive.plateau choose what a sweep is to compare, leave them out: "
+            "--adaptive.closed-loop False --adaptive.plateau False"
+        )
     console = wide_console()
     # The study's own folder holds no run; everything else of its config is what its trials will have.
     ready = preflight(config)

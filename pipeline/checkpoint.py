@@ -70,11 +70,16 @@ def to_host(value: Any) -> Any:
     return value
 
 
-def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callable[[], None] = lambda: None) -> str:
+def write_checkpoint(
+    storage: Storage,
+    snapshot: Snapshot,
+    before_whole: Callable[[], None] = lambda: None,
+    wrote_file: Callable[[], None] = lambda: None,
+) -> str:
     """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
 
     The files are written from the snapshot's own memory, one after the other. `before_whole` is called just before the
-    manifest: what must be safe once a run can resume from here.
+    manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file.
     """
     files: dict[str, dict[str, Any]] = {}
     # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
@@ -86,6 +91,7 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot, before_whole: Callabl
         data = make()
         files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
         storage.write(f"{snapshot.key}/{name}", *data)
+        wrote_file()
     before_whole()
     state = snapshot.state
     about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from infra.cluster import last_line
+from infra.within import within
 from pipeline.agenda import Agenda
 from pipeline.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.journal import Journal
@@ -25,6 +27,8 @@ Observe = Callable[[Callable[[], dict[str, Any]]], None]
 RecordFailure = Callable[[], None]
 """Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
 
+RECORD_TIMEOUT_S = 180.0
+"""How long a failed run's record and lease may take to be closed, before its driver is told of the failure."""
 _ASSUMED = NextStage()
 """How a group has ended if no worker says it."""
 
@@ -98,7 +102,8 @@ class StageController:
             raise RuntimeError(self._error) from error
         finally:
             if self._lease is not None:
-                self._lease.release()
+                with suppress(TimeoutError):  # it expires
+                    within(RECORD_TIMEOUT_S, self._lease.release)
         done = isinstance(self._last, NextStage) and self._last is not _ASSUMED
         self._phase = "stopped" if self._stop and not done else "finished"
         return self.status()
@@ -119,7 +124,7 @@ class StageController:
         if self._taken_over:  # the record is another submission's now
             return
         try:
-            self._record_failure()
+            within(RECORD_TIMEOUT_S, self._record_failure)  # whatever hangs, as storage may, the driver is told
         except Exception as error:  # it must not hide why the run failed
             self.note(f"the run's record could not be closed: {last_line(error)}")
 

@@ -19,6 +19,8 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
         f"CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
         f"{stage.epochs:g} epochs"
+        + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
+        + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
     )
 
 

@@ -73,15 +73,18 @@ def breaking(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     }
 
 
-CONDITIONS = ("cluster.num_workers", "cluster.cpus_per_worker", "cluster.gpus_per_worker")
+CONDITIONS = (
+    *("cluster.num_workers", "cluster.cpus_per_worker", "cluster.gpus_per_worker", "trainer.profile_steps"),
+    *("data.loader_workers", "data.prefetch_batches", "data.cache_dir", "data.cache_gb"),
+)
 """What a run may change when it is resumed, but by which its times differ from another's."""
 
 
 def run_fingerprint(config: Any, *, train: str, val: str) -> str:
     """Return what is equal for the runs that may stand for each other in a comparison.
 
-    Everything that changes what is learned counts, the seed too, and how many workers of which size learn it; names and
-    places don't.
+    Everything that changes what is learned counts, the seed too, and how many workers of which size learn it and
+    how they load; names and places don't.
 
     Args:
         config: a config, or the plain values that were written down of one.

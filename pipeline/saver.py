@@ -47,8 +47,8 @@ class Saver:
 
     The rule: at most one snapshot is being written and at most one waits. A newer one takes the place of the one that
     waits, since only the newest is resumed from. While storage takes nothing, the one in hand is tried again every
-    `RETRY_S`, unless a newer one waits: then that one is. When storage took nothing for `config.give_up_s`, be it that
-    it refuses or that it hangs, the saver gives up and says so; it takes nothing more then.
+    `RETRY_S`, unless a newer one waits: then that one is. When storage has refused for `config.give_up_s`, or has not
+    ended to take a file for so long, the saver gives up and says so; it takes nothing more then.
 
     Ray Train's own asynchronous upload is not used for this: with it, Ray's controller writes a list of checkpoints
     into the same storage at every report, and ends the run when storage is away at that moment.
@@ -58,7 +58,7 @@ class Saver:
         self.storage, self.config, self.events = storage, config, events
         self._waiting: Snapshot | None = None
         self._busy = self._given_up = False
-        self._owed_since, self._refused = 0.0, ""
+        self._moved_at, self._failing_since, self._refused = 0.0, math.inf, ""
         self._changed = threading.Condition()
 
     def take(self, snapshot: Snapshot) -> None:
@@ -68,7 +68,7 @@ class Saver:
         with self._changed:
             self._waiting = snapshot
             if not self._busy:
-                self._busy, self._owed_since = True, time.monotonic()
+                self._busy, self._moved_at = True, time.monotonic()
                 threading.Thread(target=self._work, name="saver", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -89,11 +89,12 @@ class Saver:
         while (snapshot := self._next()) is not None:
             try:
                 self._write(snapshot)
-                self._owed_since, self._refused = time.monotonic(), ""
+                self._failing_since, self._refused = math.inf, ""
             except SaverStoppedError:
                 self._end()
                 return
             except Exception as error:  # whatever it is, a checkpoint is missing: never silently
+                self._failing_since = min(self._failing_since, time.monotonic())
                 self._refused = _one_line(error)
                 if self._gives_up():
                     return
@@ -111,6 +112,14 @@ class Saver:
                 return None
             return snapshot
 
+    @property
+    def _owed_since(self) -> float:
+        """Since when storage has refused, or not taken a file, whichever is longer."""
+        return min(self._failing_since, self._moved_at)
+
+    def _moved(self) -> None:
+        self._moved_at = time.monotonic()
+
     def _gives_up(self) -> bool:
         """Give up if storage has taken nothing for too long, whether it refuses or a write of it never ends.
 
@@ -121,7 +130,7 @@ class Saver:
             if self._given_up or not self._busy or owed_s <= self.config.give_up_s:
                 return self._given_up
             self._given_up = True
-        why = self._refused or "writing one does not end"
+        why = self._refused or "writing a file of it does not end"
         self.events.gave_up(f"no checkpoint could be written for {owed_s:.0f} s, the run ends here: {why}")
         self._end()
         return True
@@ -132,7 +141,8 @@ class Saver:
             self._changed.notify_all()
 
     def _write(self, snapshot: Snapshot) -> None:
-        key = write_checkpoint(self.storage, snapshot, self.events.before_whole)
+        self._moved()
+        key = write_checkpoint(self.storage, snapshot, self.events.before_whole, self._moved)
         self.events.saved(f"{self.storage.uri}/{key}", snapshot.state.cursor)
         try:
             prune(self.storage, self.config.keep, best_rule(self.config), written=key)

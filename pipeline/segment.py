@@ -21,7 +21,7 @@ GROUP_TIMEOUT_S = 600
 """A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
 
 
-RECORD_TIMEOUT_S = 15.0
+FLUSH_TIMEOUT_S = 15.0
 
 
 class SegmentRunner:
@@ -87,7 +87,7 @@ def record_failure(config: TrainConfig) -> None:
 
     storage = open_storage(f"{config.storage}/{config.name}")
     tracker = Tracker(replace(config.tracking, system_metrics=False), config.name, storage=storage)
-    tracker.close("FAILED", timeout=RECORD_TIMEOUT_S)
+    tracker.close("FAILED", timeout=FLUSH_TIMEOUT_S)
 
 
 def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:

@@ -47,7 +47,15 @@ from pipeline.task import Task
 
 log = logging.getLogger(__name__)
 
-STAGE_METRICS = ("image_size", "batch_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
+STAGE_METRICS = (
+    "image_size",
+    "batch_size",
+    "randaugment_magnitude",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "dropout",
+    "lr_factor",
+)
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -190,6 +198,7 @@ class Trainer:
         row["train/epoch"] = self.state.cursor / self.course.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
         row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
+        row["stage/crop_area_min"], row["stage/crop_area_max"] = span.stage.crop_area or self.config.data.crop_area
         row["stage/num_workers"] = self.world_size
         row["stage/index"] = span.index + 1
         self._tell(row)

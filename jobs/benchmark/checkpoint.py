@@ -205,9 +205,11 @@ class _Trainee:
         usual, before = self.measured.usual(_elapsed), len(self.measured.steps)
         hashing = "import hashlib\ndata = bytes(1 << 26)\nwhile True: hashlib.sha256(data)"
         with psutil.Popen([sys.executable, "-c", hashing]) as neighbour:
-            self.train(seconds)
-            times = neighbour.cpu_times()
-            neighbour.kill()
+            try:
+                self.train(seconds)
+                times = neighbour.cpu_times()
+            finally:
+                neighbour.kill()
         steps = self.measured.steps[before:]
         del self.measured.steps[before:]
         self.measured.neighbour = sum(_elapsed(step) - usual for step in steps) / (times.user + times.system)

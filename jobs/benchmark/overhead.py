@@ -93,6 +93,8 @@ def one_stage(options: Options, folder: str) -> TrainConfig:
     trainer = base.trainer
     if trainer.compile or trainer.micro_batch_size:
         raise UsageError(f"{options.recipe}: the plain loop knows neither trainer.compile nor trainer.micro_batch_size")
+    if base.optimizer.clip_norm is not None:
+        raise UsageError(f"{options.recipe}: the plain loop doesn't clip gradients, as optimizer.clip_norm has it")
     stage = base.stages[-1]
     manifest, _ = check_data(base.data, batch_sizes=[stage.batch_size], worker_counts=[options.workers])
     samples = sample_order(base.data, manifest.shard_counts, seed=base.seed).samples_per_epoch
@@ -141,11 +143,13 @@ def _whole(options: Options) -> _Taken:
         os.environ[VARIABLE] = str(log)
         config = one_stage(options, folder)
         try:
-            follow_to_end(wide_console(), preflight(config))
+            status = follow_to_end(wide_console(), preflight(config))
         except RuntimeError as error:
             raise UsageError(f"the whole run failed: {error}") from error
         finally:
             ray.shutdown()  # of this process's own: its processes would have the CPUs beside the plain loop
+        if status["phase"] != "finished":
+            raise UsageError(f"the whole run was {status['phase']} before its end: measure again")
         lines = [json.loads(line) for path in log.glob("*.jsonl") for line in path.read_text().splitlines()]
         steps = sorted((line["time"], line["cursor"]) for line in lines if line["rank"] == 0)
         (start, first), (stop, last) = steps[options.warm_up], steps[options.steps - 1]

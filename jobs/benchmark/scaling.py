@@ -162,6 +162,7 @@ def _data(config: TrainConfig, options: Options, decode: dict[int, Points]) -> D
         blocks_per_shard=-(-int(counts.max()) // block),
         bytes_per_image={0: size.bytes_per_sample} | copies(options),
         decode=decode,
+        crop_area=config.data.crop_area,
     )
 
 
@@ -180,7 +181,7 @@ def _notes(options: Options) -> list[str]:
 
 
 def _cache_note(config: TrainConfig, data: Data) -> list[str]:
-    most = data.samples_per_epoch * max(data.bytes_per_image[data.copy_for(s.image_size)] for s in config.stages) / 1e9
+    most = data.samples_per_epoch * max(data.bytes_per_image[data.copy_for(s)] for s in config.stages) / 1e9
     if config.data.cache_dir == "none" or config.data.cache_gb >= most:
         return []
     return [f"A node's cache of {config.data.cache_gb:g} GB doesn't hold all: give --data.cache-gb {math.ceil(most)}."]

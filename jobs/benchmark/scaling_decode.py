@@ -50,7 +50,7 @@ def measure_decoding(folder: Path, stages: Sequence[TrainingStage], batches: int
     train = _photographs(folder)
     points: dict[int, dict[int, float]] = {side: {} for side in (0, *SIDES)}
     for stage in stages:
-        for side in {0, choose_copy(SIDES, stage.image_size)}:
+        for side in {0, choose_copy(SIDES, stage.image_size, stage.crop_area, DataConfig().crop_area)}:
             place = train / copy_folder(side) if side else train
             points[side][stage.image_size] = _seconds(place, stage, batches)
     weights = {side: load_manifest(str(train / copy_folder(side) if side else train)) for side in (0, *SIDES)}
@@ -75,6 +75,7 @@ def _seconds(place: Path, stage: TrainingStage, batches: int) -> float:
         image_size=stage.image_size,
         batch_size=_BATCH,
         magnitude=stage.randaugment_magnitude,
+        crop_area=stage.crop_area,
         seed=0,
         cursor=0,
         stop=(batches + 1) * _BATCH,

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from datasets.config import DataConfig
 from datasets.copies import choose_copy
 from pipeline.stages import TrainingStage
 
@@ -114,10 +115,13 @@ class Data:
     """Of the shards (0) and of their copies, by short side in pixels."""
     decode: Mapping[int, Points]
     """Seconds an image of one core, decoding and augmentation, from the shards (0) and from each copy."""
+    crop_area: tuple[float, float] = DataConfig().crop_area
+    """Share of an image's area that a crop takes, of stages that have none of their own."""
 
-    def copy_for(self, image_size: int) -> int:
+    def copy_for(self, stage: TrainingStage) -> int:
         """Return the copy that a stage reads, by its short side; 0: the shards themselves."""
-        return choose_copy([side for side in self.bytes_per_image if side], image_size)
+        sides = [side for side in self.bytes_per_image if side]
+        return choose_copy(sides, stage.image_size, stage.crop_area, self.crop_area)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +173,7 @@ def predict(
     costs: list[StageCost] = []
     held = 0.0
     for stage in stages:
-        if not costs or data.copy_for(stage.image_size) != costs[-1].copy:
+        if not costs or data.copy_for(stage) != costs[-1].copy:
             held = 0.0  # another copy has other shards, and they evict those of the last
         traffic, held = stage_traffic(stage, held, gpus, data, cluster)
         costs.append(_stage_cost(stage, gpus, compute, gradient_bytes, data, cluster, traffic))
@@ -192,7 +196,7 @@ def stage_traffic(
         data: sizes.
         cluster: nodes and their cache.
     """
-    num_bytes = data.samples_per_epoch * data.bytes_per_image[data.copy_for(stage.image_size)]
+    num_bytes = data.samples_per_epoch * data.bytes_per_image[data.copy_for(stage)]
     nodes = cluster.nodes(gpus)
     room = min(1.0, cluster.cache_bytes / num_bytes) if num_bytes else 1.0
     left = stage.num_samples(data.samples_per_epoch) / data.samples_per_epoch
@@ -218,7 +222,7 @@ def _stage_cost(
     cluster: Cluster,
     traffic: list[tuple[float, float]],
 ) -> StageCost:
-    images, copy = stage.num_samples(data.samples_per_epoch), data.copy_for(stage.image_size)
+    images, copy = stage.num_samples(data.samples_per_epoch), data.copy_for(stage)
     on_gpu = stage.batch_size / gpus
     step_s = compute.step_s(stage.image_size, on_gpu)
     exposed_s = max(0.0, cluster.link(gpus).all_reduce_s(gpus, gradient_bytes) - cluster.overlap * step_s)

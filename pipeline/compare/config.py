@@ -36,8 +36,8 @@ class Comparison:
     """Configs by the variants' names; name and seed of each run are the comparison's to say."""
     baseline: str
     """The variant that times and accuracies are compared with."""
-    peers: Mapping[str, str] = field(default_factory=dict)
-    """Variants that another library's loop trains, by name, and the variant that each is the twin of."""
+    peers: frozenset[str] = frozenset()
+    """Variants that another library's loop trains."""
     grid: Grid | None = None
     """How variants cross, where they do."""
     about: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class CompareOptions:
     target: float = 0.0
     """Score whose time is compared; 0: what the baseline ends with, in the mean over the seeds."""
     peer: Literal["none", "timm"] = "none"
-    """Train the baseline's twin by another library's loader and loop as well, in the same session."""
+    """Train a twin of the baseline's recipe, at its last size, by another library's loader and loop as well."""
     out: str = ""
     """Folder for the report besides the comparison's own in the storage."""
     dry_run: bool = False

@@ -19,6 +19,7 @@ from itertools import count, islice
 from typing import Any
 
 from datasets.manifest import DatasetManifest
+from infra.spool import stored_key
 from infra.storage import MissingKeyError, open_storage
 from infra.tracking import Tracker
 from pipeline.compare.history import Evaluation, History
@@ -48,7 +49,10 @@ def peer_history(run: Planned, metric: str, parent: str, comparison: str) -> His
     config = run.ready.config
     storage = open_storage(f"{config.storage}/{config.name}-timm")
     with suppress(MissingKeyError):
-        return _from_json(json.loads(storage.read(FILE)), run, storage.uri, reused=True)
+        history = _from_json(json.loads(storage.read(FILE)), run, storage.uri, reused=True)
+        if not stored_key(storage):  # it was ended before it was on record
+            _record(history, config, parent, comparison, metric)
+        return history
     splits = [_split(manifest) for manifest in (run.ready.train, run.ready.val)]
     classes, per_epoch = len(run.ready.train.classes), run.ready.samples_per_epoch
     found = on_worker(config.cluster, f"{config.name}-timm", train_with_timm, config, *splits, classes, per_epoch)
@@ -100,6 +104,7 @@ def train_with_timm(
         for images, labels in islice(batches, min(per_epoch, steps - step)):
             twin.step(images, labels, rate(cursor=step * stage.batch_size))
             step += 1
+        twin.wait()
         train_s += time.perf_counter() - started
         cpu_s += time.process_time() - cpu_started
         started = time.perf_counter()
@@ -215,6 +220,13 @@ class _Twin:
         self.steps += 1
         if self.ema is not None:
             self.ema.update(self.model, self.steps)
+
+    def wait(self) -> None:
+        """Wait for the steps that a GPU has been given."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def accuracy(self) -> float:
         """Return the moving average's accuracy over the validation images."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infra.cluster import ClusterConfig, connect
-from pipeline.controller import last_line
+from infra.cluster import ClusterConfig, connect, last_line
 
 
 def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +17,9 @@ def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *
     import ray
 
     connect(cluster, num_workers=1)
-    remote = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(function)
+    # A process of its own: what an earlier call kept would count as this one's memory. A failure is told, not repeated.
+    alone = {"max_calls": 1, "max_retries": 0}
+    remote = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **alone)(function)
     try:
         return ray.get(remote.remote(*arguments))
     except ray.exceptions.RayError as error:

@@ -61,6 +61,8 @@ def test_the_rule_is_one_and_a_quarter_times_the_image_size() -> None:
     copies = (160, 256)
     assert [choose_copy(copies, size) for size in (64, 128, 129, 192, 204, 205, 300)] == [160, 160, 256, 256, 256, 0, 0]
     assert choose_copy((), 128) == 0
+    assert choose_copy(copies, 128, (0.1, 0.5), (0.2, 1.0)) == 256  # half the area: 1.41 times the pixels
+    assert choose_copy(copies, 128, None, (0.2, 1.0)) == 160
 
 
 def test_copies_have_the_same_samples_in_the_same_order(folder: Path) -> None:

@@ -12,10 +12,17 @@ from jobs.cli import UsageError
 from jobs.compare import _Compare, main
 from jobs.compare_cli import parse, scaled
 from jobs.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
-from jobs.recipes import fonts_progressive, fonts_small, unet_demo
-from model.config import architecture_of, check_image_size
+from jobs.recipes import elpv_frozen, elpv_scratch, elpv_transfer, fonts_progressive, fonts_small, unet_demo
+from model.config import architecture_of, check_image_size, check_model
 from pipeline.compare.config import CompareError
+from pipeline.config import TrainConfig, TrainerConfig
+from pipeline.stages import AdaptiveConfig
 from tests.datasets.images import write_shards
+
+
+def two_sizes(config: TrainConfig) -> TrainConfig:
+    pairs = zip(config.stages, (64, 64, 96, 96), strict=True)
+    return replace(config, stages=tuple(replace(stage, image_size=size) for stage, size in pairs))
 
 
 def sizes(config) -> list[int]:  # type: ignore[no-untyped-def]
@@ -51,6 +58,13 @@ def test_the_grid_has_every_size_with_every_magnitude() -> None:
     stage = found.variants[found.grid.cells["2", "48"]].stages[0]
     assert (stage.image_size, stage.randaugment_magnitude) == (48, 2)
     assert found.baseline == found.grid.cells["6", "56"]
+    between = [
+        sizes(one)[0] for one in COMPARISONS["size-vs-regularization"](two_sizes(fonts_small())).variants.values()
+    ]
+    assert between[:3] == [64, 80, 96]
+    shrinks = replace(fonts_small(), stages=fonts_small().stages[::-1])
+    with pytest.raises(CompareError, match="has no larger images than the others"):
+        COMPARISONS["size-vs-regularization"](shrinks)
     with pytest.raises(CompareError, match=r"has no RandAugment.*--stages\.2\.randaugment-magnitude"):
         COMPARISONS["size-vs-regularization"](unet_demo())
 
@@ -73,6 +87,16 @@ def test_swin_is_matched_by_multiply_adds_and_takes_the_sizes() -> None:
     assert sizes(found["swin"]) == sizes(found["efficientnet"])
     for size in sizes(found["swin"]):
         check_image_size(found["swin"].model, size)
+
+
+def test_models_that_begin_with_weights_are_not_compared_with_others() -> None:
+    for name in ("fused", "swin-vs-efficientnet"):
+        with pytest.raises(CompareError, match=rf"^{name}: model.init_from of elpv-transfer is data/lite0.safetensors"):
+            COMPARISONS[name](elpv_transfer())
+        with pytest.raises(CompareError, match=f"^{name}: model.frozen of elpv-frozen is True"):
+            COMPARISONS[name](elpv_frozen())
+    swin = COMPARISONS["swin-vs-efficientnet"](elpv_scratch()).variants["swin"]
+    check_model(swin.model)  # same_padding is EfficientNet's alone
 
 
 def test_schedulers_differ_in_their_rules_alone() -> None:
@@ -105,6 +129,12 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     short = COMPARISONS["schedulers"](scaled(fonts_small(), 16))  # four evaluations a stage, the last one at its end
     assert list(short.variants) == ["linear", "closed loop"]
     assert "no stage has 4 evaluations before its end" in short.notes[0]
+    rules = AdaptiveConfig(patience=2)  # min_epochs is 1, and so long are the stages
+    often = replace(fonts_small(), trainer=TrainerConfig(eval_every_epochs=0.25), adaptive=rules)
+    assert list(COMPARISONS["schedulers"](often).variants) == ["linear", "closed loop"]
+    stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(often.stages, (1, 1, 1, 8), strict=True))
+    last = COMPARISONS["schedulers"](replace(often, stages=stages))
+    assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop"]
     with pytest.raises(CompareError, match=r"nothing of fonts-progressive can differ.*give --epochs"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 

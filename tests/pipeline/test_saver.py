@@ -129,11 +129,31 @@ def test_it_gives_up_on_a_write_that_never_ends(tmp_path: Path, meets: str) -> N
         time.sleep(0.3)
         saver.take(snapshot(48))
     assert saver.wait(10)
-    assert events.ended == "no checkpoint could be written for 0 s, the run ends here: writing one does not end"
+    assert (
+        events.ended == "no checkpoint could be written for 0 s, the run ends here: writing a file of it does not end"
+    )
     events.go.set()
     saver.take(snapshot(72))
     assert saver.wait(0)
     assert not list(tmp_path.rglob("*72*"))
+
+
+class Slow(LocalStorage):
+    """Takes a while for each file."""
+
+    def write(self, key: str, *data: Data) -> None:
+        time.sleep(0.15)
+        super().write(key, *data)
+
+
+def test_it_does_not_give_up_on_a_slow_write_that_gets_on(tmp_path: Path) -> None:
+    events = Events()
+    saver = Saver(Slow(tmp_path), CheckpointConfig(give_up_s=0.4), events)
+    for cursor in (24, 48):
+        saver.take(snapshot(cursor))
+        assert saver.wait(10)
+    assert events.saved_at == [24, 48]
+    assert events.ended == ""
 
 
 def test_s3_that_is_killed_in_between_gets_the_checkpoint_later(s3_server: S3Server, s3_uri: str) -> None:

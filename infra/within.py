@@ -1,0 +1,29 @@
+"""A call that must not hang its caller, whatever hangs in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+def within(seconds: float, call: Callable[[], None]) -> None:
+    """Carry out a call in a thread of its own, and wait for it so long. Its error is raised here.
+
+    Raises:
+        TimeoutError: it has not ended; its thread goes on, and keeps no process alive.
+    """
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+        ended.set()
+
+    threading.Thread(target=work, name="within", daemon=True).start()
+    if not ended.wait(seconds):
+        raise TimeoutError(f"not done within {seconds:g} s")
+    if errors:
+        raise errors[0]
