@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ from infra.storage import open_storage
 from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
+    ExtendStage,
     NewGroup,
     NextStage,
     Pause,
@@ -17,7 +19,7 @@ from pipeline.decisions import (
     Stop,
     records_of,
 )
-from pipeline.journal import Journal, JournalWriter, stored_rows
+from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease
 from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
@@ -255,6 +257,34 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
     again.run((stage(), stage()), journal=Journal(stored_rows(storage, [])))
     assert again.told == [(48, "next stage"), (240, "next stage")]
     assert again.decisions[0][1] == first.decisions[0][1]  # who asked, and when
+
+
+def test_what_a_controller_was_asked_for_before_it_was_lost_is_carried_out_by_the_next_one(tmp_path: object) -> None:
+    storage = open_storage(str(tmp_path))
+    kept: list[Record] = []
+
+    def keep(rows: list[Record]) -> None:
+        kept[:] = rows
+
+    def asked_and_lost(controller: StageController) -> None:
+        ask(SetField(name="lr_scale", value=0.5), ExtendStage(epochs=1), Stop())(controller)
+        raise RuntimeError("lost")
+
+    first = FakeGroup({48: asked_and_lost})
+    with pytest.raises(RuntimeError, match="lost"):
+        first.run((stage(), stage()), journal=Journal(changed=keep))
+    assert first.told == []
+    storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in kept]).encode())
+    again = FakeGroup()
+    again.run((stage(), stage()), journal=Journal(stored_rows(storage, []), keep))
+    assert again.told == [
+        (24, "set lr_scale to 0.5"),
+        (24, "extend by 1 epochs"),
+        (240, "next stage"),
+        (360, "next stage"),
+    ]
+    assert again.decisions[0][1].asked_by == "ann@here"
+    assert [row.cursor for row in kept] == [24, 24, 240, 360]  # nothing is left asked for
 
 
 def test_a_stage_that_gets_longer_while_decisions_are_repeated_does_not_end_as_before() -> None:
