@@ -277,7 +277,7 @@ class Trainer:
         return Snapshot(
             state=TrainState(**self.state.to_dict()),
             **self.learner.to_host(),
-            facts=self.facts,
+            facts=self.facts | {"taken_s": time.time()},
         )
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -483,6 +484,8 @@ def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from(
     controller.goes_on("s3://runs/one", 144, 1)  # the newest one was damaged
     assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
     assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
+    controller.goes_on("s3://runs/one", 120, 1, time.time() - 90)  # by another submission
+    assert controller.status()["checkpoint"]["age_s"] >= 90
     controller.saved("s3://runs/one/checkpoints/168", 168)
     controller.goes_on("s3://runs/one", 168, 1)
     assert controller.status()["checkpoint"]["age_s"] >= 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -156,10 +157,11 @@ def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: Ma
 def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at: int) -> None:
     whole = Recorder()
     make_trainer(make_config(), whole).run()
-    stopped = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ())
+    stopped, began_s = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ()), time.time()
     trainer = make_trainer(make_config(), stopped)
     assert isinstance(trainer.run(), Stop)
     assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.course.schedule.total_samples
+    assert began_s < stopped.snapshots[0].facts["taken_s"] < stopped.snapshots[-1].facts["taken_s"] < time.time()
     resumed = Recorder()
     again = make_trainer(make_config(), resumed)
     again.restore(stopped.snapshots[-1])
