@@ -126,6 +126,8 @@ def test_a_run_that_trains_is_watched_and_told_what_to_do(ray_cluster: None, sql
     finally:
         run.end()
     _check_looks(run.looks)
+    head, _, *rows = run.output.read_text().partition("live: efficientnet_v2_tiny, seed 0")[2].strip().splitlines()
+    assert [row.split()[head.split().index("workers")] for row in rows[:4]] == ["2", "1", "1", "1"]
     _check_record(sqlite_uri)
 
 
