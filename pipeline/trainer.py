@@ -200,7 +200,7 @@ class Trainer:
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
         metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
-        self.course.evaluated(metrics, time.perf_counter() - started)
+        self.course.evaluated(metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
         return metrics
