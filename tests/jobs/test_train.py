@@ -6,14 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from infra.storage import open_storage
+from infra.tracking import Tracker
+from infra.tracking_config import TrackingConfig
 from pipeline.checkpoint import Snapshot, newest_whole
 from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards
 from tests.jobs.killing import ROOT, run_until
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 SAMPLES_PER_EPOCH = 132
 
@@ -77,12 +84,7 @@ def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_on
 
 def _check_record(place: Path, name: str) -> None:
     """The run is in MLflow, once, with each of its rows once."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("crescendo")
-    assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    client, record = _record(place, name)
     assert record.info.status == "FINISHED"
     steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
     assert len(steps) == len(set(steps))
@@ -100,6 +102,24 @@ def _check_record(place: Path, name: str) -> None:
     assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
 
 
+def _record(place: Path, name: str) -> tuple[MlflowClient, Run]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("crescendo")
+    assert experiment is not None
+    (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return client, record
+
+
+def _lose_a_row(place: Path, name: str) -> None:
+    """Leave a row in the run's storage that MLflow doesn't have, as when it is away at a run's end."""
+    away = TrackingConfig(uri="http://127.0.0.1:9", system_metrics=False)
+    tracker = Tracker(away, name, storage=open_storage(str(place / "runs" / name)))
+    tracker.log_metrics({"val/late": 0.5}, 24)
+    assert not tracker.close("FINISHED", 0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: Path) -> None:
@@ -108,6 +128,13 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
     again = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
     assert again.returncode == 0
     assert "twice is finished" in again.stdout
+    _lose_a_row(place, "twice")
+    last = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert (last.returncode, last.stderr) == (0, "")
+    assert "what MLflow had missed of it is at sqlite:///" in last.stdout
+    client, record = _record(place, "twice")
+    assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
+    assert record.info.status == "FINISHED"
     other = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)), "--seed", "1")
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1

@@ -274,7 +274,9 @@ def test_a_models_cost_is_counted_and_timed() -> None:
     assert cost.images_per_s > 0
 
 
-def ended(run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", name: str = "") -> None:
+def ended(
+    run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", name: str = "", workers: tuple[int, int] = (2, 2)
+) -> None:
     """Write the last checkpoint that a run leaves, of two stages, with next to no weights."""
     row = {"stage": 0, metric: 0.5, "train_s": 2.0, "cpu_s": 1.0, "eval_s": 0.5}
     steered = Record(24, 0, NextStage(reason="advance", asked_by=asked_by)).entry()
@@ -284,7 +286,7 @@ def ended(run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", nam
             cursor=48,
             stage_starts=[0, 24, 48],
             stage_results=[{"peak_bytes": 7}, {"peak_bytes": 9}, {}],
-            evaluations=[{"cursor": 24, **row}, {"cursor": 48, **row}],
+            evaluations=[{"cursor": 24 * (n + 1), "workers": workers[n], **row} for n in range(2)],
             evaluation={"cursor": 48, metric: 0.5},
             decisions=[steered],
         ),
@@ -322,10 +324,16 @@ def test_a_run_that_can_not_stand_for_the_planned_one_is_trained_again_under_ano
     found, other = find_run(run, "val/accuracy")
     assert (found, other.ready.config.name) == (None, f"{name}-3")
 
+    ended(other, workers=(2, 1))
+    with pytest.raises(SpoiltRunError, match="1 workers trained a part of it"):
+        read_run(base.storage, f"{name}-3", run, "val/accuracy")
+    found, other = find_run(run, "val/accuracy")
+    assert (found, other.ready.config.name) == (None, f"{name}-4")
+
     ended(other)
     found, _ = find_run(run, "val/accuracy")
     assert found is not None
-    assert (found.name, found.score, found.reused) == (f"{name}-3", 0.5, True)
+    assert (found.name, found.score, found.reused) == (f"{name}-4", 0.5, True)
 
 
 def test_a_run_of_another_name_and_place_is_found_in_mlflow_by_its_fingerprint(

@@ -250,7 +250,7 @@ def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(make_
     rows = learned(trainer)
     assert [row["cursor"] for row in rows] == [144, 264, 408, 528]
     assert {frozenset(row) for row in rows} == {
-        frozenset(("cursor", "stage", "train/loss", "val/loss", "val/accuracy"))
+        frozenset(("cursor", "stage", "workers", "train/loss", "val/loss", "val/accuracy"))
     }
     for clock in TIMES:
         seconds = [row[clock] for row in trainer.state.evaluations]
