@@ -50,7 +50,7 @@ class Marked:
 
 RAY_UP = "tests/infra/test_ray_up.py"
 OPERATIONS = "tests/jobs/test_operations.py"
-CONTROL = "tests/jobs/test_control.py::test_a_run_is_found_and_told_from_another_process"
+CONTROL = "tests/jobs/test_live_control.py"
 SWEEP = "tests/jobs/test_sweep.py::test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished"
 TRAIN = By("tests/jobs/test_train.py", '"jobs.train", "demo"')
 SEARCH = By(
@@ -109,7 +109,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"jobs\.search.*": SEARCH,
     r"jobs\.compare .*": By("tests/jobs/test_compare.py", "jobs.compare"),
     # A cluster.
-    r"jobs\.status.*": By(CONTROL, "jobs.status"),
+    r"jobs\.status.*": By(CONTROL, '"jobs.status", "live", "--watch"'),
     r"jobs\.control.*": By(CONTROL, "jobs.control"),
     r"jobs\.submit.*": By(
         f"{OPERATIONS}::test_a_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed", 'start("submit"'

@@ -252,8 +252,10 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
     first = FakeGroup({48: advance(), 96: ask(Stop())}, loses_checkpoints_from=24)
     writer = JournalWriter(storage, Lease(storage))
     first.run((stage(), stage()), journal=Journal(changed=writer))
-    while not stored_rows(storage, []):
-        pass
+    deadline = time.monotonic() + 30
+    while [row.cursor for row in stored_rows(storage, [])] != [48]:  # before, it is there as asked for
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     again = FakeGroup()  # nothing of the first one's checkpoints was written
     again.run((stage(), stage()), journal=Journal(stored_rows(storage, [])))
     assert again.told == [(48, "next stage"), (240, "next stage")]
