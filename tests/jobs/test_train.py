@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +15,11 @@ from infra.storage import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole
 from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards
-from tests.jobs.killing import ROOT, run_until
+from tests.jobs.killing import ROOT, kill_family, run_until
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 SAMPLES_PER_EPOCH = 132
 
@@ -75,14 +81,23 @@ def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_on
     _check_record(place, "killed")
 
 
-def _check_record(place: Path, name: str) -> None:
-    """The run is in MLflow, once, with each of its rows once."""
+def _client(place: Path) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("crescendo")
+    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+
+def _record(place: Path, name: str) -> Run:
+    """The one run of this name in MLflow."""
+    experiment = _client(place).get_experiment_by_name("crescendo")
     assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    (record,) = _client(place).search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return record
+
+
+def _check_record(place: Path, name: str) -> None:
+    """The run is in MLflow, once, with each of its rows once."""
+    client, record = _client(place), _record(place, name)
     assert record.info.status == "FINISHED"
     steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
     assert len(steps) == len(set(steps))
@@ -117,18 +132,46 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: Path) -> None:
-    from mlflow.tracking import MlflowClient
-
     ended = run(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")
     assert ended.returncode == 1, ended.stderr
     assert "error: diverged failed: the loss is nan at cursor" in ended.stdout
     assert "Traceback" not in ended.stdout
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("crescendo")
-    assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'diverged'")
-    assert record.info.status == "FAILED"
+    assert _record(place, "diverged").info.status == "FAILED"
     assert not (place / "runs" / "diverged" / ".lease").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_it_is_back(place: Path) -> None:
+    patience = ("--checkpoint.give-up-s", "2")
+    first = subprocess.Popen(
+        command(place, "away", *patience), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while newest(place, "away") is None:
+            assert first.poll() is None, "it ended before its storage went away"
+            time.sleep(0.05)
+        folder, aside = place / "runs" / "away" / "checkpoints", place / "aside"
+        folder.rename(aside)
+        folder.write_text("")
+        said = first.communicate(timeout=280)[0]
+    finally:
+        if first.poll() is None:
+            kill_family(first)
+    assert first.returncode == 1, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: away failed: no checkpoint could be written for")
+    assert str(folder) in line
+    assert "Traceback" not in said
+    assert _record(place, "away").info.status == "FAILED"
+    folder.unlink()
+    aside.rename(folder)
+    at = newest(place, "away")
+    assert at is not None
+    again = run(place, "away", *patience)
+    assert again.returncode == 0, again.stderr
+    assert f"away resumes at cursor {at.state.cursor}" in again.stdout
+    _check_record(place, "away")
 
 
 def fails(place: Path, *arguments: str) -> str:
