@@ -177,7 +177,7 @@ class Tracker:
         self._thread.join(1.0)
 
     def set_uri(self, uri: str) -> None:
-        """Go on with the MLflow server of another address."""
+        """Go on with the MLflow server of another address; what it has of the run already is not sent again."""
         self.config = replace(self.config, uri=uri).absolute()
         self._run = None
         self._wake.set()
