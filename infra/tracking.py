@@ -149,7 +149,7 @@ class Tracker:
         if self._abandoned:
             return
         self.flush(0.0 if self._down_since else timeout)
-        self._spool.write("")
+        self._write_spool("")
 
     def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
         """Send the rest and end the MLflow run; spool what can't be sent. Return whether all was sent.
@@ -165,10 +165,7 @@ class Tracker:
         self._stopping = True
         self._wake.set()
         self._thread.join(1.0)
-        try:
-            within(SPOOL_TIMEOUT_S, lambda: self._spool.write("" if self._finished else status))
-        except TimeoutError:
-            raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
+        self._write_spool("" if self._finished else status)
         if not done:
             log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
         return done
@@ -180,7 +177,7 @@ class Tracker:
         self._thread.join(1.0)
 
     def set_uri(self, uri: str) -> None:
-        """Go on with the MLflow server of another address."""
+        """Go on with the MLflow server of another address; what it has of the run already is not sent again."""
         self.config = replace(self.config, uri=uri).absolute()
         self._run = None
         self._wake.set()
@@ -267,6 +264,12 @@ class Tracker:
         if self.config is config:  # else `set_uri` came in between
             self._run = run
         return run
+
+    def _write_spool(self, status: str) -> None:
+        try:
+            within(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
+        except TimeoutError:
+            raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
 
     def _sample_system(self) -> None:
         now = time.monotonic()

@@ -1,7 +1,8 @@
 """Tell a run what to do: `python -m jobs.control RUN COMMAND [ARGUMENTS] [--address HOST:PORT]`.
 
 Commands: advance (end the stage), extend EPOCHS (make the stage longer), checkpoint, pause, resume, stop (with a
-checkpoint; the same submission resumes it), set FIELD VALUE (lr_scale, patience, log_every).
+checkpoint; the same submission resumes it), set FIELD VALUE (lr_scale, patience, log_every),
+tracking URI (the MLflow server has another address now).
 The answer comes at once. The command is carried out at the next decision point, by all workers at the same step.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from infra.running import answer, controllers, visit
+from infra.tracking_config import TrackingConfig, check, redacted
 from jobs.cli import UsageError, operator, parse, run_main
 from pipeline.decisions import LIVE_FIELDS, Checkpoint, Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 
@@ -28,6 +30,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., Decision]]] = {
     "set": (("FIELD", "VALUE"), lambda name, value: SetField(name=name.replace("-", "_"), value=_number(value))),
 }
 """What can be said: its arguments, and the decision that it asks for."""
+TRACKING = "tracking"
+"""Is no decision: it changes nothing of what is trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +43,7 @@ class Options:
     command: Annotated[str, tyro.conf.Positional]
     """What it is to do."""
     arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Of the command: EPOCHS for extend, FIELD VALUE for set."""
+    """Of the command: EPOCHS for extend, FIELD VALUE for set, URI for tracking."""
     address: str = ""
     """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
     reason: str = ""
@@ -53,12 +57,31 @@ def decision_of(command: str, arguments: Sequence[str]) -> Decision:
         ValueError: no such command, or wrong arguments.
     """
     if command not in COMMANDS:
-        raise UsageError(f"no command is named {command!r}: there are {', '.join(COMMANDS)}")
+        raise UsageError(f"no command is named {command!r}: there are {', '.join((*COMMANDS, TRACKING))}")
     names, make = COMMANDS[command]
     if len(arguments) != len(names):
         hint = f" (FIELD: {', '.join(LIVE_FIELDS)})" if command == "set" else ""
         raise UsageError(f"usage: jobs.control RUN {' '.join((command, *names))}{hint}")
     return make(*arguments)
+
+
+def tracking_uri(arguments: Sequence[str]) -> str:
+    """Return the address that a run's record is to go on at, if an MLflow server answers there.
+
+    Raises:
+        ValueError: none does, or it is no server's address.
+    """
+    if len(arguments) != 1:
+        raise UsageError(f"usage: jobs.control RUN {TRACKING} URI")
+    (uri,) = arguments
+    if not uri.startswith(("http://", "https://")):
+        raise UsageError(f"tracking {redacted(uri)}: expected the address of an MLflow server, http(s)://HOST")
+    if redacted(uri) != uri:
+        raise UsageError(
+            "the address holds a user or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    check(TrackingConfig(uri=uri))
+    return uri
 
 
 def _number(text: str) -> float:
@@ -71,13 +94,18 @@ def _number(text: str) -> float:
 def main(argv: Sequence[str]) -> int:
     """Ask the run's controller; print its answer."""
     options = parse(Options, argv, prog="python -m jobs.control", description=__doc__)
-    decision = replace(decision_of(options.command, options.arguments), asked_by=operator(), reason=options.reason)
+    request: tuple[Any, ...]
+    if options.command == TRACKING:
+        request = ("track", tracking_uri(options.arguments), operator())
+    else:
+        decision = decision_of(options.command, options.arguments)
+        request = ("ask", replace(decision, asked_by=operator(), reason=options.reason))
     others: list[str] = []
 
     def tell() -> str | None:
         found = controllers()
         others.extend(found)
-        return answer(found[options.run], "ask", decision) if options.run in found else None
+        return answer(found[options.run], *request) if options.run in found else None
 
     answers = [said for said in visit(options.address, tell).values() if said]
     if options.run in others:

@@ -48,21 +48,8 @@ def _stages(status: dict[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     stages = [span["stage"] for span in progress["spans"]]
     seldom = {name: at for name, (at, usual) in SELDOM.items() if any(one.get(at, usual) != usual for one in stages)}
-    shown = (
-        "",
-        "px",
-        "RandAug",
-        "Mixup",
-        "dropout",
-        *seldom,
-        "batch",
-        "workers",
-        "epochs",
-        "images/s",
-        "score",
-        "time",
-    )
-    for name in shown:
+    first, last = ("", "px", "RandAug", "Mixup", "dropout"), ("batch", "workers", "epochs", "images/s", "score", "time")
+    for name in (*first, *seldom, *last):
         table.add_column(name, justify="right", no_wrap=True)
     for span in progress["spans"]:
         index, stage = span["index"], span["stage"]

@@ -24,8 +24,9 @@ FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
 Observe = Callable[[Callable[[], dict[str, Any]]], None]
 """Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
-RecordFailure = Callable[[], None]
-"""Ends the run's record as one of a failed run; workers, which write the record, may all be dead."""
+RecordFailure = Callable[[str], None]
+"""Ends the run's record as one of a failed run, at the MLflow server that operators named, if they did; workers, which
+write the record, may all be dead."""
 
 RECORD_TIMEOUT_S = 180.0
 """How long a failed run's record and lease may take to be closed, before its driver is told of the failure."""
@@ -62,7 +63,7 @@ class StageController:
         rules: AdaptiveConfig | None = None,
         first_stage: int = 0,
         lease: Lease | None = None,
-        record_failure: RecordFailure = lambda: None,
+        record_failure: RecordFailure = lambda uri: None,
         journal: Journal | None = None,
         ask_nodes: AskNodes | None = None,
         ask_ahead_s: float = 0.0,
@@ -82,7 +83,7 @@ class StageController:
         self._stage = first_stage
         self._last: Decision | None = None
         self._groups = self._starts = 0
-        self._started_s, self._reached, self._environment = 0.0, -1, ""
+        self._started_s, self._reached, self._environment, self._tracking_uri = 0.0, -1, "", ""
         self._out_of_memory: list[tuple[int, int]] = []
         if lease is not None:
             lease.keep(self.lost)
@@ -124,7 +125,8 @@ class StageController:
         if self._taken_over:  # the record is another submission's now
             return
         try:
-            within(RECORD_TIMEOUT_S, self._record_failure)  # whatever hangs, as storage may, the driver is told
+            # Whatever hangs, as storage may, the driver is told.
+            within(RECORD_TIMEOUT_S, lambda: self._record_failure(self._tracking_uri))
         except Exception as error:  # it must not hide why the run failed
             self.note(f"the run's record could not be closed: {last_line(error)}")
 
@@ -157,6 +159,18 @@ class StageController:
             wait_s = PAUSE_POLL_S if self._agenda.paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
+
+    def track(self, uri: str, asked_by: str = "") -> str:
+        """Have the record go on with the MLflow server of another address; returns at once what will happen.
+
+        It holds for this submission: where the record is kept is no part of what is trained.
+        """
+        with self._lock:
+            if self._phase in ("failed", "finished", "stopped"):
+                return f"the run has {'failed' if self._error else 'ended'}: its record stays where it is"
+            self._tracking_uri = uri
+            self._board.note(f"the record goes on at {uri}, asked by {asked_by}")
+        return f"the record goes on at {uri} from the next decision point; what is missing there is sent once"
 
     # From the workers ------------------------------------------------------------------------------------------------
 
@@ -214,6 +228,10 @@ class StageController:
     def lease_token(self) -> str:
         """Return what the run's lease is known by."""
         return self._lease.token if self._lease is not None else ""
+
+    def tracking_uri(self) -> str:
+        """Return the address of the MLflow server that operators named last, or an empty text."""
+        return self._tracking_uri
 
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""

@@ -80,13 +80,14 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
 
 
-def record_failure(config: TrainConfig) -> None:
-    """End the MLflow run as FAILED, and send what its workers left in the spool."""
+def record_failure(config: TrainConfig, uri: str = "") -> None:
+    """End the MLflow run as FAILED, and send what its workers left in the spool; `uri`: where it is kept by now."""
     from infra.storage import open_storage
     from infra.tracking import Tracker
 
     storage = open_storage(f"{config.storage}/{config.name}")
-    tracker = Tracker(replace(config.tracking, system_metrics=False), config.name, storage=storage)
+    tracking = replace(config.tracking, system_metrics=False, uri=uri or config.tracking.uri)
+    tracker = Tracker(tracking, config.name, storage=storage)
     tracker.close("FAILED", timeout=FLUSH_TIMEOUT_S)
 
 

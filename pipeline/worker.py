@@ -163,7 +163,9 @@ class WorkerHooks(TrainHooks):
     ) -> None:
         self.controller, self.rank, self.num_stages = controller, rank, len(config.stages)
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
-        self.tracker = Tracker(config.tracking, config.name, storage=storage) if rank == 0 else None
+        self.tracking_uri = ray.get(controller.tracking_uri.remote()) or config.tracking.uri
+        tracking = replace(config.tracking, uri=self.tracking_uri)
+        self.tracker = Tracker(tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
             own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
             self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
@@ -198,10 +200,14 @@ class WorkerHooks(TrainHooks):
         self.controller.report.remote(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Ask the controller."""
-        decisions: tuple[Decision, ...] = ray.get(self.controller.decide.remote(progress))
+        """Ask the controller, also for the MLflow server's address: an operator may have named another one."""
+        assert self.tracker is not None
+        decisions: tuple[Decision, ...]
+        decisions, uri = ray.get([self.controller.decide.remote(progress), self.controller.tracking_uri.remote()])
+        if uri and uri != self.tracking_uri:
+            self.tracking_uri = uri
+            self.tracker.set_uri(uri)
         if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
-            assert self.tracker is not None
             self.tracker.abandon()
         return decisions
 

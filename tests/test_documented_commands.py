@@ -112,7 +112,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"jobs\.status.*": By(CONTROL, '"jobs.status", "live", "--watch"'),
     r"jobs\.control.*": By(CONTROL, "jobs.control"),
     r"jobs\.submit.*": By(
-        f"{OPERATIONS}::test_a_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed", 'start("submit"'
+        f"{OPERATIONS}::test_a_job_is_stopped_by_ctrl_c_and_by_ray_with_a_checkpoint_and_resumed", 'start("submit"'
     ),
     r"jobs\.doctor.*": By(f"{OPERATIONS}::test_the_doctor_finds_all_well_or_says_what_is_not", 'start("doctor"'),
     r"infra\.mlflow_serve": By("tests/infra/test_mlflow_team.py", "infra.mlflow_serve"),
@@ -128,7 +128,9 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"make (test|lint)": By(".ci/run", "step make test"),
     r"make test-fast": Marked("make test-fast"),
     r"ray job (submit|list).*": By(f"{OPERATIONS}::test_rays_own_commands_submit_and_list_jobs", '"job", "submit"'),
-    r"ray job stop JOB": By(OPERATIONS, "SIGINT"),  # on which `jobs.submit` makes the call that this command makes
+    r"ray job stop JOB": By(
+        f"{OPERATIONS}::test_a_job_is_stopped_by_ctrl_c_and_by_ray_with_a_checkpoint_and_resumed", "stopped_by_ray("
+    ),
     r"ray up.*": By(RAY_UP, '"up"'),
     r"ray down .*": By(RAY_UP, '"down"'),
     r"ray dashboard .*": By(RAY_UP, "dashboard {config}"),

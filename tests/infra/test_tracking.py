@@ -189,6 +189,24 @@ def test_a_server_that_moved_is_followed(config: TrackingConfig, storage: Storag
     assert run_of(config.uri, tracker.run_id).info.status == "KILLED"
 
 
+def test_a_run_that_is_submitted_again_with_another_address_sends_what_is_missing_once(
+    config: TrackingConfig, storage: Storage, mlflow_server: MlflowServer
+) -> None:
+    first = Tracker(config, "resubmitted", storage=storage)
+    first.log_metrics({"loss": 1.0}, 1)
+    assert first.flush(60)
+    first.set_uri("http://127.0.0.1:9")  # as if the server were gone
+    first.log_metrics({"loss": 2.0}, 2)
+    assert not first.close("KILLED", 0.5)
+    elsewhere = replace(config, uri=config.uri.replace("127.0.0.1", "localhost"))
+    second = Tracker(elsewhere, "resubmitted", storage=storage)
+    for step in (1, 2, 3):  # it repeats steps
+        second.log_metrics({"loss": float(step)}, step)
+    assert second.close("FINISHED", 60)
+    assert second.run_id == first.run_id
+    assert history(config.uri, second.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
 def start_training(uri: str, folder: Path, stop: int) -> subprocess.Popen[str]:
     command = [
         sys.executable,

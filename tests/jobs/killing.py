@@ -26,7 +26,7 @@ def run_until(command: Sequence[str], reached: Callable[[], bool], pause_s: floa
             kill_family(process)
 
 
-def kill_family(process: subprocess.Popen[bytes]) -> None:
+def kill_family(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """SIGKILL a driver and all that it started."""
     for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.control import decision_of
+from jobs.control import decision_of, tracking_uri
 from jobs.run_view import run_view
 from pipeline.controller import StageController
 from pipeline.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
@@ -57,6 +57,22 @@ def test_a_command_is_a_decision(said: list[str], decision: object) -> None:
 def test_a_wrong_command_is_one_line(said: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decision_of(said[0], said[1:])
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "usage: jobs.control RUN tracking URI"),
+        (["mlflow.db"], r"tracking mlflow\.db: expected the address of an MLflow server"),
+        (["http://ann:hunter2@127.0.0.1:9"], "the address holds a user or password"),
+        (["http://127.0.0.1:9"], r"tracking\.uri is http://127\.0\.0\.1:9: no answer; start the MLflow server"),
+    ],
+)
+def test_an_address_that_no_record_can_go_on_at_is_one_line(said: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        tracking_uri(said)
+    assert "\n" not in str(error.value)
+    assert "hunter2" not in str(error.value)
 
 
 def shown(status: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from infra.tracking_config import TrackingConfig
 from pipeline.checkpoint import Snapshot, newest_whole
 from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards
-from tests.jobs.killing import ROOT, run_until
+from tests.jobs.killing import ROOT, kill_family, run_until
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -82,9 +83,23 @@ def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_on
     _check_record(place, "killed")
 
 
+def _client(place: Path) -> MlflowClient:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+
+def _record(place: Path, name: str) -> Run:
+    """The one run of this name in MLflow."""
+    experiment = _client(place).get_experiment_by_name("crescendo")
+    assert experiment is not None
+    (record,) = _client(place).search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return record
+
+
 def _check_record(place: Path, name: str) -> None:
     """The run is in MLflow, once, with each of its rows once."""
-    client, record = _record(place, name)
+    client, record = _client(place), _record(place, name)
     assert record.info.status == "FINISHED"
     steps = sorted(point.step for point in client.get_metric_history(record.info.run_id, "train/loss"))
     assert len(steps) == len(set(steps))
@@ -100,16 +115,6 @@ def _check_record(place: Path, name: str) -> None:
     kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
     there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
     assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
-
-
-def _record(place: Path, name: str) -> tuple[MlflowClient, Run]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("crescendo")
-    assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
-    return client, record
 
 
 def _lose_a_row(place: Path, name: str) -> None:
@@ -132,7 +137,7 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
     last = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
     assert (last.returncode, last.stderr) == (0, "")
     assert "what MLflow had missed of it is at sqlite:///" in last.stdout
-    client, record = _record(place, "twice")
+    client, record = _client(place), _record(place, "twice")
     assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
     assert record.info.status == "FINISHED"
     other = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)), "--seed", "1")
@@ -144,18 +149,46 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: Path) -> None:
-    from mlflow.tracking import MlflowClient
-
     ended = run(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")
     assert ended.returncode == 1, ended.stderr
     assert "error: diverged failed: the loss is nan at cursor" in ended.stdout
     assert "Traceback" not in ended.stdout
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("crescendo")
-    assert experiment is not None
-    (record,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'diverged'")
-    assert record.info.status == "FAILED"
+    assert _record(place, "diverged").info.status == "FAILED"
     assert not (place / "runs" / "diverged" / ".lease").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_it_is_back(place: Path) -> None:
+    patience = ("--checkpoint.give-up-s", "2")
+    first = subprocess.Popen(
+        command(place, "away", *patience), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while newest(place, "away") is None:
+            assert first.poll() is None, "it ended before its storage went away"
+            time.sleep(0.05)
+        folder, aside = place / "runs" / "away" / "checkpoints", place / "aside"
+        folder.rename(aside)
+        folder.write_text("")
+        said = first.communicate(timeout=280)[0]
+    finally:
+        if first.poll() is None:
+            kill_family(first)
+    assert first.returncode == 1, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: away failed: no checkpoint could be written for")
+    assert str(folder) in line
+    assert "Traceback" not in said
+    assert _record(place, "away").info.status == "FAILED"
+    folder.unlink()
+    aside.rename(folder)
+    at = newest(place, "away")
+    assert at is not None
+    again = run(place, "away", *patience)
+    assert again.returncode == 0, again.stderr
+    assert f"away resumes at cursor {at.state.cursor}" in again.stdout
+    _check_record(place, "away")
 
 
 def fails(place: Path, *arguments: str) -> str:

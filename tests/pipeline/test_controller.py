@@ -384,14 +384,14 @@ def test_a_run_that_fails_says_why_in_one_line_and_its_record_ends(said: str) ->
     group = FailingGroup({72: lambda controller: said and controller.failed(said)})
     ended: list[str] = []
     with pytest.raises(RuntimeError) as error:
-        group.run((stage(),), record_failure=lambda: ended.append("FAILED"))
+        group.run((stage(),), record_failure=lambda uri: ended.append("FAILED"))
     assert str(error.value) == group.controller.error() == (said or "socket closed")
     assert ended == ["FAILED"]
     assert group.controller.status()["phase"] == "failed"
 
 
 def test_a_record_that_cannot_be_closed_does_not_hide_why_the_run_failed() -> None:
-    def away() -> None:
+    def away(uri: str) -> None:
         raise OSError("no answer")
 
     group = FailingGroup()
@@ -400,11 +400,23 @@ def test_a_record_that_cannot_be_closed_does_not_hide_why_the_run_failed() -> No
     assert "no answer" in group.controller.status()["notes"][-1]
 
 
+def test_a_failed_runs_record_ends_where_operators_said_that_it_is_kept() -> None:
+    group, ended, answers = FailingGroup(), list[str](), list[str]()
+    group.inject[72] = lambda controller: answers.append(controller.track("http://127.0.0.1:9", "ann@here"))
+    with pytest.raises(RuntimeError, match="socket closed"):
+        group.run((stage(),), record_failure=ended.append)
+    assert ended == ["http://127.0.0.1:9"]
+    assert answers[0].startswith("the record goes on at http://127.0.0.1:9 from the next decision point")
+    assert "the record goes on at http://127.0.0.1:9, asked by ann@here" in group.controller.status()["notes"]
+    assert group.saved.decisions[0]["decision"] == "next_stage"  # and no other one
+    assert "the run has failed" in group.controller.track("http://127.0.0.1:8")
+
+
 def test_a_run_that_was_taken_over_ends_and_leaves_the_record_alone() -> None:
     group = FakeGroup({72: lambda controller: controller.lost("taken over by another submission")})
     ended: list[str] = []
     with pytest.raises(RuntimeError, match="taken over"):
-        group.run((stage(), stage()), record_failure=lambda: ended.append("FAILED"))
+        group.run((stage(), stage()), record_failure=lambda uri: ended.append("FAILED"))
     assert group.told[-1] == (72, "stop")
     assert group.controller.taken_over()
     assert ended == []

@@ -14,7 +14,7 @@ from datasets.loader import sample_order
 from model.factory import build_model
 from model.head import TaskHead
 from pipeline.checkpoint import Snapshot
-from pipeline.config import TrainConfig
+from pipeline.config import CheckpointConfig, TrainConfig
 from pipeline.decisions import Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.hooks import TrainHooks
 from pipeline.learner import step_seed
@@ -241,6 +241,17 @@ TIMES = ("train_s", "cpu_s", "eval_s")
 def learned(trainer: Trainer) -> list[dict[str, float]]:
     """The evaluations without the times that they were made at, which differ from run to run."""
     return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.state.evaluations]
+
+
+@pytest.mark.parametrize(
+    ("every_s", "saved_at"),
+    [(0, [264]), (1e-9, [48, 96, 144, 192, 240, 264]), (1e6, [264])],  # every second step is a log step
+)
+def test_a_checkpoint_is_due_by_time_at_log_steps(make_config: MakeConfig, every_s: float, saved_at: list[int]) -> None:
+    config = make_config(checkpoint=CheckpointConfig(every_epochs=0, every_s=every_s))
+    hooks = Recorder()
+    make_trainer(config, hooks).run(last_stage=0)
+    assert [snapshot.state.cursor for snapshot in hooks.snapshots] == saved_at
 
 
 def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(make_config: MakeConfig) -> None:

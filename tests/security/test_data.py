@@ -1,4 +1,4 @@
-"""Data sets that carry a pickle run nothing. The test of tar members is in tests/datasets/test_foreign.py."""
+"""Data sets that carry a pickle run nothing. The test of tar members is in tests/datasets/test_cache.py."""
 
 from __future__ import annotations
 
