@@ -315,9 +315,12 @@ def end_record(config: TrackingConfig, run_name: str, storage: Storage, status: 
     return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status)
 
 
-def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool:
-    """Send what an ended run could not send, from its spool in `storage`; return whether nothing is left."""
+def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool | None:
+    """Send what an ended run could not send, from its spool in `storage`.
+
+    Returns whether MLflow has all of it now; None: it had all before.
+    """
     status = spooled_status(storage)
     if status is None:
-        return True
+        return None
     return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status, timeout)

@@ -23,6 +23,7 @@ from jobs.recipes import RECIPES
 from model.rows import rows_from_json
 from model.tables import Block
 from pipeline.config import TrainConfig
+from pipeline.stages import AUTO
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ _IN_WORDS = {
 """What Python says of a value -> what a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
+_BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
+"""The flags that take `auto`, which is the number `pipeline.stages.AUTO`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +65,7 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
         sys.exit(0 if argv else 2)
-    name, *rest = (_long(argument) for argument in argv)
+    name, *rest = _without_auto([_long(argument) for argument in argv])
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
@@ -93,6 +96,17 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
 def _long(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     return f"{SHORT.get(flag, flag)}{equals}{value}"
+
+
+def _without_auto(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with the number for `auto` where that is a stage's batch size."""
+
+    def value_of(flag: str, argument: str) -> str:
+        if argument == "auto" and _BATCH_SIZE.fullmatch(flag):
+            return str(AUTO)
+        return re.sub(f"^({_BATCH_SIZE.pattern}=)auto$", rf"\g<1>{AUTO}", argument)
+
+    return [value_of(flag, argument) for flag, argument in zip(["", *argv], argv, strict=False)]
 
 
 def _read_rows(uri: str) -> tuple[Block, ...]:

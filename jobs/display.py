@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from infra.cluster import worker_range
 from pipeline.config import TrainConfig
 from pipeline.stages import TrainingStage
 
@@ -120,7 +121,8 @@ class Follower:
 def result_table(
     config: TrainConfig, stages: Sequence[TrainingStage], results: Sequence[dict[str, float]], samples_per_epoch: int
 ) -> Table:
-    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for.
+    """Return the table that a run ends with: a row a stage, with the epochs that it was really trained for, and the
+    workers that it asked for if any stage names its own.
 
     Args:
         config: of the run.
@@ -132,8 +134,9 @@ def result_table(
     table = Table(
         title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
     )
-    score_name = metric.removeprefix("val/")
-    for name in ("stage", "px", "RandAug", "Mixup", "dropout", "epochs", "images/s", score_name, "time"):
+    workers = ["workers"] if any(stage.num_workers for stage in stages) else []
+    rest = ("epochs", "images/s", metric.removeprefix("val/"), "time")
+    for name in ("stage", "px", "RandAug", "Mixup", "dropout", *workers, *rest):
         table.add_column(name, justify="right", no_wrap=True)
     for index, (stage, result) in enumerate(zip(stages, results, strict=False)):
         if not result:
@@ -141,8 +144,10 @@ def result_table(
         rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch
         score = result.get(metric, float("nan"))
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
+        asked = worker_range(stage.num_workers or config.cluster.num_workers)
         table.add_row(
             *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
-            *(f"{stage.dropout:.2f}", f"{epochs:.3g}", f"{rate:.0f}", f"{score:.3f}", took),
+            *(f"{stage.dropout:.2f}", *("-".join(map(str, dict.fromkeys(asked))) for _ in workers)),
+            *(f"{epochs:.3g}", f"{rate:.0f}", f"{score:.3f}", took),
         )
     return table

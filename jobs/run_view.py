@@ -15,6 +15,13 @@ from pipeline.description import in_words
 SHOWN = 4
 """Newest decisions and notes that are shown."""
 SCORES = ("val/accuracy", "val/miou")
+SELDOM: dict[str, tuple[str, float | None]] = {
+    "CutMix": ("cutmix_alpha", 0.0),
+    "depth": ("stochastic_depth", None),
+    "crop": ("crop_area", None),
+    "LR x": ("lr_factor", 1.0),
+}
+"""Columns that are there if a stage has another value than the usual one: name -> (field, the usual value)."""
 
 
 def run_view(status: dict[str, Any]) -> RenderableType:
@@ -39,7 +46,10 @@ def run_view(status: dict[str, Any]) -> RenderableType:
 def _stages(status: dict[str, Any]) -> Table:
     progress = status["progress"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "px", "RandAug", "Mixup", "dropout", "batch", "workers", "epochs", "images/s", "score", "time"):
+    stages = [span["stage"] for span in progress["spans"]]
+    seldom = {name: at for name, (at, usual) in SELDOM.items() if any(one.get(at, usual) != usual for one in stages)}
+    first, last = ("", "px", "RandAug", "Mixup", "dropout"), ("batch", "workers", "epochs", "images/s", "score", "time")
+    for name in (*first, *seldom, *last):
         table.add_column(name, justify="right", no_wrap=True)
     for span in progress["spans"]:
         index, stage = span["index"], span["stage"]
@@ -48,7 +58,8 @@ def _stages(status: dict[str, Any]) -> Table:
         table.add_row(
             f"{'>' if index == progress['stage'] else ' '} {index + 1}",
             *(f"{stage['image_size']}", f"{stage['randaugment_magnitude']:.2g}", f"{stage['mixup_alpha']:.2g}"),
-            *(f"{stage['dropout']:.2g}", f"{stage['batch_size']}", _workers(stage["num_workers"], progress)),
+            *(f"{stage['dropout']:.2g}", *(_value(stage.get(field)) for field in seldom.values())),
+            *(f"{stage['batch_size']}", _workers(stage["num_workers"], progress)),
             f"{(span['stop'] - span['start']) / progress['samples_per_epoch']:.3g}",
             f"{result['samples'] / result['train_s']:.0f}" if result.get("train_s") else "",
             _score(result),
@@ -56,6 +67,13 @@ def _stages(status: dict[str, Any]) -> Table:
             style="" if index == progress["stage"] else "dim",
         )
     return table
+
+
+def _value(value: float | tuple[float, float] | None) -> str:
+    """Return a value in words; nothing for what a stage leaves to the recipe."""
+    if isinstance(value, tuple | list):
+        return "-".join(f"{part:.2g}" for part in value)
+    return "" if value is None else f"{value:.3g}"
 
 
 def _workers(asked: int | list[int], progress: dict[str, Any]) -> str:

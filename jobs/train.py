@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         most, records = config.adaptive.max_epochs, records_of(state.decisions)
         spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
         _show_result(console, ready, [span.stage for span in spans], state.stage_results)
-        return 0
+        return _send_unsent(console, ready)
     _announce(console, ready)
     try:
         status = follow_to_end(console, ready)
@@ -63,6 +63,26 @@ def _announce(console: Console, ready: Preflight) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _send_unsent(console: Console, ready: Preflight) -> int:
+    """Send what MLflow missed because it was away when the run ended. Exit code 1: it is away still."""
+    from infra.storage import open_storage
+    from infra.tracking import send_unsent
+    from infra.tracking_config import redacted
+
+    config = ready.config
+    sent = send_unsent(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}"))
+    if sent is None:
+        return 0
+    where = redacted(config.tracking.uri)
+    console.print(
+        f"what MLflow had missed of it is at {where} now" if sent else f"error: {where} still misses part of it",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0 if sent else 1
 
 
 def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:

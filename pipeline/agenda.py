@@ -18,7 +18,7 @@ class Agenda:
     Args:
         recipe: all stages of the recipe.
         rules: the recipe's adaptive rules.
-        journal: decisions that a run which went back repeats.
+        journal: decisions that a run which went back repeats, and what an earlier controller was asked for.
         note: tells the user a line.
     """
 
@@ -30,7 +30,7 @@ class Agenda:
         note: Callable[[str], None],
     ) -> None:
         self._recipe, self._rules, self._journal, self._note = recipe, rules, journal, note
-        self._requests: list[Request] = []
+        self._requests = [Request(row.decision, row.stage) for row in journal.asked]
         self._pausing: Pause | Resume | None = None
 
     @property
@@ -52,6 +52,7 @@ class Agenda:
     def ask(self, decision: Decision, stage: int) -> None:
         """Put a decision on it that was asked for while a stage was on."""
         self._requests.append(Request(decision, stage))
+        self._journal.keep(self._requests)
 
     def ask_new_group(self, reason: str) -> None:
         """Ask that the group ends with a checkpoint so that another one can go on, unless that was asked already."""
@@ -90,4 +91,5 @@ class Agenda:
         new = [decision if decision.time_s else replace(decision, time_s=now) for decision in verdict.decisions]
         records = [Record(cursor, progress.stage, decision) for decision in new if decision.replayed]
         self._journal.add(done + len(repeated), records)
+        self._journal.keep(self._requests)
         return in_order([*repeated, *new])

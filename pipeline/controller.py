@@ -186,11 +186,11 @@ class StageController:
                 self._board.joined(rank, node)
             return self._error
 
-    def goes_on(self, source: str, cursor: int, stage: int) -> None:
-        """A group begins at this checkpoint, which may be an older one than its submission had seen."""
+    def goes_on(self, source: str, cursor: int, stage: int, taken_s: float | None = None) -> None:
+        """A group begins at this checkpoint, of this Unix time, which may be older than its submission had seen."""
         with self._lock:
             self._stage = stage
-            self._board.goes_on(source, cursor)
+            self._board.goes_on(source, cursor, taken_s)
 
     def _new_group(self, world_size: int) -> None:
         self._starts += 1

@@ -115,14 +115,14 @@ class Course:
         since["steps"] = since.get("steps", 0) + steps
         since["loss"] = since.get("loss", 0.0) + row["train/loss"] * steps
 
-    def evaluated(self, metrics: dict[str, float], seconds: float) -> None:
+    def evaluated(self, metrics: dict[str, float], seconds: float, num_workers: int) -> None:
         """Add an evaluation to the stage's result, and to what the rules look at."""
         result = self.state.stage_results[self.stage]
         result["eval_s"] = result.get("eval_s", 0.0) + seconds
         result |= metrics
         self.state.evaluation = {"cursor": self.state.cursor, **metrics}
         since, self.state.since_evaluation = self.state.since_evaluation, {}
-        row: dict[str, float] = {"cursor": self.state.cursor, "stage": self.stage}
+        row: dict[str, float] = {"cursor": self.state.cursor, "stage": self.stage, "workers": num_workers}
         if since:
             row["train/loss"] = since["loss"] / since["steps"]
         kept = {"val/loss", self.config.adaptive.metric, self.config.checkpoint.best_metric}

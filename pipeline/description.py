@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.cluster import worker_range
 from pipeline.config import TrainConfig
 from pipeline.decisions import record_of
 from pipeline.stages import TrainingStage
@@ -21,7 +22,13 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.epochs:g} epochs"
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
         + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
+        + (f", {_workers(stage.num_workers)}" if stage.num_workers else "")
     )
+
+
+def _workers(number: int | tuple[int, int]) -> str:
+    low, high = worker_range(number)
+    return f"{low} to {high} workers" if low < high else f"{low} worker{'' if low == 1 else 's'}"
 
 
 def describe(config: TrainConfig) -> str:

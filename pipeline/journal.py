@@ -1,4 +1,7 @@
-"""Decisions that were carried out, kept beside the checkpoints: a run that goes on from before them repeats them."""
+"""Decisions that were carried out, kept beside the checkpoints: a run that goes on from before them repeats them.
+
+What was asked for and isn't carried out yet is kept with them: a controller may be lost in between.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from pipeline.decisions import Decision, ExtendStage, NextStage, Record, record_
 from pipeline.lease import Lease, LeaseError
 
 JOURNAL_FILE = "decisions.json"
+ASKED = -1
+"""The cursor of what was asked for and isn't carried out yet."""
 RETRY_S = 5.0
 """Pause between two tries to write decisions that storage didn't take."""
 log = logging.getLogger(__name__)
@@ -26,14 +31,15 @@ class Journal:
     it was thrown back, and is due again at the same cursors. What is decided anew meanwhile comes before them.
 
     Args:
-        rows: known so far.
+        rows: known so far, those at the cursor `ASKED` last.
         changed: is called with all rows after each change.
     """
 
     def __init__(
         self, rows: Sequence[Record] = (), changed: Callable[[list[Record]], None] = lambda rows: None
     ) -> None:
-        self._rows, self._changed = list(rows), changed
+        self._rows, self._changed = [row for row in rows if row.cursor != ASKED], changed
+        self.asked = [row for row in rows if row.cursor == ASKED]
 
     def due(self, num_done: int, cursor: int) -> list[Decision]:
         """Return what is to be carried out again now, of a run whose state holds `num_done` of them.
@@ -50,11 +56,24 @@ class Journal:
         if rows:
             forked = any(isinstance(row.decision, NextStage | ExtendStage) for row in rows)
             self._rows[num_done : None if forked else num_done] = rows
-            self._changed(list(self._rows))
+            self._changed([*self._rows, *self.asked])
+
+    def keep(self, asked: Sequence[tuple[Decision, int]]) -> None:
+        """Keep what was asked for, each with the stage that was on, in place of what was kept before.
+
+        A checkpoint, a pause or a stop that isn't carried out is not for a run that is submitted again.
+        """
+        rows = [Record(ASKED, stage, decision) for decision, stage in asked if decision.replayed]
+        if rows != self.asked:
+            self.asked = rows
+            self._changed([*self._rows, *rows])
 
 
 def stored_rows(storage: Storage, done: Sequence[Record]) -> list[Record]:
-    """Return the journal that a run's storage holds, if the run whose state holds `done` goes on in it; else `done`."""
+    """Return the journal that a run's storage holds, if the run whose state holds `done` goes on in it; else `done`.
+
+    What was asked for comes last, without what is carried out by now: the file may be older than the state.
+    """
     try:
         rows = [record_of(entry) for entry in json.loads(storage.read(JOURNAL_FILE))]
     except MissingKeyError:
@@ -64,7 +83,13 @@ def stored_rows(storage: Storage, done: Sequence[Record]) -> list[Record]:
             raise
         log.warning("%s/%s can't be read: %s", storage.uri, JOURNAL_FILE, error)
         return list(done)
-    return rows if rows[: len(done)] == list(done) else list(done)
+    carried_out = [row for row in rows if row.cursor != ASKED]
+    shared = min(len(carried_out), len(done))
+    if carried_out[:shared] != list(done[:shared]):
+        return list(done)
+    known = max(carried_out, list(done), key=len)
+    times = {row.decision.time_s for row in known}
+    return known + [row for row in rows if row.cursor == ASKED and row.decision.time_s not in times]
 
 
 class JournalWriter:

@@ -26,8 +26,8 @@ class TrainingStage:
     epochs: float
     """Length, in passes over the training data."""
     batch_size: int
-    """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory. 0: auto, that
-    is the last stage's, grown as the images are smaller (see `adaptive.batch_growth`)."""
+    """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory. 0 (`auto` on
+    the command line): the last stage's, grown as the images are smaller (see `adaptive.batch_growth`)."""
     crop_area: tuple[float, float] | None = None
     """Smallest and largest share of the image's area that a training crop takes in this stage; None: `data.crop_area`.
     Smaller crops where images are small keep objects as large, in pixels, as later stages and evaluations show them

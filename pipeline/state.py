@@ -37,8 +37,8 @@ class TrainState:
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
-    """Every evaluation's cursor and stage, the losses and the metrics that the adaptive rules and a comparison look at,
-    and the seconds since the run's start that went into training (`train_s`, `cpu_s`) and evaluating (`eval_s`)."""
+    """Every evaluation's cursor, stage and workers, the losses and the metrics that the adaptive rules and a comparison
+    look at, and the seconds since the run's start of training (`train_s`, `cpu_s`) and of evaluating (`eval_s`)."""
     since_evaluation: dict[str, float] = field(default_factory=dict)
     """Sum of the training loss over the steps since the last evaluation, and their number."""
     micro_limits: list[int] = field(default_factory=list)

@@ -65,10 +65,10 @@ class Board:
         """A checkpoint is whole."""
         self.checkpoint = {"uri": uri, "cursor": cursor, "saved_s": time.time()}
 
-    def goes_on(self, source: str, cursor: int) -> None:
-        """A group begins at a checkpoint; when one was written is known only of those that this submission wrote."""
+    def goes_on(self, source: str, cursor: int, taken_s: float | None) -> None:
+        """A group begins at a checkpoint, of this Unix time where it is known."""
         if not self.checkpoint or self.checkpoint["cursor"] != cursor:
-            self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": None}
+            self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": taken_s}
 
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loader import Batch
+from pipeline.adaptive import REGULARIZATION
 from pipeline.ahead import Feed
 from pipeline.checkpoint import Snapshot
 from pipeline.config import TrainConfig
@@ -47,15 +48,7 @@ from pipeline.task import Task
 
 log = logging.getLogger(__name__)
 
-STAGE_METRICS = (
-    "image_size",
-    "batch_size",
-    "randaugment_magnitude",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "dropout",
-    "lr_factor",
-)
+STAGE_METRICS = ("image_size", "batch_size", "lr_factor", *REGULARIZATION)
 """Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
 
 
@@ -207,7 +200,7 @@ class Trainer:
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
         metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
-        self.course.evaluated(metrics, time.perf_counter() - started)
+        self.course.evaluated(metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
         return metrics
@@ -277,7 +270,7 @@ class Trainer:
         return Snapshot(
             state=TrainState(**self.state.to_dict()),
             **self.learner.to_host(),
-            facts=self.facts,
+            facts=self.facts | {"taken_s": time.time()},
         )
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -135,7 +135,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         trainer.restore(start.snapshot)
         if rank == 0:
             state = trainer.state
-            controller.goes_on.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1)
+            taken_s = start.facts.get("taken_s")  # older versions didn't write it
+            controller.goes_on.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
     if len(set(gathered(trainer.state.cursor))) > 1:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs import compare_cli
 from tests.datasets.images import image_of
 from tests.documented import ROOT, documented
 from tests.trained import TrainedRun
@@ -213,6 +214,16 @@ def run(command: str, more: str, capsys: pytest.CaptureFixture[str]) -> str:
     said = capsys.readouterr()
     assert code in (0, None), said.out + said.err
     return said.out
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"jobs\.compare .*\w$", command)])
+def test_a_documented_comparison_can_be_asked_for(command: str) -> None:
+    _, _, _, *arguments = shlex.split(command)
+    comparison, options = compare_cli.parse([WORDS.get(word, word) for word in arguments])
+    assert len(comparison.variants) > 1
+    assert comparison.baseline in comparison.variants
+    if "--seeds" in arguments:
+        assert str(options.seeds[0]) == arguments[arguments.index("--seeds") + 1]
 
 
 def test_no_account_is_left_over() -> None:

@@ -13,13 +13,11 @@ import secrets
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.table import Table
@@ -27,6 +25,7 @@ from rich.table import Table
 from infra.servers import S3Server, free_ports
 from infra.storage import open_storage
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
+from jobs.benchmark.peak_memory import PeakMemory
 from jobs.display import wide_console
 from jobs.recipes import demo
 from model.config import ModelConfig, check_image_size, check_model
@@ -119,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
         for _ in range(5):
             trainee.step()
         trainee.measured.steps.clear()
-        with _PeakMemory() as memory:
+        with PeakMemory() as memory:
             for number in range(options.checkpoints):
                 trainee.train(options.gap_s)
                 if number == 0:
@@ -249,30 +248,7 @@ def _config(options: Options) -> TrainConfig:
     )
 
 
-class _PeakMemory:
-    """The process's highest resident memory before a mark and after it, in bytes."""
-
-    def __init__(self) -> None:
-        self.base = self.peak = 0
-        self._process, self._ended = psutil.Process(), threading.Event()
-
-    def __enter__(self) -> _PeakMemory:
-        threading.Thread(target=self._look, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._ended.set()
-
-    def mark(self) -> None:
-        """Count from here: what training alone needs is known."""
-        self.base = self.peak
-
-    def _look(self) -> None:
-        while not self._ended.wait(0.01):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-
-def _show(options: Options, trainee: _Trainee, memory: _PeakMemory) -> None:
+def _show(options: Options, trainee: _Trainee, memory: PeakMemory) -> None:
     measured = trainee.measured
     rows = {
         "copy, within a step": measured.copies(),

@@ -38,7 +38,8 @@ class Findings:
     @property
     def tables(self) -> dict[str, Table]:
         """The report's tables by title."""
-        made = {"Accuracy and time": outcome_table(self), "Costs": cost_table(self)}
+        score = "Accuracy" if self.metric == "val/accuracy" else "Score"
+        made = {f"{score} and time": outcome_table(self), "Costs": cost_table(self)}
         if self.comparison.grid is not None:
             made = {"Best of each column in bold": grid_table(self), **made}
         if any(run.adaptive.plateau or run.adaptive.closed_loop for run in self.comparison.variants.values()):

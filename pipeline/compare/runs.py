@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 from infra.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from infra.storage import StorageError, open_storage
@@ -17,7 +18,7 @@ from pipeline.compare.history import History, history_of
 from pipeline.decisions import records_of
 from pipeline.preflight import Preflight, check_run, preflight
 from pipeline.provenance import run_fingerprint
-from pipeline.state import CheckpointError, newest_state
+from pipeline.state import CheckpointError, TrainState, newest_state
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
     steered = [one.decision for one in records_of(state.decisions) if one.decision.replayed and one.decision.asked_by]
     if steered:
         raise SpoiltRunError(f"{steered[0].asked_by} steered it ({steered[0].kind})")
+    if others := _other_workers(state, facts["config"]):
+        raise SpoiltRunError(f"{others} workers trained a part of it")
     if facts["config"].get("resume_from"):
         raise SpoiltRunError(f"it went on from {facts['config']['resume_from']}")
     if _fingerprint(facts) != run.fingerprint:
@@ -143,6 +146,15 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
         return history_of(state, facts, metric, samples_per_epoch=run.ready.samples_per_epoch, reused=True, **about)
     except KeyError as error:
         raise SpoiltRunError(f"its evaluations were kept without {error.args[0]}") from None
+
+
+def _other_workers(state: TrainState, config: Mapping[str, Any]) -> int:
+    """Return a number of workers that trained a part of a run though its config asks for another; 0: none did."""
+    for row in state.evaluations:
+        asked = config["stages"][int(row["stage"])]["num_workers"] or config["cluster"]["num_workers"]
+        if isinstance(asked, int) and row.get("workers", asked) != asked:
+            return int(row["workers"])
+    return 0
 
 
 def _fingerprint(facts: Mapping[str, object]) -> str:

@@ -278,7 +278,7 @@ def test_what_a_run_could_not_send_is_sent_later(
     assert not send_unsent(config, "late", storage, timeout=1.5)
     paused.proceed()
     assert send_unsent(config, "late", storage, timeout=60)
-    assert send_unsent(config, "late", storage)
+    assert send_unsent(config, "late", storage) is None
     client = make_client(config.uri)
     experiment = client.get_experiment_by_name(config.experiment).experiment_id
     (run,) = client.search_runs([experiment], "tags.`crescendo.run` = 'late'")

@@ -10,7 +10,9 @@ import pytest
 from infra.cluster import ROOT
 from jobs.cli import UsageError, parse_recipe
 from jobs.recipes import demo
+from pipeline.config import TrainConfig
 from pipeline.provenance import differences
+from pipeline.stages import AUTO
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Flags:
     """Print JSON."""
 
 
-def parse(*argv: str) -> object:
+def parse(*argv: str) -> TrainConfig:
     return parse_recipe(argv, prog="train")[0]
 
 
@@ -36,6 +38,14 @@ def test_flags_change_their_fields_only() -> None:
         "stages.1.image_size": (80, 88),
         "optimizer.lr": (0.004, 0.5),
     }
+
+
+@pytest.mark.parametrize(
+    "argv", [("--stages.0.batch-size", "auto"), ("--stages.0.batch_size=auto",), ("--stages.0.batch-size", "0")]
+)
+def test_a_stages_batch_size_may_be_automatic(argv: tuple[str, ...]) -> None:
+    stages = parse("demo", *argv).stages
+    assert [stage.batch_size for stage in stages] == [AUTO, 48, 48, 48]
 
 
 def test_flags_of_the_job_itself_are_kept_apart() -> None:
@@ -56,6 +66,7 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
         (["demo", "--name", "a/b"], "name is 'a/b'"),
+        (["demo", "--stages.0.image-size", "auto"], r"'auto' is no whole number"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:

@@ -121,6 +121,18 @@ def test_the_view_and_the_table_show_what_was_decided() -> None:
     assert table["data"][0][1:] == [48, 1, "next stage", "ann@here", "looks flat"]
 
 
+def test_the_view_has_a_column_for_each_thing_that_a_stage_changes_and_no_other() -> None:
+    plain, other = FakeGroup(), FakeGroup()
+    plain.run((stage(), stage()))
+    seldom = ("CutMix", "depth", "crop", "LR x")
+    assert not any(name in shown(plain.controller.status()) for name in seldom)
+    other.run((stage(), stage(cutmix_alpha=0.25, stochastic_depth=0.15, crop_area=(0.35, 1.0), lr_factor=1.414)))
+    head, _, first, second = shown(other.controller.status()).splitlines()[2:6]
+    assert all(name in head for name in seldom)
+    assert second.strip("> ").split()[4:10] == ["0", "0.25", "0.15", "0.35-1", "1.41", "24"]
+    assert first.strip("> ").split()[4:8] == ["0", "0", "1", "24"]  # depth and crop are left to the recipe
+
+
 @pytest.fixture
 def waiting_run(ray_cluster: None) -> Iterator[tuple[str, Any]]:
     """A run's controller as an actor on the tests' cluster, and the cluster's address."""

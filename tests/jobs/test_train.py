@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from infra.storage import open_storage
+from infra.tracking import Tracker
+from infra.tracking_config import TrackingConfig
 from pipeline.checkpoint import Snapshot, newest_whole
 from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards
@@ -115,6 +117,14 @@ def _check_record(place: Path, name: str) -> None:
     assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
 
 
+def _lose_a_row(place: Path, name: str) -> None:
+    """Leave a row in the run's storage that MLflow doesn't have, as when it is away at a run's end."""
+    away = TrackingConfig(uri="http://127.0.0.1:9", system_metrics=False)
+    tracker = Tracker(away, name, storage=open_storage(str(place / "runs" / name)))
+    tracker.log_metrics({"val/late": 0.5}, 24)
+    assert not tracker.close("FINISHED", 0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: Path) -> None:
@@ -123,6 +133,13 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
     again = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
     assert again.returncode == 0
     assert "twice is finished" in again.stdout
+    _lose_a_row(place, "twice")
+    last = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert (last.returncode, last.stderr) == (0, "")
+    assert "what MLflow had missed of it is at sqlite:///" in last.stdout
+    client, record = _client(place), _record(place, "twice")
+    assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
+    assert record.info.status == "FINISHED"
     other = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)), "--seed", "1")
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1

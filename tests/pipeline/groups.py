@@ -91,7 +91,7 @@ class FakeGroup:
                 course.stepped(span.stage.batch_size)
             self._happens(course)
             if course.state.cursor % EPOCH == 0 and not course.paused:
-                course.evaluated({"val/loss": self.val_loss(course.state.cursor), "val/accuracy": 0.5}, 0.1)
+                course.evaluated({"val/loss": self.val_loss(course.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
                 course.state.evaluations[-1]["train/loss"] = 1.0
             decisions = self.controller.decide(course.progress({}, 2))
             for decision in decisions:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from infra.cluster import ClusterConfig
+from infra.mlflow_run import FINGERPRINT_TAG
 from infra.storage import open_storage
+from infra.tracking import Tracker
 from infra.tracking_config import TrackingConfig
 from jobs.recipes import fonts_small
 from pipeline.adaptive import REGULARIZATION
@@ -28,11 +30,12 @@ from pipeline.compare.history import (
     time_to,
 )
 from pipeline.compare.remote import on_worker
-from pipeline.compare.report import Findings, report_files
+from pipeline.compare.report import Findings, report_files, short_table
 from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, read_run
 from pipeline.compare.speed import Cost, costs, measure_cost
+from pipeline.config import TrainConfig
 from pipeline.decisions import NextStage, Record
-from pipeline.provenance import recorded_config, run_fingerprint
+from pipeline.provenance import flat_values, recorded_config, run_fingerprint
 from pipeline.state import TrainState
 from tests.pipeline.conftest import MakeConfig
 
@@ -231,6 +234,39 @@ def test_a_report_on_adaptive_rules_shows_the_stages_as_trained() -> None:
     assert "Stages as trained" not in plain.tables
 
 
+def test_a_report_on_segmentation_is_about_miou() -> None:
+    runs = {
+        name: [
+            replace(history(name, seed, rows), metrics={"val/miou": rows[-1][1], "val/pixel_accuracy": 0.9})
+            for seed in (0, 1)
+        ]
+        for name, rows in {"fixed": [(10.0, 0.3), (20.0, 0.5)], "quick": [(4.0, 0.4), (8.0, 0.6)]}.items()
+    }
+    target, found = figures(runs, "fixed", None)
+    findings = Findings(
+        comparison=Comparison(name="c", question="?", variants=dict.fromkeys(runs, fonts_small()), baseline="fixed"),
+        command="",
+        metric="val/miou",
+        highest=True,
+        target=target,
+        figures=found,
+        histories=runs,
+        costs=dict.fromkeys(runs, Cost(1, 1, 56, 1.0)),
+        tracking="",
+    )
+    head, fixed, quick = findings.tables["Score and time"]
+    assert head[:3] == ["", "final miou", "difference"]
+    assert fixed[:2] == ["fixed (baseline)", "0.5000 ± 0.0000"]
+    assert quick[1:3] == ["0.6000 ± 0.0000", "+0.1000"]
+    assert (quick[7], quick[8]) == ("6.0 s", "0.30")  # halfway from 0.4 to 0.6; the baseline took 20 s to 0.5
+    assert short_table(findings)[0][1] == "val/miou"
+    assert findings.tables["Costs"][0][-1] == "pixel_accuracy"
+    files = report_files(findings)
+    assert "Target: val/miou 0.5000." in files["report.md"].decode()
+    assert json.loads(files["report.json"])["metric"] == "val/miou"
+    assert "ccuracy and time" not in files["report.html"].decode()
+
+
 def test_a_models_cost_is_counted_and_timed() -> None:
     cost = measure_cost(fonts_small(), 8)
     assert cost.image_size == 56
@@ -238,7 +274,9 @@ def test_a_models_cost_is_counted_and_timed() -> None:
     assert cost.images_per_s > 0
 
 
-def ended(run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", name: str = "") -> None:
+def ended(
+    run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", name: str = "", workers: tuple[int, int] = (2, 2)
+) -> None:
     """Write the last checkpoint that a run leaves, of two stages, with next to no weights."""
     row = {"stage": 0, metric: 0.5, "train_s": 2.0, "cpu_s": 1.0, "eval_s": 0.5}
     steered = Record(24, 0, NextStage(reason="advance", asked_by=asked_by)).entry()
@@ -248,7 +286,7 @@ def ended(run: Planned, *, metric: str = "val/accuracy", asked_by: str = "", nam
             cursor=48,
             stage_starts=[0, 24, 48],
             stage_results=[{"peak_bytes": 7}, {"peak_bytes": 9}, {}],
-            evaluations=[{"cursor": 24, **row}, {"cursor": 48, **row}],
+            evaluations=[{"cursor": 24 * (n + 1), "workers": workers[n], **row} for n in range(2)],
             evaluation={"cursor": 48, metric: 0.5},
             decisions=[steered],
         ),
@@ -286,10 +324,49 @@ def test_a_run_that_can_not_stand_for_the_planned_one_is_trained_again_under_ano
     found, other = find_run(run, "val/accuracy")
     assert (found, other.ready.config.name) == (None, f"{name}-3")
 
+    ended(other, workers=(2, 1))
+    with pytest.raises(SpoiltRunError, match="1 workers trained a part of it"):
+        read_run(base.storage, f"{name}-3", run, "val/accuracy")
+    found, other = find_run(run, "val/accuracy")
+    assert (found, other.ready.config.name) == (None, f"{name}-4")
+
     ended(other)
     found, _ = find_run(run, "val/accuracy")
     assert found is not None
-    assert (found.name, found.score, found.reused) == (f"{name}-3", 0.5, True)
+    assert (found.name, found.score, found.reused) == (f"{name}-4", 0.5, True)
+
+
+def test_a_run_of_another_name_and_place_is_found_in_mlflow_by_its_fingerprint(
+    make_config: MakeConfig, sqlite_uri: str, tmp_path: Path
+) -> None:
+    base = make_config(tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False))
+    comparison = Comparison(name="c", question="?", variants={"one": base}, baseline="one")
+    (run,) = plan_runs(comparison, (0,), dry=True)
+    config = replace(run.ready.config, name="elsewhere", storage=str(tmp_path / "theirs"))
+
+    def recorded(fingerprint: str, status: str, where: TrainConfig = config) -> None:
+        tracker = Tracker(base.tracking, f"{where.name}-{status}-{fingerprint[:4]}")
+        tracker.set_tags({FINGERPRINT_TAG: fingerprint})
+        tracker.log_params(flat_values(recorded_config(where)))
+        assert tracker.close(status, 60)
+
+    ended(replace(run, ready=replace(run.ready, config=config)))
+    recorded(run.fingerprint, "FAILED")
+    recorded("0123456789", "FINISHED")
+    assert find_run(run, "val/accuracy") == (None, run)
+    recorded(run.fingerprint, "FINISHED")
+    recorded(run.fingerprint, "FINISHED", replace(config, name="deleted"))  # newer, but not in storage any more
+    found, planned = find_run(run, "val/accuracy")
+    assert found is not None
+    assert (found.name, found.where, found.score, found.reused) == (
+        "elsewhere",
+        f"{config.storage}/elsewhere",
+        0.5,
+        True,
+    )
+    assert planned == run
+    other = replace(run, fingerprint="0123456789")  # what MLflow says is held against what is in storage
+    assert find_run(other, "val/accuracy") == (None, other)
 
 
 def test_a_run_that_went_on_from_another_or_with_another_config_is_not_used(make_config: MakeConfig) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import threading
+import time
 
 import pytest
 
@@ -8,6 +10,7 @@ from infra.storage import open_storage
 from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
+    ExtendStage,
     NewGroup,
     NextStage,
     Pause,
@@ -17,7 +20,7 @@ from pipeline.decisions import (
     Stop,
     records_of,
 )
-from pipeline.journal import Journal, JournalWriter, stored_rows
+from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
 from pipeline.lease import Lease
 from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
@@ -257,6 +260,34 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
     assert again.decisions[0][1] == first.decisions[0][1]  # who asked, and when
 
 
+def test_what_a_controller_was_asked_for_before_it_was_lost_is_carried_out_by_the_next_one(tmp_path: object) -> None:
+    storage = open_storage(str(tmp_path))
+    kept: list[Record] = []
+
+    def keep(rows: list[Record]) -> None:
+        kept[:] = rows
+
+    def asked_and_lost(controller: StageController) -> None:
+        ask(SetField(name="lr_scale", value=0.5), ExtendStage(epochs=1), Stop())(controller)
+        raise RuntimeError("lost")
+
+    first = FakeGroup({48: asked_and_lost})
+    with pytest.raises(RuntimeError, match="lost"):
+        first.run((stage(), stage()), journal=Journal(changed=keep))
+    assert first.told == []
+    storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in kept]).encode())
+    again = FakeGroup()
+    again.run((stage(), stage()), journal=Journal(stored_rows(storage, []), keep))
+    assert again.told == [
+        (24, "set lr_scale to 0.5"),
+        (24, "extend by 1 epochs"),
+        (240, "next stage"),
+        (360, "next stage"),
+    ]
+    assert again.decisions[0][1].asked_by == "ann@here"
+    assert [row.cursor for row in kept] == [24, 24, 240, 360]  # nothing is left asked for
+
+
 def test_a_stage_that_gets_longer_while_decisions_are_repeated_does_not_end_as_before() -> None:
     group = FakeGroup({96: advance(), 144: KilledError()}, loses_checkpoints_from=24)
 
@@ -465,6 +496,8 @@ def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from(
     controller.goes_on("s3://runs/one", 144, 1)  # the newest one was damaged
     assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
     assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
+    controller.goes_on("s3://runs/one", 120, 1, time.time() - 90)  # by another submission
+    assert controller.status()["checkpoint"]["age_s"] >= 90
     controller.saved("s3://runs/one/checkpoints/168", 168)
     controller.goes_on("s3://runs/one", 168, 1)
     assert controller.status()["checkpoint"]["age_s"] >= 0

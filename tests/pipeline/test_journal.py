@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from infra.storage import open_storage
-from pipeline.decisions import ExtendStage, NextStage, Record, SetField
-from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
+from pipeline.decisions import ExtendStage, NextStage, Record, SetField, Stop
+from pipeline.journal import ASKED, JOURNAL_FILE, Journal, JournalWriter, stored_rows
 from pipeline.lease import KEY, Lease
 
 ADVANCE = Record(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
@@ -47,6 +48,28 @@ def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) 
     assert stored_rows(storage, [SLOWER]) == [SLOWER]  # another timeline
     storage.write(JOURNAL_FILE, b"[{")
     assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
+
+
+def test_what_was_asked_for_is_kept_until_it_is_carried_out(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+
+    def write(rows: list[Record]) -> None:
+        storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in rows]).encode())
+
+    journal = Journal(changed=write)
+    journal.add(0, [SLOWER])
+    journal.keep([(ADVANCE.decision, 1), (Stop(), 1)])
+    asked = Record(ASKED, 1, ADVANCE.decision)
+    assert stored_rows(storage, [SLOWER]) == [SLOWER, asked]  # a stop is not for a run that is submitted again
+    assert Journal(stored_rows(storage, [SLOWER])).asked == [asked]
+    assert Journal(stored_rows(storage, [SLOWER])).due(1, 10**9) == []
+    # Carried out, and in the state, before the journal was written again.
+    assert stored_rows(storage, [SLOWER, ADVANCE]) == [SLOWER, ADVANCE]
+    assert stored_rows(storage, [EXTEND]) == [EXTEND]  # another timeline
+    journal.add(1, [ADVANCE])
+    assert stored_rows(storage, [SLOWER]) == [SLOWER, ADVANCE]
+    journal.keep([])
+    assert json.loads(storage.read(JOURNAL_FILE)) == [SLOWER.entry(), ADVANCE.entry()]
 
 
 def test_decisions_that_storage_did_not_take_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -156,10 +157,11 @@ def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: Ma
 def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at: int) -> None:
     whole = Recorder()
     make_trainer(make_config(), whole).run()
-    stopped = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ())
+    stopped, began_s = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ()), time.time()
     trainer = make_trainer(make_config(), stopped)
     assert isinstance(trainer.run(), Stop)
     assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.course.schedule.total_samples
+    assert began_s < stopped.snapshots[0].facts["taken_s"] < stopped.snapshots[-1].facts["taken_s"] < time.time()
     resumed = Recorder()
     again = make_trainer(make_config(), resumed)
     again.restore(stopped.snapshots[-1])
@@ -259,7 +261,7 @@ def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(make_
     rows = learned(trainer)
     assert [row["cursor"] for row in rows] == [144, 264, 408, 528]
     assert {frozenset(row) for row in rows} == {
-        frozenset(("cursor", "stage", "train/loss", "val/loss", "val/accuracy"))
+        frozenset(("cursor", "stage", "workers", "train/loss", "val/loss", "val/accuracy"))
     }
     for clock in TIMES:
         seconds = [row[clock] for row in trainer.state.evaluations]
