@@ -1,7 +1,7 @@
 """Every part of a run is killed once, at a random step, and nothing is lost, doubled or changed by it.
 
-The number of kills is that of the environment variable CRESCENDO_CHAOS_KILLS, where it is set. The loss of nodes is in
-`test_elastic.py`; `python -m jobs.benchmark chaos` kills a run of changing worker counts too.
+The number of kills in a run is that of the environment variable CRESCENDO_CHAOS_KILLS, where it is set. Nodes are lost,
+drained and added in `test_elastic.py` too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ KILLS = int(os.environ.get("CRESCENDO_CHAOS_KILLS") or 0)
 TIMEOUT_S = 580 + 60 * KILLS
 
 
-def chaos(kills: int, left_out: str) -> str:
+def chaos(kills: int, *flags: str) -> str:
     """Return what the benchmark has printed, in single spaces."""
-    command = [sys.executable, "-m", "jobs.benchmark", "chaos", "--kills", str(KILLS or kills), left_out]
+    command = [sys.executable, "-m", "jobs.benchmark", "chaos", "--kills", str(KILLS or kills), *flags]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return " ".join(ended.stdout.split())
@@ -43,3 +43,12 @@ def test_a_run_whose_every_part_is_killed_ends_bit_for_bit_as_one_that_was_not()
     said = chaos(5, "--no-elastic")
     check_kills(said, KILLS or 5)
     assert "equal bit for bit" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S + 20)
+def test_a_run_of_one_to_two_workers_whose_every_part_is_killed_loses_and_doubles_nothing() -> None:
+    said = chaos(6, "--no-fixed", "--steps-a-kill", "40")  # training goes on while a node starts, which takes a while
+    check_kills(said, KILLS or 6)
+    for name in ("samples lost", "samples used twice", "metrics lost", "metrics doubled"):
+        assert re.search(rf"{name} │ 0\b", said), said
