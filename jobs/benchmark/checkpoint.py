@@ -2,8 +2,8 @@
 
 A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
 state to host memory, within a step, and what the steps beside its writing take longer than the others. The S3 server
-wants the machine's CPUs too: what the training thread waited for one, as the kernel counts it, is told apart. On a
-cluster that server is elsewhere: what as much CPU time of a process that only hashes costs the steps is taken off.
+and whatever else is on the machine want its CPUs too: what the training thread waited for one, as the kernel counts it,
+is told apart. On a busy machine the CPU time of the writing threads, and of the server, says most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +65,6 @@ class Measured:
     checkpoints: list[tuple[float, float, float]] = field(default_factory=list)
     cpu: list[tuple[float, float]] = field(default_factory=list)
     """CPU time of a checkpoint's writing, in seconds: of this process's other threads, and of the S3 server."""
-    neighbour: float = 0.0
-    """What steps lose to another process, in seconds for each of its CPU seconds."""
 
     def copies(self) -> list[float]:
         """Return for each checkpoint the seconds that the copy took."""
@@ -75,16 +72,9 @@ class Measured:
 
     def beside(self, seconds: Callable[[tuple[float, float, float]], float]) -> list[float]:
         """Return for each checkpoint what the steps beside its writing took more than others of `seconds`."""
-        beside, usual = self._beside(), self.usual(seconds)
+        beside = [[s for s in self.steps if s[1] > copied and s[0] < whole] for _, copied, whole in self.checkpoints]
+        usual = statistics.median(seconds(s) for s in self.steps if all(s not in steps for steps in beside))
         return [sum(seconds(step) - usual for step in steps) for steps in beside]
-
-    def usual(self, seconds: Callable[[tuple[float, float, float]], float]) -> float:
-        """Return the median of `seconds` of the steps with no writing beside them."""
-        beside = self._beside()
-        return statistics.median(seconds(s) for s in self.steps if all(s not in steps for steps in beside))
-
-    def _beside(self) -> list[list[tuple[float, float, float]]]:
-        return [[s for s in self.steps if s[1] > copied and s[0] < whole] for _, copied, whole in self.checkpoints]
 
 
 class Events:
@@ -124,8 +114,6 @@ def main(argv: Sequence[str]) -> int:
                 if number == 0:
                     memory.mark()
                 trainee.checkpoint()
-        if server is not None:
-            trainee.beside_a_neighbour(options.gap_s)
         _show(options, trainee, memory)
     return 0
 
@@ -199,20 +187,6 @@ class _Trainee:
         self.measured.checkpoints.append((taken, copied, self.events.whole_at))
         self.measured.cpu.append((_others_cpu_s() - cpu, self._server_cpu_s() - server_cpu))
 
-    def beside_a_neighbour(self, seconds: float) -> None:
-        """Take steps for so long while another process hashes, which is no part of a checkpoint."""
-        usual, before = self.measured.usual(_elapsed), len(self.measured.steps)
-        hashing = "import hashlib\ndata = bytes(1 << 26)\nwhile True: hashlib.sha256(data)"
-        with psutil.Popen([sys.executable, "-c", hashing]) as neighbour:
-            try:
-                self.train(seconds)
-                times = neighbour.cpu_times()
-            finally:
-                neighbour.kill()
-        steps = self.measured.steps[before:]
-        del self.measured.steps[before:]
-        self.measured.neighbour = sum(_elapsed(step) - usual for step in steps) / (times.user + times.system)
-
     def _server_cpu_s(self) -> float:
         """Return the CPU time that the S3 server has used, if it is ours."""
         if self.server is None:
@@ -258,7 +232,7 @@ def _show(options: Options, trainee: _Trainee, memory: PeakMemory) -> None:
         "CPU time of the threads": [writer for writer, _ in measured.cpu],
         "CPU time of the server": [server for _, server in measured.cpu],
     }
-    copy, _, beside, own, _, server = (statistics.mean(values) for values in rows.values())
+    copy, _, beside, own, *_ = (statistics.median(values) for values in rows.values())
     size = sum(trainee.storage.list("checkpoints/").values())
     table = Table(title=f"a checkpoint of {options.model}: {size / 1e6:.0f} MB to {trainee.storage.uri}")
     for name in ("seconds", "median", "min", "max"):
@@ -270,10 +244,4 @@ def _show(options: Options, trainee: _Trainee, memory: PeakMemory) -> None:
     console.print(table)
     shares = f"{(copy + beside) / options.every_s:.2%}, but for waiting for a CPU {(copy + own) / options.every_s:.2%}"
     console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {shares}")
-    if trainee.server is not None:
-        theirs = measured.neighbour * server
-        console.print(
-            f"any process of the server's CPU time costs the steps {theirs:.2f} s, a hashing one's measure: "
-            f"{max(0.0, copy + beside - theirs) / options.every_s:.2%} where the server is elsewhere"
-        )
     console.print(f"peak of extra host memory: {(memory.peak - memory.base) / 1e6:.0f} MB")
