@@ -142,12 +142,12 @@ def result_table(
         if not result:
             continue
         rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch
-        score = result.get(metric, float("nan"))
+        score = f"{result[metric]:.3f}" if metric in result else ""  # it ended before its first evaluation
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
         asked = worker_range(stage.num_workers or config.cluster.num_workers)
         table.add_row(
             *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
             *(f"{stage.dropout:.2f}", *("-".join(map(str, dict.fromkeys(asked))) for _ in workers)),
-            *(f"{epochs:.3g}", f"{rate:.0f}", f"{score:.3f}", took),
+            *(f"{epochs:.3g}", f"{rate:.0f}", score, took),
         )
     return table

@@ -69,6 +69,10 @@ def _stages(status: dict[str, Any]) -> Table:
     return table
 
 
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _value(value: float | tuple[float, float] | None) -> str:
     """Return a value in words; nothing for what a stage leaves to the recipe."""
     if isinstance(value, tuple | list):
@@ -111,11 +115,15 @@ def _speed(status: dict[str, Any]) -> str:
     rate = metrics["train/images_per_s"]
     parts = [
         f"{rate:.0f} images/s in all, {rate / progress['num_workers']:.0f} a worker",
-        f"{progress['num_workers']} workers on {workers['nodes']} node{'' if workers['nodes'] == 1 else 's'}",
+        f"{_counted(progress['num_workers'], 'worker')} on {_counted(workers['nodes'], 'node')}",
         f"{metrics.get('train/data_wait_share', 0):.0%} of the time waits for data",
         f"loss {metrics['train/loss']:.3f}",
     ]
-    parts += [f"{name.removeprefix('val/')} {metrics[name]:.3f}" for name in (*SCORES, "val/loss") if name in metrics]
+    parts += [
+        f"{name.removeprefix('val/') if name in SCORES else 'val loss'} {metrics[name]:.3f}"
+        for name in (*SCORES, "val/loss")
+        if name in metrics
+    ]
     return " | ".join(parts)
 
 

@@ -59,7 +59,7 @@ def _announce(console: Console, ready: Preflight) -> None:
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
-        f"{len(config.stages)} stages, {workers} workers",
+        f"{len(config.stages)} stages, {workers} worker{'' if workers == '1' else 's'}",
         highlight=False,
         soft_wrap=True,
     )
