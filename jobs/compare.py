@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -50,7 +49,7 @@ class _Compare:
 
     def run(self) -> int:
         """Train what is missing, then report."""
-        from infra.storage import open_storage
+        from infra.storage import LocalStorage, open_storage
         from infra.tracking import Tracker
         from pipeline.compare.peer_check import check_peer
         from pipeline.compare.runs import plan_runs
@@ -62,8 +61,8 @@ class _Compare:
         self._show_plan(planned)
         if self.options.dry_run:
             return 0
-        if self.options.out:
-            _check_folder(Path(self.options.out))
+        if self.options.out:  # before hours of training
+            LocalStorage(Path(self.options.out)).check_writable()
         self.base = next(run for run in planned if run.variant == self.comparison.baseline).ready.config
         self.storage = open_storage(f"{self.base.storage}/{self.comparison.name}")
         tracking = replace(self.base.tracking, system_metrics=False)
@@ -175,6 +174,7 @@ class _Compare:
 
     def _keep(self, found: Findings, tracker: Tracker) -> None:
         """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
+        from infra.storage import LocalStorage
         from pipeline.compare.report import grid_table, report_files, short_table
 
         files = report_files(found)
@@ -188,7 +188,7 @@ class _Compare:
             tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=step)
         if self.options.out:
             for name, content in files.items():
-                Path(self.options.out, name).write_bytes(content)
+                LocalStorage(Path(self.options.out)).write(name, content)
         if found.comparison.grid is not None:
             self.console.print(_rich(grid_table(found)))
         self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
@@ -210,16 +210,6 @@ class _Compare:
         self.console.print(_rich(table))
         for note in self.comparison.lines:
             self._say(note)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse, before hours of training, a folder that no report can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CompareError(f"out is {folder}: {error.strerror}; name a folder that can be written to") from None
 
 
 def _rich(table: list[list[str]]) -> RichTable:

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from infra.cluster import last_line, worker_range
+from infra.cluster import last_line
 from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
 from pipeline.decisions import Stop, records_of
+from pipeline.description import workers_in_words
 from pipeline.preflight import Preflight, preflight
 from pipeline.schedule import TrainingSchedule
 from pipeline.stages import TrainingStage
@@ -53,13 +54,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
-    workers = " to ".join(str(count) for count in dict.fromkeys(worker_range(config.cluster.num_workers)))
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     mixed = f" ({ready.samples_per_epoch} an epoch)" if config.data.train_weights else ""
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
-        f"{len(config.stages)} stages, {workers} worker{'' if workers == '1' else 's'}",
+        f"{len(config.stages)} stages, {workers_in_words(config.cluster.num_workers)}",
         highlight=False,
         soft_wrap=True,
     )

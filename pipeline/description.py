@@ -22,11 +22,12 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.epochs:g} epochs"
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
         + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
-        + (f", {_workers(stage.num_workers)}" if stage.num_workers else "")
+        + (f", {workers_in_words(stage.num_workers)}" if stage.num_workers else "")
     )
 
 
-def _workers(number: int | tuple[int, int]) -> str:
+def workers_in_words(number: int | tuple[int, int]) -> str:
+    """Return `1 worker`, `2 workers`, or of a range `1 to 2 workers`."""
     low, high = worker_range(number)
     return f"{low} to {high} workers" if low < high else f"{low} worker{'' if low == 1 else 's'}"
 

@@ -21,6 +21,7 @@ from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.compare.config import Comparison, Grid
 from pipeline.compare.history import (
     Evaluation,
+    Figures,
     History,
     TrainedStage,
     figures,
@@ -38,6 +39,28 @@ from pipeline.decisions import NextStage, Record
 from pipeline.provenance import flat_values, recorded_config, run_fingerprint
 from pipeline.state import TrainState
 from tests.pipeline.conftest import MakeConfig
+
+ANY_COST = Cost(1, 1, 56, 1.0)
+
+
+def findings_of(
+    comparison: Comparison,
+    runs: dict[str, list[History]],
+    target: float,
+    found: dict[str, Figures],
+    cost: Cost = ANY_COST,
+) -> Findings:
+    return Findings(
+        comparison=comparison,
+        command="",
+        metric="val/accuracy",
+        highest=True,
+        target=target,
+        figures=found,
+        histories=runs,
+        costs=dict.fromkeys(runs, cost),
+        tracking="",
+    )
 
 
 def history(variant: str, seed: int, rows: list[tuple[float, float]], *, samples: int = 100, **more: Any) -> History:
@@ -173,19 +196,8 @@ def test_a_report_holds_every_variant_and_marks_the_best_of_a_column() -> None:
         baseline="fixed",
         grid=Grid(rows="magnitude", columns="px", cells=cells),
     )
-    files = report_files(
-        Findings(
-            comparison=comparison,
-            command="python -m jobs.compare c",
-            metric="val/accuracy",
-            highest=True,
-            target=target,
-            figures=found,
-            histories=HISTORIES,
-            costs=dict.fromkeys(HISTORIES, Cost(1234567, 8_900_000, 56, 777.0)),
-            tracking="",
-        )
-    )
+    findings = findings_of(comparison, HISTORIES, target, found, cost=Cost(1234567, 8_900_000, 56, 777.0))
+    files = report_files(replace(findings, command="python -m jobs.compare c"))
     text = files["report.md"].decode()
     assert "| 9 | **0.8000 ± 0.1414** | **0.7000 ± 0.1414** |" in text
     assert "| weak | 1,234,567 | 8.9 M | 56 |" in text
@@ -214,17 +226,8 @@ def test_a_report_on_adaptive_rules_shows_the_stages_as_trained() -> None:
     base = fonts_small()
     variants = {"linear": base, "closed loop": replace(base, adaptive=replace(base.adaptive, closed_loop=True))}
     target, found = figures(runs, "linear", None)
-    findings = Findings(
-        comparison=Comparison(name="c", question="?", variants=variants, baseline="linear"),
-        command="",
-        metric="val/accuracy",
-        highest=True,
-        target=target,
-        figures=found,
-        histories=runs,
-        costs=dict.fromkeys(runs, Cost(1, 1, 56, 1.0)),
-        tracking="",
-    )
+    comparison = Comparison(name="c", question="?", variants=variants, baseline="linear")
+    findings = findings_of(comparison, runs, target, found)
     assert findings.tables["Stages as trained"] == [
         ["", "epochs", "epochs of the stages", "randaugment magnitude"],
         ["linear", "4.00", "2 2", "0 9"],
@@ -243,17 +246,8 @@ def test_a_report_on_segmentation_is_about_miou() -> None:
         for name, rows in {"fixed": [(10.0, 0.3), (20.0, 0.5)], "quick": [(4.0, 0.4), (8.0, 0.6)]}.items()
     }
     target, found = figures(runs, "fixed", None)
-    findings = Findings(
-        comparison=Comparison(name="c", question="?", variants=dict.fromkeys(runs, fonts_small()), baseline="fixed"),
-        command="",
-        metric="val/miou",
-        highest=True,
-        target=target,
-        figures=found,
-        histories=runs,
-        costs=dict.fromkeys(runs, Cost(1, 1, 56, 1.0)),
-        tracking="",
-    )
+    comparison = Comparison(name="c", question="?", variants=dict.fromkeys(runs, fonts_small()), baseline="fixed")
+    findings = replace(findings_of(comparison, runs, target, found), metric="val/miou")
     head, fixed, quick = findings.tables["Score and time"]
     assert head[:3] == ["", "final miou", "difference"]
     assert fixed[:2] == ["fixed (baseline)", "0.5000 ± 0.0000"]
