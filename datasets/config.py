@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from datasets.cache import ShardCache, check_limit, default_folder
 from datasets.errors import DataError
-from datasets.order import SampleOrder
-from datasets.shards import DatasetManifest, load_manifest
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
 
@@ -85,23 +80,6 @@ class DataConfig:
             raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
 
 
-def open_cache(config: DataConfig) -> ShardCache | None:
-    """Return the node's shard cache, or None where the configuration says `none`.
-
-    Raises:
-        DataError: its folder can't be made.
-    """
-    folder = cache_folder(config)
-    return None if folder is None else ShardCache(folder, round(config.cache_gb * 1e9))
-
-
-def cache_folder(config: DataConfig) -> Path | None:
-    """Return where the node's shard cache is, or None where the configuration says `none`."""
-    if config.cache_dir == "none":
-        return None
-    return Path(config.cache_dir).expanduser().absolute() if config.cache_dir else default_folder()
-
-
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:
     """Check that the workers divide the lanes and the lanes divide every global batch.
 
@@ -118,69 +96,3 @@ def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker
         if workers < 1 or lanes % workers:
             allowed = ", ".join(str(count) for count in range(1, lanes + 1) if lanes % count == 0)
             raise DataError(f"{workers} workers can't share data.num_lanes={lanes} equally; use {allowed} workers")
-
-
-def data_fingerprint(order: SampleOrder, manifest: DatasetManifest) -> str:
-    """Return the digest of which samples a run uses and in which order: what a run that goes on must find again."""
-    return hashlib.sha256(f"{order.fingerprint} {manifest.fingerprint}".encode()).hexdigest()[:32]
-
-
-def check_data(
-    config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]
-) -> tuple[DatasetManifest, DatasetManifest]:
-    """Find what is wrong with the data on the driver, before a worker starts; returns (train, val) manifests.
-
-    Args:
-        config: the data.
-        batch_sizes: global batch of every stage.
-        worker_counts: every number of workers that the run may use.
-
-    Raises:
-        DataError: numbers that don't divide each other; missing or changed shards, no manifest, no labels, labels out
-            of range, other classes in val than in train, fewer samples than lanes; shards that need a larger cache, or
-            one at all.
-    """
-    check_divisibility(config, batch_sizes=batch_sizes, worker_counts=worker_counts)
-    train, val = load_manifest(config.train, weights=config.train_weights), load_manifest(config.val)
-    for name, manifest in (("data.train", train), ("data.val", val)):
-        _check_labels(name, manifest)
-        _check_cache(config, manifest)
-    if train.kind != val.kind:
-        raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both at once")
-    if train.classes != val.classes:
-        raise DataError(
-            f"data.val has other classes than data.train ({config.val}, {config.train}); prepare both at once"
-        )
-    if train.shard_counts.sum() < config.num_lanes:
-        raise DataError(
-            f"data.train has {train.shard_counts.sum()} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
-        )
-    return train, val
-
-
-def _check_cache(config: DataConfig, manifest: DatasetManifest) -> None:
-    cached = [shard for shard in manifest.shards if shard.is_cached]
-    packed = next((shard for shard in cached if shard.packed), None)
-    if config.cache_dir != "none":
-        check_limit(cached, round(config.cache_gb * 1e9))
-    elif packed is not None:
-        raise DataError(f"{packed.url}: a compressed shard is read through the cache; name a data.cache_dir")
-
-
-def _check_labels(name: str, manifest: DatasetManifest) -> None:
-    if not manifest.classes:
-        raise DataError(
-            f"{name}: the manifest of {manifest.shards[0].url} names no classes; prepare the shards with labels"
-        )
-    last = len(manifest.classes) - 1
-    for shard in manifest.shards:
-        if shard.labelled < shard.samples:
-            what, file = ("mask", ".mask.png") if manifest.kind == "segmentation" else ("label", ".cls")
-            raise DataError(
-                f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no {what}; "
-                f"each image needs a {file} file beside it"
-            )
-        if shard.max_label > last:
-            raise DataError(
-                f"{name}: {shard.url}: a label is {shard.max_label}, but the manifest's classes allow 0 to {last}"
-            )

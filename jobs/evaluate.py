@@ -15,8 +15,8 @@ from rich.table import Table
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.manifest import DatasetManifest
-from datasets.shards import load_manifest
+from datasets.shards.manifest import DatasetManifest
+from datasets.shards.resolve import load_manifest
 from jobs.cli import parse, run_main
 from jobs.display import wide_console
 

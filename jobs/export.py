@@ -138,7 +138,7 @@ def _real_images(saved: SavedModel, options: Options) -> np.ndarray:
 
     from datasets.config import DataConfig
     from datasets.errors import DataError
-    from datasets.loader import build_eval_loader
+    from datasets.loading.loader import build_eval_loader
 
     url = options.data or saved.config["data"]["val"]
     data = DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=0)

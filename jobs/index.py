@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from datasets.errors import DataError
-from datasets.indexing import IndexRules, index_shards
-from datasets.manifest import wids_json
-from datasets.places import check_writable, folder_of, name_of, write_file
-from datasets.remote import is_remote
-from datasets.shards import expand_files
+from datasets.files.urls import absolute, check_writable, folder_of, name_of, write_file
+from datasets.shards.indexing import IndexRules, index_shards
+from datasets.shards.manifest import wids_json
+from datasets.shards.resolve import expand_files
 from jobs.cli import parse, run_main
 from jobs.prepare import shown_progress, summary
 
@@ -62,11 +60,6 @@ def _folder(url: str) -> str:
     if len(folders) > 1:
         raise DataError(f"{url}: the shards lie in {len(folders)} folders; index them one by one, or name an --out")
     return folders[0]
-
-
-def absolute(place: str) -> str:
-    """Return a folder or file independent of where the command is run."""
-    return place.rstrip("/") if is_remote(place) else str(Path(place).absolute())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from datasets.order import sample_order
-from datasets.shards import DataError, load_manifest
+from datasets.loading.sample_order import sample_order
+from datasets.shards.resolve import DataError, load_manifest
 from jobs.cli import UsageError, parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS

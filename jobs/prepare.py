@@ -14,16 +14,16 @@ from typing import Annotated
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datasets.places import check_writable
-from datasets.publish import staging_folder, upload_folder
-from datasets.pyramid import write_copies
-from datasets.remote import is_remote
-from datasets.shards import DatasetManifest
-from datasets.sources.bluemarble import BlueMarble
-from datasets.sources.elpv import Elpv
-from datasets.sources.fonts import Fonts
-from datasets.sources.image_folder import ImageFolder
-from datasets.writer import WriterConfig, prepare
+from datasets.files.s3 import is_remote
+from datasets.files.urls import check_writable
+from datasets.prepare.publish import staging_folder, upload_folder
+from datasets.prepare.pyramid import write_copies
+from datasets.prepare.sources.bluemarble import BlueMarble
+from datasets.prepare.sources.elpv import Elpv
+from datasets.prepare.sources.fonts import Fonts
+from datasets.prepare.sources.image_folder import ImageFolder
+from datasets.prepare.writer import WriterConfig, prepare
+from datasets.shards.resolve import DatasetManifest
 from jobs.cli import parse
 
 PLAIN_LINE_EVERY_S = 10.0

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from datasets.pyramid import write_copies
+from datasets.files.urls import absolute
+from datasets.prepare.pyramid import write_copies
 from jobs.cli import parse, run_main
-from jobs.index import absolute
 from jobs.prepare import ShortSides, shown_progress, summary
 
 

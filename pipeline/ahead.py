@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from datasets.batch import Batch
+from datasets.loading.batch import Batch
 from pipeline.config import TrainConfig
 from pipeline.inputs import stage_batches
 from pipeline.stages import StageSpan

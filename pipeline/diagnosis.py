@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.config import cache_folder, check_data
-from datasets.shards import load_manifest
+from datasets.cache.shard_cache import cache_folder
+from datasets.checks import check_data
+from datasets.shards.resolve import load_manifest
 from infra import tracking
 from infra.cluster import connect
 from infra.storage import Storage, open_storage

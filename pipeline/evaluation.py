@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.loader import Batch, DataConfig, build_eval_loader
+from datasets.loading.loader import Batch, DataConfig, build_eval_loader
 from pipeline.config import TrainerConfig
 from pipeline.memory import largest_that_fits
 from pipeline.task import Task

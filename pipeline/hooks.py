@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datasets.batch import Batch
+from datasets.loading.batch import Batch
 from pipeline.checkpoint import Snapshot
 from pipeline.decisions import Decision
 from pipeline.policy import Progress

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datasets.batch import Batch
-from datasets.loader import Batches, build_loader
-from datasets.mixing import mix
+from datasets.loading.batch import Batch
+from datasets.loading.loader import Batches, build_loader
+from datasets.transforms.mixing import mix
 from pipeline.config import TrainConfig
 from pipeline.evaluation import normalized
 from pipeline.stages import TrainingStage

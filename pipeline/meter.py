@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datasets.loader import Batch
+from datasets.loading.loader import Batch
 
 
 class Meter:

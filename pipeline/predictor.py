@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.decode import MAX_PIXELS, Box, Header
+from datasets.transforms.decode import MAX_PIXELS, Box, Header
 from pipeline.exported import SUFFIXES, Run, open_exported
 from pipeline.preprocessing import Preprocessing
 from pipeline.saved import find_run, open_saved

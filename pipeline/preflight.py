@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.config import check_data, data_fingerprint
-from datasets.order import sample_order
-from datasets.shards import DataError, DatasetManifest
+from datasets.checks import check_data, data_fingerprint
+from datasets.loading.sample_order import sample_order
+from datasets.shards.resolve import DataError, DatasetManifest
 from infra import tracking
 from infra.cluster import in_submitted_job
 from infra.storage import Storage, open_storage

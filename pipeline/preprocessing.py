@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from datasets.config import EvalCrop
-from datasets.decode import MAX_PIXELS, Box, Header, decode_crop, eval_crop, read_header
+from datasets.transforms.decode import MAX_PIXELS, Box, Header, decode_crop, eval_crop, read_header
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
-from datasets.batch import Batch
+from datasets.loading.batch import Batch
 
 VARIABLE = "CRESCENDO_SAMPLE_LOG"
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.loader import Batch
+from datasets.loading.loader import Batch
 from pipeline.config import ClassificationConfig, SegmentationConfig
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.loader import Batch
+from datasets.loading.loader import Batch
 from pipeline.adaptive import REGULARIZATION
 from pipeline.ahead import Feed
 from pipeline.checkpoint import Snapshot

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from datasets.batch import Batch
-from datasets.config import check_data, data_fingerprint
+from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataAwayError
-from datasets.loader import sample_order
+from datasets.loading.batch import Batch
+from datasets.loading.loader import sample_order
 from infra.logs import add_to_log, log_as_json
 from infra.mlflow_run import FINGERPRINT_TAG
 from infra.standby import current_environment, start_standby

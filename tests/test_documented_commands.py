@@ -56,7 +56,7 @@ TRAIN = By("tests/jobs/test_train.py", '"jobs.train", "demo"')
 SEARCH = By(
     "tests/jobs/test_search.py::test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice", "jobs.search"
 )
-BUCKET = By("tests/datasets/test_s3.py", "index([")
+BUCKET = By("tests/datasets/files/test_s3.py", "index([")
 
 ACCOUNTS: dict[str, Here | By | Marked] = {
     # Data.
@@ -70,7 +70,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"jobs\.prepare fonts --families 8 .*": Here("images of 8 classes", "--train-images 3 --val-images 2"),
     r"jobs\.prepare fonts --families 16 .*": Here("images of 16 classes", "--train-images 2 --val-images 1"),
     r"jobs\.prepare elpv .*": By("tests/jobs/test_prepare.py::test_elpv_is_written_with_its_licence", "elpv"),
-    r"jobs\.prepare bluemarble .*": By("tests/datasets/test_bluemarble.py", "blue"),
+    r"jobs\.prepare bluemarble .*": By("tests/datasets/prepare/sources/test_bluemarble.py", "blue"),
     r"jobs\.index (URL|data/theirs)": Here("images of 4 classes in"),
     r"jobs\.index \"data/theirs/\{a-0,b-0\}.*": Here("images of 4 classes in"),
     r"jobs\.index s3:.*": BUCKET,
@@ -98,7 +98,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     ),
     # Training, sweeps, search.
     r"jobs\.train demo .*data/mine/train.*": TRAIN,
-    r"jobs\.train demo .*--data.train-weights.*": By("tests/datasets/test_foreign.py", "train_weights"),
+    r"jobs\.train demo .*--data.train-weights.*": By("tests/datasets/shards/test_foreign.py", "train_weights"),
     r"jobs\.train unet_demo": Marked("unet_demo"),
     r"jobs\.train elpv_\$recipe .*": Marked("elpv_"),
     r"jobs\.train fonts_small .*--model-rows.*": By(SEARCH.test, "--model-rows"),

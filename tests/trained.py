@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from datasets.config import DataConfig, check_data, data_fingerprint
-from datasets.loader import sample_order
+from datasets.checks import check_data, data_fingerprint
+from datasets.config import DataConfig
+from datasets.loading.loader import sample_order
 from infra.storage import open_storage
 from model.config import ModelConfig
 from model.factory import build_model

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import simplejpeg
 
-from datasets.writer import Item, Plan, WriterConfig, prepare
+from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
 from infra.servers import MlflowServer, S3Server, Server
 from infra.storage import open_storage
 from jobs.benchmark.nodes import Nodes

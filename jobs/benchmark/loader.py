@@ -17,15 +17,15 @@ import torch
 from rich.table import Table
 
 from datasets.config import DataConfig
-from datasets.copies import choose_copy, copy_folder
-from datasets.decode import CROP_DRAWS, decode_crop, random_crop, read_header
-from datasets.loader import build_loader
-from datasets.pyramid import write_copies
-from datasets.randomness import Purpose, uniforms
-from datasets.reader import SampleReader
-from datasets.shards import expand_urls, load_manifest
-from datasets.sources.photographs import Photographs
-from datasets.writer import WriterConfig, prepare
+from datasets.loading.loader import build_loader
+from datasets.loading.reader import SampleReader
+from datasets.prepare.pyramid import write_copies
+from datasets.prepare.sources.photographs import Photographs
+from datasets.prepare.writer import WriterConfig, prepare
+from datasets.shards.copies import choose_copy, copy_folder
+from datasets.shards.resolve import expand_urls, load_manifest
+from datasets.transforms.decode import CROP_DRAWS, decode_crop, random_crop, read_header
+from datasets.transforms.randomness import Purpose, uniforms
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.usual import usual_batches
 from jobs.cli import UsageError

@@ -19,10 +19,10 @@ import torch
 from rich.table import Table
 
 from datasets.config import DataConfig
-from datasets.loader import build_loader
-from datasets.manifest import ShardInfo
-from datasets.order import SampleOrder
-from datasets.shards import load_manifest
+from datasets.loading.loader import build_loader
+from datasets.loading.sample_order import SampleOrder
+from datasets.shards.manifest import ShardInfo
+from datasets.shards.resolve import load_manifest
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.display import wide_console
 

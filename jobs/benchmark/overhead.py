@@ -19,8 +19,8 @@ from typing import Annotated, NamedTuple
 import tyro
 from rich.table import Table
 
-from datasets.config import check_data
-from datasets.loader import sample_order
+from datasets.checks import check_data
+from datasets.loading.loader import sample_order
 from infra.cluster import ROOT, ClusterConfig
 from infra.tracking_config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags

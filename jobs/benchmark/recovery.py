@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from datasets.config import check_data
+from datasets.checks import check_data
 from infra.cluster import ClusterConfig
 from infra.tracking_config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from datasets.config import check_divisibility
 from datasets.errors import DataError
-from datasets.order import sample_order
+from datasets.loading.sample_order import sample_order
 from jobs.benchmark.scaling_model import Data, Points, StageCost, predict
 from jobs.benchmark.scaling_options import Options, as_flags, cluster, compute, copies, decoding
 from jobs.cli import UsageError, parse_recipe

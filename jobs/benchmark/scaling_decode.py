@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from datasets.config import DataConfig
-from datasets.copies import choose_copy, copy_folder
-from datasets.loader import build_loader
-from datasets.pyramid import write_copies
-from datasets.shards import load_manifest
-from datasets.sources.photographs import Photographs
-from datasets.writer import WriterConfig, prepare
+from datasets.loading.loader import build_loader
+from datasets.prepare.pyramid import write_copies
+from datasets.prepare.sources.photographs import Photographs
+from datasets.prepare.writer import WriterConfig, prepare
+from datasets.shards.copies import choose_copy, copy_folder
+from datasets.shards.resolve import load_manifest
 from jobs.benchmark.scaling_model import Points
 from pipeline.stages import TrainingStage
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from datasets.batch import Batch
-from datasets.config import check_data
+from datasets.checks import check_data
+from datasets.loading.batch import Batch
 from jobs.benchmark.scaling_model import Cluster, Compute, Data, Link, predict
 from model.config import ModelConfig
 from model.factory import build_model

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from datasets.config import DataConfig
-from datasets.copies import choose_copy
+from datasets.shards.copies import choose_copy
 from pipeline.stages import TrainingStage
 
 Points = tuple[tuple[int, float], ...]

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count, islice
 from typing import Any
 
-from datasets.manifest import DatasetManifest
+from datasets.shards.manifest import DatasetManifest
 from infra.spool import stored_key
 from infra.storage import MissingKeyError, open_storage
 from infra.tracking import Tracker
@@ -170,7 +170,7 @@ class _Twin:
     def _loader(self, split: Split, training: bool) -> Any:
         from timm.data import create_dataset, create_loader
 
-        from datasets.decode import takes_whole
+        from datasets.transforms.decode import takes_whole
 
         config, stage, data = self.config, self.stage, self.config.data
         size = stage.image_size if training else round(stage.image_size * config.trainer.eval_scale)

@@ -10,7 +10,7 @@ import simplejpeg
 import webdataset as wds
 from PIL import Image
 
-from datasets.shards import write_manifest
+from datasets.shards.resolve import write_manifest
 
 
 def image_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from datasets.config import DataConfig, check_data, data_fingerprint
+from datasets.checks import check_data, data_fingerprint
+from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loader import build_loader, sample_order
-from datasets.shards import load_manifest
+from datasets.loading.loader import build_loader, sample_order
+from datasets.shards.resolve import load_manifest
 from tests.datasets.images import write_shards
 
 

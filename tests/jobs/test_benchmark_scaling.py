@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datasets.order import SampleOrder
+from datasets.loading.sample_order import SampleOrder
 from jobs.benchmark.scaling import main
 from jobs.benchmark.scaling_model import Cluster, Compute, Data, Link, StageCost, predict, seconds_at, stage_traffic
 from jobs.benchmark.scaling_options import Options, as_flags, compute, decoding

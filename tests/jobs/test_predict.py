@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datasets.config import DataConfig
-from datasets.loader import build_eval_loader
+from datasets.loading.loader import build_eval_loader
 from jobs.predict import main
 from pipeline.pictures import palette
 from pipeline.saved import open_saved

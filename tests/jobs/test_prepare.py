@@ -12,8 +12,8 @@ import matplotlib
 import pytest
 
 from datasets.config import DataConfig
-from datasets.loader import build_loader
-from datasets.shards import load_manifest
+from datasets.loading.loader import build_loader
+from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets.loader import Batch
+from datasets.loading.loader import Batch
 from pipeline.ahead import BATCHES_AHEAD, Feed
 from pipeline.decisions import Decision, ExtendStage, NextStage
 from pipeline.policy import Progress

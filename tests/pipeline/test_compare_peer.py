@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.utils import random_seed
 
-from datasets.shards import load_manifest
+from datasets.shards.resolve import load_manifest
 from jobs.recipes import fonts_small
 from pipeline.compare.config import CompareError
 from pipeline.compare.peer import Split, _rand_augment, _split, _Twin, train_with_timm

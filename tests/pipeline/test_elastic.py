@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from datasets.config import DataConfig
-from datasets.loader import sample_order
-from datasets.shards import load_manifest
+from datasets.loading.loader import sample_order
+from datasets.shards.resolve import load_manifest
 from infra.storage import open_storage
 from jobs.benchmark.nodes import Nodes
 from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups

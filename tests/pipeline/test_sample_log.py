@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.batch import Batch
+from datasets.loading.batch import Batch
 from jobs.benchmark.used_samples import check_each_once, final_steps, groups, lost_and_doubled
 from pipeline import sample_log
 from pipeline.sample_log import VARIABLE, SampleLog, last_cursor

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.batch import Batch
+from datasets.loading.batch import Batch
 from pipeline.config import SegmentationConfig
 from pipeline.task import SegmentationTask
 

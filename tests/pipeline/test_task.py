@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.batch import Batch
-from datasets.mixing import mixup
+from datasets.loading.batch import Batch
+from datasets.transforms.mixing import mixup
 from pipeline.config import ClassificationConfig, SegmentationConfig
 from pipeline.task import ClassificationTask, SegmentationTask, build_task
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
-from datasets.config import check_data
-from datasets.loader import sample_order
+from datasets.checks import check_data
+from datasets.loading.loader import sample_order
 from model.factory import build_model
 from model.head import TaskHead
 from pipeline.checkpoint import Snapshot

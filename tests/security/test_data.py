@@ -1,4 +1,4 @@
-"""Data sets that carry a pickle run nothing. The test of tar members is in tests/datasets/test_cache.py."""
+"""Data sets that carry a pickle run nothing. The test of tar members is in tests/datasets/cache/test_shard_cache.py."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from datasets import remote
-from datasets.cache import ShardCache, shard_key
+from datasets.cache.shard_cache import ShardCache, shard_key
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loader import build_eval_loader
-from datasets.pyramid import write_copies
-from datasets.shards import load_manifest
+from datasets.files import s3 as remote
+from datasets.loading.loader import build_eval_loader
+from datasets.prepare.pyramid import write_copies
+from datasets.shards.resolve import load_manifest
 from infra.storage import StorageError
+from tests.datasets.files.test_s3 import put
 from tests.datasets.images import write_shards
-from tests.datasets.test_s3 import put
 
 
 @pytest.mark.parametrize("name", ["index.npy", "manifest.json"])
@@ -47,7 +47,7 @@ def test_a_member_with_a_pickle_is_not_opened(tmp_path: Path, evil: bytes, name:
             info = tarfile.TarInfo(member)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    from datasets.indexing import IndexRules, index_shards
+    from datasets.shards.indexing import IndexRules, index_shards
 
     if name.endswith(".cls"):  # its label is no number
         with pytest.raises(DataError, match="not a class number"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets import remote
 from datasets.config import DataConfig
+from datasets.files import s3 as remote
 from infra.mlflow_run import make_client
 from infra.storage import Storage, open_storage
 from infra.storage_s3 import S3Storage

@@ -1,0 +1,151 @@
+"""Fills the node's cache ahead of the loader, by plan: which shards the coming steps use, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from datasets.cache.shard_cache import Fetched, ShardCache, shard_key
+from datasets.shards.manifest import ShardInfo
+
+log = logging.getLogger(__name__)
+
+_DOWNLOADS_AT_ONCE = 4
+_LOOK_AGAIN_S = 1.0
+_PLAN_DTYPE = np.dtype([("key", "S32"), ("next_use", "<i8")])
+
+Plan = Callable[[int], Iterable[tuple[int, int]]]
+"""cursor -> (shard number, samples until its next use), nearest first; each shard once"""
+
+
+class Prefetcher:
+    """Threads of the training process that download the shards of its plan, nearest first.
+
+    The plan is published in the cache's folder, so that no process on the node evicts what another needs sooner.
+
+    Args:
+        cache: of this node.
+        shards: of the manifest that the plan counts in.
+        plan: of this process.
+        replan_every: samples after which the plan is made again.
+    """
+
+    def __init__(
+        self, cache: ShardCache, shards: tuple[ShardInfo, ...], plan: Plan, *, cursor: int, replan_every: int
+    ) -> None:
+        self._cache, self._shards, self._plan, self._replan_every = cache, shards, plan, replan_every
+        self._cursor, self._planned = cursor, cursor
+        self._due: list[tuple[int, int]] = []
+        self._changed, self._stop = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._published = PublishedPlan(cache.folder)
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def advance(self, cursor: int) -> None:
+        """Say how far the loader is; makes a new plan now and then."""
+        self._cursor = cursor
+        if cursor - self._planned >= self._replan_every:
+            self._changed.set()
+
+    def close(self) -> None:
+        """End after the downloads that are under way, without waiting for them."""
+        self._stop.set()
+        self._changed.set()
+
+    def _run(self) -> None:
+        with self._published, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
+            while not self._stop.is_set():
+                self._changed.clear()
+                self._make_plan()
+                tasks = [pool.submit(self._download) for _ in range(_DOWNLOADS_AT_ONCE)]
+                failed = [error for task in tasks if (error := task.exception()) is not None]
+                if failed:
+                    # Reading goes on by ranges, and raises there what can't be read at all.
+                    log.error("the shard cache is not filled any more, and reading goes on by ranges: %s", failed[0])
+                    return
+                if not self._stop.is_set():
+                    self._changed.wait(_LOOK_AGAIN_S if self._due else None)
+
+    def _make_plan(self) -> None:
+        self._planned = self._cursor
+        uses = list(self._plan(self._planned))
+        self._published.write({shard_key(self._shards[shard]): distance for shard, distance in uses})
+        self._due = uses
+
+    def _download(self) -> None:
+        """Fetch shard after shard, until all are here, there is no room, or the plan is old."""
+        skipped = []
+        while not (self._stop.is_set() or self._changed.is_set()):
+            with self._lock:
+                if not self._due:
+                    break
+                shard, distance = self._due.pop(0)
+            result = self._cache.fetch(self._shards[shard], next_use=distance, uses=self._published.merged)
+            if result is Fetched.ELSEWHERE:
+                skipped.append((shard, distance))
+            elif result is Fetched.NO_ROOM:
+                with self._lock:
+                    self._due = []
+        with self._lock:
+            self._due = skipped + self._due
+
+
+class PublishedPlan:
+    """This process's plan as a file in the cache's folder; it counts while the process lives and holds its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "plans"
+        self._folder.mkdir(exist_ok=True)
+        self._path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._lock_path = self._path.with_suffix(".lock")
+
+    def __enter__(self) -> PublishedPlan:
+        self._lock_file = self._lock_path.open("wb")
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in (self._path, self._lock_path):
+            path.unlink(missing_ok=True)
+        self._lock_file.close()
+
+    def write(self, uses: Mapping[str, int]) -> None:
+        """Publish when each shard, by its key in the cache, is used next."""
+        rows = np.array([(key.encode(), distance) for key, distance in uses.items()], dtype=_PLAN_DTYPE)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(rows.tobytes())
+        temporary.replace(self._path)
+
+    def merged(self) -> dict[str, int]:
+        """Return the next use of every shard in any living process's plan; removes the plans of dead ones."""
+        merged: dict[str, int] = {}
+        for lock_path in self._folder.glob("*.lock"):
+            path = lock_path.with_suffix("")
+            with contextlib.suppress(OSError):
+                if lock_path != self._lock_path and _is_free(lock_path):
+                    path.unlink(missing_ok=True)
+                    lock_path.unlink(missing_ok=True)
+                    continue
+                for key, distance in np.frombuffer(path.read_bytes(), dtype=_PLAN_DTYPE).tolist():
+                    name = key.decode()
+                    merged[name] = min(distance, merged.get(name, distance))
+        return merged
+
+
+def _is_free(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

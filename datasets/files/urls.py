@@ -1,0 +1,138 @@
+"""Files by URL, on a local path or in S3: what folders hold, small files whole, and a shard as a stream to seek in."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+from datasets.errors import DataError
+from datasets.files import s3 as remote
+from datasets.files.s3 import RemoteFile, is_remote
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def is_shard(url: str) -> bool:
+    """Say whether a name is that of a shard."""
+    return url.endswith(TAR_SUFFIXES)
+
+
+def is_packed(url: str) -> bool:
+    """Say whether a shard is compressed, so that nothing can be read from it by offset before it is unpacked."""
+    return url.endswith((".gz", ".tgz"))
+
+
+def name_of(url: str) -> str:
+    """Return the last part of a URL."""
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def folder_of(url: str) -> str:
+    """Return all but the last part of a URL."""
+    return url.rstrip("/").rpartition("/")[0]
+
+
+def join(folder: str, name: str) -> str:
+    """Return `name` in `folder`, or `name` itself where it is a URL or an absolute path."""
+    return name if "://" in name or name.startswith("/") else f"{folder.rstrip('/')}/{name}"
+
+
+def list_shards(folder: str) -> list[RemoteFile]:
+    """Return the shards directly in a folder in the order of their names; the ETag of a local file is empty."""
+    if is_remote(folder):
+        return [file for file in remote.list_folder(folder) if is_shard(file.url)]
+    paths = sorted(path for path in Path(folder).iterdir() if is_shard(path.name) and not path.name.startswith("."))
+    return [RemoteFile(str(path.absolute()), path.stat().st_size, "") for path in paths]
+
+
+def read_file(url: str) -> bytes:
+    """Return a small file's bytes.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        DataError: S3 can't be read.
+    """
+    if not is_remote(url):
+        return Path(url).read_bytes()
+    try:
+        return remote.read(url, patience_s=remote.CHECK_PATIENCE_S)
+    except remote.MissingError as error:
+        raise FileNotFoundError(str(error)) from None
+
+
+def write_file(url: str, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    if is_remote(url):
+        remote.write(url, data)
+        return
+    path = Path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def remove_file(url: str) -> None:
+    """Remove a file; it may be gone already."""
+    if is_remote(url):
+        remote.delete(url)
+    else:
+        Path(url).unlink(missing_ok=True)
+
+
+def check_writable(folder: str) -> None:
+    """Write a file into a folder and remove it, before long work for what comes to lie there.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    probe = join(folder, ".probe")
+    try:
+        write_file(probe, b"probe")
+        with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
+            remove_file(probe)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write there ({error.strerror})") from None
+
+
+class _Ranged(io.RawIOBase):
+    """An object in S3 as a raw stream to seek in: each read is one request."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._position = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        length = min(len(buffer), self._file.size - self._position)
+        if length <= 0:
+            return 0
+        file = self._file
+        buffer[:length] = remote.read(file.url, start=self._position, length=length, etag=file.etag)
+        self._position += length
+        return length
+
+
+def open_shard(file: RemoteFile, *, block_bytes: int) -> BinaryIO:
+    """Open a shard to read and seek in; one in S3 is fetched in blocks, and a seek fetches nothing."""
+    if not is_remote(file.url):
+        return Path(file.url).open("rb")
+    return io.BufferedReader(_Ranged(file), buffer_size=block_bytes)
+
+
+def absolute(place: str) -> str:
+    """Return a folder or file independent of where the command is run."""
+    return place.rstrip("/") if is_remote(place) else str(Path(place).absolute())

@@ -1,0 +1,209 @@
+"""From the cursor to batches: which samples, read by offset, decoded and augmented into one uint8 tensor a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.cache.prefetch import Plan, Prefetcher
+from datasets.cache.shard_cache import open_cache
+from datasets.config import DataConfig, check_divisibility
+from datasets.files.s3 import is_remote
+from datasets.loading.batch import Batch
+from datasets.loading.batch_sampler import EvalSteps, TrainSteps
+from datasets.loading.corruption import DamageCount
+from datasets.loading.reader import SampleReader
+from datasets.loading.sample_order import sample_order
+from datasets.loading.samples import Request, Samples, View
+from datasets.shards.copies import choose_copy, load_copies
+from datasets.shards.manifest import DatasetManifest
+from datasets.shards.resolve import load_manifest
+
+__all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "sample_order"]
+
+log = logging.getLogger(__name__)
+
+
+def build_loader(
+    config: DataConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    magnitude: float,
+    seed: int,
+    cursor: int,
+    stop: int,
+    rank: int,
+    world_size: int,
+    crop_area: tuple[float, float] | None = None,
+) -> Batches:
+    """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
+
+    Args:
+        config: the data and its augmentation.
+        image_size: side of the square crops in pixels.
+        batch_size: G, samples of a step over all ranks.
+        magnitude: RandAugment's, on the paper's scale (10 is the full range); 0 turns it off.
+        seed: of the run.
+        cursor: samples that the run consumed before; a multiple of the lanes.
+        stop: cursor at which the stage ends.
+        rank: of this worker.
+        world_size: R, workers that share the step.
+        crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
+
+    Raises:
+        DataError: shards that can't be read, or numbers that don't divide each other.
+    """
+    check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
+    manifest = _manifest(config.train, config.train_weights)
+    order = sample_order(config, manifest.shard_counts, seed=seed)
+    steps = TrainSteps(
+        order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
+    )
+    copy = choose_copy(manifest.copies, image_size, crop_area, config.crop_area) if config.pyramid else 0
+    view = View(
+        image_size=image_size, magnitude=magnitude, seed=seed, crop_area=crop_area, short_side=copy, training=True
+    )
+    pool = _pool("train", manifest, config)
+    return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
+
+
+def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, rank: int, world_size: int) -> Batches:
+    """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
+
+    Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
+    A sample that can't be decoded is left out, and counted.
+
+    Raises:
+        DataError: shards that can't be read.
+    """
+    manifest = _manifest(config.val)
+    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
+    view = View(image_size=image_size, training=False)
+    pool = _pool("eval", manifest, config)
+    return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
+
+
+def _manifest(url: str, weights: tuple[float, ...] = ()) -> DatasetManifest:
+    """Return the manifest of some data; one of S3 is listed and checked once by each process, not in every stage.
+
+    What changes in S3 after that is refused by its ETag as it is read.
+    """
+    return _opened(url, weights) if "s3://" in url else load_manifest(url, weights=weights)
+
+
+@lru_cache(maxsize=8)
+def _opened(url: str, weights: tuple[float, ...]) -> DatasetManifest:
+    return load_manifest(url, weights=weights)
+
+
+class _Requests:
+    """The batch sampler of a pool: its steps change from stage to stage, while the loader processes stay."""
+
+    view: View
+    steps: TrainSteps | EvalSteps
+
+    def __iter__(self) -> Iterator[Request]:
+        for streams, ids in self.steps:
+            yield Request(self.view, streams, ids)
+
+
+class _Pool:
+    """The loader processes of one dataset; they stay over stages and evaluations."""
+
+    def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
+        cache = open_cache(config)
+        manifests = load_copies(manifest, config.train) if training and config.pyramid else {0: manifest}
+        if cache is not None:
+            cache.check_room([shard for shard in manifest.shards if shard.is_cached])
+        self.cache, self.manifests, self.in_use = cache, manifests, False
+        self.requests = _Requests()
+        self.loader = DataLoader(
+            Samples({side: SampleReader(part, cache) for side, part in manifests.items()}, config),
+            batch_sampler=self.requests,  # type: ignore[arg-type]
+            num_workers=config.loader_workers,
+            collate_fn=_same,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=config.prefetch_batches if config.loader_workers else None,
+            persistent_workers=config.loader_workers > 0,
+        )
+
+
+_pools: dict[str, tuple[tuple[DatasetManifest, DataConfig], _Pool]] = {}
+
+
+def _pool(role: str, manifest: DatasetManifest, config: DataConfig) -> _Pool:
+    """Return the pool of a role's data: the one that is there, if it is free and of the same data."""
+    key = manifest, config
+    kept = _pools.get(role)
+    if kept is not None and kept[0] == key and not kept[1].in_use:
+        return kept[1]
+    pool = _Pool(manifest, config, training=role == "train")
+    if kept is None or not kept[1].in_use:
+        _pools[role] = key, pool
+    return pool
+
+
+class Batches:
+    """The batches of one stage or one evaluation; iterated once or more, always from its start."""
+
+    def __init__(
+        self,
+        pool: _Pool,
+        view: View,
+        steps: TrainSteps | EvalSteps,
+        config: DataConfig,
+        *,
+        plan: Plan,
+        cursor: int,
+        step: int,
+    ) -> None:
+        self._pool, self._view, self._steps, self._config = pool, view, steps, config
+        self._plan, self._cursor, self._step = plan, cursor, step
+        if view.short_side:
+            log.info("images of %d px are made from the copy of short side %d", view.image_size, view.short_side)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def short_side(self) -> int:
+        """Short side in pixels of the copy that is read; 0: the shards themselves."""
+        return self._view.short_side
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool = self._pool
+        if pool.in_use:  # by another iterator: this one needs processes of its own
+            pool = _Pool(pool.manifests[0], self._config, training=self._view.training)
+        pool.in_use = True
+        pool.requests.view, pool.requests.steps = self._view, self._steps
+        prefetcher = self._prefetcher(pool)
+        count = DamageCount(self._config.max_damaged)
+        try:
+            for number, batch in enumerate(pool.loader):
+                if not isinstance(batch, Batch):
+                    raise batch
+                count.add(batch)
+                if prefetcher is not None:
+                    prefetcher.advance(self._cursor + number * self._step)
+                yield batch
+        finally:
+            pool.in_use = False
+            if prefetcher is not None:
+                prefetcher.close()
+
+    def _prefetcher(self, pool: _Pool) -> Prefetcher | None:
+        shards = pool.manifests[self._view.short_side].shards
+        if pool.cache is None or not any(is_remote(shard.url) for shard in shards):
+            return None
+        every = max(self._step, self._config.block_size * self._config.num_lanes)
+        return Prefetcher(pool.cache, shards, self._plan, cursor=self._cursor, replan_every=every)
+
+
+def _same(batch: Any) -> Any:
+    return batch

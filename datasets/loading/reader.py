@@ -1,0 +1,203 @@
+"""Samples by their global id: which shard, which bytes; one `pread`, or one request where the shard is not here yet."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.cache.shard_cache import ShardCache
+from datasets.errors import DataError
+from datasets.files import s3 as remote
+from datasets.files.s3 import is_remote
+from datasets.shards.index_rows import IndexRows
+from datasets.shards.manifest import DatasetManifest, ShardInfo
+from datasets.shards.tar_index import HEADER_BYTES, key_of
+
+_OPEN_SHARDS = 256
+_REQUESTS_AT_ONCE = 16
+
+
+class Sample(NamedTuple):
+    """The bytes of one image with its label."""
+
+    data: bytes
+    label: int
+    """class number; -1 in segmentation"""
+    mask: bytes = b""
+    """PNG of the mask in segmentation"""
+
+
+class _Place(NamedTuple):
+    """Where a sample is."""
+
+    shard: int
+    offset: int
+    size: int
+    label: int
+    mask_offset: int = 0
+    mask_size: int = 0
+
+
+class SampleReader:
+    """Reads samples by global id. Picklable and forkable.
+
+    A shard of this machine, or in its cache, is read by offset; one in S3 that is not in the cache by ranges, so nobody
+    waits for a whole shard. A compressed shard is unpacked into the cache first.
+
+    Args:
+        manifest: of the shards.
+        cache: of this node; None reads everything in S3 by ranges.
+
+    Raises:
+        DataError: a folder's index is missing or does not fit its manifest, or compressed shards without a cache.
+    """
+
+    def __init__(self, manifest: DatasetManifest, cache: ShardCache | None = None) -> None:
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self.manifest, self.cache = manifest, cache
+        self._ends = np.cumsum([shard.samples for shard in manifest.shards])
+        self._rows = IndexRows(manifest)
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
+        packed = next((shard for shard in manifest.shards if shard.packed), None)
+        if packed is not None and cache is None:
+            raise DataError(f"{packed.url}: a compressed shard is read through the cache; name a data.cache_dir")
+
+    def __getstate__(self) -> tuple[DatasetManifest, ShardCache | None]:
+        return self.manifest, self.cache
+
+    def __setstate__(self, state: tuple[DatasetManifest, ShardCache | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, sample_id: int) -> Sample:
+        """Return one sample.
+
+        Raises:
+            DataError: no label or one out of range, or the shard is shorter than its index; names shard and key. Or
+                S3 can't be read.
+        """
+        return self._sample(self._locate(sample_id))
+
+    def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
+        """Yield samples in the order of their ids; those that must be fetched are fetched together, before the first.
+
+        What is on this machine is read when its turn comes, so that it is decoded while the processor's cache has it.
+        """
+        self._close_evicted()
+        missing = {
+            shard for shard in map(self._shard_of, sample_ids) if not self._rows.has(self.manifest.shards[shard])
+        }
+        if missing:
+            list(self._pool().map(lambda shard: self._rows.of(self.manifest.shards[shard]), missing))
+        places = [self._locate(sample_id) for sample_id in sample_ids]
+        # Descriptors are opened and closed in this thread only; the others do nothing but ask S3.
+        far = [place for place in places if self._descriptor(place.shard) is None]
+        fetched = dict(zip(far, self._pool().map(self._sample_by_range, far), strict=True)) if far else {}
+        for place in places:
+            yield fetched.pop(place) if place in fetched else self._sample(place)
+
+    def describe(self, sample_id: int) -> str:
+        """Name a sample by shard and key, for messages."""
+        return self._describe(self._locate(sample_id))
+
+    def close(self) -> None:
+        """Close every open shard."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _shard_of(self, sample_id: int) -> int:
+        return int(np.searchsorted(self._ends, sample_id, side="right"))
+
+    def _locate(self, sample_id: int) -> _Place:
+        shard = self._shard_of(sample_id)
+        info = self.manifest.shards[shard]
+        row = self._rows.of(info)[sample_id - (int(self._ends[shard]) - info.samples)]
+        return _Place(shard, *row.tolist())
+
+    def _check(self, place: _Place) -> None:
+        if self.manifest.kind == "segmentation":
+            if not place.mask_size:
+                raise DataError(f"{self._describe(place)}: it has no mask; each image needs a .mask.png file beside it")
+        elif not 0 <= place.label < len(self.manifest.classes):
+            raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
+
+    def _describe(self, place: _Place) -> str:
+        start = max(0, place.offset - HEADER_BYTES)
+        local = None if is_remote(self.manifest.shards[place.shard].url) else self._descriptor(place.shard)
+        header = (
+            self._range(place.shard, start, HEADER_BYTES) if local is None else os.pread(local, HEADER_BYTES, start)
+        )
+        return f"{self.manifest.shards[place.shard].url}: sample {key_of(header)!r}"
+
+    def _label_problem(self, label: int) -> str:
+        if label < 0:
+            return "it has no label; each image needs a .cls file beside it"
+        last = len(self.manifest.classes) - 1
+        return f"its label is {label}, but the manifest's {last + 1} classes allow 0 to {last}"
+
+    def _sample(self, place: _Place) -> Sample:
+        descriptor = self._descriptor(place.shard)
+        if descriptor is None:
+            return self._sample_by_range(place)
+        self._check(place)
+        data = os.pread(descriptor, place.size, place.offset)
+        mask = os.pread(descriptor, place.mask_size, place.mask_offset) if place.mask_size else b""
+        if len(data) != place.size or len(mask) != place.mask_size:
+            raise DataError(f"{self._describe(place)}: the shard is cut short; write it again")
+        return Sample(data, place.label, mask)
+
+    def _sample_by_range(self, place: _Place) -> Sample:
+        self._check(place)
+        data = self._range(place.shard, place.offset, place.size)
+        mask = self._range(place.shard, place.mask_offset, place.mask_size) if place.mask_size else b""
+        return Sample(data, place.label, mask)
+
+    def _range(self, shard: int, offset: int, size: int) -> bytes:
+        info = self.manifest.shards[shard]
+        return remote.read(info.url, start=offset, length=size, etag=info.etag)
+
+    def _descriptor(self, shard: int) -> int | None:
+        """Return a descriptor of the shard's file; None where it can be read from S3 only."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        info = self.manifest.shards[shard]
+        path = self._path(info)
+        if path is None:
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # evicted between the look and the opening
+            if is_remote(info.url):
+                return None
+            raise DataError(f"{path}: the shard is gone; write it again") from None
+        while len(self._open) >= _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[shard] = descriptor
+        return descriptor
+
+    def _path(self, info: ShardInfo) -> Path | None:
+        if info.packed:
+            assert self.cache is not None
+            return self.cache.require(info)
+        if not is_remote(info.url):
+            return info.path
+        return self.cache.find(info) if self.cache is not None else None
+
+    def _close_evicted(self) -> None:
+        """Let go of shards that were evicted from the cache: their bytes are free only when nobody has them open."""
+        for shard in [shard for shard, descriptor in self._open.items() if os.fstat(descriptor).st_nlink == 0]:
+            os.close(self._open.pop(shard))
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None or self._threads[0] != os.getpid():  # threads don't survive a fork
+            self._threads = os.getpid(), ThreadPoolExecutor(_REQUESTS_AT_ONCE, thread_name_prefix="read")
+        return self._threads[1]

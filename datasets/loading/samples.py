@@ -1,0 +1,170 @@
+"""From sample ids to a batch: read, decoded, augmented, and what is damaged replaced; runs in the loader processes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.loading.batch import Batch, empty_images, empty_masks
+from datasets.loading.reader import Sample, SampleReader
+from datasets.transforms.augment import DRAWS_PER_LAYER, rand_augment, random_flip_pair
+from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
+from datasets.transforms.randomness import Purpose, sample_generator, uniforms
+
+log = logging.getLogger(__name__)
+
+_REPLACEMENTS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """How samples are looked at in one stage, or in an evaluation."""
+
+    image_size: int
+    """Side of the square crops in pixels."""
+    magnitude: float = 0.0
+    """RandAugment's, on the paper's scale."""
+    seed: int = 0
+    """Of the run."""
+    crop_area: tuple[float, float] | None = None
+    """Smallest and largest share of the image's area that a training crop takes; None: `data.crop_area`."""
+    training: bool
+    """Random crops and augmentation, or the evaluation's crop."""
+    short_side: int = 0
+    """Which copy of the shards is read: that of this short side in pixels, or 0 for the shards themselves."""
+
+
+class Request(NamedTuple):
+    """One batch to be made."""
+
+    view: View
+    streams: np.ndarray
+    """int64 [B]"""
+    ids: np.ndarray
+    """int64 [B]"""
+
+
+class _Decoded(NamedTuple):
+    image: np.ndarray
+    """uint8 [H, W, 3]"""
+    label: int
+    mask: np.ndarray | None
+    """uint8 [H, W]"""
+
+
+class Samples(Dataset[Batch]):
+    """Map-style dataset whose items are whole batches, written straight into one tensor.
+
+    Args:
+        readers: by the short side of their copy; 0 is the shards themselves.
+        config: of the data.
+    """
+
+    def __init__(self, readers: dict[int, SampleReader], config: DataConfig) -> None:
+        self.readers, self.config = readers, config
+
+    def __len__(self) -> int:
+        return self.readers[0].manifest.num_samples
+
+    def __getitems__(self, request: Request) -> Batch | DataError:
+        try:
+            return self.batch(request)
+        except DataError as error:
+            # Raised in a loader process it would arrive as a traceback in a string; returned, it stays one line.
+            return error
+
+    def batch(self, request: Request) -> Batch:
+        """Make one batch.
+
+        Raises:
+            DataError: shards that can't be read, or nothing in an evaluation's chunk can be decoded.
+        """
+        view, reader = request.view, self.readers[request.view.short_side]
+        images, damaged, kept = empty_images(len(request.ids), view.image_size), [], []
+        rows, labels = images.permute(0, 2, 3, 1).numpy(), np.empty(len(request.ids), dtype=np.int64)
+        masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
+        draws = self._draws(request)
+        for row, sample in enumerate(reader.read_each(request.ids.tolist())):
+            try:
+                decoded = self._decode(sample, draws[row], view, reader)
+            except (ValueError, OverflowError, MemoryError) as error:
+                damaged.append(f"{reader.describe(int(request.ids[row]))}: {error}")
+                if not view.training:
+                    continue
+                decoded = self._replacement(int(request.streams[row]), draws[row], view, reader)
+            rows[row], labels[row] = decoded.image, decoded.label
+            if masks is not None:
+                masks.numpy()[row] = decoded.mask
+            kept.append(row)
+        if not kept:
+            raise DataError(f"{damaged[0]} (and all the others of {len(damaged)} in a row)")
+        if view.training:
+            layers = [row[CROP_DRAWS + 1 :] for row in draws]
+            rand_augment(rows, None if masks is None else masks.numpy(), layers, magnitude=view.magnitude)
+        batch = Batch(images, torch.from_numpy(labels), torch.from_numpy(request.streams), masks, tuple(damaged))
+        return batch if len(kept) == len(labels) else _only(batch, kept)
+
+    def _draws(self, request: Request) -> list[list[float]]:
+        """Return the random numbers of each sample's crop, flip and RandAugment; none in an evaluation."""
+        view = request.view
+        if not view.training:
+            return [[]] * len(request.ids)
+        count = CROP_DRAWS + 1 + DRAWS_PER_LAYER * self.config.randaugment_layers
+        return uniforms(view.seed, Purpose.AUGMENT, request.streams, count).tolist()
+
+    def _replacement(self, stream: int, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
+        """Return another sample in a damaged one's place: a pure function of seed and stream index."""
+        for draw in sample_generator(view.seed, Purpose.REPLACE, stream).random(_REPLACEMENTS):
+            other = int(draw * reader.manifest.num_samples)
+            try:
+                return self._decode(reader.read(other), draws, view, reader)
+            except (ValueError, OverflowError, MemoryError) as error:
+                if isinstance(error, DataError):
+                    raise
+                log.debug("replacement %s is damaged too: %s", other, error)
+        raise DataError(
+            f"{reader.manifest.shards[0].index_folder}: {_REPLACEMENTS} samples in a row are damaged; "
+            "write the shards again"
+        )
+
+    def _decode(self, sample: Sample, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
+        header = read_header(sample.data, max_pixels=self.config.max_pixels)
+        if view.training:
+            image, mask = self._cropped(sample, header, draws, view)
+        else:
+            box = eval_crop(header, view.image_size, rule=self.config.eval_crop)
+            image = decode_crop(sample.data, header, box, view.image_size)
+            mask = decode_mask(sample.mask, header, box, view.image_size) if sample.mask else None
+        if mask is not None:
+            _check_mask(mask, len(reader.manifest.classes))
+        return _Decoded(image, sample.label, mask)
+
+    def _cropped(
+        self, sample: Sample, header: Header, draws: list[float], view: View
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        config, size = self.config, view.image_size
+        box = random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=config.crop_ratio)
+        image = decode_crop(sample.data, header, box, size)
+        mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
+        return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
+
+
+def _check_mask(mask: np.ndarray, num_classes: int) -> None:
+    known = mask[mask != 255]
+    if known.size and known.max() >= num_classes:
+        raise ValueError(f"the mask has value {known.max()}, but {num_classes} classes allow 0 to {num_classes - 1}")
+
+
+def _only(batch: Batch, rows: list[int]) -> Batch:
+    """Return the batch without the rows that could not be decoded."""
+    keep = torch.tensor(rows)
+    masks = None if batch.masks is None else batch.masks[keep]
+    images = batch.images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
+    return Batch(images, batch.labels[keep], batch.stream_index[keep], masks, batch.replaced)

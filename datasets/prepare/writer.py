@@ -1,0 +1,250 @@
+"""Shards from a source: planned first, written in parallel, whole or not at all, gone on with after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import webdataset as wds
+
+from datasets.errors import DataError
+from datasets.loading.reader import SampleReader
+from datasets.prepare.process_pool import count_one, run_tasks
+from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
+from datasets.shards.tar_index import INDEX_NAME, index_shard
+
+STATE_NAME = "prepare.json"
+SPLITS = ("train", "val")
+_NAME_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be written."""
+
+    name: str
+    """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
+    label: int
+    """Class number; -1 where the source has masks."""
+    mark: str = ""
+    """What else identifies its content, such as a file's size: a change is noticed by it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that will be written, before the first image is read."""
+
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    splits: dict[str, tuple[Item, ...]]
+    """Items of `train` and `val`."""
+    kind: str = "classification"
+    """What is learned from them: `classification`, or `segmentation` with `Source.mask` beside each image."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the manifest records about where the images come from (licence, package versions, ...)."""
+
+
+class Source(Protocol):
+    """Where images come from: a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+
+    def plan(self) -> Plan:
+        """List every image with its label; cheap, and equal for equal options and files."""
+
+    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
+        """Return (extension, bytes) of one image: a pure function of options, split and item."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WriterConfig:
+    """How shards are written."""
+
+    samples_per_shard: int = 1000
+    """Images in one shard, at most."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that write shards."""
+    overwrite: bool = False
+    """Replace shards in the output folder that were made from something else."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardTask:
+    source: Source
+    split: str
+    path: Path
+    first: int
+    items: tuple[Item, ...]
+
+
+def prepare(
+    source: Source, out: Path, config: WriterConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, DatasetManifest]:
+    """Write `out/train` and `out/val` with their manifests, and return these by split.
+
+    What is finished already is kept, so an interrupted call is gone on with by calling again.
+
+    Args:
+        source: of the images.
+        out: folder, made if missing.
+        config: shard size and processes.
+        progress: called with (images written, images in all) a few times a second.
+
+    Raises:
+        DataError: the folder holds shards of something else, or an image can't be used.
+    """
+    plan = source.plan()
+    _check_plan(source, plan)
+    description = _describe(source, plan, config)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _claim(out, description, overwrite=config.overwrite)
+        manifests = {split: manifest for split in SPLITS if (manifest := _finished(out / split)) is not None}
+        tasks = {split: _shard_tasks(source, split, plan, out, config) for split in SPLITS if split not in manifests}
+        waiting = [task for split in tasks for task in tasks[split] if not _is_whole(task)]
+        total = sum(map(len, plan.splits.values()))
+        kept = total - sum(len(task.items) for task in waiting)
+        run_tasks(_write_shard, waiting, workers=config.workers, progress=lambda count: progress(kept + count, total))
+        for split in tasks:
+            names = [task.path.name for task in tasks[split]]
+            record = {**description, **plan.origin}
+            manifests[split] = write_manifest(out / split, names, classes=plan.classes, kind=plan.kind, source=record)
+        return {split: manifests[split] for split in SPLITS}
+
+
+def _check_plan(source: Source, plan: Plan) -> None:
+    for split in SPLITS:
+        items = plan.splits.get(split, ())
+        if not items:
+            raise DataError(f"{source.name}: the {split} split would be empty; give it more images or another split")
+        if len({item.name for item in items}) != len(items):
+            raise DataError(f"{source.name}: two images of the {split} split have the same name")
+
+
+def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any]:
+    """Return what the shards are made from: equal descriptions give equal bytes."""
+    # Where files lie is not what they are: the digest of the images tells that.
+    options = {name: value for name, value in asdict(source).items() if not isinstance(value, Path)}  # type: ignore[call-overload]
+    digest = hashlib.sha256(json.dumps(plan.classes).encode())
+    for split in SPLITS:
+        for item in plan.splits[split]:
+            digest.update(f"{split}\0{item.name}\0{item.label}\0{item.mark}\n".encode())
+    return {
+        "source": source.name,
+        "options": json.loads(json.dumps(options)),
+        "samples_per_shard": config.samples_per_shard,
+        "images": digest.hexdigest()[:32],
+    }
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{out}: another process is writing shards there; wait for it or use another --out"
+            ) from None
+        yield
+
+
+def _claim(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
+    """Make the folder ours: new, or of the same description, or emptied of shards when that is asked for."""
+    state, ours = out / STATE_NAME, json.dumps(description, indent=2, ensure_ascii=False)
+    old = state.read_text(encoding="utf-8") if state.is_file() else ""
+    shards = [path for split in SPLITS for path in (out / split).glob("*.tar")]
+    if old == ours:
+        return
+    if shards and not overwrite:
+        raise DataError(f"{out}: {_difference(old, description)}; use another --out, or --overwrite to replace them")
+    listings = [out / split / name for split in SPLITS for name in (MANIFEST_NAME, INDEX_NAME)]
+    for path in [*listings, *shards]:
+        path.unlink(missing_ok=True)
+    for split in SPLITS:
+        (out / split).mkdir(exist_ok=True)
+    _replace_text(state, ours)
+
+
+def _difference(old: str, new: dict[str, Any]) -> str:
+    """Say in a few words what the shards that are there were made from instead."""
+    try:
+        before = json.loads(old)
+        flat, wanted = ({**value.pop("options"), **value} for value in (before, dict(new)))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "holds shards that were not written by this command"
+    changed = [name for name in wanted if flat.get(name) != wanted[name] and name != "images"]
+    if not changed:
+        return "holds shards of this source as it was before; its images changed since"
+    return "holds shards made with " + ", ".join(
+        f"{name}={flat.get(name)!r} (now {wanted[name]!r})" for name in changed
+    )
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: WriterConfig) -> list[_ShardTask]:
+    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names."""
+    items = sorted(plan.splits[split], key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    count = -(-len(items) // config.samples_per_shard)
+    bounds = [index * len(items) // count for index in range(count + 1)]
+    return [
+        _ShardTask(source, split, out / split / f"{split}-{index:06d}.tar", start, tuple(items[start:stop]))
+        for index, (start, stop) in enumerate(itertools.pairwise(bounds))
+    ]
+
+
+def _is_whole(task: _ShardTask) -> bool:
+    """A shard has its name only once it is whole; a look inside guards against a damaged disk."""
+    try:
+        return task.path.is_file() and len(index_shard(task.path)) == len(task.items)
+    except DataError:
+        return False
+
+
+def _write_shard(task: _ShardTask) -> None:
+    temporary = task.path.with_name(f".{task.path.name}.tmp")
+    with temporary.open("wb") as stream:
+        with wds.TarWriter(stream, mtime=0) as tar:
+            for number, item in enumerate(task.items, start=task.first):
+                extension, data = task.source.encode(task.split, item)
+                mask = getattr(task.source, "mask", None)
+                truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item)}
+                tar.write({"__key__": _key(number, item.name), extension: data, **truth})
+                count_one()
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(task.path)
+
+
+def _key(number: int, name: str) -> str:
+    """Number and name: unique, in the tar's order, and telling where the image came from."""
+    return f"{number:08d}-{re.sub('[^A-Za-z0-9]+', '_', name)[-_NAME_CHARACTERS:].strip('_')}"
+
+
+def _finished(folder: Path) -> DatasetManifest | None:
+    """Return the manifest of a split that is complete: it is written last, and shards and index must fit it."""
+    try:
+        manifest = load_manifest(str(folder))
+        SampleReader(manifest).close()
+    except DataError:
+        return None
+    return manifest

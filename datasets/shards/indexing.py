@@ -1,0 +1,149 @@
+"""Index the shards that somebody else wrote: one parallel pass over their headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from datasets.errors import DataError
+from datasets.files.s3 import RemoteFile, is_remote
+from datasets.files.urls import read_file
+from datasets.shards.manifest import DatasetManifest, read_manifest, save_manifest
+from datasets.shards.resolve import describe, expand_files
+from datasets.shards.tar_index import ShardIndex, scan_shard
+
+_MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexRules:
+    """How shards are indexed."""
+
+    classes: str = ""
+    """File with the class names: a JSON list in label order, a JSON object of name and number, a manifest.json, or one
+    name a line. Empty: the names that the labels are, sorted; where the labels are numbers, the names of the index that
+    was there before, or else the numbers."""
+    json_field: str = "label"
+    """Field of `.json` members that holds the label, a number or a class name."""
+    workers: int = 16
+    """Shards that are read at a time: in threads where they are in S3, in at most one process a core elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; it must be at least 1")
+
+
+def index_shards(
+    url: str, out: str, rules: IndexRules, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> DatasetManifest:
+    """Index all shards that `url` names, and write `index.npy` and `manifest.json` into the folder `out`.
+
+    Raises:
+        DataError: shards, labels or classes that can't be used; names shard and key.
+    """
+    files = expand_files(url)
+    scans = _scan(files, rules, progress)
+    classes, numbers = _classes(rules.classes, scans)
+    rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
+    masks = np.concatenate([part["mask_size"] for part in rows])
+    kind = "segmentation" if len(masks) and (masks > 0).all() else "classification"
+    if not classes and kind == "segmentation":
+        raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
+    classes = classes or _names_kept(out, rows) or _numbers_as_names(rows)
+    manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url})
+    save_manifest(out, manifest, index)
+    return manifest
+
+
+def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None]) -> list[ShardIndex]:
+    executor: Executor
+    if is_remote(files[0].url):
+        executor = ThreadPoolExecutor(rules.workers)
+    else:
+        executor = ProcessPoolExecutor(min(rules.workers, len(files), _cores()))
+    with executor:
+        pending = [executor.submit(partial(scan_shard, json_field=rules.json_field), file) for file in files]
+        try:
+            for done, future in enumerate(as_completed(pending), start=1):
+                future.result()
+                progress(done, len(files))
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in pending]
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return (class names in label order, number of each name); both are empty where labels are numbers only."""
+    if path:
+        names = read_classes(path)
+    else:
+        names = tuple(sorted({name for scan in scans for name in scan.names if name}))
+        if len(names) > _MOST_CLASSES:
+            raise DataError(f"the labels have {len(names)} different texts: are they captions? Name the --classes")
+        if names and any((scan.rows["label"] >= 0).any() for scan in scans):
+            raise DataError("some labels are numbers and some are names; name the classes in a file with --classes")
+    return names, {name: number for number, name in enumerate(names)}
+
+
+def read_classes(path: str) -> tuple[str, ...]:
+    """Return the class names in a file, in label order; see `IndexRules.classes`.
+
+    Raises:
+        DataError: no such file, or numbers that are not 0, 1, 2, ...
+    """
+    try:
+        text = read_file(path if is_remote(path) else str(Path(path).absolute())).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable file of class names ({error})") from None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict) and "classes" in content:
+        content = content["classes"]
+    if isinstance(content, dict):
+        if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
+            raise DataError(f"{path}: the class numbers must be 0 to {len(content) - 1}, each once")
+        content = sorted(content, key=content.__getitem__)
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{path}: no class names in it; give a JSON list, an object of name and number, or lines")
+    return tuple(map(str, content))
+
+
+def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np.ndarray:
+    rows = scan.rows
+    for row, name in enumerate(scan.names):
+        if name:
+            if name not in numbers:
+                raise DataError(f"{file.url}: label {name[:60]!r} of sample {row} is none of the classes")
+            rows["label"][row] = numbers[name]
+    return rows
+
+
+def _names_kept(out: str, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Return the class names of the index that was there before, where they still fit; labels in tars are numbers."""
+    try:
+        names = read_manifest(out).classes
+    except DataError:
+        return ()
+    return names if all(part["label"].max(initial=-1) < len(names) for part in rows) else ()
+
+
+def _numbers_as_names(rows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    last = max((int(part["label"].max(initial=-1)) for part in rows), default=-1)
+    if last >= _MOST_CLASSES:
+        raise DataError(f"a label is {last}, beyond {_MOST_CLASSES} classes; name the classes in a file with --classes")
+    return tuple(str(number) for number in range(last + 1))

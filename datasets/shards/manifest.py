@@ -1,0 +1,204 @@
+"""The dataset manifest: what it says of the shards, and its file `manifest.json` beside them or elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import DataError
+from datasets.files.s3 import is_remote
+from datasets.files.urls import folder_of, is_packed, join, name_of, read_file, write_file
+from datasets.shards.tar_index import INDEX_NAME
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "crescendo-shards"
+MANIFEST_VERSION = 1
+KINDS = ("classification", "segmentation")
+
+HOW_TO_MAKE = (
+    "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
+)
+_OPTIONAL = {"etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """One tar of a dataset, as its manifest describes it."""
+
+    url: str
+    """Where the shard is: an absolute path of this machine, or s3://BUCKET/KEY."""
+    samples: int
+    """Number of samples in it."""
+    num_bytes: int
+    """Size of the file in bytes; a shard of another size is not the one that was counted."""
+    labelled: int
+    """How many of the samples have a label (in segmentation: a mask)."""
+    max_label: int
+    """The largest label in it; -1 when it has none."""
+    first_row: int
+    """Row of its first sample in the index."""
+    etag: str = ""
+    """ETag of the object in S3; empty for a local file."""
+    mtime_ns: int = 0
+    """When the local file was changed last, in nanoseconds since 1970; 0 in S3."""
+    inode: int = 0
+    """Number of the local file on its disk; 0 in S3."""
+    pieces: str = ""
+    """Digest of pieces of the local file; looked at when its time is another one. Empty in S3."""
+    unpacked_bytes: int = 0
+    """Size of the tar inside a compressed shard; 0 for a plain one."""
+    index: str = ""
+    """Folder of the index; empty: the shard's own."""
+    weight: float = 1.0
+    """How often an epoch uses the shard: samples per epoch / samples."""
+
+    @property
+    def path(self) -> Path:
+        """The file, where it is a local one."""
+        return Path(self.url)
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return name_of(self.url)
+
+    @property
+    def index_folder(self) -> str:
+        """Where the index lies that the shard's rows are in."""
+        return self.index or folder_of(self.url)
+
+    @property
+    def used(self) -> int:
+        """Samples that an epoch takes from it."""
+        return round(self.samples * self.weight)
+
+    @property
+    def packed(self) -> bool:
+        """Whether it must be unpacked before it can be read by offset."""
+        return is_packed(self.url)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it is read through the node's cache, where there is one."""
+        return self.packed or is_remote(self.url)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that it takes in the cache."""
+        return self.unpacked_bytes if self.packed else self.num_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetManifest:
+    """The shards of one split with their counts, in the order that fixes the global sample ids."""
+
+    shards: tuple[ShardInfo, ...]
+    """The shards; sample ids count through them in this order."""
+    classes: tuple[str, ...]
+    """Class names; a label (in segmentation: a mask's value) is an index into them. Empty for data without classes."""
+    kind: str = "classification"
+    """What the labels are: `classification` or `segmentation`."""
+    class_counts: tuple[int, ...] = ()
+    """Samples per class over the whole folder; empty where not every shard of the folder is used."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What the shards were made from and how, as `jobs.prepare` recorded it."""
+    copies: tuple[int, ...] = ()
+    """Short sides in pixels of the smaller copies that lie in the folders `short-SIDE` beside the shards."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples over all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes over all shards."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def shard_counts(self) -> np.ndarray:
+        """Samples that an epoch takes from each shard, int64 [shards]: all of them where no weights are given."""
+        return np.array([shard.used for shard in self.shards], dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of what fixes ids and labels: names, counts and sizes of shards, class names. Not the folder."""
+        rows = [(shard.name, shard.samples, shard.num_bytes) for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()[:32]
+
+
+def read_manifest(folder: str | Path) -> DatasetManifest:
+    """Read a folder's `manifest.json` as it stands, without a look at the shards.
+
+    Raises:
+        DataError: it is missing or not a manifest of this format.
+    """
+    folder = str(folder)
+    place = join(folder, MANIFEST_NAME)
+    try:
+        raw = json.loads(read_file(place))
+        if (raw["format"], raw["version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
+            raise DataError(f"{place}: format {raw['format']!r} version {raw['version']!r} is not known here")
+        return DatasetManifest(
+            shards=tuple(ShardInfo(url=join(folder, row.pop("name")), index=folder, **row) for row in raw["shards"]),
+            classes=tuple(raw["classes"]),
+            kind=raw["kind"],
+            class_counts=tuple(raw["class_counts"]),
+            source=raw["source"],
+            copies=tuple(raw.get("copies", ())),
+        )
+    except FileNotFoundError:
+        raise DataError(f"{place}: the shards have no manifest (sample counts); {HOW_TO_MAKE}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{place}: not a readable manifest ({error!r}); {HOW_TO_MAKE}") from error
+
+
+def save_manifest(folder: str | Path, manifest: DatasetManifest, index: np.ndarray | None = None) -> None:
+    """Write the index (unless it stays as it is), then the manifest: what has a manifest is whole."""
+    folder = str(folder)
+    if index is not None:
+        stream = io.BytesIO()
+        np.save(stream, index)
+        write_file(join(folder, INDEX_NAME), stream.getvalue())
+    write_file(join(folder, MANIFEST_NAME), _manifest_json(manifest, folder).encode())
+
+
+def wids_json(manifest: DatasetManifest, *, name: str) -> str:
+    """Return the manifest in the JSON form that wids reads: URLs and counts of the shards."""
+    shards = [{"url": shard.url, "nsamples": shard.samples, "filesize": shard.num_bytes} for shard in manifest.shards]
+    return json.dumps(
+        {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}, indent=1
+    )
+
+
+def _manifest_json(manifest: DatasetManifest, folder: str) -> str:
+    """Return the manifest as JSON text, one shard a line."""
+    head = {
+        "format": MANIFEST_FORMAT,
+        "version": MANIFEST_VERSION,
+        "kind": manifest.kind,
+        "source": manifest.source,
+        "classes": list(manifest.classes),
+        "class_counts": list(manifest.class_counts),
+        "copies": list(manifest.copies),
+    }
+    lines = [f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
+    rows = [json.dumps(_row(shard, folder)) for shard in manifest.shards]
+    return "{" + ",\n".join(lines) + ',\n"shards": [\n' + ",\n".join(rows) + "\n]}\n"
+
+
+def _row(shard: ShardInfo, folder: str) -> dict[str, Any]:
+    """Return what is written of a shard: its name only where it lies beside the manifest."""
+    row = asdict(shard)
+    url = row.pop("url")
+    del row["index"], row["weight"]
+    kept = {name: value for name, value in row.items() if _OPTIONAL.get(name) != value}
+    return {"name": name_of(url) if folder_of(url) == folder.rstrip("/") else url, **kept}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset as wds
+
+from datasets.loading.batch_sampler import TrainSteps
+from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_loader, sample_order
+from datasets.shards.resolve import load_manifest
+
+LANES, BATCH = 4, 16
+
+
+@pytest.fixture(scope="module")
+def config(shard_folder: Path) -> DataConfig:
+    url = str(shard_folder)
+    return DataConfig(train=url, val=url, num_lanes=LANES, block_size=8, window_blocks=2, loader_workers=0)
+
+
+def load(config: DataConfig, **changes: Any) -> list[Batch]:
+    arguments = {
+        "image_size": 32,
+        "batch_size": BATCH,
+        "magnitude": 9.0,
+        "seed": 5,
+        "cursor": 0,
+        "stop": 200,
+        "rank": 0,
+        "world_size": 1,
+    }
+    return list(build_loader(config, **{**arguments, **changes}))
+
+
+def keys_of(path: Path) -> list[str]:
+    return [sample["__key__"] for sample in wds.WebDataset(str(path), shardshuffle=False)]
+
+
+def as_set(batches: list[Batch]) -> dict[int, tuple[int, bytes]]:
+    """Stream index -> (label, pixels)."""
+    return {
+        int(index): (int(label), image.numpy().tobytes())
+        for batch in batches
+        for index, label, image in zip(batch.stream_index, batch.labels, batch.images, strict=True)
+    }
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and torch.equal(a.stream_index, b.stream_index)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_a_batch_has_the_agreed_shapes_and_lane_major_order(config: DataConfig) -> None:
+    batch = load(config, cursor=32)[0]
+    assert batch.images.shape == (BATCH, 3, 32, 32)
+    assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+    assert batch.stream_index.tolist() == [offset * LANES + lane for lane in range(LANES) for offset in range(8, 12)]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_samples_of_every_step_are_the_same_for_any_number_of_workers(config: DataConfig, world_size: int) -> None:
+    alone = load(config)
+    ranks = [load(config, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, whole in enumerate(alone):
+        assert as_set([whole]) == as_set([batches[step] for batches in ranks])
+
+
+def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataConfig) -> None:
+    manifest = load_manifest(config.train)
+    keys = [f"{shard.name} {key}" for shard in manifest.shards for key in keys_of(shard.path)]
+
+    def fingerprint(world_size: int) -> str:
+        digest = hashlib.sha256()
+        order = sample_order(config, manifest.shard_counts, seed=5)
+        numbers = {"batch_size": BATCH, "cursor": 0, "stop": 800, "world_size": world_size}  # six epochs
+        ranks = [TrainSteps(order.fresh(), manifest, rank=rank, **numbers) for rank in range(world_size)]
+        for parts in zip(*ranks, strict=True):
+            digest.update("\n".join(sorted(keys[number] for _, ids in parts for number in ids)).encode())
+        return digest.hexdigest()
+
+    assert fingerprint(1) == fingerprint(2) == fingerprint(4)
+
+
+def test_loader_processes_change_nothing(config: DataConfig) -> None:
+    assert same(load(config), load(replace(config, loader_workers=2)))
+
+
+@pytest.mark.parametrize("cursor", [16, 80, 144])
+def test_resume_at_any_cursor_is_the_tail_of_the_whole_stream(config: DataConfig, cursor: int) -> None:
+    assert same(load(config, cursor=cursor), load(config)[cursor // BATCH :])
+
+
+def test_a_change_of_batch_size_goes_on_with_the_same_stream(config: DataConfig) -> None:
+    whole = as_set(load(config, stop=160))
+    changed = (
+        load(config, stop=64) + load(config, batch_size=32, cursor=64, stop=128) + load(config, cursor=128, stop=160)
+    )
+    assert as_set(changed) == whole
+
+
+def test_every_sample_is_used_at_most_once_an_epoch(config: DataConfig) -> None:
+    # 137 samples, 4 lanes: 136 an epoch; 34 steps of 4.
+    pixels = [image for _, image in as_set(load(config, batch_size=LANES, stop=136, magnitude=0)).values()]
+    assert len(pixels) == 136
+
+
+def test_another_seed_is_another_stream(config: DataConfig) -> None:
+    assert not same(load(config), load(config, seed=6))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_sees_every_sample_once_in_the_same_chunks(config: DataConfig, world_size: int) -> None:
+    def chunks(rank: int, size: int) -> list[Batch]:
+        return list(build_eval_loader(config, image_size=32, batch_size=10, rank=rank, world_size=size))
+
+    alone = chunks(0, 1)
+    assert [len(batch.labels) for batch in alone] == [10] * 13 + [7]
+    assert torch.cat([batch.labels for batch in alone]).tolist() == [number % 4 for number in range(137)]
+    shared = [chunks(rank, world_size) for rank in range(world_size)]
+    assert same(alone, [shared[index % world_size][index // world_size] for index in range(14)])
+
+
+def test_a_stages_crop_area_takes_the_place_of_the_datas(config: DataConfig) -> None:
+    assert as_set(load(config, crop_area=(0.2, 0.4))) == as_set(load(replace(config, crop_area=(0.2, 0.4))))
+    assert as_set(load(config, crop_area=(0.2, 0.4))) != as_set(load(config))
+    assert as_set(load(config, crop_area=config.crop_area)) == as_set(load(config))
