@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from infra.cluster import ACTOR_PREFIX, NAMESPACE
+from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from jobs.display import progress_line, titled
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.cli import UsageError, parse, run_main
 from pipeline.state import CheckpointRow, describe_checkpoints
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.recipes import RECIPES
 from model.rows import rows_from_json
 from model.tables import Block

@@ -15,14 +15,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from infra.tracking_config import redacted
+from infra.redact import redacted
 from jobs.cli import run_main
 from jobs.compare_cli import PROG, parse
 from jobs.display import wide_console
 from pipeline.compare.config import CompareError, CompareOptions, Comparison
 
 if TYPE_CHECKING:
-    from infra.tracking import Tracker
+    from infra.tracking.tracker import Tracker
     from pipeline.compare.history import History
     from pipeline.compare.report import Findings
     from pipeline.compare.runs import Planned
@@ -49,8 +49,9 @@ class _Compare:
 
     def run(self) -> int:
         """Train what is missing, then report."""
-        from infra.storage import LocalStorage, open_storage
-        from infra.tracking import Tracker
+        from infra.storage.local import LocalStorage
+        from infra.storage.open import open_storage
+        from infra.tracking.tracker import Tracker
         from pipeline.compare.peer_check import check_peer
         from pipeline.compare.runs import plan_runs
 
@@ -174,7 +175,7 @@ class _Compare:
 
     def _keep(self, found: Findings, tracker: Tracker) -> None:
         """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
-        from infra.storage import LocalStorage
+        from infra.storage.local import LocalStorage
         from pipeline.compare.report import grid_table, report_files, short_table
 
         files = report_files(found)

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from infra.running import answer, controllers, visit
-from infra.tracking_config import TrackingConfig, check, redacted
+from infra.cluster.discovery import answer, controllers, visit
+from infra.redact import redacted
+from infra.tracking.config import TrackingConfig, check
 from jobs.cli import UsageError, operator, parse, run_main
 from pipeline.decisions import LIVE_FIELDS, Checkpoint, Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 

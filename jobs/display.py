@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from infra.cluster import worker_range
+from infra.cluster.config import worker_range
 from pipeline.config import TrainConfig
 from pipeline.stages import TrainingStage
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from infra.cluster import in_submitted_job
+from infra.cluster.connect import in_submitted_job
 from jobs.cli import parse_recipe, run_main
 from jobs.display import wide_console
 from pipeline.diagnosis import Finding, diagnose

@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _register(saved: SavedModel, options: Options) -> str:
-    from infra.registry import register_onnx
-    from infra.tracking_config import TrackingConfig
+    from infra.tracking.config import TrackingConfig
+    from infra.tracking.registry import register_onnx
     from pipeline.resume import locate
 
     recorded = saved.config["tracking"]

@@ -19,7 +19,7 @@ from datasets.shards.resolve import DataError, load_manifest
 from jobs.cli import UsageError, parse_recipe, run_main
 from jobs.display import wide_console
 from jobs.recipes import IMAGENET_SHARDS
-from model.config import check_image_size, check_model
+from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.learning_rate import learning_rate
 from pipeline.preflight import with_numbers

@@ -56,7 +56,7 @@ class _Search:
 
     def run(self) -> int:
         """Train the candidates."""
-        from infra.cluster import connect
+        from infra.cluster.connect import connect
         from jobs.study_report import search_files, show_search
         from pipeline.search import space
         from pipeline.search.reward import reward

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from infra.stack import BUCKET, Stack
+from infra.devstack.stack import BUCKET, Stack
 from jobs.cli import UsageError, run_main
 
 USAGE = """usage: python -m jobs.stack VERB

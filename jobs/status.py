@@ -14,8 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from infra.cluster import ClusterError
-from infra.running import answer, attached, controllers, is_local, is_up, visit
+from infra.cluster.config import ClusterError
+from infra.cluster.discovery import answer, attached, controllers, is_local, is_up, visit
 from jobs.cli import parse, run_main
 from jobs.display import wide_console
 from jobs.run_view import run_view

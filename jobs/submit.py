@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.cluster import ClusterError
-from infra.submission import follow, open_client, submit
-from infra.tracking_config import redacted
+from infra.cluster.config import ClusterError
+from infra.cluster.job_submission import follow, open_client, submit
+from infra.redact import redacted
 from jobs.cli import UsageError, parse_known, parse_recipe, run_main
 from pipeline.config import TrainConfig
 from pipeline.places import check_reachable

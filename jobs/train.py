@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from infra.cluster import last_line
+from infra.cluster.connect import last_line
 from jobs.cli import operator, parse_recipe, run_main
 from jobs.display import Follower, result_table, wide_console
 from pipeline.decisions import Stop, records_of
@@ -67,9 +67,9 @@ def _announce(console: Console, ready: Preflight) -> None:
 
 def _send_unsent(console: Console, ready: Preflight) -> int:
     """Send what MLflow missed because it was away when the run ended. Exit code 1: it is away still."""
-    from infra.storage import open_storage
-    from infra.tracking import send_unsent
-    from infra.tracking_config import redacted
+    from infra.redact import redacted
+    from infra.storage.open import open_storage
+    from infra.tracking.tracker import send_unsent
 
     config = ready.config
     sent = send_unsent(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}"))

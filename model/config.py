@@ -68,39 +68,6 @@ def architecture_of(config: ModelConfig) -> Architecture | None:
     return fused_variant(name, config.fused_rows) if config.fused_rows else ARCHITECTURES[name]
 
 
-def check_model(config: ModelConfig) -> None:
-    """Raise what `build_model` would raise for this config, without memory or time being spent on weights."""
-    if architecture_of(config) is not None:
-        return  # rows are rows; only the libraries' models must be asked
-    import torch
-
-    from model.factory import build_model
-
-    with torch.device("meta"):
-        build_model(config, num_classes=2)
-
-
 def swin_stride(name: str) -> int:
     """Input pixels, along a side, of one position of the last feature map of a Swin or ResNet."""
     return 16 if name in SWIN_MINI else 32
-
-
-def check_image_size(config: ModelConfig, size: int) -> None:
-    """Raise ValueError if images of side `size` pixels can't go through the model, naming the nearest that can."""
-    if config.name.startswith(TIMM_PREFIX):
-        from model.libraries import check_timm_size
-
-        check_timm_size(config, size)
-        return
-    architecture = architecture_of(config)
-    stride = architecture.stride if architecture else swin_stride(config.name)
-    if size < stride:
-        raise ValueError(
-            f"image_size={size}: {config.name} has a total stride of {stride}, so {stride} is the smallest"
-        )
-    if config.name.startswith("swin") and size % stride:
-        below = size // stride * stride
-        raise ValueError(
-            f"image_size={size}: {config.name} needs a multiple of {stride}, whole patches at every depth;"
-            f" nearest: {below} and {below + stride}"
-        )

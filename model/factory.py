@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from model.config import TIMM_PREFIX, UNETS, ModelConfig, architecture_of, check_image_size, check_model
+from model.checks import check_image_size, check_model
+from model.config import TIMM_PREFIX, UNETS, ModelConfig, architecture_of
 from model.efficientnet import NORM_EPS, NORM_MOMENTUM, build_efficientnet
 from model.libraries import TORCHVISION, build_timm, build_torchvision, unknown_name
 from model.regularization import freeze, set_dropout, set_stochastic_depth

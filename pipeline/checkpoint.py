@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from infra.storage import Data, Storage
+from infra.storage.base import Data, Storage
 from pipeline.state import (
     MANIFEST,
     CheckpointError,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datasets.config import DataConfig
-from infra.cluster import ClusterConfig, worker_range
-from infra.tracking_config import TrackingConfig
+from infra.cluster.config import ClusterConfig, worker_range
+from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
 from pipeline.stages import AdaptiveConfig, TrainingStage
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from infra.cluster import last_line
-from infra.within import within
+from infra.cluster.connect import last_line
+from infra.storage.lease import Lease
+from infra.timeouts import within
 from pipeline.agenda import Agenda
 from pipeline.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.journal import Journal
-from pipeline.lease import Lease
 from pipeline.nodes_ahead import AskNodes, NodesAhead
 from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, TrainingStage, segments

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.cluster import worker_range
+from infra.cluster.config import worker_range
 from pipeline.config import TrainConfig
 from pipeline.decisions import record_of
 from pipeline.stages import TrainingStage

@@ -16,11 +16,13 @@ from typing import Any
 from datasets.cache.shard_cache import cache_folder
 from datasets.checks import check_data
 from datasets.shards.resolve import load_manifest
-from infra import tracking
-from infra.cluster import connect
-from infra.storage import Storage, open_storage
+from infra.cluster.connect import connect
+from infra.redact import redacted
+from infra.storage.base import Storage
+from infra.storage.lease import check_conditional_writes
+from infra.storage.open import open_storage
+from infra.tracking import config as tracking
 from pipeline.config import TrainConfig
-from pipeline.lease import check_conditional_writes
 from pipeline.preflight import absolute
 from pipeline.provenance import versions
 
@@ -87,7 +89,7 @@ def _storage(storage: Storage) -> Iterator[Finding]:
 def _mlflow(config: TrainConfig) -> Iterator[Finding]:
     started = time.perf_counter()
     tracking.check(config.tracking)
-    yield Finding("MLflow", f"{tracking.redacted(config.tracking.uri)} answers in {_ms(started)}")
+    yield Finding("MLflow", f"{redacted(config.tracking.uri)} answers in {_ms(started)}")
 
 
 def _data(config: TrainConfig) -> Iterator[Finding]:

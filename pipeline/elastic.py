@@ -32,7 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
-from infra.standby import ask_node
+from infra.cluster.prestart import ask_node
 
 log = logging.getLogger(__name__)
 

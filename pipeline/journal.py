@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from infra.storage import MissingKeyError, Storage, StorageError
+from infra.storage.base import MissingKeyError, Storage, StorageError
+from infra.storage.lease import Lease, LeaseError
 from pipeline.decisions import Decision, ExtendStage, NextStage, Record, record_of
-from pipeline.lease import Lease, LeaseError
 
 JOURNAL_FILE = "decisions.json"
 ASKED = -1

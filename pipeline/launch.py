@@ -6,21 +6,15 @@ import json
 from functools import partial
 from typing import Any
 
-from infra.cluster import (
-    ACTOR_PREFIX,
-    ClusterConfig,
-    connect,
-    free_reservations,
-    request_workers,
-    start_actor,
-    worker_range,
-)
-from infra.metrics import export_status
-from infra.storage import Storage, open_storage
+from infra.cluster.config import ClusterConfig, worker_range
+from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, request_workers, start_actor
+from infra.cluster.prometheus import export_status
+from infra.storage.base import Storage
+from infra.storage.lease import Lease, check_conditional_writes
+from infra.storage.open import open_storage
 from pipeline.controller import StageController
 from pipeline.decisions import records_of
 from pipeline.journal import Journal, JournalWriter, stored_rows
-from pipeline.lease import Lease, check_conditional_writes
 from pipeline.preflight import Preflight, with_start
 from pipeline.provenance import recorded_config
 from pipeline.segment import SegmentRunner, record_failure

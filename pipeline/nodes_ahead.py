@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from infra.cluster import REQUEST_EXPIRES_S
+from infra.cluster.connect import REQUEST_EXPIRES_S
 from pipeline.policy import Progress
 from pipeline.stages import Segment
 from pipeline.status import seconds_left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.mlflow_run import sqlite_path
+from infra.tracking.mlflow_run import sqlite_path
 from pipeline.config import TrainConfig
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from datasets.checks import check_data, data_fingerprint
 from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import DataError, DatasetManifest
-from infra import tracking
-from infra.cluster import in_submitted_job
-from infra.storage import Storage, open_storage
-from model.config import check_image_size, check_model
+from infra.cluster.connect import in_submitted_job
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
+from infra.tracking import config as tracking
+from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.places import check_reachable
 from pipeline.provenance import breaking, described, differences, recorded_config

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from infra.tracking_config import redacted
+from infra.redact import redacted
 
 HARMLESS = (
     *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every", "trainer.profile_steps"),

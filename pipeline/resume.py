@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import MissingKeyError, Storage, open_storage
+from infra.storage.base import MissingKeyError, Storage
+from infra.storage.open import open_storage
 from pipeline.config import TrainConfig
 from pipeline.state import (
     PREFIX,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.storage import Storage
+from infra.storage.base import Storage
 from model.config import ModelConfig
 from model.factory import build_model, check_image_size
 from pipeline.checkpoint import StoredWeights, read_stored_weights

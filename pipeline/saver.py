@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Protocol
 
-from infra.storage import Storage, StorageError
+from infra.storage.base import Storage, StorageError
 from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.config import CheckpointConfig
 from pipeline.state import BestRule, prune

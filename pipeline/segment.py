@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from infra.cluster import ClusterConfig
-from infra.standby import HOOK_VARIABLE
+from infra.cluster.config import ClusterConfig
+from infra.cluster.prestart import HOOK_VARIABLE
 from pipeline.warm_up import HOOK
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def train_entry(loop_config: dict[str, Any]) -> None:
 
 def record_failure(config: TrainConfig, uri: str = "") -> None:
     """End the MLflow run as FAILED, and send what its workers left in the spool; `uri`: where it is kept by now."""
-    from infra.storage import open_storage
-    from infra.tracking import Tracker
+    from infra.storage.open import open_storage
+    from infra.tracking.tracker import Tracker
 
     storage = open_storage(f"{config.storage}/{config.name}")
     tracking = replace(config.tracking, system_metrics=False, uri=uri or config.tracking.uri)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from infra.cluster import worker_range
+from infra.cluster.config import worker_range
 
 AUTO = 0
 """As a stage's batch size: follow the image size."""

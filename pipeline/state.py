@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import Data, MissingKeyError, Storage, StorageError
+from infra.storage.base import Data, MissingKeyError, Storage, StorageError
 
 PREFIX = "checkpoints"
 MANIFEST = "manifest.json"

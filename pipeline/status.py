@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from infra.cluster import worker_range
+from infra.cluster.config import worker_range
 from pipeline.policy import Progress
 from pipeline.stages import StageSpan
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from infra.storage import Data
+from infra.storage.base import Data
 
 _NAMES = {
     torch.float64: "F64",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.standby import import_all
+from infra.cluster.prestart import import_all
 
 HOOK = "pipeline.warm_up.warm_up"
 

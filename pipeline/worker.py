@@ -18,11 +18,13 @@ from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataAwayError
 from datasets.loading.batch import Batch
 from datasets.loading.loader import sample_order
-from infra.logs import add_to_log, log_as_json
-from infra.mlflow_run import FINGERPRINT_TAG
-from infra.standby import current_environment, start_standby
-from infra.storage import Storage, StorageAwayError, open_storage
-from infra.tracking import Tracker
+from infra.cluster.logs import add_to_log, log_as_json
+from infra.cluster.prestart import current_environment, start_standby
+from infra.storage.base import Storage, StorageAwayError
+from infra.storage.lease import Lease, LeaseError
+from infra.storage.open import open_storage
+from infra.tracking.mlflow_run import FINGERPRINT_TAG
+from infra.tracking.tracker import Tracker
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint import Snapshot
@@ -30,7 +32,6 @@ from pipeline.config import TrainConfig
 from pipeline.decisions import Decision, NewGroup, Stop, leaving
 from pipeline.description import checkpoint_table, decision_table, describe, in_words, stage_report, summary
 from pipeline.hooks import TrainHooks
-from pipeline.lease import Lease, LeaseError
 from pipeline.memory import OutOfMemoryError
 from pipeline.parallel import gathered
 from pipeline.policy import Progress

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster import start_ray
+from infra.cluster.connect import start_ray
 from tests.servers import MlflowServer, S3Server
 from tests.trained import TrainedRun, train_classifier, train_segmenter
 
@@ -45,7 +45,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 @pytest.fixture(scope="session")
 def _empty_mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from infra.mlflow_run import make_client
+    from infra.tracking.mlflow_run import make_client
 
     path = tmp_path_factory.mktemp("mlflow-db") / "mlflow.db"
     make_client(f"sqlite:///{path}")

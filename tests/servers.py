@@ -1,4 +1,4 @@
-"""The servers of `infra.servers` with keys and a bucket for tests, at free ports."""
+"""The servers of `infra.devstack.servers` with keys and a bucket for tests, at free ports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-import infra.servers
-from infra.servers import Server, free_ports
+import infra.devstack.servers
+from infra.devstack.servers import Server, free_ports
 
 __all__ = ["MlflowServer", "S3Server", "Server", "free_ports"]
 
@@ -35,7 +35,7 @@ class Watched(Server):
             self._watcher = None
 
 
-class S3Server(Watched, infra.servers.S3Server):
+class S3Server(Watched, infra.devstack.servers.S3Server):
     """An S3 server with a bucket for tests."""
 
     bucket = "crescendo-test"
@@ -50,7 +50,7 @@ class S3Server(Watched, infra.servers.S3Server):
         )
 
 
-class MlflowServer(Watched, infra.servers.MlflowServer):
+class MlflowServer(Watched, infra.devstack.servers.MlflowServer):
     """A tracking server over SQLite."""
 
     def __init__(self, folder: Path) -> None:

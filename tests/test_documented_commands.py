@@ -48,7 +48,7 @@ class Marked:
     name: str = ""
 
 
-RAY_UP = "tests/infra/test_ray_up.py"
+RAY_UP = "tests/infra/cluster/test_ray_up.py"
 OPERATIONS = "tests/jobs/test_operations.py"
 CONTROL = "tests/jobs/test_live_control.py"
 SWEEP = "tests/jobs/test_sweep.py::test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished"
@@ -115,7 +115,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
         f"{OPERATIONS}::test_a_job_is_stopped_by_ctrl_c_and_by_ray_with_a_checkpoint_and_resumed", 'start("submit"'
     ),
     r"jobs\.doctor.*": By(f"{OPERATIONS}::test_the_doctor_finds_all_well_or_says_what_is_not", 'start("doctor"'),
-    r"infra\.mlflow_serve": By("tests/infra/test_mlflow_team.py", "infra.mlflow_serve"),
+    r"infra\.mlflow_serve": By("tests/infra/tracking/test_mlflow_team.py", "infra.mlflow_serve"),
     # Measurements.
     r"jobs\.benchmark chaos": By("tests/pipeline/test_chaos.py", "jobs.benchmark"),
     r"jobs\.benchmark model": By("tests/jobs/test_benchmark_model.py::test_json_is_what_was_measured", "main("),

@@ -11,7 +11,7 @@ import torch
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
 from datasets.loading.loader import sample_order
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.checkpoint import Snapshot, write_checkpoint

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.files.s3 import RemoteFile
 from datasets.files.urls import open_shard
 from datasets.shards.manifest import ShardInfo
@@ -212,7 +212,7 @@ def shard_key(shard: ShardInfo) -> str:
 
 def _key(shard: ShardInfo) -> str:
     mark = shard.etag
-    if not remote.is_remote(shard.url):
+    if not s3.is_remote(shard.url):
         status = shard.path.stat()
         mark = f"{status.st_size} {status.st_mtime_ns}"
     return hashlib.sha256(f"{shard.url}\0{mark}".encode()).hexdigest()[:32]
@@ -247,7 +247,7 @@ def _download(shard: ShardInfo, file: BinaryIO) -> None:
     else:
         for start in range(0, shard.num_bytes, _CHUNK_BYTES):
             length = min(_CHUNK_BYTES, shard.num_bytes - start)
-            data = remote.read(shard.url, start=start, length=length, etag=shard.etag)
+            data = s3.read(shard.url, start=start, length=length, etag=shard.etag)
             os.pwrite(file.fileno(), data, start)
     file.flush()
     os.fdatasync(file.fileno())

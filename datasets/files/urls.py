@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -42,7 +42,7 @@ def join(folder: str, name: str) -> str:
 def list_shards(folder: str) -> list[RemoteFile]:
     """Return the shards directly in a folder in the order of their names; the ETag of a local file is empty."""
     if is_remote(folder):
-        return [file for file in remote.list_folder(folder) if is_shard(file.url)]
+        return [file for file in s3.list_folder(folder) if is_shard(file.url)]
     paths = sorted(path for path in Path(folder).iterdir() if is_shard(path.name) and not path.name.startswith("."))
     return [RemoteFile(str(path.absolute()), path.stat().st_size, "") for path in paths]
 
@@ -57,15 +57,15 @@ def read_file(url: str) -> bytes:
     if not is_remote(url):
         return Path(url).read_bytes()
     try:
-        return remote.read(url, patience_s=remote.CHECK_PATIENCE_S)
-    except remote.MissingError as error:
+        return s3.read(url, patience_s=s3.CHECK_PATIENCE_S)
+    except s3.MissingError as error:
         raise FileNotFoundError(str(error)) from None
 
 
 def write_file(url: str, data: bytes) -> None:
     """Write a file, whole or not at all."""
     if is_remote(url):
-        remote.write(url, data)
+        s3.write(url, data)
         return
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write_file(url: str, data: bytes) -> None:
 def remove_file(url: str) -> None:
     """Remove a file; it may be gone already."""
     if is_remote(url):
-        remote.delete(url)
+        s3.delete(url)
     else:
         Path(url).unlink(missing_ok=True)
 
@@ -121,7 +121,7 @@ class _Ranged(io.RawIOBase):
         if length <= 0:
             return 0
         file = self._file
-        buffer[:length] = remote.read(file.url, start=self._position, length=length, etag=file.etag)
+        buffer[:length] = s3.read(file.url, start=self._position, length=length, etag=file.etag)
         self._position += length
         return length
 

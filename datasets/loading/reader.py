@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.cache.shard_cache import ShardCache
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.files.s3 import is_remote
 from datasets.shards.index_rows import IndexRows
 from datasets.shards.manifest import DatasetManifest, ShardInfo
@@ -162,7 +162,7 @@ class SampleReader:
 
     def _range(self, shard: int, offset: int, size: int) -> bytes:
         info = self.manifest.shards[shard]
-        return remote.read(info.url, start=offset, length=size, etag=info.etag)
+        return s3.read(info.url, start=offset, length=size, etag=info.etag)
 
     def _descriptor(self, shard: int) -> int | None:
         """Return a descriptor of the shard's file; None where it can be read from S3 only."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.shards.manifest import MANIFEST_NAME
 
 
@@ -28,5 +28,5 @@ def upload_folder(folder: Path, url: str, *, progress: Callable[[int, int], None
     files.sort(key=lambda path: (path.name == MANIFEST_NAME, -len(path.parts)))
     for done, path in enumerate(files, start=1):
         target = f"{url.rstrip('/')}/{path.relative_to(folder)}"
-        remote.upload(target, path)
+        s3.upload(target, path)
         progress(done, len(files))

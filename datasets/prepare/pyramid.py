@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import join, list_shards, name_of, open_shard, read_file, remove_file, write_file
 from datasets.prepare.process_pool import count_one, run_tasks
@@ -126,7 +126,7 @@ def _copy_shard(task: _Task) -> None:
     with tempfile.TemporaryDirectory(prefix="crescendo-copy-") as folder:
         path = Path(folder, shard.name)
         _write_copy(shard, path, task.short_side)
-        remote.upload(join(task.target, shard.name), path)
+        s3.upload(join(task.target, shard.name), path)
 
 
 def _write_copy(shard: ShardInfo, path: Path, short_side: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.files.s3 import is_remote
 from datasets.files.urls import join
 from datasets.shards.manifest import HOW_TO_MAKE, DatasetManifest, ShardInfo
@@ -66,7 +66,7 @@ class IndexRows:
     def _fetch(self, shard: ShardInfo, folder: str) -> np.ndarray:
         dtype, begin = self._heads[folder]
         start, length = begin + shard.first_row * dtype.itemsize, shard.samples * dtype.itemsize
-        return np.frombuffer(remote.read(join(folder, INDEX_NAME), start=start, length=length), dtype=dtype)
+        return np.frombuffer(s3.read(join(folder, INDEX_NAME), start=start, length=length), dtype=dtype)
 
 
 def load_index(folder: str | Path) -> np.ndarray:
@@ -89,10 +89,10 @@ def _remote_head(folder: str) -> tuple[int, tuple[np.dtype, int]]:
     """Return the number of rows of an index in S3, and (type of a row, bytes before the first)."""
     url = join(folder, INDEX_NAME)
     try:
-        stream = io.BytesIO(remote.read(url, length=_HEAD_BYTES, patience_s=remote.CHECK_PATIENCE_S))
+        stream = io.BytesIO(s3.read(url, length=_HEAD_BYTES, patience_s=s3.CHECK_PATIENCE_S))
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except remote.MissingError:
+    except s3.MissingError:
         raise DataError(f"{url}: no index of samples; {HOW_TO_MAKE}") from None
     except ValueError as error:
         if isinstance(error, DataError):

@@ -22,7 +22,7 @@ from random import Random
 
 from rich.table import Table
 
-from infra.servers import MlflowServer, S3Server, free_ports
+from infra.devstack.servers import MlflowServer, S3Server, free_ports
 from jobs.benchmark.chaos_run import Killer, Place, Run
 from jobs.benchmark.chaos_verdict import Verdict, compare
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags

@@ -16,8 +16,8 @@ import numpy as np
 import simplejpeg
 
 from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
-from infra.servers import MlflowServer, S3Server, Server
-from infra.storage import open_storage
+from infra.devstack.servers import MlflowServer, S3Server, Server
+from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
 from pipeline.sample_log import last_cursor
 

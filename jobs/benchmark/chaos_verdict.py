@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.benchmark.chaos_run import Kill, Place, Run
 from jobs.benchmark.used_samples import final_steps, groups, lost_and_doubled
 

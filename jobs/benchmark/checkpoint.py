@@ -21,13 +21,14 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from infra.servers import S3Server, free_ports
-from infra.storage import open_storage
+from infra.devstack.servers import S3Server, free_ports
+from infra.storage.open import open_storage
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.peak_memory import PeakMemory
 from jobs.display import wide_console
 from jobs.recipes import demo
-from model.config import ModelConfig, check_image_size, check_model
+from model.checks import check_image_size, check_model
+from model.config import ModelConfig
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from infra.cluster import ClusterConfig, connect, start_actor
+from infra.cluster.config import ClusterConfig
+from infra.cluster.connect import connect, start_actor
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.display import wide_console
 from pipeline.controller import StageController

@@ -20,7 +20,7 @@ from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.cli import UsageError
 from jobs.display import wide_console
 from jobs.evaluate import chosen_device
-from model.config import check_image_size, check_model
+from model.checks import check_image_size, check_model
 from model.factory import ModelConfig, build_model, set_dropout
 
 STOCHASTIC_DEPTH = 0.2

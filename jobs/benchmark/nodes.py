@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from infra.cluster import prepare_environment
+from infra.cluster.connect import prepare_environment
 
 TRAIN_WORKER = "ray::RayTrainWorker"
 CONTROLLER = "ray::StageController"

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from datasets.checks import check_data
 from datasets.loading.loader import sample_order
-from infra.cluster import ROOT, ClusterConfig
-from infra.tracking_config import TrackingConfig
+from infra.cluster.config import ClusterConfig
+from infra.cluster.connect import ROOT
+from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.cli import UsageError
 from jobs.display import wide_console

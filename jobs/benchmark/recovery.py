@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from datasets.checks import check_data
-from infra.cluster import ClusterConfig
-from infra.tracking_config import TrackingConfig
+from infra.cluster.config import ClusterConfig
+from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.display import wide_console

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from rich.table import Table
 
-from infra.tracking import TrackingConfig
+from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.display import Follower, wide_console
 from jobs.recipes import demo

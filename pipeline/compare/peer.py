@@ -19,9 +19,10 @@ from itertools import count, islice
 from typing import Any
 
 from datasets.shards.manifest import DatasetManifest
-from infra.spool import stored_key
-from infra.storage import MissingKeyError, open_storage
-from infra.tracking import Tracker
+from infra.storage.base import MissingKeyError
+from infra.storage.open import open_storage
+from infra.tracking.spool import stored_key
+from infra.tracking.tracker import Tracker
 from pipeline.compare.history import Evaluation, History
 from pipeline.compare.remote import on_worker
 from pipeline.compare.runs import Planned

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infra.cluster import ClusterConfig, connect, last_line
+from infra.cluster.config import ClusterConfig
+from infra.cluster.connect import connect, last_line
 
 
 def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from infra.mlflow_run import FINGERPRINT_TAG, runs_by_tag
-from infra.storage import StorageError, open_storage
-from infra.tracking_config import one_line
+from infra.redact import one_line
+from infra.storage.base import StorageError
+from infra.storage.open import open_storage
+from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from pipeline.compare.config import CompareError, Comparison
 from pipeline.compare.history import History, history_of
 from pipeline.decisions import records_of

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from infra.storage import MissingKeyError, Storage
+from infra.storage.base import MissingKeyError, Storage
 from pipeline.compare.remote import on_worker
 from pipeline.config import TrainConfig
 from pipeline.provenance import config_values, machine

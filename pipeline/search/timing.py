@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from infra.storage import MissingKeyError, Storage
+from infra.storage.base import MissingKeyError, Storage
 from model.config import ModelConfig
 from model.tables import Block
 from pipeline.config import TrainConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from infra.running import controllers
+from infra.cluster.discovery import controllers
 from pipeline.decisions import Stop
 from pipeline.sweep.config import is_of_study
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from infra.storage import MissingKeyError, Storage
+from infra.storage.base import MissingKeyError, Storage
 from pipeline.provenance import breaking, described, differences
 from pipeline.sweep.strategy import Point, point_key
 

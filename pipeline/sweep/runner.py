@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.cluster import connect
-from infra.mlflow_run import log_below
-from infra.storage import open_storage
-from infra.tracking import Tracker, end_record
-from infra.tracking_config import one_line
+from infra.cluster.connect import connect
+from infra.redact import one_line
+from infra.storage.open import open_storage
+from infra.tracking.mlflow_run import log_below
+from infra.tracking.tracker import Tracker, end_record
 from pipeline.config import TrainConfig
 from pipeline.launch import CONFIG_FILE
 from pipeline.provenance import flat_values

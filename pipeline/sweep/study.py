@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from infra.storage import Storage, open_storage
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
 from pipeline.config import TrainConfig
 from pipeline.provenance import recorded_config
 from pipeline.sweep.config import trial_name

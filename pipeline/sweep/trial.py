@@ -18,15 +18,15 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
-from infra.cluster import ClusterError
-from infra.storage import open_storage
-from infra.tracking import end_record
+from infra.cluster.config import ClusterError
+from infra.storage.lease import KEY as LEASE_KEY
+from infra.storage.lease import LeaseError
+from infra.storage.open import open_storage
+from infra.tracking.tracker import end_record
 from pipeline.config import TrainConfig
 from pipeline.decisions import Stop
 from pipeline.description import stage_report
 from pipeline.launch import start_controller
-from pipeline.lease import KEY as LEASE_KEY
-from pipeline.lease import LeaseError
 from pipeline.preflight import Preflight, preflight
 from pipeline.state import TrainState, list_checkpoints, newest_state
 from pipeline.sweep.config import start_name

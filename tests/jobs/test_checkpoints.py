@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.checkpoints import main
 from jobs.cli import UsageError
 from pipeline.checkpoint import write_checkpoint

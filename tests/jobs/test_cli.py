@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from infra.cluster import ROOT
+from infra.cluster.connect import ROOT
 from jobs.cli import UsageError, parse_recipe
 from jobs.recipes import demo
 from pipeline.config import TrainConfig

@@ -13,7 +13,8 @@ from jobs.compare import _Compare, main
 from jobs.compare_cli import parse, scaled
 from jobs.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
 from jobs.recipes import elpv_frozen, elpv_scratch, elpv_transfer, fonts_progressive, fonts_small, unet_demo
-from model.config import architecture_of, check_image_size, check_model
+from model.checks import check_image_size, check_model
+from model.config import architecture_of
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig, TrainerConfig
 from pipeline.stages import AdaptiveConfig
@@ -222,7 +223,7 @@ def test_a_dry_run_looks_at_config_and_data_alone(tmp_path: Path, capsys: pytest
 def test_how_a_comparison_ended_is_on_record_without_passwords(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], status: str
 ) -> None:
-    from infra.mlflow_run import make_client
+    from infra.tracking.mlflow_run import make_client
 
     write_shards(tmp_path / "train", [60])
     write_shards(tmp_path / "val", [30])
@@ -247,7 +248,7 @@ def test_how_a_comparison_ended_is_on_record_without_passwords(
 def test_a_comparison_trains_reports_and_is_reused(
     tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from infra.mlflow_run import make_client
+    from infra.tracking.mlflow_run import make_client
 
     write_shards(tmp_path / "train", [60, 60])
     write_shards(tmp_path / "val", [30])

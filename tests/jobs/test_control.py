@@ -138,7 +138,7 @@ def waiting_run(ray_cluster: None) -> Iterator[tuple[str, Any]]:
     """A run's controller as an actor on the tests' cluster, and the cluster's address."""
     import ray
 
-    from infra.cluster import NAMESPACE
+    from infra.cluster.connect import NAMESPACE
 
     options = {"name": "run-waiting", "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 4}
     actor = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.evaluate import main
 from pipeline.state import CheckpointError, describe_checkpoints
 from tests.datasets.images import write_shards

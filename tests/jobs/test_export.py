@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import pipeline.exported
-from infra.storage import open_storage
-from infra.tracking import Tracker, TrackingConfig
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
+from infra.tracking.tracker import Tracker
 from jobs.export import main
 from pipeline.exported import ExportError, open_exported, write_exported
 from pipeline.saved import SavedModel, open_saved

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.cluster import ACTOR_PREFIX, NAMESPACE
+from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from jobs.cli import operator
 from tests.datasets.images import write_shards
 

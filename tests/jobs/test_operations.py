@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.stack import BUCKET, Stack
-from infra.storage import open_storage
+from infra.devstack.stack import BUCKET, Stack
+from infra.storage.open import open_storage
 from pipeline.checkpoint import newest_whole
 from tests.datasets.images import write_shards
 from tests.jobs.browser import CHROMIUM, missing

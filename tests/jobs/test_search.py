@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.search import main
 from model.rows import rows_from_json
 from pipeline.search.reward import reward

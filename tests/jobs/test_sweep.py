@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
 from tests.datasets.images import write_shards

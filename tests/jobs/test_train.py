@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.storage import open_storage
-from infra.tracking import Tracker
-from infra.tracking_config import TrackingConfig
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
+from infra.tracking.tracker import Tracker
 from pipeline.checkpoint import Snapshot, newest_whole
 from pipeline.state import list_checkpoints
 from tests.datasets.images import write_shards

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from infra.storage import Storage, open_storage
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
 from pipeline.checkpoint import Snapshot, newest_whole, read_checkpoint, write_checkpoint
 from pipeline.state import CheckpointError, TrainState, list_checkpoints, newest_state, prune
 from pipeline.tensor_files import pack, pack_nested, unpack_nested

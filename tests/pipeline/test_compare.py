@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from infra.cluster import ClusterConfig
-from infra.mlflow_run import FINGERPRINT_TAG
-from infra.storage import open_storage
-from infra.tracking import Tracker
-from infra.tracking_config import TrackingConfig
+from infra.cluster.config import ClusterConfig
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
+from infra.tracking.mlflow_run import FINGERPRINT_TAG
+from infra.tracking.tracker import Tracker
 from jobs.recipes import fonts_small
 from pipeline.adaptive import REGULARIZATION
 from pipeline.checkpoint import Snapshot, write_checkpoint

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from infra.storage import open_storage
+from infra.storage.lease import Lease
+from infra.storage.open import open_storage
 from pipeline.controller import StageController
 from pipeline.decisions import (
     Checkpoint,
@@ -21,7 +22,6 @@ from pipeline.decisions import (
     records_of,
 )
 from pipeline.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
-from pipeline.lease import Lease
 from pipeline.policy import Progress
 from pipeline.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
 from pipeline.state import TrainState

@@ -18,7 +18,7 @@ import pytest
 from datasets.config import DataConfig
 from datasets.loading.loader import sample_order
 from datasets.shards.resolve import load_manifest
-from infra.storage import open_storage
+from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
 from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups
 from pipeline.checkpoint import newest_whole

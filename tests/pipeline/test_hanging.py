@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from infra import tracking
-from infra.storage import LocalStorage, StorageError
-from infra.tracking import Tracker, TrackingConfig, end_record
+from infra.storage.base import StorageError
+from infra.storage.lease import Lease
+from infra.storage.local import LocalStorage
+from infra.tracking import tracker as tracking
+from infra.tracking.config import TrackingConfig
+from infra.tracking.tracker import Tracker, end_record
 from pipeline import controller as controller_module
 from pipeline.config import CheckpointConfig
 from pipeline.controller import StageController
-from pipeline.lease import Lease
 from pipeline.saver import Saver
 from pipeline.stages import Segment
 from tests.pipeline.groups import stage

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_storage
+from infra.storage.lease import KEY, Lease
+from infra.storage.open import open_storage
 from pipeline.decisions import ExtendStage, NextStage, Record, SetField, Stop
 from pipeline.journal import ASKED, JOURNAL_FILE, Journal, JournalWriter, stored_rows
-from pipeline.lease import KEY, Lease
 
 ADVANCE = Record(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
 EXTEND = Record(240, 1, ExtendStage(epochs=1.0))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from infra.cluster import ClusterConfig
-from infra.tracking import TrackingConfig
+from infra.cluster.config import ClusterConfig
+from infra.tracking.config import TrackingConfig
 from pipeline.config import TrainerConfig
 from pipeline.decisions import Stop
 from pipeline.launch import start_controller

@@ -11,8 +11,9 @@ import torch
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
 from datasets.loading.loader import sample_order
-from infra.storage import Storage, open_storage
-from infra.tracking_config import TrackingConfig
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
 from model.factory import build_model
 from pipeline.checkpoint import Snapshot, write_checkpoint
 from pipeline.config import CheckpointConfig, TrainConfig

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Data, LocalStorage, Storage, StorageError, open_storage
+from infra.storage.base import Data, Storage, StorageError
+from infra.storage.local import LocalStorage
+from infra.storage.open import open_storage
 from pipeline import saver as saver_module
 from pipeline.checkpoint import newest_whole
 from pipeline.config import CheckpointConfig

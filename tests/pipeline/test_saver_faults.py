@@ -12,8 +12,9 @@ from pathlib import Path
 import botocore.auth
 import pytest
 
-from infra.storage import LocalStorage, Storage
-from infra.storage_s3 import S3Storage
+from infra.storage.base import Storage
+from infra.storage.local import LocalStorage
+from infra.storage.s3 import S3Storage
 from pipeline import saver as saver_module
 from pipeline.checkpoint import newest_whole
 from pipeline.config import CheckpointConfig

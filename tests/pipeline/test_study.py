@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from infra.cluster import ClusterConfig
-from infra.storage import open_storage
-from infra.tracking import TrackingConfig
+from infra.cluster.config import ClusterConfig
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
 from pipeline.checkpoint import newest_whole
 from pipeline.config import TrainConfig
 from pipeline.preflight import preflight

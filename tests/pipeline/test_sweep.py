@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
-from infra.cluster import ClusterConfig
-from infra.storage import open_storage
+from infra.cluster.config import ClusterConfig
+from infra.storage.open import open_storage
 from jobs.board import Board
 from jobs.cli import parse_recipe
 from jobs.recipes import demo

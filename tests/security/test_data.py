@@ -11,11 +11,11 @@ import pytest
 from datasets.cache.shard_cache import ShardCache, shard_key
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.loading.loader import build_eval_loader
 from datasets.prepare.pyramid import write_copies
 from datasets.shards.resolve import load_manifest
-from infra.storage import StorageError
+from infra.storage.base import StorageError
 from tests.datasets.files.test_s3 import put
 from tests.datasets.images import write_shards
 
@@ -29,7 +29,7 @@ def test_a_data_set_with_a_pickle_beside_its_shards_is_refused(
     (folder / name).write_bytes(evil)
     if place == "s3":
         for path in folder.iterdir():
-            remote.upload(f"{s3_uri}/{path.name}", path)
+            s3.upload(f"{s3_uri}/{path.name}", path)
     url = str(folder) if place == "local" else s3_uri
     with pytest.raises(DataError, match=name):
         _batches(DataConfig(train=url, val=url, cache_dir="none"))

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from datasets.config import DataConfig
-from datasets.files import s3 as remote
-from infra.mlflow_run import make_client
-from infra.storage import Storage, open_storage
-from infra.storage_s3 import S3Storage
-from infra.tracking import Tracker, TrackingConfig, prepare
+from datasets.files import s3
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
+from infra.storage.s3 import S3Storage
+from infra.tracking.config import TrackingConfig, prepare
+from infra.tracking.mlflow_run import make_client
+from infra.tracking.tracker import Tracker
 from model.config import ModelConfig
 from pipeline.checkpoint import write_checkpoint
 from pipeline.config import ClassificationConfig, TrainConfig
@@ -45,7 +47,7 @@ def test_no_secret_is_in_a_checkpoint_a_record_a_log_or_an_error(
     from pipeline.provenance import flat_values
 
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("infra.storage_s3.CHECK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("infra.storage.s3.CHECK_PATIENCE_S", 0.1)
     config = TrainConfig(
         name="x",
         storage=str(tmp_path / "runs"),
@@ -67,7 +69,7 @@ def test_no_secret_is_in_a_checkpoint_a_record_a_log_or_an_error(
     data = make_client(sqlite_uri).get_run(tracker.run_id).data
     errors = [_error(open_storage("s3://bucket/x").check_writable), _error(lambda: prepare(config.tracking))]
     errors += [
-        _error(lambda: remote.read("s3://bucket/train/a.tar", length=9, patience_s=0.1)),
+        _error(lambda: s3.read("s3://bucket/train/a.tar", length=9, patience_s=0.1)),
         _error(lambda: planned_start(config, _s3())),
     ]
     written = [path.read_bytes().decode("latin1") for path in storage_files(tmp_path) if path.suffix != ".db"]

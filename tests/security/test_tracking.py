@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.mlflow_run import make_client
-from infra.spool import KEY_FILE, SPOOL_FILE
-from infra.storage import open_storage
-from infra.tracking import Tracker, TrackingConfig, prepare
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig, prepare
+from infra.tracking.mlflow_run import make_client
+from infra.tracking.spool import KEY_FILE, SPOOL_FILE
+from infra.tracking.tracker import Tracker
 
 
 @pytest.mark.parametrize("name", [KEY_FILE, SPOOL_FILE])

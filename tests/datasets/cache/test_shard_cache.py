@@ -22,7 +22,7 @@ from datasets.cache.shard_cache import Fetched, ShardCache, shard_key
 from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import ShardInfo
@@ -88,7 +88,7 @@ def test_one_download_however_many_processes_ask(
         process.join(30)
     assert [process.exitcode for process in processes] == [0] * 4
     assert proxy.whole("part-000000") == 1
-    assert (tmp_path / f"{shard_key(shards[0])}.tar").read_bytes() == remote.read(shards[0].url)
+    assert (tmp_path / f"{shard_key(shards[0])}.tar").read_bytes() == s3.read(shards[0].url)
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -137,7 +137,7 @@ def test_a_killed_download_is_taken_over(shards: tuple[ShardInfo, ...], proxy: F
     assert cache.fetch(shards[2]) is Fetched.PRESENT  # what the dead process left does not count
     assert not list(tmp_path.glob("*.part"))
     assert cache.fetch(shards[0]) is Fetched.PRESENT
-    assert cache.require(shards[0]).read_bytes() == remote.read(shards[0].url)
+    assert cache.require(shards[0]).read_bytes() == s3.read(shards[0].url)
 
 
 def test_a_full_disk_and_a_limit_too_small_are_clear(
@@ -250,7 +250,7 @@ def test_names_links_and_devices_lead_nowhere(tmp_path: Path, packed: bool, s3_u
 
 def put_all(folder: Path, uri: str) -> None:
     for path in folder.iterdir():
-        remote.upload(f"{uri}/{path.name}", path)
+        s3.upload(f"{uri}/{path.name}", path)
 
 
 def test_compressed_shards_are_unpacked_once_and_need_a_cache(tmp_path: Path) -> None:

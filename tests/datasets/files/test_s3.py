@@ -15,7 +15,7 @@ import webdataset as wds
 from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.loading.loader import Batch, build_eval_loader, build_loader
 from datasets.shards.manifest import MANIFEST_NAME
 from datasets.shards.resolve import load_manifest
@@ -28,7 +28,7 @@ def put(folder: Path, uri: str, *, manifest: bool = False) -> str:
     """Upload a folder's shards, and return their prefix."""
     for path in sorted(folder.iterdir()):
         if path.suffix == ".tar" or manifest:
-            remote.upload(f"{uri}/{path.name}", path)
+            s3.upload(f"{uri}/{path.name}", path)
     return uri
 
 
@@ -100,11 +100,11 @@ def test_an_index_elsewhere_stands_for_shards_that_cannot_be_written_beside(
 
 def test_a_shard_that_changed_since_its_index_is_refused_with_its_name(s3_shards: str, s3_uri: str) -> None:
     assert index([s3_uri]) == 0
-    content = remote.read(f"{s3_shards}/part-000001.tar")
-    remote.write(f"{s3_shards}/part-000001.tar", content[:-600] + b"x" + content[-599:])
+    content = s3.read(f"{s3_shards}/part-000001.tar")
+    s3.write(f"{s3_shards}/part-000001.tar", content[:-600] + b"x" + content[-599:])
     with pytest.raises(DataError, match=r"part-000001\.tar: its ETag is .* changed since; run .*jobs\.index"):
         load_manifest(s3_shards)
-    remote.write(f"{s3_shards}/part-000001.tar", content + bytes(512))
+    s3.write(f"{s3_shards}/part-000001.tar", content + bytes(512))
     with pytest.raises(DataError, match=r"part-000001\.tar: .*changed since"):
         load_manifest(s3_shards)
 
@@ -112,10 +112,10 @@ def test_a_shard_that_changed_since_its_index_is_refused_with_its_name(s3_shards
 def test_a_shard_that_changes_during_the_run_is_refused_too(s3_shards: str) -> None:
     loader = build_eval_loader(config(s3_shards, "none"), image_size=32, batch_size=50, rank=0, world_size=1)
     shard = f"{s3_shards}/part-000000.tar"
-    remote.write(shard, remote.read(shard)[::-1])
+    s3.write(shard, s3.read(shard)[::-1])
     with pytest.raises(DataError, match=r"part-000000\.tar: its ETag is .*changed since"):
         list(loader)
-    remote.write(shard, b"other")
+    s3.write(shard, b"other")
     with pytest.raises(DataError, match=r"part-000000\.tar: .*shorter than its index says: changed since"):
         list(loader)
 
@@ -124,8 +124,8 @@ def test_a_process_lists_and_checks_a_dataset_once(
     s3_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[str] = []
-    real = remote.list_folder
-    monkeypatch.setattr(remote, "list_folder", lambda url, **options: listed.append(url) or real(url, **options))
+    real = s3.list_folder
+    monkeypatch.setattr(s3, "list_folder", lambda url, **options: listed.append(url) or real(url, **options))
     for size in (16, 32):
         load(config(s3_shards, tmp_path), image_size=size, stop=16)
         list(build_eval_loader(config(s3_shards, tmp_path), image_size=size, batch_size=100, rank=0, world_size=1))
@@ -144,10 +144,10 @@ def test_errors_are_one_line_and_hold_no_secret(s3_shards: str, monkeypatch: pyt
         load_manifest(s3_shards)
     assert "very-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(remote, "CHECK_PATIENCE_S", 0.5)
+    monkeypatch.setattr(s3, "CHECK_PATIENCE_S", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:pass-word@127.0.0.1:9")
     with pytest.raises(DataError, match=r"no answer \(.*; check the network and AWS_ENDPOINT_URL") as caught:
-        remote.list_folder(s3_shards, patience_s=0.5)
+        s3.list_folder(s3_shards, patience_s=0.5)
     assert "pass-word" not in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_a_bucket_that_cannot_be_written_is_said_before_the_work(
     client.put_bucket_policy(Bucket="read-only", Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
     message = "cannot write it: access is denied; the credentials need s3:PutObject"
     with pytest.raises(DataError, match=f"s3://read-only/file: {message}"):
-        remote.upload("s3://read-only/file", tmp_path / "file")
+        s3.upload("s3://read-only/file", tmp_path / "file")
     assert prepare(["image-folder", str(tmp_path / "none"), "--out", "s3://read-only/set"]) == 2
     assert message in capsys.readouterr().err
     with pytest.raises(DataError, match=f"{message}; name another folder with --out"):

@@ -13,7 +13,7 @@ import torch
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.loading.loader import Batch, build_eval_loader, build_loader
 from tests.datasets.files.test_s3 import put
 from tests.datasets.proxy import FaultProxy, Request, fault_proxy
@@ -119,14 +119,14 @@ def test_what_never_answers_ends_with_one_line_when_patience_is_over(
     proxied: tuple[FaultProxy, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, uri = proxied
-    monkeypatch.setattr(remote, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(s3, "_SAY_AFTER_S", 0.0)
 
     def always(request: Request) -> str:
         return "503"
 
     proxy.fault = always
     with pytest.raises(DataError, match=r"part-000000\.tar: cannot read it: the server answers SlowDown") as caught:
-        remote.read(
+        s3.read(
             f"{uri}/part-000000.tar", length=10, patience_s=4.0
         )  # a request that is tried twice may take over a second
     assert "\n" not in str(caught.value)

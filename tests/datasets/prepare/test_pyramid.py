@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.files import s3 as remote
+from datasets.files import s3
 from datasets.loading.loader import build_eval_loader, build_loader, sample_order
 from datasets.loading.reader import SampleReader
 from datasets.prepare import pyramid as pyramid_module
@@ -158,7 +158,7 @@ def test_copies_of_shards_in_s3_are_written_to_s3_and_gone_on_with(
     folder: Path, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in folder.glob("s-*.tar"):
-        remote.upload(f"{s3_uri}/{path.name}", path)
+        s3.upload(f"{s3_uri}/{path.name}", path)
     index([s3_uri, "--classes", str(folder / "manifest.json")])
     assert pyramid([s3_uri, "--short-side", "64,40", "--workers", "2"]) == 0
     cached = replace(config(folder), cache_dir=str(tmp_path / "cache"))
@@ -168,15 +168,15 @@ def test_copies_of_shards_in_s3_are_written_to_s3_and_gone_on_with(
         near_batches, far_batches = (list(build_loader(one, image_size=size, **arguments)) for one in (cached, far))
         assert all(torch.equal(a.images, b.images) for a, b in zip(near_batches, far_batches, strict=True))
     # Killed before the manifests: only the shard that is missing is made again.
-    remote.delete(f"{s3_uri}/short-40/s-1.tar")
-    remote.delete(f"{s3_uri}/short-40/manifest.json")
-    before = {file.url: file.etag for file in remote.list_folder(f"{s3_uri}/short-40") if file.url.endswith(".tar")}
+    s3.delete(f"{s3_uri}/short-40/s-1.tar")
+    s3.delete(f"{s3_uri}/short-40/manifest.json")
+    before = {file.url: file.etag for file in s3.list_folder(f"{s3_uri}/short-40") if file.url.endswith(".tar")}
     uploaded: list[str] = []
-    real = remote.upload
-    monkeypatch.setattr(remote, "upload", lambda url, path: uploaded.append(url) or real(url, path))
+    real = s3.upload
+    monkeypatch.setattr(s3, "upload", lambda url, path: uploaded.append(url) or real(url, path))
     monkeypatch.setattr(pyramid_module, "run_tasks", lambda function, tasks, **_: [function(task) for task in tasks])
     monkeypatch.setattr(pyramid_module, "count_one", lambda: None)
     assert pyramid([s3_uri, "--short-side", "40"]) == 0
     assert uploaded == [f"{s3_uri}/short-40/s-1.tar"]
-    assert before.items() <= {file.url: file.etag for file in remote.list_folder(f"{s3_uri}/short-40")}.items()
+    assert before.items() <= {file.url: file.etag for file in s3.list_folder(f"{s3_uri}/short-40")}.items()
     assert load_manifest(s3_uri).copies == (40, 64)

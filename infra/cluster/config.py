@@ -1,0 +1,58 @@
+"""Where a run trains and what each worker gets: a config that is read without importing Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ClusterError(ValueError):
+    """The cluster can't be reached, or can't give what the run asks for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """Where a run trains, and what each of its workers gets."""
+
+    address: str = ""
+    """Address of a Ray cluster (`auto`, `host:port`, `ray://host:port`). Empty: RAY_ADDRESS, else a local one."""
+    num_workers: int | tuple[int, int] = 2
+    """Training workers (DDP ranks) of a stage that doesn't name its own number. A range, as `1 4`: as many as the
+    cluster has room for, of those that divide `data.num_lanes`; fewer after a node is lost, more when one joins."""
+    grow_check_s: float = 30.0
+    """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
+    checkpoint and starts anew."""
+    ask_ahead_s: float = 300.0
+    """How long before a stage with more workers begins its nodes are asked for, in seconds, where nodes come and go by
+    an autoscaler; 0: only when it begins."""
+    cpus_per_worker: float = 1
+    """CPUs that each worker reserves, for its training thread and its loader processes."""
+    gpus_per_worker: float = 0
+    """GPUs that each worker reserves; 0 trains on CPU."""
+    standby: bool = True
+    """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
+    lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
+    max_failures: int = 3
+    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
+
+    def __post_init__(self) -> None:
+        low, high = worker_range(self.num_workers)
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"cluster.num_workers is {self.num_workers}: it must be at least 1, or a range (smallest, largest)"
+            )
+        if self.grow_check_s <= 0:
+            raise ValueError(f"cluster.grow_check_s is {self.grow_check_s}: it must be above 0")
+        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
+            raise ValueError("cluster.cpus_per_worker must be above 0 and cluster.gpus_per_worker at least 0")
+        if self.max_failures < -1:
+            raise ValueError(f"cluster.max_failures is {self.max_failures}: use -1 for any number, or 0 and more")
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads that a worker computes with: a number that resuming "bit for bit" depends on."""
+        return max(1, int(self.cpus_per_worker))
+
+
+def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest and the largest number of workers."""
+    return (num_workers, num_workers) if isinstance(num_workers, int) else (num_workers[0], num_workers[1])

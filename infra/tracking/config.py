@@ -1,0 +1,124 @@
+"""Where runs are recorded, and whether that works: known on the driver, before any worker starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from infra.redact import one_line, redacted
+from infra.storage.base import StorageError
+from infra.storage.local import LocalStorage
+from infra.tracking.mlflow_run import TrackingError, error_code, make_client, open_experiment, sqlite_path
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where and how a run is recorded in MLflow."""
+
+    uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
+    """MLflow server (`http://host:5000`) or database. By default MLFLOW_TRACKING_URI, without it a SQLite file, which
+    serves runs on one machine."""
+    experiment: str = "crescendo"
+    """MLflow experiment that holds the run; made if there is none."""
+    artifact_location: str = ""
+    """Where a new experiment keeps its artifacts. Empty: the server's default, or beside the SQLite file."""
+    system_metrics: bool = True
+    """Record the load of rank 0's machine: CPU, memory, disk, network, GPU."""
+    system_interval_s: float = 10.0
+    """Seconds between two records of that load."""
+    send_interval_s: float = 1.0
+    """Seconds for which metrics are gathered before they are sent together."""
+    parent_run_id: str = ""
+    """MLflow run below which this one is shown: a sweep's or a search's."""
+    extra_params: tuple[tuple[str, str], ...] = ()
+    """Further params of the record, as name and value, beside the config's."""
+    max_unsent: int = 1_000_000
+    """Metric values that are kept while MLflow is away (about 100 bytes of memory each); later ones are dropped."""
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.uri).scheme.partition("+")[0] not in SCHEMES:
+            raise ValueError(
+                f"tracking.uri is {redacted(self.uri)!r}: expected http(s)://HOST, sqlite:///FILE or a database URI"
+            )
+        if self.uri.startswith("sqlite") and re.fullmatch(r"sqlite:///(?!:memory:)[^?]+", self.uri) is None:
+            raise ValueError(f"tracking.uri is {self.uri!r}: expected sqlite:///FILE")
+        if not self.experiment:
+            raise ValueError("tracking.experiment is empty: give it a name")
+        for name in ("system_interval_s", "send_interval_s", "max_unsent"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"tracking.{name} is {getattr(self, name)}: expected a number above 0")
+
+    def absolute(self) -> TrackingConfig:
+        """Return the config with the SQLite file's absolute path, which means the same in every process."""
+        path = sqlite_path(self.uri)
+        return self if path is None else replace(self, uri=f"sqlite:///{path.absolute()}")
+
+    def ui_command(self) -> str:
+        """Return what opens the MLflow UI over these runs."""
+        if self.uri.startswith("http"):
+            return redacted(self.uri)
+        return f".venv/bin/mlflow ui --workers 1 --backend-store-uri {redacted(self.uri)}"
+
+    def experiment_location(self) -> str | None:
+        """Return where a new experiment keeps its artifacts; None: where the server says."""
+        path = sqlite_path(self.uri)
+        if self.artifact_location or path is None:
+            return self.artifact_location or None
+        return str(path.absolute().parent / "artifacts")
+
+
+def check(config: TrackingConfig) -> None:
+    """Raise `TrackingError` if nothing answers at the URI, or its file cannot be written. Leaves nothing behind."""
+    path = sqlite_path(config.uri)
+    if path is not None:
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        try:
+            LocalStorage(parent).check_writable()
+        except StorageError as error:
+            raise TrackingError(f"tracking.uri is {config.uri}: {error}") from None
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            raise TrackingError(f"tracking.uri is {config.uri}: {path} can't be written; choose another file")
+        return
+    try:
+        make_client(config.uri).get_experiment_by_name(config.experiment)
+    except Exception as error:
+        raise explained(config, error) from None
+
+
+def prepare(config: TrackingConfig) -> None:
+    """Make the tables of a new SQLite file (seconds, once) and the experiment. Call it on the driver.
+
+    Raises:
+        TrackingError: as `check`, or the experiment was deleted.
+    """
+    check(config)
+    try:
+        open_experiment(config.uri, config.experiment, config.experiment_location())
+    except Exception as error:
+        raise explained(config, error) from None
+
+
+def explained(config: TrackingConfig, error: Exception) -> TrackingError:
+    """Return an error of MLflow or its database as one line without secrets."""
+    if isinstance(error, TrackingError):
+        return error
+    text = one_line(error)
+    where = f"tracking.uri is {redacted(config.uri)}"
+    if isinstance(error, ModuleNotFoundError):
+        return TrackingError(f"{where}: the database driver {error.name!r} is not installed in .venv")
+    if "out-of-date database schema" in text:
+        return TrackingError(f"{where}: an older MLflow made this database; run `mlflow db upgrade` on a copy of it")
+    if not config.uri.startswith("http"):
+        return TrackingError(f"{where}: the database can't be used: {text}")
+    if error_code(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"error code (401|403)\b", text):
+        cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return TrackingError(f"{where}: the server refuses the credentials; {cure}")
+    if re.search(r"error code \d|JSON", text):
+        return TrackingError(f"{where}: what answers there is not an MLflow server, or is failing: {text}")
+    if error_code(error) in ("", "INTERNAL_ERROR"):  # what MLflow's client says when there was no answer to read
+        return TrackingError(f"{where}: no answer; start the MLflow server, or correct the URI")
+    return TrackingError(f"{where}: {text}")

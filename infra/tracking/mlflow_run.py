@@ -1,0 +1,262 @@
+"""One run in MLflow: found or made, and written to by calls that may be repeated without harm.
+
+MLflow is imported when a function is called, not with the module: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import logging
+import os
+import posixpath
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.tracking.outbox import File, Row
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MAX_VALUES_PER_CALL = 1000
+MAX_LABELS_PER_CALL = 100
+MAX_NAME = 250
+MAX_PARAM = 6000
+MAX_TAG = 8000
+
+NAME_TAG = "crescendo.run"
+KEY_TAG = "crescendo.run_key"
+FINGERPRINT_TAG = "crescendo.fingerprint"
+"""By which a comparison finds a run that was trained already."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Has the UI show a new experiment as model training; without it, it may open as one of language models."""
+
+_ENVIRONMENT = {
+    # Our own thread tries again; a call that retries for minutes inside would hold up flush and close.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class TrackingError(ValueError):
+    """Tracking cannot work as configured; one line that says why and what to do. Never holds a secret."""
+
+
+class MlflowRun:
+    """A run that is there. Every method raises what MLflow raises when the server does not take the call."""
+
+    def __init__(self, client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._params = dict(params)
+
+    def sent_steps(self) -> dict[str, int]:
+        """Return the last step of each metric."""
+        return {metric.key: metric.step for metric in self._client.get_run(self.run_id).data.to_proto().metrics}
+
+    def send_rows(self, rows: Iterable[Row]) -> None:
+        """Send metrics of valid names, in one transaction per 1,000 values.
+
+        Sent again after an answer was lost, rows are not doubled: in MLflow's SQL store key, time, step and value are
+        the primary key, and `log_batch` skips what is there (mlflow/store/tracking/sqlalchemy_store.py).
+        """
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, row.time_ms, row.step) for row in rows for key, value in row.values.items()]
+        for chunk in _chunks(metrics, MAX_VALUES_PER_CALL):
+            self._client.log_batch(self.run_id, metrics=chunk)
+
+    def send_params(self, params: Mapping[str, str]) -> None:
+        """Send params. MLflow never changes one: a new value of an old one becomes the tag `changed.NAME`."""
+        from mlflow.entities import Param
+
+        texts = {valid_name(name): value[:MAX_PARAM] for name, value in params.items()}
+        new = {name: text for name, text in texts.items() if name not in self._params}
+        for chunk in _chunks([Param(name, text) for name, text in new.items()], MAX_LABELS_PER_CALL):
+            self._client.log_batch(self.run_id, params=chunk)
+        self._params |= new
+        self.send_tags({f"changed.{name}": text for name, text in texts.items() if text != self._params[name]})
+
+    def send_tags(self, tags: Mapping[str, str]) -> None:
+        """Send tags."""
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(name[:MAX_NAME], value[:MAX_TAG]) for name, value in tags.items()]
+        for chunk in _chunks(entities, MAX_LABELS_PER_CALL):
+            self._client.log_batch(self.run_id, tags=chunk)
+
+    def send_file(self, file: File) -> None:
+        """Send an artifact, in place of one of the same path."""
+        folder, name = posixpath.split(file.path)
+        if isinstance(file.content, Path) and file.content.name == name:
+            self._client.log_artifact(self.run_id, str(file.content), folder or None)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary, name)
+            local.write_bytes(file.content.read_bytes() if isinstance(file.content, Path) else file.content)
+            self._client.log_artifact(self.run_id, str(local), folder or None)
+
+    def finish(self, status: str) -> None:
+        """Set the end time and `FINISHED`, `FAILED` or `KILLED`."""
+        self._client.set_terminated(self.run_id, status)
+
+
+def open_run(
+    uri: str, experiment_id: str, *, name: str, key: str, run_id: str | None, parent_run_id: str | None
+) -> MlflowRun:
+    """Find the run `run_id`, else the one that carries `key`, else make one. A finished one goes on running.
+
+    A run that was made by a call whose answer was lost is found by its key.
+    """
+    client = make_client(uri)
+    run = _run_by_id(client, run_id) or run_by_key(client, experiment_id, key)
+    if run is None:
+        tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": _user(), "mlflow.source.name": "Crescendo"}
+        if parent_run_id:
+            tags["mlflow.parentRunId"] = parent_run_id
+        run = client.create_run(experiment_id, tags=tags, run_name=name)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    return MlflowRun(client, run.info.run_id, run.data.params)
+
+
+def open_experiment(uri: str, name: str, artifact_location: str | None) -> str:
+    """Return the experiment's id, and make it if there is none.
+
+    A SQLite file gets its tables here, which takes seconds; a lock lets one process do it.
+
+    Raises:
+        TrackingError: the experiment was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _sqlite_lock(uri):
+        client = make_client(uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name, artifact_location, tags=EXPERIMENT_TAGS))
+            except MlflowException as error:
+                found = client.get_experiment_by_name(name)  # another process made it meanwhile
+                if found is None:
+                    raise error
+    if found.lifecycle_stage != "active":
+        raise TrackingError(f"tracking.experiment {name!r} was deleted in MLflow; restore it or choose another name")
+    return str(found.experiment_id)
+
+
+def make_client(uri: str) -> MlflowClient:
+    """Return a client of `uri`, with this package's time limits unless the environment sets others."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Give the runs below a parent final metrics, by the runs' names. Runs that have ended stay ended.
+
+    A metric that a run has already is left as it is. Raises what MLflow raises.
+    """
+    from mlflow.entities import Metric
+
+    client = make_client(uri)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    now, token = int(time.time() * 1000), None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", page_token=token)
+        for run in page:
+            values = {valid_name(name): value for name, value in metrics.get(run.data.tags.get(NAME_TAG), {}).items()}
+            new = [Metric(name, value, now, 0) for name, value in values.items() if name not in run.data.metrics]
+            if new:
+                client.log_batch(run.info.run_id, metrics=new)
+        token = page.token
+        if not token:
+            return
+
+
+@lru_cache(maxsize=10_000)
+def valid_name(name: str) -> str:
+    """Return the name of a metric or param with what MLflow does not allow in it replaced."""
+    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).lstrip("/.")[:MAX_NAME] or "_"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of a `sqlite:` URI."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+
+
+def error_code(error: BaseException) -> str:
+    """Return MLflow's name of an error, or an empty text for what is not MLflow's."""
+    return str(getattr(error, "error_code", ""))
+
+
+@contextmanager
+def _sqlite_lock(uri: str) -> Iterator[None]:
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have it
+        return f"uid {os.getuid()}"
+
+
+def _run_by_id(client: MlflowClient, run_id: str | None) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def run_by_key(client: MlflowClient, experiment_id: str, key: str) -> Any:
+    """Return the run of an experiment that carries the key, or None."""
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return found[0] if found else None
+
+
+def runs_by_tag(uri: str, experiment: str, tag: str, value: str) -> list[dict[str, str]]:
+    """Return the params of the finished runs of an experiment that carry this tag, the newest first.
+
+    Raises what MLflow raises.
+    """
+    client = make_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=20)
+    return [dict(run.data.params) for run in runs]
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

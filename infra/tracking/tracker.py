@@ -1,0 +1,324 @@
+"""A run's record in MLflow, kept by a thread of its own: never in the way of training, each metric exactly once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from infra.redact import one_line, redacted
+from infra.storage.base import Storage, StorageError, checked_key
+from infra.timeouts import within
+from infra.tracking import mlflow_run
+from infra.tracking.config import TrackingConfig, explained
+from infra.tracking.mlflow_run import MlflowRun, TrackingError, valid_name
+from infra.tracking.outbox import File, Outbox, Row
+from infra.tracking.spool import Spool, spooled_status
+from infra.tracking.system_metrics import PREFIX, SystemSampler
+
+log = logging.getLogger(__name__)
+
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+MAX_PAUSE_S = 15.0
+FILES_PAUSE_S = 5.0
+SETTLE_S = 1.0
+SPOOL_TIMEOUT_S = 120.0
+"""How long storage may take for what MLflow was not sent; a process that ends must not hang with its storage."""
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""By which MLflow's page knows the artifacts that are tables."""
+
+
+class Tracker:
+    """Records one training run as one MLflow run, over any number of restarts.
+
+    Calls only put things into an `Outbox` and return in microseconds; a daemon thread sends them. While MLflow is
+    slow, down or gone, they stay there and are sent later. What a process that died had sent is read from MLflow at
+    the start, per metric, and is not sent again when training repeats those steps.
+
+    With `storage` (the run's own folder), nothing is lost when the process dies as well: the run's identity is kept
+    there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_name: str,
+        *,
+        storage: Storage | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        self.config = config
+        self.run_id = run_id
+        """The MLflow run's id; None until MLflow has answered once."""
+        self.url = ""
+        """The run's page on an MLflow server; empty until it has answered, and without a server."""
+        self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
+        self._outbox = Outbox(config.max_unsent)
+        self._tables: set[str] = set()
+        self._spool = Spool(storage, self._outbox)
+        self._run: MlflowRun | None = None
+        self._key = ""
+        self._status = ""
+        self._finished = self._stopping = self._abandoned = False
+        self._down_since = 0.0
+        self._problem = ""
+        self._sampler: SystemSampler | None = None
+        self._next_sample = self._files_wait_until = 0.0
+        self._wake = threading.Event()
+        self._quiet = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    @property
+    def unsent(self) -> int:
+        """Values, params, tags and files that MLflow has not confirmed yet."""
+        return len(self._outbox)
+
+    @property
+    def problem(self) -> str:
+        """One line on what keeps MLflow from being written, or an empty text."""
+        return self._problem
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a step, 0 or more. A step that a metric has reached already is not taken again."""
+        values = {valid_name(name): float(value) for name, value in metrics.items()}
+        self._outbox.add_row(Row(step, time.time_ns() // 1_000_000, values))
+
+    def last_step(self, prefix: str) -> int:
+        """Return the last step of the metrics whose names begin with `prefix`; -1 without one.
+
+        Those of an earlier process are among them once MLflow has answered.
+        """
+        return self._outbox.last_step(prefix)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`.
+
+        Users and passwords in URLs are left out, here and in tags.
+        """
+        self._outbox.add_labels("params", {name: redacted(str(value)) for name, value in params.items()})
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags as text, cut at MLflow's 8,000 characters."""
+        self._outbox.add_labels("tags", {name: redacted(str(value)) for name, value in tags.items()})
+
+    def set_description(self, markdown: str) -> None:
+        """Set the text at the top of the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def log_artifact_bytes(self, path: str, content: bytes) -> None:
+        """Record an artifact of this path and content."""
+        self._outbox.add_file(File(checked_key(path), content))
+
+    def log_table(self, path: str, content: str) -> None:
+        """Record a table, JSON with `columns` and `data`, as an artifact that MLflow's page shows as one."""
+        self._tables |= {path}
+        self.log_artifact_bytes(path, content.encode())
+        self.set_tags({TABLES_TAG: json.dumps([{"path": name, "type": "table"} for name in sorted(self._tables)])})
+
+    def log_text(self, path: str, text: str) -> None:
+        """Record a text as an artifact."""
+        self.log_artifact_bytes(path, text.encode())
+
+    def log_artifact(self, local_path: str | Path, folder: str = "") -> None:
+        """Record a local file as an artifact; it is read when it is sent, and must be there until then."""
+        local = Path(local_path).absolute()
+        self._outbox.add_file(File(checked_key(f"{folder}/{local.name}".lstrip("/")), local))
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until MLflow has confirmed all of it; return whether it did within `timeout` seconds."""
+        return self._wait_until(lambda: not len(self._outbox), timeout)
+
+    def persist(self, timeout: float = 2.0) -> None:
+        """Make all that was recorded so far outlive this process: in MLflow, or else in `storage`.
+
+        To be called, from a thread that may wait, between the snapshot of a checkpoint and its manifest: then every
+        row up to the checkpoint's step is in MLflow or in the spool, and later ones are made again by a resume.
+
+        Raises:
+            StorageError: the spool can't be written.
+        """
+        if self._abandoned:
+            return
+        self.flush(0.0 if self._down_since else timeout)
+        self._write_spool("")
+
+    def close(self, status: str = "FINISHED", timeout: float = 30.0) -> bool:
+        """Send the rest and end the MLflow run; spool what can't be sent. Return whether all was sent.
+
+        Raises:
+            StorageError: the spool can't be written.
+        """
+        assert status in STATUSES
+        if self._abandoned:
+            return False
+        self._status = status
+        done = self._wait_until(lambda: self._finished, timeout)
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(1.0)
+        self._write_spool("" if self._finished else status)
+        if not done:
+            log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
+        return done
+
+    def abandon(self) -> None:
+        """Write nothing any more, neither to MLflow nor to storage: the run is another process's now."""
+        self._abandoned = self._stopping = True
+        self._wake.set()
+        self._thread.join(1.0)
+
+    def set_uri(self, uri: str) -> None:
+        """Go on with the MLflow server of another address; what it has of the run already is not sent again."""
+        self.config = replace(self.config, uri=uri).absolute()
+        self._run = None
+        self._wake.set()
+
+    def _work(self) -> None:
+        pause = self.config.send_interval_s
+        while not self._stopping:
+            try:
+                self._send()
+                pause = self.config.send_interval_s
+            except Exception as error:  # whatever goes wrong with tracking, training goes on
+                self._note_failure(error)
+                pause = min(2 * pause, MAX_PAUSE_S)
+            with self._quiet:
+                self._quiet.notify_all()
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _send(self) -> None:
+        self._spool.load()
+        run = self._run or self._connect()
+        self._sample_system()
+        while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
+            run.send_rows(rows)
+            self._outbox.confirm_rows(rows)
+        self._send_labels("params", run.send_params)
+        self._send_labels("tags", run.send_tags)
+        self._note_success()
+        self._send_files(run)
+        if self._status and not self._finished and not len(self._outbox):
+            run.finish(self._status)
+            self._finished = True
+
+    def _send_labels(self, kind: str, send: Callable[[dict[str, str]], None]) -> None:
+        labels = self._outbox.labels(kind)
+        try:
+            send(labels)
+        except Exception as error:
+            if mlflow_run.error_code(error) != "INVALID_PARAMETER_VALUE":
+                raise
+            log.warning("tracking: MLflow refuses the %s %s: %s", kind, sorted(labels), one_line(error))
+        self._outbox.confirm_labels(kind, labels)
+
+    def _send_files(self, run: MlflowRun) -> None:
+        """Send files. Artifacts may have a store of their own, whose faults hold up no metrics."""
+        if time.monotonic() < self._files_wait_until:
+            return
+        try:
+            for file in self._outbox.files():
+                if isinstance(file.content, Path) and not file.content.is_file():
+                    log.warning("tracking: %s is gone and can't be sent to MLflow", file.content)
+                else:
+                    run.send_file(file)
+                self._outbox.confirm_file(file)
+            self._files_wait_until = 0.0
+        except Exception as error:
+            if not self._files_wait_until:
+                log.warning("tracking: artifacts wait, metrics go on: %s", one_line(error))
+            self._files_wait_until = time.monotonic() + FILES_PAUSE_S
+
+    def _connect(self) -> MlflowRun:
+        config = self.config
+        path = mlflow_run.sqlite_path(config.uri)
+        if path is not None and not path.is_file():
+            raise TrackingError(
+                f"{path} is not on this machine; a SQLite file serves one machine, name an MLflow server"
+            )
+        self._key = self._key or self._spool.run_key(self._run_name)
+        experiment_id = mlflow_run.open_experiment(config.uri, config.experiment, config.experiment_location())
+        run = mlflow_run.open_run(
+            config.uri,
+            experiment_id,
+            name=self._run_name,
+            key=self._key,
+            run_id=self.run_id,
+            parent_run_id=self._parent_run_id,
+        )
+        if self._down_since:
+            time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
+        self._outbox.settle(run.sent_steps())
+        self.run_id = run.run_id
+        if config.uri.startswith("http"):
+            self.url = f"{redacted(config.uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run.run_id}"
+        if self.config is config:  # else `set_uri` came in between
+            self._run = run
+        return run
+
+    def _write_spool(self, status: str) -> None:
+        try:
+            within(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
+        except TimeoutError:
+            raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
+
+    def _sample_system(self) -> None:
+        now = time.monotonic()
+        if not self.config.system_metrics or self._status or now < self._next_sample:
+            return
+        self._next_sample = now + self.config.system_interval_s
+        try:
+            self._sampler = self._sampler or SystemSampler()
+            load = self._sampler.sample()
+        except Exception as error:  # a missing psutil, a driver that fails: no reason to hold up the rest
+            self._next_sample = math.inf
+            log.warning("tracking: no system metrics: %s", error)
+            return
+        self.log_metrics(load, self.last_step(PREFIX) + 1)
+
+    def _wait_until(self, done: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._quiet:
+            while not done():
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._thread.is_alive():
+                    return False
+                self._wake.set()
+                self._quiet.wait(min(left, 0.25))
+        return True
+
+    def _note_failure(self, error: Exception) -> None:
+        if mlflow_run.error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            self._run = None  # deleted, or another database stands behind the server now: find or make it again
+        if not self._down_since:
+            self._down_since = time.monotonic()
+            log.warning("tracking waits, training goes on: %s", explained(self.config, error))
+        self._problem = str(explained(self.config, error))
+
+    def _note_success(self) -> None:
+        if self._down_since:
+            log.warning("tracking goes on after %.0f s: all is sent", time.monotonic() - self._down_since)
+        self._down_since, self._problem = 0.0, ""
+
+
+def end_record(config: TrackingConfig, run_name: str, storage: Storage, status: str) -> bool:
+    """End the record of a run that was left open, as it might have gone on; return whether MLflow has taken it."""
+    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status)
+
+
+def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool | None:
+    """Send what an ended run could not send, from its spool in `storage`.
+
+    Returns whether MLflow has all of it now; None: it had all before.
+    """
+    status = spooled_status(storage)
+    if status is None:
+        return None
+    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status, timeout)

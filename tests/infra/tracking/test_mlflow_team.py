@@ -1,0 +1,111 @@
+"""The MLflow server for a team, for real: PostgreSQL, users and passwords, artifacts through it into S3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.devstack.servers import MlflowServer, Server, free_ports, is_free
+from infra.mlflow_serve import settings
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig, check
+from infra.tracking.mlflow_run import TrackingError
+from infra.tracking.tracker import Tracker
+from tests.servers import S3Server
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(shutil.which("postgres") or "")]
+PASSWORD = "database-password-%1"
+ACCOUNT = "postgres" if os.getuid() == 0 else None
+"""PostgreSQL refuses to run as root."""
+
+
+class PostgresServer(Server):
+    """PostgreSQL with a database `mlflow` and a password."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.port = free_ports(1)
+        self.uri = f"postgresql://mlflow:{PASSWORD.replace('%', '%25')}@127.0.0.1:{self.port}/postgres"
+        (folder / "password").write_text(PASSWORD)
+        if ACCOUNT:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, ACCOUNT)
+        make = [str(POSTGRES[-1].with_name("initdb")), "-D", str(folder / "data"), "-U", "mlflow", "--no-sync"]
+        login = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
+        subprocess.run([*make, *login], check=True, user=ACCOUNT, capture_output=True, cwd=folder)
+
+    def command(self) -> list[str]:
+        switches = ["-c", "fsync=off", "-c", f"unix_socket_directories={self.folder}", "-h", "127.0.0.1"]
+        run = [str(POSTGRES[-1]), "-D", str(self.folder / "data"), "-p", str(self.port), *switches]
+        return ["setpriv", "--reuid", ACCOUNT, "--regid", ACCOUNT, "--init-groups", *run] if ACCOUNT else run
+
+    def is_ready(self) -> bool:
+        return not is_free(self.port)
+
+
+class TeamServer(MlflowServer):
+    """`python -m infra.mlflow_serve`."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "infra.mlflow_serve", "--port", str(self._port), "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    if not POSTGRES[-1].name:
+        pytest.skip("PostgreSQL is not on this machine (Debian: postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's folders are closed to other accounts
+    server = PostgresServer(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
+
+
+def test_without_its_settings_it_says_which(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="MLFLOW_BACKEND_STORE_URI, MLFLOW_ARTIFACTS must be set"):
+        settings({"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "x" * 12}, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_password_is_kept_in_postgresql_and_s3(
+    postgres: PostgresServer, s3_server: S3Server, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a-long-password"}
+    places = {"MLFLOW_ARTIFACTS": f"{s3_uri}/mlflow", "PYTHONPATH": str(Path(__file__).parents[3])}
+    server = TeamServer(
+        tmp_path / "mlflow",
+        port=free_ports(1),
+        backend=postgres.uri,
+        extra_environment=secrets | places | s3_server.client_environment(),
+    )
+    server.start()
+    try:
+        config = TrackingConfig(uri=server.url, system_metrics=False, send_interval_s=0.05)
+        with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            check(config)
+        for name, value in secrets.items():
+            monkeypatch.setenv(name, value)
+        for name in s3_server.client_environment():
+            monkeypatch.delenv(name)  # a client needs no keys of the artifacts' store
+        tracker = Tracker(config, "of-a-team")
+        tracker.log_metrics({"train/loss": 0.5}, step=1)
+        tracker.log_text("report.md", "fine")
+        assert tracker.close("FINISHED", 60)
+        assert PASSWORD not in (server.folder / "server.log").read_text()
+    finally:
+        server.stop()
+    for name, value in s3_server.client_environment().items():
+        monkeypatch.setenv(name, value)
+    stored = open_storage(f"{s3_uri}/mlflow").list()
+    assert [key for key in stored if key.endswith(f"{tracker.run_id}/artifacts/report.md")]
+    asked = "SELECT value FROM metrics WHERE key = 'train/loss'"
+    found = subprocess.run(["psql", postgres.uri, "-Atc", asked], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "0.5"
