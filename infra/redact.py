@@ -13,3 +13,10 @@ def one_line(error: Exception) -> str:
 def redacted(text: str) -> str:
     """Return a text with the user and password of its URLs removed."""
     return re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the innermost message of an error that came through Ray: its last line, after the tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(cause)

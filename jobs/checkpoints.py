@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.storage.open import open_storage
-from jobs.cli import UsageError, parse, run_main
-from pipeline.state import CheckpointRow, describe_checkpoints
+from jobs.common.cli import UsageError, parse, run_main
+from pipeline.checkpoint.catalog import CheckpointRow, describe_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from infra.redact import redacted
-from jobs.cli import run_main
-from jobs.compare_cli import PROG, parse
-from jobs.display import wide_console
+from jobs.common.cli import run_main
+from jobs.common.compare_args import PROG, parse
+from jobs.common.display import wide_console
 from pipeline.compare.config import CompareError, CompareOptions, Comparison
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class _Compare:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _train(self, run: Planned, parent: str) -> bool:
-        from jobs.train import follow_to_end
+        from jobs.common.follow import follow_to_end
 
         config = run.ready.config
         values = (("compare.comparison", self.comparison.name), ("compare.variant", run.variant))

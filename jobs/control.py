@@ -18,8 +18,18 @@ import tyro
 from infra.cluster.discovery import answer, controllers, visit
 from infra.redact import redacted
 from infra.tracking.config import TrackingConfig, check
-from jobs.cli import UsageError, operator, parse, run_main
-from pipeline.decisions import LIVE_FIELDS, Checkpoint, Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
+from jobs.common.cli import UsageError, operator, parse, run_main
+from pipeline.schedule.decisions import (
+    LIVE_FIELDS,
+    Checkpoint,
+    Decision,
+    ExtendStage,
+    NextStage,
+    Pause,
+    Resume,
+    SetField,
+    Stop,
+)
 
 COMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., Decision]]] = {
     "advance": ((), NextStage),

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from infra.cluster.connect import in_submitted_job
-from jobs.cli import parse_recipe, run_main
-from jobs.display import wide_console
-from pipeline.diagnosis import Finding, diagnose
+from jobs.common.cli import parse_recipe, run_main
+from jobs.common.display import wide_console
+from pipeline.run.doctor import Finding, diagnose
 
 
 def main(argv: Sequence[str]) -> int:

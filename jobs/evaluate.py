@@ -17,12 +17,13 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
-from jobs.cli import parse, run_main
-from jobs.display import wide_console
+from jobs.common.cli import parse, run_main
+from jobs.common.device import chosen_device
+from jobs.common.display import wide_console
 
 if TYPE_CHECKING:
-    from pipeline.report import Report
-    from pipeline.saved import SavedModel
+    from pipeline.inference.class_report import Report
+    from pipeline.inference.trained_model import SavedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    from pipeline.report import evaluate_saved
-    from pipeline.saved import find_run, open_saved
+    from pipeline.inference.class_report import evaluate_saved
+    from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
         find_run(options.checkpoint, options.storage),
@@ -107,22 +108,6 @@ def about(saved: SavedModel) -> dict[str, Any]:
 def eval_data(saved: SavedModel, url: str, loader_workers: int) -> DataConfig:
     """Return the config by which `url` is read as the run read its validation data."""
     return DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=loader_workers)
-
-
-def chosen_device(name: str) -> Any:
-    """Return the torch device of this name, or the best that there is.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def check_classes(saved: SavedModel, manifest: DatasetManifest, url: str) -> None:
@@ -164,8 +149,8 @@ def class_table(report: Report, kind: str) -> Table:
 
 
 def _write_pictures(folder: Path, saved: SavedModel, data: DataConfig, report: Report, device: Any) -> None:
-    from pipeline.evaluation import first_batch
-    from pipeline.pictures import confusion_picture
+    from pipeline.training.evaluation import first_batch
+    from pipeline.training.figures import confusion_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))

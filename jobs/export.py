@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jobs.cli import parse, run_main
+from jobs.common.cli import parse, run_main
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.saved import SavedModel
+    from pipeline.inference.trained_model import SavedModel
 
 TOLERANCE = 1e-4
 """Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 1e-6)."""
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse(
         Options, argv, prog="python -m jobs.export", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    from pipeline.saved import find_run, open_saved
+    from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
         find_run(options.checkpoint, options.storage),
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 def _register(saved: SavedModel, options: Options) -> str:
     from infra.tracking.config import TrackingConfig
     from infra.tracking.registry import register_onnx
-    from pipeline.resume import locate
+    from pipeline.checkpoint.resume import locate
 
     recorded = saved.config["tracking"]
     return register_onnx(
@@ -108,7 +108,7 @@ def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
     Raises:
         ExportError: it doesn't run, or gives other logits; then there is no new file.
     """
-    from pipeline.exported import ExportError, largest_difference, open_exported, write_exported
+    from pipeline.inference.exported_model import ExportError, largest_difference, open_exported, write_exported
 
     if not path.parent.is_dir():
         raise ExportError(f"{path}: the folder {path.parent} doesn't exist; make it first")

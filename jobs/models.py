@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.cli import parse, run_main
+from jobs.common.cli import parse, run_main
 from model.agreement import compare_all
 from model.cost import count_multiply_adds, count_parameters
 from model.factory import ModelConfig, build_model, model_names

@@ -7,53 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from datasets.loading.sample_order import sample_order
-from datasets.shards.resolve import DataError, load_manifest
-from jobs.cli import UsageError, parse_recipe, run_main
-from jobs.display import wide_console
-from jobs.recipes import IMAGENET_SHARDS
+from jobs.common.cli import UsageError, parse_recipe, run_main
+from jobs.common.data_size import DataSize, PlanFlags, data_size
+from jobs.common.display import wide_console
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
-from pipeline.learning_rate import learning_rate
-from pipeline.preflight import with_numbers
-from pipeline.provenance import config_values, differences
-from pipeline.schedule import TrainingSchedule
-from pipeline.stages import TrainingStage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanFlags:
-    """Flags of the plan itself."""
-
-    json: bool = False
-    """Print JSON instead of a table."""
-    samples: int = 0
-    """Training images to assume where the data can't be read from here; 0: read the data's manifest."""
-    bytes_per_sample: int = 0
-    """Bytes of a stored image to assume, with `samples`."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataSize:
-    """How much data there is."""
-
-    samples: int
-    samples_per_epoch: int
-    bytes_per_sample: float
-    source: str
-    classes: int = 1000
-    """ImageNet's, where they aren't known."""
-
-
-IMAGENET = (1_281_167, 147_897_477_120)
-"""Training images of ImageNet-1k and the bytes of their archive, ILSVRC2012_img_train.tar."""
+from pipeline.run.preflight import with_numbers
+from pipeline.run.provenance import config_values, differences
+from pipeline.schedule.schedule import TrainingSchedule
+from pipeline.schedule.stages import TrainingStage
+from pipeline.training.learning_rate import learning_rate
 
 
 def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
@@ -94,29 +64,6 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
         "megapixels_of_fixed_size": sum(row["megapixels"] for row in rows) / fixed,
     }
     return {"recipe": config.name, "model": config.model.name, "data": asdict(size), "stages": rows, "total": totals}
-
-
-def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
-    """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe.
-
-    Raises:
-        DataError: the data can't be read and nothing was assumed.
-    """
-    lanes = config.data.num_lanes
-    if flags.samples:
-        return DataSize(flags.samples, flags.samples // lanes * lanes, flags.bytes_per_sample, "assumed")
-    if config.data.train == IMAGENET_SHARDS:
-        samples, size = IMAGENET
-        return DataSize(samples, samples // lanes * lanes, size / samples, "ImageNet-1k")
-    try:
-        manifest = load_manifest(config.data.train, weights=config.data.train_weights)
-    except DataError as error:
-        raise DataError(f"{error} (or plan for --samples N)") from error
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
-    num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
-    classes = len(manifest.classes)
-    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes)
 
 
 def human_bytes(count: float) -> str:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jobs.cli import parse, run_main
-from jobs.display import wide_console
+from jobs.common.cli import parse, run_main
+from jobs.common.display import wide_console
 
 if TYPE_CHECKING:
-    from pipeline.predictor import Prediction, Predictor
+    from pipeline.inference.predictor import Prediction, Predictor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         Options, argv, prog="python -m jobs.predict", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
     files = [file for name in options.images for file in image_files(Path(name))]
-    from pipeline.predictor import open_predictor
+    from pipeline.inference.predictor import open_predictor
 
     predictor = open_predictor(options.model, storage=options.storage, image_size=options.image_size, ema=options.ema)
     for line in predictor.notes:
@@ -131,7 +131,7 @@ def _answer(predictor: Predictor, file: Path, prediction: Prediction, top: int, 
             "image": str(file),
             "labels": [{"label": label, "probability": score} for label, score in labels],
         }
-    from pipeline.pictures import indexed_mask
+    from pipeline.training.figures import indexed_mask
 
     assert place is not None
     place.write_bytes(indexed_mask(prediction.mask, len(predictor.classes)))

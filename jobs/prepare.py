@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datasets.files.s3 import is_remote
 from datasets.files.urls import check_writable
@@ -23,10 +20,8 @@ from datasets.prepare.sources.elpv import Elpv
 from datasets.prepare.sources.fonts import Fonts
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.writer import WriterConfig, prepare
-from datasets.shards.resolve import DatasetManifest
-from jobs.cli import parse
-
-PLAIN_LINE_EVERY_S = 10.0
+from jobs.common.cli import ShortSides, parse
+from jobs.common.display import shown_progress, summary
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
@@ -34,18 +29,6 @@ AnySource = (
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]
 )
-
-
-ShortSides = Annotated[
-    tuple[int, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PX,PX,...",
-        instance_from_str=lambda given: tuple(int(side) for side in given[0].split(",") if side),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda sides: [",".join(map(str, sides))],
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,32 +94,6 @@ def run(config: PrepareConfig) -> None:
     for split, manifest in manifests.items():
         print(f"{config.out.rstrip('/')}/{split}: {summary(manifest)}")
     print(f"{time.monotonic() - start:.1f} s")
-
-
-@contextlib.contextmanager
-def shown_progress(title: str, *, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows a bar in a terminal and a line now and then elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    last = time.monotonic()
-    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task(title, total=None, visible=False)
-
-        def show(done: int, total: int) -> None:
-            nonlocal last
-            bar.update(task, completed=done, total=total, visible=True)
-            if bar.disable and time.monotonic() - last > PLAIN_LINE_EVERY_S:
-                last = time.monotonic()
-                print(f"{title}: {done} of {total} {unit}", flush=True)
-
-        yield show
-
-
-def summary(manifest: DatasetManifest) -> str:
-    """Return counts and size of a split in a few words."""
-    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
-    size = f"{manifest.num_bytes / 1e6:.1f} MB"
-    copies = f", copies of short side {', '.join(map(str, manifest.copies))}" if manifest.copies else ""
-    return f"{manifest.num_samples} images of {len(manifest.classes)} classes in {shards}, {size}{copies}"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import tyro
 
 from datasets.files.urls import absolute
 from datasets.prepare.pyramid import write_copies
-from jobs.cli import parse, run_main
-from jobs.prepare import ShortSides, shown_progress, summary
+from jobs.common.cli import ShortSides, parse, run_main
+from jobs.common.display import shown_progress, summary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.cli import UsageError, parse_recipe, run_main
-from jobs.display import wide_console
-from jobs.recipes import RECIPES
-from jobs.study_run import train_study
+from jobs.common.cli import UsageError, parse_recipe, run_main
+from jobs.common.display import wide_console
+from jobs.common.study_run import train_study
+from jobs.recipes.catalog import RECIPES
 from model.config import architecture_of
 from model.tables import Block
 from pipeline.config import TrainConfig
-from pipeline.preflight import Preflight, preflight
+from pipeline.run.preflight import Preflight, preflight
 from pipeline.sweep.config import SearchOptions
 
 
@@ -57,7 +57,7 @@ class _Search:
     def run(self) -> int:
         """Train the candidates."""
         from infra.cluster.connect import connect
-        from jobs.study_report import search_files, show_search
+        from jobs.common.study_report import search_files, show_search
         from pipeline.search import space
         from pipeline.search.reward import reward
         from pipeline.search.timing import timing

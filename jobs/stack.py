@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from infra.devstack.stack import BUCKET, Stack
-from jobs.cli import UsageError, run_main
+from jobs.common.cli import UsageError, run_main
 
 USAGE = """usage: python -m jobs.stack VERB
 

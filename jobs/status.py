@@ -16,9 +16,9 @@ from rich.text import Text
 
 from infra.cluster.config import ClusterError
 from infra.cluster.discovery import answer, attached, controllers, is_local, is_up, visit
-from jobs.cli import parse, run_main
-from jobs.display import wide_console
-from jobs.run_view import run_view
+from jobs.common.cli import parse, run_main
+from jobs.common.display import wide_console
+from jobs.common.status_view import run_view
 from pipeline.sweep.config import is_of_study
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, open_client, submit
 from infra.redact import redacted
-from jobs.cli import UsageError, parse_known, parse_recipe, run_main
+from jobs.common.cli import UsageError, parse_known, parse_recipe, run_main
 from pipeline.config import TrainConfig
-from pipeline.places import check_reachable
+from pipeline.run.reachability import check_reachable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

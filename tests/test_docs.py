@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.comparisons import COMPARISONS
-from jobs.recipes import RECIPES
+from jobs.recipes.catalog import RECIPES
+from jobs.recipes.comparisons import COMPARISONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import compare_cli
+from jobs.common import compare_args as compare_cli
 from tests.datasets.images import image_of
 from tests.documented import ROOT, documented
 from tests.trained import TrainedRun
@@ -117,9 +117,9 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"jobs\.doctor.*": By(f"{OPERATIONS}::test_the_doctor_finds_all_well_or_says_what_is_not", 'start("doctor"'),
     r"infra\.mlflow_serve": By("tests/infra/tracking/test_mlflow_team.py", "infra.mlflow_serve"),
     # Measurements.
-    r"jobs\.benchmark chaos": By("tests/pipeline/test_chaos.py", "jobs.benchmark"),
-    r"jobs\.benchmark model": By("tests/jobs/test_benchmark_model.py::test_json_is_what_was_measured", "main("),
-    r"jobs\.benchmark scaling.*": By("tests/jobs/test_benchmark_scaling.py", "main("),
+    r"jobs\.benchmark chaos": By("tests/chaos/test_chaos.py", "jobs.benchmark"),
+    r"jobs\.benchmark model": By("tests/jobs/benchmark/test_model.py::test_json_is_what_was_measured", "main("),
+    r"jobs\.benchmark scaling.*": By("tests/jobs/benchmark/test_scaling.py", "main("),
     r"jobs\.benchmark (checkpoint|controller|loader|memory|overhead|recovery|stages).*": Marked("jobs.benchmark"),
     # make, ray, mlflow.
     r"make demo": Marked("make demo"),
@@ -136,7 +136,7 @@ ACCOUNTS: dict[str, Here | By | Marked] = {
     r"ray dashboard .*": By(RAY_UP, "dashboard {config}"),
     r"(RAY_AUTH_MODE=token )?ray start.*": By(RAY_UP, "ray start"),
     r"ray get-auth-token .*": Marked("ray get-auth-token"),
-    r"ray drain-node .*": By("tests/pipeline/test_elastic.py", "nodes.drain("),
+    r"ray drain-node .*": By("tests/pipeline/run/test_ray_policies.py", "nodes.drain("),
 }
 
 COMMANDS = documented()

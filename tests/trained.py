@@ -14,13 +14,13 @@ from datasets.loading.loader import sample_order
 from infra.storage.open import open_storage
 from model.config import ModelConfig
 from model.factory import build_model
-from pipeline.checkpoint import Snapshot, write_checkpoint
+from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
-from pipeline.hooks import TrainHooks
-from pipeline.provenance import recorded_config, versions
-from pipeline.stages import ramp
-from pipeline.task import build_task
-from pipeline.trainer import Trainer
+from pipeline.run.provenance import recorded_config, versions
+from pipeline.schedule.stages import ramp
+from pipeline.training.hooks import TrainHooks
+from pipeline.training.task import build_task
+from pipeline.training.trainer import Trainer
 from tests.datasets.images import write_mask_shards, write_shards
 
 torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores

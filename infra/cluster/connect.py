@@ -190,10 +190,3 @@ def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) 
             requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
         )
     )
-
-
-def last_line(error: BaseException) -> str:
-    """Return the innermost message of an error that came through Ray: its last line, after the tracebacks."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(cause)

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import UsageError, run_main
+from jobs.common.cli import UsageError, run_main
 
 NAMES = {
     "chaos": "random kills of every part over one run, beside the same run undisturbed",
@@ -20,6 +20,7 @@ NAMES = {
     "recovery": "seconds from the loss of a worker or a node to the next training step",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
+_PACKAGES = {"scaling"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     if name not in NAMES:
         raise UsageError(f"no benchmark is named {name!r}: there are {', '.join(NAMES)}")
     sys.argv[0] = f"jobs.benchmark {name}"
-    return int(importlib.import_module(f"jobs.benchmark.{name}").main(rest) or 0)
+    module = importlib.import_module(f"jobs.benchmark.{name}{'.main' if name in _PACKAGES else ''}")
+    return int(module.main(rest) or 0)
 
 
 if __name__ == "__main__":

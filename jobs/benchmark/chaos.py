@@ -27,8 +27,8 @@ from jobs.benchmark.chaos_run import Killer, Place, Run
 from jobs.benchmark.chaos_verdict import Verdict, compare
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
-from jobs.display import wide_console
-from pipeline.sample_log import VARIABLE
+from jobs.common.display import wide_console
+from pipeline.run.sample_log import VARIABLE
 
 KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node")
 

@@ -19,7 +19,7 @@ from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
 from infra.devstack.servers import MlflowServer, S3Server, Server
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
-from pipeline.sample_log import last_cursor
+from pipeline.run.sample_log import last_cursor
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 24

@@ -98,7 +98,7 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
 
 
 def _newest(place: Place, run: Run) -> Any:
-    from pipeline.checkpoint import newest_whole
+    from pipeline.checkpoint.format import newest_whole
 
     found, _ = newest_whole(open_storage(f"{place.uri}/runs/{run.name}"))
     if found is None:

@@ -25,8 +25,8 @@ from infra.devstack.servers import S3Server, free_ports
 from infra.storage.open import open_storage
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.peak_memory import PeakMemory
-from jobs.display import wide_console
-from jobs.recipes import demo
+from jobs.common.display import wide_console
+from jobs.recipes.solar_cells import demo
 from model.checks import check_image_size, check_model
 from model.config import ModelConfig
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
@@ -141,10 +141,10 @@ class _Trainee:
         import torch
 
         from model.factory import build_model
-        from pipeline.learner import Learner
-        from pipeline.saver import Saver
-        from pipeline.state import TrainState
-        from pipeline.task import build_task
+        from pipeline.checkpoint.async_writer import Saver
+        from pipeline.checkpoint.state import TrainState
+        from pipeline.training.learner import Learner
+        from pipeline.training.task import build_task
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = _config(options)
@@ -175,8 +175,8 @@ class _Trainee:
 
     def checkpoint(self) -> None:
         """Take a checkpoint, and train on until it is whole."""
-        from pipeline.checkpoint import Snapshot
-        from pipeline.state import TrainState
+        from pipeline.checkpoint.format import Snapshot
+        from pipeline.checkpoint.state import TrainState
 
         cpu, server_cpu = _others_cpu_s(), self._server_cpu_s()
         taken = time.perf_counter()

@@ -21,10 +21,10 @@ from rich.table import Table
 from infra.cluster.config import ClusterConfig
 from infra.cluster.connect import connect, start_actor
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
-from jobs.display import wide_console
-from pipeline.controller import StageController
-from pipeline.policy import Progress
-from pipeline.stages import StageSpan, TrainingStage
+from jobs.common.display import wide_console
+from pipeline.control.controller import StageController
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan, TrainingStage
 
 SPANS = tuple(
     StageSpan(index, TrainingStage(image_size=128, epochs=87.5, batch_size=4096), index * 10**8, (index + 1) * 10**8)

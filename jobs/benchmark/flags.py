@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jobs.cli import UsageError, parse
+from jobs.common.cli import UsageError, parse
 
 T = TypeVar("T")
 

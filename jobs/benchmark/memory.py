@@ -24,7 +24,7 @@ from datasets.loading.sample_order import SampleOrder
 from datasets.shards.manifest import ShardInfo
 from datasets.shards.resolve import load_manifest
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.display import wide_console
+from jobs.common.display import wide_console
 
 LANES = 64
 

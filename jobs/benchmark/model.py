@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torchvision import models
 
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.cli import UsageError
-from jobs.display import wide_console
-from jobs.evaluate import chosen_device
+from jobs.common.cli import UsageError
+from jobs.common.device import chosen_device
+from jobs.common.display import wide_console
 from model.checks import check_image_size, check_model
 from model.factory import ModelConfig, build_model, set_dropout
 

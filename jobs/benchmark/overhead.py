@@ -25,11 +25,11 @@ from infra.cluster.config import ClusterConfig
 from infra.cluster.connect import ROOT
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.cli import UsageError
-from jobs.display import wide_console
-from jobs.recipes import RECIPES
+from jobs.common.cli import UsageError
+from jobs.common.display import wide_console
+from jobs.recipes.catalog import RECIPES
+from pipeline.checkpoint.catalog import PREFIX
 from pipeline.config import CheckpointConfig, TrainConfig
-from pipeline.state import PREFIX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +134,9 @@ def _plain(options: Options) -> _Taken:
 def _whole(options: Options) -> _Taken:
     import ray
 
-    from jobs.train import follow_to_end
-    from pipeline.preflight import preflight
-    from pipeline.sample_log import VARIABLE
+    from jobs.common.follow import follow_to_end
+    from pipeline.run.preflight import preflight
+    from pipeline.run.sample_log import VARIABLE
 
     with tempfile.TemporaryDirectory(prefix="crescendo-benchmark-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "steps")

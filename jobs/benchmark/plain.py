@@ -19,10 +19,10 @@ from datasets.checks import check_data
 from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model, set_dropout, set_stochastic_depth
-from pipeline.evaluation import autocast
-from pipeline.inputs import mixed_inputs, stage_batches
-from pipeline.optim import build_ema, build_optimizer
-from pipeline.task import build_task
+from pipeline.training.evaluation import autocast
+from pipeline.training.inputs import mixed_inputs, stage_batches
+from pipeline.training.optim import build_ema, build_optimizer
+from pipeline.training.task import build_task
 
 
 def main() -> None:

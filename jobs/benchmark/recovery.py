@@ -15,11 +15,11 @@ from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
-from jobs.display import wide_console
-from jobs.recipes import demo
+from jobs.common.display import wide_console
+from jobs.recipes.solar_cells import demo
 from pipeline.config import CheckpointConfig, TrainConfig
-from pipeline.decisions import Stop
-from pipeline.preflight import preflight
+from pipeline.run.preflight import preflight
+from pipeline.schedule.decisions import Stop
 
 GIVE_UP_S = 240.0
 
@@ -44,7 +44,7 @@ class Run:
     """A run on the cluster, seen from its controller."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from pipeline.launch import start_controller
+        from pipeline.run.launch import start_controller
 
         self.last_step_s = 0.0
         self.controller = start_controller(preflight(config))

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
-from jobs.display import Follower, wide_console
-from jobs.recipes import demo
+from jobs.common.display import wide_console
+from jobs.common.follow import Follower
+from jobs.recipes.solar_cells import demo
 from pipeline.config import TrainConfig
-from pipeline.preflight import preflight
+from pipeline.run.preflight import preflight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ def _config(options: Options, workers: tuple[int, ...]) -> TrainConfig:
 def _gaps(config: TrainConfig) -> list[float]:
     import ray
 
-    from pipeline.launch import start_controller
+    from pipeline.run.launch import start_controller
 
     ready = preflight(config)
     controller = start_controller(ready)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.adaptive import REGULARIZATION
-from pipeline.decisions import NextStage, records_of
-from pipeline.state import TrainState
+from pipeline.checkpoint.state import TrainState
+from pipeline.schedule.adaptive import REGULARIZATION
+from pipeline.schedule.decisions import NextStage, records_of
 
 Clock = Literal["train_s", "cpu_s", "pixels"]
 CLOCKS: tuple[Clock, ...] = ("train_s", "cpu_s", "pixels")

@@ -27,8 +27,8 @@ from pipeline.compare.history import Evaluation, History
 from pipeline.compare.remote import on_worker
 from pipeline.compare.runs import Planned
 from pipeline.config import TrainConfig
-from pipeline.learning_rate import learning_rate
-from pipeline.provenance import machine
+from pipeline.run.provenance import machine
+from pipeline.training.learning_rate import learning_rate
 
 FILE = "twin.json"
 
@@ -202,7 +202,7 @@ class _Twin:
         import torch
         from torch.nn.utils import clip_grad_norm_
 
-        from pipeline.evaluation import autocast
+        from pipeline.training.evaluation import autocast
 
         images = images.to(self.device, memory_format=torch.channels_last)
         labels = labels.to(self.device)
@@ -233,7 +233,7 @@ class _Twin:
         """Return the moving average's accuracy over the validation images."""
         import torch
 
-        from pipeline.evaluation import autocast
+        from pipeline.training.evaluation import autocast
 
         model = self.ema.module if self.ema is not None else self.model
         model.eval()

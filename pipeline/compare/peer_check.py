@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig
-from pipeline.preflight import Preflight
+from pipeline.run.preflight import Preflight
 
 
 def check_peer(ready: Preflight, metric: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import connect, last_line
+from infra.cluster.connect import connect
+from infra.redact import last_line
 
 
 def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from pipeline.adaptive import REGULARIZATION
 from pipeline.compare.charts import curves, finals
 from pipeline.compare.config import Comparison
 from pipeline.compare.history import CLOCKS, Figures, History
 from pipeline.compare.speed import Cost
+from pipeline.schedule.adaptive import REGULARIZATION
 
 Table = list[list[str]]
 """Rows of cells; the first row is the head."""

@@ -14,12 +14,13 @@ from infra.redact import one_line
 from infra.storage.base import StorageError
 from infra.storage.open import open_storage
 from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
+from pipeline.checkpoint.catalog import CheckpointError, newest_state
+from pipeline.checkpoint.state import TrainState
 from pipeline.compare.config import CompareError, Comparison
 from pipeline.compare.history import History, history_of
-from pipeline.decisions import records_of
-from pipeline.preflight import Preflight, check_run, preflight
-from pipeline.provenance import run_fingerprint
-from pipeline.state import CheckpointError, TrainState, newest_state
+from pipeline.run.preflight import Preflight, check_run, preflight
+from pipeline.run.provenance import run_fingerprint
+from pipeline.schedule.decisions import records_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from infra.storage.base import MissingKeyError, Storage
 from pipeline.compare.remote import on_worker
 from pipeline.config import TrainConfig
-from pipeline.provenance import config_values, machine
+from pipeline.run.provenance import config_values, machine
 
 FILE = "costs.json"
 """What was measured, in the comparison's storage: a report that is made again has the same figures."""
@@ -66,7 +66,7 @@ def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
 
     from model.cost import count_multiply_adds, count_parameters
     from model.factory import build_model
-    from pipeline.evaluation import autocast
+    from pipeline.training.evaluation import autocast
 
     torch.set_num_threads(config.cluster.threads_per_worker)
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.gpus_per_worker else "cpu")

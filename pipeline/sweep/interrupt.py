@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from infra.cluster.discovery import controllers
-from pipeline.decisions import Stop
+from pipeline.schedule.decisions import Stop
 from pipeline.sweep.config import is_of_study
 
 AGAIN_S = 1.0

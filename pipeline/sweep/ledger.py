@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from infra.storage.base import MissingKeyError, Storage
-from pipeline.provenance import breaking, described, differences
+from pipeline.run.provenance import breaking, described, differences
 from pipeline.sweep.strategy import Point, point_key
 
 PLAN_FILE = "study.json"

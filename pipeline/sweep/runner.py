@@ -17,8 +17,8 @@ from infra.storage.open import open_storage
 from infra.tracking.mlflow_run import log_below
 from infra.tracking.tracker import Tracker, end_record
 from pipeline.config import TrainConfig
-from pipeline.launch import CONFIG_FILE
-from pipeline.provenance import flat_values
+from pipeline.run.launch import CONFIG_FILE
+from pipeline.run.provenance import flat_values
 from pipeline.sweep.config import StudyOptions
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record

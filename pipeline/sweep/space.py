@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.stages import TrainingStage
+from pipeline.schedule.stages import TrainingStage
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

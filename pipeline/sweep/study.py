@@ -14,7 +14,7 @@ from typing import Any, Literal
 from infra.storage.base import Storage
 from infra.storage.open import open_storage
 from pipeline.config import TrainConfig
-from pipeline.provenance import recorded_config
+from pipeline.run.provenance import recorded_config
 from pipeline.sweep.config import trial_name
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.strategy import Point, Space, Strategy

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pipeline.config import TrainConfig
-from pipeline.provenance import breaking, flat_values, recorded_config
-from pipeline.schedule import TrainingSchedule
+from pipeline.run.provenance import breaking, flat_values, recorded_config
+from pipeline.schedule.schedule import TrainingSchedule
 
 
 def prefix_key(config: TrainConfig, num_stages: int) -> str:

@@ -23,12 +23,13 @@ from infra.storage.lease import KEY as LEASE_KEY
 from infra.storage.lease import LeaseError
 from infra.storage.open import open_storage
 from infra.tracking.tracker import end_record
+from pipeline.checkpoint.catalog import list_checkpoints, newest_state
+from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
-from pipeline.decisions import Stop
-from pipeline.description import stage_report
-from pipeline.launch import start_controller
-from pipeline.preflight import Preflight, preflight
-from pipeline.state import TrainState, list_checkpoints, newest_state
+from pipeline.run.launch import start_controller
+from pipeline.run.preflight import Preflight, preflight
+from pipeline.run.summary import stage_report
+from pipeline.schedule.decisions import Stop
 from pipeline.sweep.config import start_name
 from pipeline.sweep.tree import prefix_config, prefix_key
 

@@ -7,9 +7,9 @@ import pytest
 
 from infra.storage.open import open_storage
 from jobs.checkpoints import main
-from jobs.cli import UsageError
-from pipeline.checkpoint import write_checkpoint
-from tests.pipeline.test_checkpoint import snapshot
+from jobs.common.cli import UsageError
+from pipeline.checkpoint.format import write_checkpoint
+from tests.pipeline.checkpoint.test_format import snapshot
 
 
 def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import UsageError
+from jobs.common.cli import UsageError
+from jobs.common.compare_args import parse, scaled
 from jobs.compare import _Compare, main
-from jobs.compare_cli import parse, scaled
-from jobs.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
-from jobs.recipes import elpv_frozen, elpv_scratch, elpv_transfer, fonts_progressive, fonts_small, unet_demo
+from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
+from jobs.recipes.earth import unet_demo
+from jobs.recipes.fonts import fonts_progressive, fonts_small
+from jobs.recipes.solar_cells import elpv_frozen, elpv_scratch, elpv_transfer
 from model.checks import check_image_size, check_model
 from model.config import architecture_of
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig, TrainerConfig
-from pipeline.stages import AdaptiveConfig
+from pipeline.schedule.stages import AdaptiveConfig
 from tests.datasets.images import write_shards
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
-from jobs.run_view import run_view
-from pipeline.controller import StageController
-from pipeline.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
-from pipeline.description import decision_table
-from pipeline.policy import Progress
-from pipeline.stages import StageSpan
-from tests.pipeline.groups import FakeGroup, ask, stage
+from pipeline.control.controller import StageController
+from pipeline.run.summary import decision_table
+from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan
+from tests.pipeline.run.groups import FakeGroup, ask, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from infra.storage.open import open_storage
 from jobs.evaluate import main
-from pipeline.state import CheckpointError, describe_checkpoints
+from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints
 from tests.datasets.images import write_shards
 from tests.trained import TrainedRun
 

@@ -16,13 +16,13 @@ import onnx
 import pytest
 import torch
 
-import pipeline.exported
+import pipeline.inference.exported_model
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.export import main
-from pipeline.exported import ExportError, open_exported, write_exported
-from pipeline.saved import SavedModel, open_saved
+from pipeline.inference.exported_model import ExportError, open_exported, write_exported
+from pipeline.inference.trained_model import SavedModel, open_saved
 from tests.trained import TrainedRun
 
 NAMES = ("classifier.onnx", "classifier.pt2", "segmenter.onnx", "segmenter.pt2")
@@ -71,7 +71,7 @@ def test_a_model_with_other_results_is_not_kept(
     def without_mean(saved: SavedModel, path: Path) -> None:
         write_exported(replace(saved, preprocessing=replace(saved.preprocessing, pixel_mean=0.0)), path)
 
-    monkeypatch.setattr(pipeline.exported, "write_exported", without_mean)
+    monkeypatch.setattr(pipeline.inference.exported_model, "write_exported", without_mean)
     kept = tmp_path / "wrong.pt2"
     kept.write_bytes(b"an earlier export")
     with pytest.raises(ExportError, match="is not written: the exported model's logits differ"):

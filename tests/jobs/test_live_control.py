@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
-from jobs.cli import operator
+from jobs.common.cli import operator
 from tests.datasets.images import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]

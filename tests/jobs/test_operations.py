@@ -19,7 +19,7 @@ import pytest
 
 from infra.devstack.stack import BUCKET, Stack
 from infra.storage.open import open_storage
-from pipeline.checkpoint import newest_whole
+from pipeline.checkpoint.format import newest_whole
 from tests.datasets.images import write_shards
 from tests.jobs.browser import CHROMIUM, missing
 

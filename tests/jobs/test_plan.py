@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs import plan
-from jobs.cli import UsageError
-from jobs.recipes import RECIPES
+from jobs.common.cli import UsageError
+from jobs.recipes.catalog import RECIPES
 from tests.datasets.images import write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage

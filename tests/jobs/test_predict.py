@@ -12,8 +12,8 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.loading.loader import build_eval_loader
 from jobs.predict import main
-from pipeline.pictures import palette
-from pipeline.saved import open_saved
+from pipeline.inference.trained_model import open_saved
+from pipeline.training.figures import palette
 from tests.datasets.images import image_of, png
 from tests.trained import TrainedRun
 

@@ -14,8 +14,8 @@ import pytest
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
-from pipeline.checkpoint import Snapshot, newest_whole
-from pipeline.state import list_checkpoints
+from pipeline.checkpoint.catalog import list_checkpoints
+from pipeline.checkpoint.format import Snapshot, newest_whole
 from tests.datasets.images import write_shards
 from tests.jobs.killing import ROOT, kill_family, run_until
 
@@ -63,7 +63,7 @@ def newest(place: Path, name: str) -> Snapshot | None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(place: Path) -> None:
-    """That its weights are those of an undisturbed run is seen in tests/pipeline/test_chaos.py."""
+    """That its weights are those of an undisturbed run is seen in tests/chaos/test_chaos.py."""
 
     def mid_epoch_of_stage_2() -> bool:
         if (snapshot := newest(place, "killed")) is None:

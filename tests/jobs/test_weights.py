@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import nn
 
 from jobs import weights
-from jobs.cli import UsageError
-from jobs.recipes import elpv_transfer
+from jobs.common.cli import UsageError
+from jobs.recipes.solar_cells import elpv_transfer
 from model.factory import build_model
 from model.weights import load_weights, read_weights
 

@@ -11,7 +11,7 @@ import torch
 from datasets.config import DataConfig
 from model.config import ModelConfig
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from pipeline.stages import ramp
+from pipeline.schedule.stages import ramp
 from tests.datasets.images import write_shards
 
 torch.set_num_threads(1)  # as a worker with one CPU has it, and quick on a busy machine

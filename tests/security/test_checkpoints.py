@@ -16,10 +16,10 @@ from infra.storage.base import Storage
 from infra.storage.lease import KEY, Lease
 from infra.storage.open import open_storage
 from model.weights import WeightsError
-from pipeline.checkpoint import newest_whole, read_stored_weights, write_checkpoint
-from pipeline.resume import read_initial_weights
-from pipeline.state import CheckpointError, describe_checkpoints, newest_state
-from tests.pipeline.test_checkpoint import snapshot
+from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints, newest_state
+from pipeline.checkpoint.format import newest_whole, read_stored_weights, write_checkpoint
+from pipeline.checkpoint.resume import read_initial_weights
+from tests.pipeline.checkpoint.test_format import snapshot
 from tests.security.conftest import KINDS
 
 CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -86,7 +86,7 @@ def test_weights_of_a_checkpoint_with_a_pickle_are_refused(tmp_path: Path, evil:
 
 
 def test_a_lease_that_is_a_pickle_expires(tmp_path: Path, evil: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.storage.open.lease.TERM_S", 0.2)
+    monkeypatch.setattr("infra.storage.lease.TERM_S", 0.2)
     storage = open_storage(tmp_path / "run")
     storage.write(KEY, evil)
     Lease(storage).take()

@@ -18,12 +18,12 @@ from infra.tracking.config import TrackingConfig, prepare
 from infra.tracking.mlflow_run import make_client
 from infra.tracking.tracker import Tracker
 from model.config import ModelConfig
-from pipeline.checkpoint import write_checkpoint
+from pipeline.checkpoint.format import write_checkpoint
+from pipeline.checkpoint.resume import planned_start
 from pipeline.config import ClassificationConfig, TrainConfig
-from pipeline.provenance import recorded_config
-from pipeline.resume import planned_start
-from pipeline.stages import TrainingStage
-from tests.pipeline.test_checkpoint import snapshot
+from pipeline.run.provenance import recorded_config
+from pipeline.schedule.stages import TrainingStage
+from tests.pipeline.checkpoint.test_format import snapshot
 
 SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIexample", "hunter2", "session-token-77")
 
@@ -43,8 +43,8 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_secret_is_in_a_checkpoint_a_record_a_log_or_an_error(
     tmp_path: Path, sqlite_uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.description import describe
-    from pipeline.provenance import flat_values
+    from pipeline.run.provenance import flat_values
+    from pipeline.run.summary import describe
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("infra.storage.s3.CHECK_PATIENCE_S", 0.1)

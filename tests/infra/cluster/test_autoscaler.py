@@ -22,8 +22,8 @@ ASK = """
 import sys
 import ray
 from infra.cluster.config import ClusterConfig
-from pipeline.controller import Segment
-from pipeline.launch import ask_nodes
+from pipeline.schedule.stages import Segment
+from pipeline.run.launch import ask_nodes
 
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 ask_nodes(ClusterConfig(num_workers=1), "mine", Segment(1, 2, (3, 4)), 1)  # one of the three is there

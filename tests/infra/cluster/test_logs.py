@@ -23,7 +23,7 @@ def test_a_record_is_a_line_with_run_rank_and_stage(capsys: pytest.CaptureFixtur
     log_as_json(run="other", rank=3)
     log_as_json(run="mine", rank=1)  # takes the place of the one before
     add_to_log(stage=2)
-    log = logging.getLogger("pipeline.worker")
+    log = logging.getLogger("pipeline.run.worker")
     log.info("checkpoint %s is whole", "a/b", extra={"cursor": 48})
     try:
         raise ValueError("three\nlines\nlong")
@@ -33,7 +33,7 @@ def test_a_record_is_a_line_with_run_rank_and_stage(capsys: pytest.CaptureFixtur
     first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
     assert first.pop("time").endswith("+00:00")
     assert first == {
-        "level": "INFO", "logger": "pipeline.worker", "run": "mine", "rank": 1, "stage": 2, "cursor": 48,
+        "level": "INFO", "logger": "pipeline.run.worker", "run": "mine", "rank": 1, "stage": 2, "cursor": 48,
         "message": "checkpoint a/b is whole",
     }  # fmt: skip
     assert "three\nlines" in second["exception"]

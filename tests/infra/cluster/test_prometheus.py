@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from infra.cluster.prometheus import GAUGES, export_status, gauge_values
-from pipeline.controller import StageController
-from pipeline.policy import Progress
-from pipeline.stages import StageSpan
-from tests.pipeline.groups import stage
+from pipeline.control.controller import StageController
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan
+from tests.pipeline.run.groups import stage
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "infra" / "grafana" / "crescendo.json"
 

@@ -108,7 +108,7 @@ def test_one_that_nobody_renews_expires(storage: Storage, monkeypatch: pytest.Mo
 
 def test_a_killed_holder_of_this_machine_holds_up_nobody(tmp_path: Path) -> None:
     code = (
-        "import time; from infra.storage.open import open_storage; from infra.storage.open.lease import Lease\n"
+        "import time; from infra.storage.open import open_storage; from infra.storage.lease import Lease\n"
         f"lease = Lease(open_storage({str(tmp_path)!r})); lease.take(); lease.keep(print); print('held', flush=True)\n"
         "time.sleep(60)"
     )

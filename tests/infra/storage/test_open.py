@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import s3 as storage_s3
+from infra.storage import s3
 from infra.storage.base import MissingKeyError, Storage, StorageAwayError, StorageError
 from infra.storage.buffers import Joined
 from infra.storage.local import LocalStorage
@@ -241,7 +241,7 @@ def test_missing_credentials_are_said(s3_uri: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unreachable_server_is_said_within_seconds(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "CHECK_PATIENCE_S", 1.0)
+    monkeypatch.setattr(s3, "CHECK_PATIENCE_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(StorageAwayError, match=r"no answer from http://127\.0\.0\.1:9; check the network") as caught:
@@ -281,7 +281,7 @@ def test_a_lost_answer_to_a_first_write_is_no_defeat(s3_uri: str) -> None:
         calls.append(request)
         answer = put(**request)
         if len(calls) == 1:
-            raise storage_s3.aws.ReadTimeoutError(endpoint_url="x")
+            raise s3.aws.ReadTimeoutError(endpoint_url="x")
         return answer
 
     storage._client.put_object = put_and_lose_the_first_answer

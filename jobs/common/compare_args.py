@@ -1,0 +1,153 @@
+"""What a comparison's command line asks for: a ready-made comparison of a recipe, or several recipes."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import takewhile
+
+from jobs.common.cli import UsageError, parse_recipe
+from jobs.recipes.catalog import RECIPES
+from jobs.recipes.comparisons import COMPARISONS, fixed_stages
+from pipeline.compare.config import CompareOptions, Comparison
+from pipeline.config import TrainConfig
+
+PROG = "python -m jobs.compare"
+SHORT = {"--train": "--data.train", "--val": "--data.val"}
+PEER = {"timm": "timm, fixed"}
+"""What a twin's variant is called, by the library."""
+
+
+def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
+    """Return the comparison that a command line asks for.
+
+    Raises:
+        UsageError: no such comparison, recipe or field.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0 if argv else 2)
+    names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
+    rest = [_long(argument) for argument in argv[len(names) :]]
+    if {"-h", "--help"} & {*rest}:
+        print(_usage(), end="\n\n")  # the fields' own help, which follows, doesn't know --train and --val
+    _check_flags(names, rest)
+    if len(names) == 1 and names[0] in COMPARISONS:
+        config, options = _recipe(_recipe_flag(rest), rest)
+        comparison = COMPARISONS[names[0]](scaled(config, options.epochs))
+        own_name = config.name != RECIPES[_recipe_flag(rest)]().name
+    else:
+        for name in names:
+            _check_known(name, names)
+        if len(names) != len(set(names)) or not names:
+            raise UsageError(f"name each recipe once, and at least one comparison or recipe: {' '.join(names)}")
+        parsed = [_recipe(name, rest) for name in names]
+        config, options = parsed[0]
+        own_name = config.name != RECIPES[names[0]]().name
+        variants = {name: scaled(one, options.epochs) for name, (one, _) in zip(names, parsed, strict=True)}
+        comparison = Comparison(
+            name="-".join(name.replace("_", "-") for name in names),
+            question="Recipes as they are, each at its own stages.",
+            variants=variants,
+            baseline=names[0],
+        )
+    comparison = _chosen(_named(comparison, config.name if own_name else ""), options.variants)
+    return _with_peer(comparison, options), options
+
+
+def scaled(config: TrainConfig, epochs: float) -> TrainConfig:
+    """Return a config whose stages are so many epochs together, the warm-up in proportion; 0: as it is."""
+    if not epochs:
+        return config
+    factor = epochs / sum(stage.epochs for stage in config.stages)
+    stages = tuple(replace(stage, epochs=stage.epochs * factor) for stage in config.stages)
+    optimizer = replace(config.optimizer, warmup_epochs=config.optimizer.warmup_epochs * factor)
+    return replace(config, stages=stages, optimizer=optimizer)
+
+
+def _recipe(name: str, rest: Sequence[str]) -> tuple[TrainConfig, CompareOptions]:
+    config, options = parse_recipe([name, *rest], prog=PROG, extra=CompareOptions)
+    assert options is not None
+    return config, options
+
+
+def _check_flags(names: Sequence[str], rest: Sequence[str]) -> None:
+    """Refuse flags that would do nothing."""
+    flags = {argument.partition("=")[0] for argument in rest}
+    if "--seed" in flags:
+        raise UsageError("--seed is each run's own in a comparison: name them all as --seeds 0 1 2")
+    if "--recipe" in flags and not COMPARISONS.keys() & {*names}:
+        raise UsageError(f"--recipe is a ready-made comparison's ({', '.join(COMPARISONS)}); recipes need none")
+
+
+def _recipe_flag(rest: Sequence[str]) -> str:
+    """Return the recipe that the flags name: it must be known before the others can be read."""
+    for index, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag == "--recipe":
+            with suppress(IndexError):
+                return value if equals else rest[index + 1]
+    return CompareOptions().recipe
+
+
+def _check_known(name: str, names: Sequence[str]) -> None:
+    if name in COMPARISONS:
+        recipe = next((other for other in names if other not in COMPARISONS), "")
+        raise UsageError(
+            f"a comparison takes its recipe as --recipe {recipe}" if recipe else "one comparison at a time"
+        )
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, [*COMPARISONS, *RECIPES], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"comparisons: {', '.join(COMPARISONS)}; or recipes"
+        raise UsageError(f"no comparison or recipe is named {name!r}: {hint}")
+
+
+def _named(comparison: Comparison, own: str) -> Comparison:
+    """Give the comparison the name that the user gave, or one of recipe and kind."""
+    base = comparison.variants[comparison.baseline]
+    name = own or (f"{base.name}-{comparison.name}" if comparison.name in COMPARISONS else f"compare-{comparison.name}")
+    return replace(comparison, name=name)
+
+
+def _chosen(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Keep the variants that the user named, and the baseline."""
+    if unknown := [name for name in names if name not in comparison.variants]:
+        why = comparison.about.get(unknown[0], "none is named so")
+        raise UsageError(f"--variants {unknown[0]!r}: {why}; there are {', '.join(map(repr, comparison.variants))}")
+    if not names:
+        return comparison
+    kept = {name: one for name, one in comparison.variants.items() if name in (*names, comparison.baseline)}
+    whole = comparison.grid is not None and kept.keys() >= {*comparison.grid.cells.values()}
+    about = {name: text for name, text in comparison.about.items() if name in kept}
+    return replace(comparison, variants=kept, about=about, grid=comparison.grid if whole else None)
+
+
+def _with_peer(comparison: Comparison, options: CompareOptions) -> Comparison:
+    if options.peer == "none":
+        return comparison
+    base = comparison.variants[comparison.baseline]
+    twin = replace(base, stages=fixed_stages(base.stages))
+    name = PEER[options.peer]
+    variants = {**comparison.variants, name: twin}
+    return replace(comparison, variants=variants, peers=frozenset({name}))
+
+
+def _long(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{SHORT.get(flag, flag)}{equals}{value}"
+
+
+def _usage() -> str:
+    lines = [
+        f"usage: {PROG} COMPARISON [--recipe RECIPE] [--train URL --val URL] [--seeds 0 1 2] [--epochs E]",
+        f"       {PROG} RECIPE RECIPE... [--field value ...]",
+        f"       ({PROG} COMPARISON --help lists the fields)",
+        "",
+        "comparisons:",
+    ]
+    for name, make in COMPARISONS.items():
+        lines.append(f"  {name:24} {(make.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join([*lines, "", f"recipes: {', '.join(RECIPES)}"])

@@ -1,0 +1,61 @@
+"""How much data a plan is made for: that of the recipe, or the numbers that are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets.loading.sample_order import sample_order
+from datasets.shards.resolve import DataError, load_manifest
+from jobs.recipes.imagenet import IMAGENET_SHARDS
+from pipeline.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFlags:
+    """Flags of the plan itself."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+    samples: int = 0
+    """Training images to assume where the data can't be read from here; 0: read the data's manifest."""
+    bytes_per_sample: int = 0
+    """Bytes of a stored image to assume, with `samples`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSize:
+    """How much data there is."""
+
+    samples: int
+    samples_per_epoch: int
+    bytes_per_sample: float
+    source: str
+    classes: int = 1000
+    """ImageNet's, where they aren't known."""
+
+
+IMAGENET = (1_281_167, 147_897_477_120)
+"""Training images of ImageNet-1k and the bytes of their archive, ILSVRC2012_img_train.tar."""
+
+
+def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
+    """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe.
+
+    Raises:
+        DataError: the data can't be read and nothing was assumed.
+    """
+    lanes = config.data.num_lanes
+    if flags.samples:
+        return DataSize(flags.samples, flags.samples // lanes * lanes, flags.bytes_per_sample, "assumed")
+    if config.data.train == IMAGENET_SHARDS:
+        samples, size = IMAGENET
+        return DataSize(samples, samples // lanes * lanes, size / samples, "ImageNet-1k")
+    try:
+        manifest = load_manifest(config.data.train, weights=config.data.train_weights)
+    except DataError as error:
+        raise DataError(f"{error} (or plan for --samples N)") from error
+    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
+    num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
+    classes = len(manifest.classes)
+    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes)

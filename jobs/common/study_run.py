@@ -1,0 +1,43 @@
+"""Trains a study with its table of trials on the screen; what sweeps and searches do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline.sweep.config import StudyOptions
+
+if TYPE_CHECKING:
+    from pipeline.sweep.ledger import Ledger, Record
+    from pipeline.sweep.runner import Result
+    from pipeline.sweep.study import Study
+
+Files = Callable[[Sequence["Record"]], dict[str, bytes]]
+
+
+def no_files(records: Sequence[Record]) -> dict[str, bytes]:
+    """Return no report."""
+    return {}
+
+
+def train_study(
+    console: Console, study: Study, options: StudyOptions, ledger: Ledger, *, files: Files = no_files
+) -> Result:
+    """Train the trials; Ctrl-C saves what runs and ends. Says how to go on where trials are left."""
+    from jobs.common.trials_view import Board
+    from pipeline.sweep.runner import StudyRunner
+
+    with Board(console, study, ledger.records) as board:
+        result = StudyRunner(study, options, ledger, callbacks=[board], files=files).run()
+    if not result.whole:
+        done = sum(record.state != "open" for record in result.records)
+        console.print(
+            f"{study.base.name}: stopped with {done} of {options.max_trials} trials done; the same command goes on"
+        )
+    for record in result.records:
+        if record.state == "failed":
+            line = f"{record.name} failed, and the same command tries it again: {record.error}"
+            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    return result

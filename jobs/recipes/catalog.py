@@ -1,0 +1,41 @@
+"""The recipes by name. A recipe is a function that returns a whole `TrainConfig`; a variant calls its base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jobs.recipes.earth import unet_demo
+from jobs.recipes.fonts import fonts, fonts_progressive, fonts_small
+from jobs.recipes.imagenet import (
+    efficientnetv2_l_google,
+    efficientnetv2_l_paper,
+    efficientnetv2_m_google,
+    efficientnetv2_m_paper,
+    efficientnetv2_s_google,
+    efficientnetv2_s_paper,
+)
+from jobs.recipes.solar_cells import demo, demo_adaptive, elpv_frozen, elpv_scratch, elpv_transfer
+from pipeline.config import (
+    TrainConfig,
+)
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        demo_adaptive,
+        elpv_transfer,
+        elpv_frozen,
+        elpv_scratch,
+        unet_demo,
+        fonts,
+        fonts_small,
+        fonts_progressive,
+        efficientnetv2_s_paper,
+        efficientnetv2_m_paper,
+        efficientnetv2_l_paper,
+        efficientnetv2_s_google,
+        efficientnetv2_m_google,
+        efficientnetv2_l_google,
+    )
+}

@@ -1,0 +1,283 @@
+"""The ready-made comparisons: each a function from a recipe's config to named variants of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil, floor, gcd, sqrt
+
+from model.config import UNETS, architecture_of
+from model.tables import Block
+from pipeline.compare.config import CompareError, Comparison, Grid
+from pipeline.config import TrainConfig
+from pipeline.schedule.adaptive import regularization_ranges
+from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
+
+FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
+REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
+RANDOM_SIZES_SEED = 0
+"""Which order random sizes come in: the same for every seed of training."""
+
+Stages = tuple[TrainingStage, ...]
+
+
+def fixed_stages(stages: Stages) -> Stages:
+    """Return as many stages, all of the last one's size, batch and regularization, at the plain learning rate."""
+    last = replace(stages[-1], lr_factor=1.0)  # factors are made for sizes that change
+    return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
+
+
+def fixed_regularization(stages: Stages) -> Stages:
+    """Return the stages with the last one's regularization in all of them."""
+    last = {name: getattr(stages[-1], name) for name in REGULARIZATION}
+    return tuple(replace(stage, **last) for stage in stages)
+
+
+def random_sizes(stages: Stages) -> Stages:
+    """Return stages of an epoch each, of the recipe's sizes as often as there but in random order, and of its last
+    regularization. The last one keeps its size, at which the run is then evaluated as the others are."""
+    pieces: list[TrainingStage] = []
+    for stage in fixed_regularization(stages):
+        count = max(1, round(stage.epochs))
+        pieces += [replace(stage, epochs=stage.epochs / count, lr_factor=1.0)] * count
+    first = pieces[:-1]
+    random.Random(RANDOM_SIZES_SEED).shuffle(first)
+    return (*first, pieces[-1])
+
+
+def progressive_vs_fixed(base: TrainConfig) -> Comparison:
+    """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
+    _check_grows(base)
+    notes = ["Factors of the learning rate count where sizes grow."]
+    if base.adaptive.closed_loop:  # it would choose the regularization that the variants differ in
+        base = replace(base, adaptive=replace(base.adaptive, closed_loop=False))
+        notes.append("The recipe's closed loop is off: regularization is the stages'.")
+    about = {
+        FIXED: "all stages at the last stage's size and regularization",
+        PROGRESSIVE: "the recipe",
+        "progressive sizes only": "the recipe's sizes, the last regularization in all stages",
+        "random sizes": "its sizes in random order, an epoch each, the last regularization",
+        DATAS_CROPS: "the recipe with the data's crop area in all stages",
+    }
+    candidates = {
+        FIXED: replace(base, stages=fixed_stages(base.stages)),
+        PROGRESSIVE: base,
+        "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
+        "random sizes": replace(base, stages=random_sizes(base.stages)),
+    }
+    if any(stage.crop_area not in (None, base.data.crop_area) for stage in base.stages):
+        candidates[DATAS_CROPS] = replace(base, stages=tuple(replace(one, crop_area=None) for one in base.stages))
+    return distinct(
+        Comparison(
+            name="progressive-vs-fixed",
+            question="Progressive learning against training at the last size all the time: the same model and epochs.",
+            variants=candidates,
+            baseline=FIXED,
+            about={name: about[name] for name in candidates},
+            notes=tuple(notes),
+        )
+    )
+
+
+def distinct(comparison: Comparison) -> Comparison:
+    """Return a comparison without variants that are the same run as an earlier one; it says so of each."""
+    kept: dict[str, TrainConfig] = {}
+    left_out: dict[str, str] = {}
+    for name, config in comparison.variants.items():
+        same = next((other for other, seen in kept.items() if seen == config), None)
+        if same is None:
+            kept[name] = config
+        else:
+            left_out[name] = f"left out, of this recipe it is the same run as {same}"
+    return replace(comparison, variants=kept, about={**comparison.about, **left_out})
+
+
+def size_vs_regularization(base: TrainConfig) -> Comparison:
+    """Which strength of RandAugment suits which image size: the table that progressive learning rests on."""
+    _check_grows(base)
+    strongest = base.stages[-1].randaugment_magnitude
+    if strongest <= 0:
+        raise CompareError(
+            f"size-vs-regularization: the last stage of {base.name} has no RandAugment; give it a magnitude, such as "
+            f"--stages.{len(base.stages) - 1}.randaugment-magnitude 9"
+        )
+    sizes, magnitudes = three_sizes(base.stages), [strongest * step / 3 for step in (1, 2, 3)]
+    variants, cells = {}, {}
+    for magnitude in magnitudes:
+        for size in sizes:
+            stages = tuple(
+                replace(stage, image_size=size, randaugment_magnitude=magnitude) for stage in fixed_stages(base.stages)
+            )
+            variant = f"{size} px, RandAugment {magnitude:g}"
+            variants[variant] = replace(base, stages=stages)
+            cells[f"{magnitude:g}", str(size)] = variant
+    return Comparison(
+        name="size-vs-regularization",
+        question="Which RandAugment magnitude is best at which image size? Small images want less, if the task is as "
+        "the paper's.",
+        variants=variants,
+        baseline=cells[f"{strongest:g}", str(sizes[-1])],
+        grid=Grid(rows="RandAugment", columns="image size, px", cells=cells),
+        notes=(
+            "All stages of a run are alike; Mixup, CutMix and dropout are the recipe's last. Each run is evaluated "
+            "at its own size, so a column compares, a row doesn't.",
+        ),
+    )
+
+
+def fused(base: TrainConfig) -> Comparison:
+    """Where Fused-MBConv is faster than MBConv, and what it costs: the paper's ablation on the recipe's own rows."""
+    _check_from_nothing(base, "fused")
+    architecture = architecture_of(base.model)
+    if architecture is None:
+        raise CompareError(f"fused: model.name is {base.model.name}, which has no rows; take an EfficientNet")
+    rows = architecture.blocks
+    counts = sorted({0, *(max(1, round(len(rows) * share)) for share in (3 / 7, 5 / 7, 1))})
+    variants = {
+        f"fused 1-{count}" if count else "no fused": replace(
+            base, model=replace(base.model, rows=with_fused(rows, count), fused_rows=())
+        )
+        for count in counts
+    }
+    return Comparison(
+        name="fused",
+        question="Fused-MBConv in the first rows of the architecture, counted from 1, MBConv with "
+        "squeeze-and-excitation in the others.",
+        variants=variants,
+        baseline="no fused",
+        notes=("The stages are the recipe's. Kernels, expansions, channels and layers are the rows' own.",),
+    )
+
+
+def with_fused(rows: tuple[Block, ...], count: int) -> tuple[Block, ...]:
+    """Return the rows with Fused-MBConv in the first `count`, and MBConv in the others."""
+    return tuple(
+        replace(row, operator="Fused-MBConv", se=0.0) if index < count else replace(row, operator="MBConv", se=0.25)
+        for index, row in enumerate(rows)
+    )
+
+
+def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
+    """The two families at equal multiply-adds: the Swin that comes nearest to the recipe's EfficientNet."""
+    from pipeline.compare.matching import nearest_swin
+
+    if architecture_of(base.model) is None or base.model.name in UNETS:
+        raise CompareError(f"swin-vs-efficientnet: model.name is {base.model.name}; take an EfficientNet's recipe")
+    _check_from_nothing(base, "swin-vs-efficientnet")
+    last = base.stages[-1].image_size
+    found = nearest_swin(base.model, last)
+    stages = tuple(replace(stage, image_size=found.whole(stage.image_size)) for stage in base.stages)
+    base = replace(base, stages=stages)
+    # Swin doesn't learn by EfficientNet's settings. These are its paper's (arXiv 2103.14030, A2.1), at 1,024 images a
+    # step; an adaptive optimizer's rate goes with the square root of that number (arXiv 2205.10287).
+    lr = 1e-3 * sqrt(base.stages[-1].batch_size / 1024)
+    optimizer = replace(base.optimizer, optimizer="adamw", lr=lr, weight_decay=0.05, schedule="cosine", eps=1e-8)
+    model = replace(base.model, name=found.name, rows=(), fused_rows=(), same_padding=False)
+    swin = replace(base, model=model, optimizer=optimizer)
+    return distinct(
+        Comparison(
+            name="swin-vs-efficientnet",
+            question=f"EfficientNet and Swin Transformer at matched cost: {found.name} is the Swin whose multiply-adds "
+            f"at {stages[-1].image_size} px are nearest ({found.ratio:.2f} times the EfficientNet's).",
+            variants={
+                "efficientnet": base,
+                "swin": swin,
+                "efficientnet fixed": replace(base, stages=fixed_stages(stages)),
+                "swin fixed": replace(swin, stages=fixed_stages(stages)),
+            },
+            baseline="efficientnet",
+            notes=(
+                f"Image sizes are the recipe's, rounded to Swin's multiples of {found.stride}. Swin trains by AdamW at "
+                f"{lr:.2g}, its paper's rate for this batch.",
+            ),
+        )
+    )
+
+
+def _check_from_nothing(base: TrainConfig, comparison: str) -> None:
+    """Refuse weights of the recipe's model, which none of the others could begin with."""
+    if base.model.init_from or base.model.frozen:
+        name, value = ("frozen", "True") if base.model.frozen else ("init_from", base.model.init_from)
+        raise CompareError(
+            f"{comparison}: model.{name} of {base.name} is {value}, and its models begin with random weights; take a "
+            "recipe that begins so too"
+        )
+
+
+def schedulers(base: TrainConfig) -> Comparison:
+    """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
+    _check_grows(base)
+    # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
+    off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
+    linear, patience = replace(base, adaptive=off), base.adaptive.patience
+
+    def adaptive(rules: AdaptiveConfig) -> TrainConfig:
+        return replace(base, adaptive=rules)
+
+    variants, notes = {"linear": linear}, []
+    on = replace(off, plateau=True, patience=patience)
+    if _may_end_early(base, base.stages[:-1]):  # the last stage has its whole length where epochs are passed on
+        variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
+    if _may_end_early(base, base.stages):
+        variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
+        notes.append(f"Evaluations without a better one that make a plateau: {patience}.")
+    else:
+        notes.append(
+            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
+            f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
+            "ones of these or of --trainer.eval-every-epochs."
+        )
+    if regularization_ranges(base.stages):
+        variants["closed loop"] = adaptive(replace(off, closed_loop=True))
+    else:
+        notes.append("The closed loop is left out: no regularization of this recipe has a range to move in.")
+    if len(variants) == 1:
+        raise CompareError(f"schedulers: nothing of {base.name} can differ. {' '.join(notes)}")
+    return Comparison(
+        name="schedulers",
+        question="A linear ramp, stages that end on a plateau, and regularization in a closed loop.",
+        variants=variants,
+        baseline="linear",
+        notes=tuple(notes),
+    )
+
+
+def _may_end_early(base: TrainConfig, stages: Stages) -> bool:
+    """Say whether one of the first stages is long enough to end early: for `adaptive.min_epochs`, and for a best
+    evaluation and `adaptive.patience` others before its end."""
+    every, stop = base.trainer.eval_every_epochs, 0.0
+    for stage in stages:
+        start, stop = stop, stop + stage.epochs
+        evaluations = ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1
+        if evaluations > base.adaptive.patience and stage.epochs > base.adaptive.min_epochs:
+            return True
+    return False
+
+
+COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
+    "progressive-vs-fixed": progressive_vs_fixed,
+    "size-vs-regularization": size_vs_regularization,
+    "fused": fused,
+    "swin-vs-efficientnet": swin_vs_efficientnet,
+    "schedulers": schedulers,
+}
+
+
+def three_sizes(stages: Stages) -> list[int]:
+    """Return the smallest and the last image size and one between, in the steps that the stages' sizes have, or in
+    halves, quarters ... of them where no such step lies between."""
+    sizes = [stage.image_size for stage in stages]
+    first, last, step = min(sizes), sizes[-1], gcd(*sizes)
+    while step > 1 and first + step >= last:
+        step //= 2
+    return [first, round((first + last) / 2 / step) * step, last]
+
+
+def _check_grows(base: TrainConfig) -> None:
+    sizes = [stage.image_size for stage in base.stages]
+    if sizes[-1] == min(sizes):
+        raise CompareError(
+            f"the last stage of {base.name}, of {sizes[-1]} px, has no larger images than the others: take a recipe "
+            "whose size grows"
+        )

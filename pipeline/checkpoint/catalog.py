@@ -1,0 +1,225 @@
+"""The checkpoints of a run: which are there, whole, the best, and what of them may go. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.storage.base import Data, MissingKeyError, Storage, StorageError
+from pipeline.checkpoint.state import TrainState
+
+PREFIX = "checkpoints"
+
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is torn or damaged, or doesn't fit this run."""
+
+
+def checkpoint_key(cursor: int) -> str:
+    """Return the folder of a checkpoint, relative to the run's storage."""
+    return f"{PREFIX}/{cursor:015d}"
+
+
+def read_manifest(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
+    """Return a checkpoint's file names with their sizes and hashes, or raise CheckpointError if it is torn."""
+    return _manifest(storage, key)["files"]
+
+
+def _manifest(storage: Storage, key: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(storage.read(f"{key}/{MANIFEST}"))
+        for name, facts in manifest["files"].items():
+            if "/" in name or "\\" in name or name.startswith("."):
+                raise ValueError(f"{name!r} is no file of a checkpoint")
+            int(facts["bytes"]), str(facts["sha256"])
+        return manifest
+    except MissingKeyError as error:
+        raise CheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it was not written to its end") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise CheckpointError(f"{storage.uri}/{key}/{MANIFEST} is damaged: {error}") from error
+
+
+def list_checkpoints(storage: Storage) -> list[str]:
+    """Return the keys of all checkpoints with a manifest, oldest first."""
+    names = sorted(storage.list(f"{PREFIX}/"))
+    return [name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}")]
+
+
+def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
+    """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
+
+    `written` is the one that this run has just made whole: it is the newest and always stays. A later one is damaged,
+    or the run would have begun from it; it loses its manifest, and the run will write that cursor anew. Manifests go
+    first, so what is half deleted is torn, not damaged.
+    """
+    found = list_checkpoints(storage)
+    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written))
+    whole = [key for key in found if key <= written]
+    newest = whole[-max(1, keep) :]
+    kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
+    names = [
+        name
+        for name in storage.list(f"{PREFIX}/")
+        if (folder := name.rpartition("/")[0]) < newest[0] and folder not in kept
+    ]
+    storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
+
+
+@dataclass(frozen=True, slots=True)
+class BestRule:
+    """Which checkpoint is the best."""
+
+    metric: str
+    """Name of the metric, such as `val/accuracy`."""
+    highest: bool = True
+    """Whether the highest value is the best, or the lowest."""
+
+
+def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> str | None:
+    """Return the key with the best metric, the newest of equals; None when no checkpoint was evaluated."""
+    found: list[tuple[float, str]] = []
+    for key in keys:
+        try:
+            value = float(_manifest(storage, key)["metrics"][rule.metric])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, StorageError):
+                raise
+            continue
+        if math.isfinite(value):
+            found.append((value if rule.highest else -value, key))
+    return max(found)[1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """What is known of one checkpoint in storage."""
+
+    key: str
+    cursor: int
+    """Samples consumed since the run's start."""
+    stage: int | None
+    """Index of the stage that comes next; None where the manifest doesn't say."""
+    bytes: int
+    metrics: dict[str, float]
+    """What was measured at this cursor."""
+    problem: str
+    """Why it can't be resumed from, or an empty text: it is whole."""
+    verified: bool
+    """Whether every file was read and has the manifest's SHA-256."""
+
+
+def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
+    """Return a row for each checkpoint, whole or not, oldest first; with `verify` every file is read through."""
+    sizes = storage.list(f"{PREFIX}/")
+    keys = sorted({name.rpartition("/")[0] for name in sizes})
+    return [_describe(storage, key, sizes, verify) for key in keys if key.rpartition("/")[2].isdigit()]
+
+
+def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
+    stage, problem, verified = None, "", False
+    metrics: dict[str, float] = {}
+    try:
+        manifest = _manifest(storage, key)
+        stage, metrics = manifest.get("stage"), manifest.get("metrics") or {}
+        _check_sizes(storage, key, manifest["files"], sizes)
+        if verify:
+            for name, facts in manifest["files"].items():
+                read_verified(storage, key, name, facts)
+            verified = True
+    except CheckpointError as error:
+        problem = str(error)
+    total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
+    return CheckpointRow(key, int(key.rpartition("/")[2]), stage, total, metrics, problem, verified)
+
+
+def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:
+    for name, facts in files.items():
+        there = sizes.get(f"{key}/{name}")
+        if there is None:
+            raise CheckpointError(f"{storage.uri}/{key}/{name} is missing")
+        if there != facts["bytes"]:
+            raise CheckpointError(
+                f"{storage.uri}/{key}/{name} is damaged: {there} bytes, its {MANIFEST} says {facts['bytes']}"
+            )
+
+
+def newest_state(storage: Storage) -> tuple[TrainState | None, dict[str, Any], list[str]]:
+    """Return state and facts of the newest checkpoint that seems whole, and a line for each newer one that doesn't.
+
+    Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
+    """
+    sizes = storage.list(f"{PREFIX}/")
+    skipped: list[str] = []
+    for key in reversed(list_checkpoints(storage)):
+        try:
+            files = read_manifest(storage, key)
+            _check_sizes(storage, key, files, sizes)
+            return *read_state(storage, key, files), skipped
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if skipped:
+        raise none_readable(storage, skipped)
+    return None, {}, skipped
+
+
+def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, dict[str, Any]]:
+    """Return a checkpoint's state and facts; raise CheckpointError when it has none that can be read."""
+    try:
+        name = state_file(files)
+        return parse_state(read_verified(storage, key, name, files[name]))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{storage.uri}/{key}/state.json can't be read ({type(error).__name__})") from error
+
+
+def state_file(files: Iterable[str]) -> str:
+    """Return the file that holds the state: `state.json`, or `state-X.json` of a checkpoint that was written again."""
+    return next((name for name in files if name.startswith("state-")), "state.json")
+
+
+def none_readable(storage: Storage, problems: Sequence[str]) -> CheckpointError:
+    """Return the error for a run that has checkpoints, of which none can be read: to begin anew would lose them."""
+    return CheckpointError(
+        f"none of the {len(problems)} checkpoints of {storage.uri} can be read ({problems[0]}); give the run another "
+        "--name, or delete that folder to begin anew"
+    )
+
+
+def read_verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) -> bytes:
+    """Return a file of a checkpoint, or raise CheckpointError if it is not what its manifest says."""
+    try:
+        data = storage.read(f"{key}/{name}")
+    except MissingKeyError as error:
+        raise CheckpointError(f"{storage.uri}/{key}/{name} is missing") from error
+    if len(data) != facts["bytes"] or sha256(data) != facts["sha256"]:
+        raise CheckpointError(f"{storage.uri}/{key}/{name} is damaged: it is not what its {MANIFEST} says")
+    return data
+
+
+def parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state and the facts in a `state.json`."""
+    values = json.loads(data)
+    return TrainState(**values["state"]), values["facts"]
+
+
+def sha256(*data: Data) -> str:
+    """Return the hash of some buffers, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hash of a file's content as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,190 @@
+"""Checkpoints: whole and verified, or not there. Here their tensors; in `catalog.py` what needs no PyTorch.
+
+A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
+
+    model.safetensors       weights and buffers
+    ema.safetensors         their moving average (when the run keeps one)
+    optimizer.safetensors   the optimizer's state
+    state.json              cursor, stages, decisions, results, config, data fingerprint, library versions
+    manifest.json           size and SHA-256 of each of the others, cursor, stage, metrics; written last
+
+Without a manifest, or with one that a file doesn't meet, a checkpoint is torn: it is skipped, never resumed from.
+Nothing that is read from storage is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from infra.storage.base import Data, Storage
+from pipeline.checkpoint.catalog import (
+    MANIFEST,
+    CheckpointError,
+    checkpoint_key,
+    list_checkpoints,
+    none_readable,
+    parse_state,
+    read_manifest,
+    read_state,
+    read_verified,
+    sha256,
+    state_file,
+)
+from pipeline.checkpoint.state import TrainState
+from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run's state in host memory: what a checkpoint holds."""
+
+    state: TrainState
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    facts: dict[str, Any]
+    """Config, data fingerprint, versions, tracking id: JSON values."""
+
+    @property
+    def key(self) -> str:
+        """Folder of the checkpoint, relative to the run's storage."""
+        return checkpoint_key(self.state.cursor)
+
+
+def to_host(value: Any) -> Any:
+    """Copy every tensor in nested dicts and lists to host memory of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_host(item) for item in value)
+    return value
+
+
+def write_checkpoint(
+    storage: Storage,
+    snapshot: Snapshot,
+    before_whole: Callable[[], None] = lambda: None,
+    wrote_file: Callable[[], None] = lambda: None,
+) -> str:
+    """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
+
+    The files are written from the snapshot's own memory, one after the other. `before_whole` is called just before the
+    manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
+    # that the first one is whole until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
+    manifest = f"{snapshot.key}/{MANIFEST}"
+    again = manifest in storage.list(manifest)
+    state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
+    for name, make in _contents(snapshot, state_name).items():
+        data = make()
+        files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
+        storage.write(f"{snapshot.key}/{name}", *data)
+        wrote_file()
+    before_whole()
+    state = snapshot.state
+    about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
+    storage.write(f"{snapshot.key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
+    return snapshot.key
+
+
+def _contents(snapshot: Snapshot, state_name: str) -> dict[str, Callable[[], list[Data]]]:
+    """Return the files of a checkpoint, each with the function that makes its content."""
+    state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.facts}, indent=1)
+    contents: dict[str, Callable[[], list[Data]]] = {
+        "model.safetensors": lambda: pack(snapshot.model),
+        "optimizer.safetensors": lambda: pack_nested(snapshot.optimizer),
+        state_name: lambda: [state.encode()],
+    }
+    ema = snapshot.ema
+    if ema is not None:
+        contents["ema.safetensors"] = lambda: pack(ema)
+    return contents
+
+
+def read_checkpoint(storage: Storage, key: str) -> Snapshot:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, or its size or SHA-256 is not the manifest's.
+    """
+    files = {name: read_verified(storage, key, name, facts) for name, facts in read_manifest(storage, key).items()}
+
+    def parsed(name: str, parse: Callable[[bytes], Any]) -> Any:
+        try:
+            return parse(files[name])
+        except Exception as error:  # each format's parser has errors of its own
+            raise CheckpointError(f"{storage.uri}/{key}/{name} can't be read ({type(error).__name__})") from error
+
+    if missing := {"model.safetensors", "optimizer.safetensors"} - files.keys():
+        raise CheckpointError(f"{storage.uri}/{key} has no {min(missing)}: it was made by another version")
+    state, facts = parsed(state_file(files), parse_state)
+    return Snapshot(
+        state=state,
+        model=parsed("model.safetensors", load_safetensors),
+        ema=parsed("ema.safetensors", load_safetensors) if "ema.safetensors" in files else None,
+        optimizer=parsed("optimizer.safetensors", unpack_nested),
+        facts=facts,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """What of a checkpoint is needed to run its model."""
+
+    state: TrainState
+    facts: dict[str, Any]
+    name: str
+    """`ema` or `model`."""
+    tensors: dict[str, Tensor]
+    """By the model's own names."""
+
+
+def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeights:
+    """Read and verify no more of a checkpoint than running its model needs.
+
+    `ema` takes the moving average, if there is one.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    files = read_manifest(storage, key)
+    name = "ema" if ema and "ema.safetensors" in files else "model"
+    file = f"{name}.safetensors"
+    if file not in files:
+        raise CheckpointError(f"{storage.uri}/{key} holds no weights")
+    state, facts = read_state(storage, key, files)
+    try:
+        tensors = load_safetensors(read_verified(storage, key, file, files[file]))
+    except SafetensorError as error:
+        raise CheckpointError(f"{storage.uri}/{key}/{file} can't be read ({error})") from error
+    if name == "ema":  # an AveragedModel's names
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items() if key != "n_averaged"}
+    return StoredWeights(state, facts, name, tensors)
+
+
+def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
+    """Return the newest checkpoint that is whole and verified, and a line for each newer one that is not.
+
+    The order of cases: newest first; a damaged one is skipped with its reason; none at all is a fresh start.
+    """
+    skipped: list[str] = []
+    for key in reversed(list_checkpoints(storage)):
+        try:
+            return read_checkpoint(storage, key), skipped
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if skipped:
+        raise none_readable(storage, skipped)
+    return None, skipped

@@ -1,0 +1,166 @@
+"""What a run starts from, in this order of cases:
+
+1. The run's own storage holds a checkpoint that is whole and verified: the newest such one. Newer ones that are torn or
+   damaged are skipped, each with a line that says so.
+2. `resume_from` names a checkpoint, or a run whose newest whole one is meant: everything of it, that is weights, moving
+   average, optimizer, cursor, stages and decisions. The data and their order must be the same.
+3. `model.init_from` names weights: a file, or a checkpoint or run, of which the moving average is taken if there is
+   one. Nothing but weights; the run begins at cursor 0.
+4. None of these: fresh weights, made from the seed.
+
+`planned_start` says it on the driver, by names and sizes; `find_start` does it in a worker, which reads and verifies.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.storage.base import MissingKeyError, Storage
+from infra.storage.open import open_storage
+from pipeline.checkpoint.catalog import PREFIX, CheckpointError, newest_state, read_manifest, read_state, sha256_of_file
+from pipeline.checkpoint.state import TrainState
+from pipeline.config import TrainConfig
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run starts from."""
+
+    state: TrainState | None = None
+    """State to go on from; None: cursor 0."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Config, data fingerprint and versions of the checkpoint."""
+    snapshot: Any = None
+    """The whole `Snapshot`; only from `find_start`."""
+    weights: dict[str, Any] | None = None
+    """Weights by name for cursor 0; only from `find_start`."""
+    source: str = ""
+    """Where it comes from: empty for the run's own checkpoints and for fresh weights."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+
+def planned_start(config: TrainConfig, storage: Storage) -> Start:
+    """Say on the driver what a run will start from.
+
+    Raises:
+        CheckpointError: `resume_from` or `model.init_from` names nothing that can be started from.
+    """
+    state, facts, skipped = newest_state(storage)
+    notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
+    if state is not None:
+        return Start(state, facts, notes=notes)
+    if config.resume_from:
+        state, facts = _state_at(config.resume_from)
+        return Start(state, facts, source=config.resume_from, notes=notes)
+    if config.model.init_from:
+        _check_weights(config.model.init_from)
+        return Start(source=config.model.init_from, notes=notes)
+    return Start(notes=notes)
+
+
+def find_start(config: TrainConfig, storage: Storage) -> Start:
+    """Read in a worker what the run starts from.
+
+    Raises:
+        CheckpointError: `resume_from` or `model.init_from` names nothing that can be started from.
+    """
+    from pipeline.checkpoint.format import newest_whole, read_checkpoint
+
+    snapshot, skipped = newest_whole(storage)
+    notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
+    if snapshot is not None:
+        return Start(snapshot.state, snapshot.facts, snapshot, notes=notes)
+    if config.resume_from:
+        other, key = locate(config.resume_from)
+        snapshot, more = (read_checkpoint(other, key), []) if key else newest_whole(other)
+        if snapshot is None:
+            raise CheckpointError(f"resume_from is {config.resume_from}: it holds no whole checkpoint")
+        notes += tuple(f"skipped a checkpoint: {line}" for line in more)
+        return Start(snapshot.state, snapshot.facts, snapshot, source=config.resume_from, notes=notes)
+    if config.model.init_from:
+        weights = read_initial_weights(config.model.init_from)
+        return Start(weights=weights, source=config.model.init_from, notes=notes)
+    return Start(notes=notes)
+
+
+def locate(uri: str) -> tuple[Storage, str | None]:
+    """Return the storage of a run, and the key of the checkpoint in it if `uri` is one's own."""
+    folder, _, cursor = uri.rstrip("/").rpartition(f"/{PREFIX}/")
+    if folder and cursor.isdigit():
+        return open_storage(folder), f"{PREFIX}/{cursor}"
+    return open_storage(uri.rstrip("/").removesuffix(f"/{PREFIX}")), None
+
+
+def read_initial_weights(uri: str) -> dict[str, Any]:
+    """Return weights by name from a file, or from a checkpoint or a run's newest one, local or in S3.
+
+    Raises:
+        CheckpointError: there is no such file or checkpoint, or it is damaged.
+        WeightsError: the file can't be read as weights.
+    """
+    from model.weights import read_weights
+
+    if not _is_file(uri):
+        storage, key, name, facts = _weights_file(uri)
+        with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+            path = Path(folder, name)
+            storage.download(f"{key}/{name}", path)
+            if sha256_of_file(path) != facts["sha256"]:
+                raise CheckpointError(f"{storage.uri}/{key}/{name} is damaged: it is not what its manifest says")
+            return read_weights(path)
+    if "://" not in uri:
+        return read_weights(uri)
+    parent, _, name = uri.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        open_storage(parent).download(name, Path(folder, name))
+        return read_weights(Path(folder, name))
+
+
+def _check_weights(uri: str) -> None:
+    if not _is_file(uri):
+        _weights_file(uri)
+        return
+    parent, _, name = uri.rpartition("/")
+    if not open_storage(parent or "/").exists(name):
+        raise CheckpointError(f"model.init_from is {uri}: there is no such file")
+
+
+def _is_file(uri: str) -> bool:
+    return uri.endswith(WEIGHT_SUFFIXES) or ("://" not in uri and Path(uri).is_file())
+
+
+def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
+    """Return storage, checkpoint's key, name and manifest entry of the weights of a checkpoint or run."""
+    storage, key = locate(uri)
+    if key is None:
+        state, _, _ = newest_state(storage)
+        if state is None:
+            raise CheckpointError(
+                f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
+                "nor a run with a whole checkpoint"
+            )
+        key = f"{PREFIX}/{state.cursor:015d}"
+    files = read_manifest(storage, key)
+    name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
+    if name not in files:
+        raise CheckpointError(f"{storage.uri}/{key} holds no weights")
+    return storage, key, name, files[name]
+
+
+def _state_at(uri: str) -> tuple[TrainState, dict[str, Any]]:
+    storage, key = locate(uri)
+    if key is not None:
+        return read_state(storage, key, read_manifest(storage, key))
+    try:
+        state, facts, _ = newest_state(storage)
+    except MissingKeyError:
+        state, facts = None, {}
+    if state is None:
+        raise CheckpointError(f"resume_from is {uri}: it is no checkpoint, nor a run with a whole one")
+    return state, facts

@@ -1,0 +1,298 @@
+"""`StageController`: owns a run. A plain class; it becomes an actor in one line, at the edge."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from infra.redact import last_line
+from infra.storage.lease import Lease
+from infra.timeouts import within
+from pipeline.control.journal import Journal
+from pipeline.control.node_requests import AskNodes, NodesAhead
+from pipeline.control.pending import Agenda
+from pipeline.control.status import Board
+from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, segments
+
+FitSegment = Callable[[Segment], None]
+"""Runs one worker group to the end of a segment; raises if it can't."""
+Observe = Callable[[Callable[[], dict[str, Any]]], None]
+"""Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
+RecordFailure = Callable[[str], None]
+"""Ends the run's record as one of a failed run, at the MLflow server that operators named, if they did; workers, which
+write the record, may all be dead."""
+
+RECORD_TIMEOUT_S = 180.0
+"""How long a failed run's record and lease may take to be closed, before its driver is told of the failure."""
+_ASSUMED = NextStage()
+"""How a group has ended if no worker says it."""
+
+
+class StageController:
+    """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile.
+
+    Args:
+        stages: the stages that are to be trained.
+        num_workers: workers of stages that don't name their own number.
+        fit: runs one worker group to the end of a segment.
+        recipe: all stages of the recipe, where `stages` are only the first ones.
+        rules: the recipe's adaptive rules.
+        first_stage: index of the stage that comes next.
+        lease: of the run; the controller renews it and gives it back.
+        record_failure: ends the run's record as one of a failed run.
+        journal: decisions that a run which went back repeats.
+        ask_nodes: asks an autoscaler for a segment's workers, besides so many that are there; called in a thread.
+        ask_ahead_s: how long before the segment begins.
+        observe: is given `status` when the run begins.
+        about: facts for the status: name, model, stages.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[TrainingStage, ...],
+        num_workers: int | tuple[int, int],
+        fit: FitSegment,
+        *,
+        recipe: tuple[TrainingStage, ...] = (),
+        rules: AdaptiveConfig | None = None,
+        first_stage: int = 0,
+        lease: Lease | None = None,
+        record_failure: RecordFailure = lambda uri: None,
+        journal: Journal | None = None,
+        ask_nodes: AskNodes | None = None,
+        ask_ahead_s: float = 0.0,
+        observe: Observe = lambda status: None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self._num_stages = len(recipe or stages)
+        self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
+        self._fit, self._lease, self._record_failure = fit, lease, record_failure
+        self._board = Board(about or {})
+        self._agenda = Agenda(recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note)
+        self._nodes_ahead = NodesAhead(self._segments, ask_nodes, ask_ahead_s)
+        self._observe = observe
+        self._lock = threading.Lock()
+        self._phase, self._error, self._taken_over = "starting", "", False
+        self._stop: Stop | None = None
+        self._stage = first_stage
+        self._last: Decision | None = None
+        self._groups = self._starts = 0
+        self._started_s, self._reached, self._environment, self._tracking_uri = 0.0, -1, "", ""
+        self._out_of_memory: list[tuple[int, int]] = []
+        if lease is not None:
+            lease.keep(self.lost)
+
+    def run(self) -> dict[str, Any]:
+        """Train all segments; return the final status.
+
+        Raises:
+            RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
+        """
+        self._observe(self.status)
+        try:
+            self._run_segments()
+        except Exception as error:
+            self.failed(last_line(error))
+            self._close_record()
+            raise RuntimeError(self._error) from error
+        finally:
+            if self._lease is not None:
+                with suppress(TimeoutError):  # it expires
+                    within(RECORD_TIMEOUT_S, self._lease.release)
+        done = isinstance(self._last, NextStage) and self._last is not _ASSUMED
+        self._phase = "stopped" if self._stop and not done else "finished"
+        return self.status()
+
+    def _run_segments(self) -> None:
+        for segment in self._segments:
+            self._last = None
+            while self._last is None or isinstance(self._last, NewGroup):
+                self._last = _ASSUMED
+                self._groups += 1
+                self._fit(segment)
+                if self._error:
+                    raise RuntimeError(self._error)
+                if self._stop:
+                    return
+
+    def _close_record(self) -> None:
+        if self._taken_over:  # the record is another submission's now
+            return
+        try:
+            # Whatever hangs, as storage may, the driver is told.
+            within(RECORD_TIMEOUT_S, lambda: self._record_failure(self._tracking_uri))
+        except Exception as error:  # it must not hide why the run failed
+            self.note(f"the run's record could not be closed: {last_line(error)}")
+
+    # From operators --------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
+        with self._lock:
+            return self._board.values() | {
+                "phase": "paused" if self._agenda.paused and self._phase == "training" else self._phase,
+                "error": self._error,
+                "recoveries": max(0, self._starts - self._groups),
+                "pending": self._agenda.pending,
+                "started_s": self._started_s,
+            }
+
+    def ask(self, decision: Decision) -> str:
+        """Ask for a decision; returns at once what will happen. It is carried out at the next decision point."""
+        with self._lock:
+            if self._phase in ("failed", "finished", "stopped") or self._stop:
+                return (
+                    f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
+                )
+            if isinstance(decision, Resume) and not self._agenda.paused and not self._agenda.will_pause:
+                return "the run isn't paused"
+            stage = self._stage
+            if stage == self._num_stages:
+                return f"the run is about to end: {decision.words} does nothing"
+            self._agenda.ask(replace(decision, time_s=time.time()), stage)
+            wait_s = PAUSE_POLL_S if self._agenda.paused else self._board.next_decision_s
+        when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
+        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
+
+    def track(self, uri: str, asked_by: str = "") -> str:
+        """Have the record go on with the MLflow server of another address; returns at once what will happen.
+
+        It holds for this submission: where the record is kept is no part of what is trained.
+        """
+        with self._lock:
+            if self._phase in ("failed", "finished", "stopped"):
+                return f"the run has {'failed' if self._error else 'ended'}: its record stays where it is"
+            self._tracking_uri = uri
+            self._board.note(f"the record goes on at {uri}, asked by {asked_by}")
+        return f"the record goes on at {uri} from the next decision point; what is missing there is sent once"
+
+    # From the workers ------------------------------------------------------------------------------------------------
+
+    def joined(self, rank: int, node: str = "", environment: str = "", world_size: int = 0) -> str:
+        """A rank has started on a node, in this runtime environment. Returns the error that ended the run, if one did:
+        then it must not train.
+        """
+        with self._lock:
+            self._environment = environment
+            if not self._error:
+                if rank == 0:
+                    self._new_group(world_size)
+                self._board.joined(rank, node)
+            return self._error
+
+    def goes_on(self, source: str, cursor: int, stage: int, taken_s: float | None = None) -> None:
+        """A group begins at this checkpoint, of this Unix time, which may be older than its submission had seen."""
+        with self._lock:
+            self._stage = stage
+            self._board.goes_on(source, cursor, taken_s)
+
+    def _new_group(self, world_size: int) -> None:
+        self._starts += 1
+        self._started_s = time.time()
+        self._agenda.new_group()
+        self._board.new_group(world_size)
+        self._phase = "training"
+
+    def ended(self, decision: Decision) -> None:
+        """A group has ended as it was told to; with `NewGroup` the segment goes on in another one."""
+        self._last = decision
+
+    def can_grow(self, num_workers: int, possible: int) -> None:
+        """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        self._ask_new_group(f"from {num_workers} to {possible} workers")
+        self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
+
+    def node_leaves(self, node: str) -> None:
+        """A node of the group is about to be taken away: let the group end with a checkpoint."""
+        self._ask_new_group(f"node {node[:8]} is about to be taken away")
+        self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
+
+    def _ask_new_group(self, reason: str) -> None:
+        with self._lock:
+            self._agenda.ask_new_group(reason)
+
+    def environment(self) -> str:
+        """Return the runtime environment of the run's workers."""
+        return self._environment
+
+    def reached(self) -> int:
+        """Return the highest cursor that was reported so far, -1 before any."""
+        return self._reached
+
+    def lease_token(self) -> str:
+        """Return what the run's lease is known by."""
+        return self._lease.token if self._lease is not None else ""
+
+    def tracking_uri(self) -> str:
+        """Return the address of the MLflow server that operators named last, or an empty text."""
+        return self._tracking_uri
+
+    def error(self) -> str:
+        """Return the error that ended the run, or an empty text."""
+        return self._error
+
+    def taken_over(self) -> bool:
+        """Say whether another submission trains this run now: then nothing of it may be written any more."""
+        return self._taken_over
+
+    def note(self, line: str) -> None:
+        """Something that the user should read; the same line again is not repeated."""
+        with self._lock:
+            self._board.note(line)
+
+    def report(self, rank: int, cursor: int, wait_share: float) -> None:
+        """A rank tells how far it is, and for which share of the time it waited for data."""
+        with self._lock:
+            self._board.reported(rank, cursor, wait_share)
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """A checkpoint is whole."""
+        with self._lock:
+            self._board.saved(uri, cursor)
+
+    def not_saved(self, line: str) -> None:
+        """Storage didn't take a checkpoint; it is tried again."""
+        with self._lock:
+            self._board.checkpoint_waits += 1
+            self._board.note(line)
+
+    def ran_out_of_memory(self, stage: int, samples: int) -> None:
+        """A pass of so many samples didn't fit; the next group uses smaller ones."""
+        with self._lock:
+            if (stage, samples) not in self._out_of_memory:
+                self._out_of_memory.append((stage, samples))
+        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: goes on with half of it")
+
+    def out_of_memory(self) -> list[tuple[int, int]]:
+        """Return the passes that didn't fit: (stage, samples) each."""
+        return list(self._out_of_memory)
+
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
+        """Take rank 0's progress and say what all ranks do next; nothing: go on."""
+        with self._lock:
+            self._board.decided(progress)
+            self._reached = max(self._reached, progress.cursor)
+            if self._error or self._stop:
+                return (self._stop or Stop(reason=self._error),)
+            decisions = self._agenda.decisions(progress)
+            self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
+            self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
+            self._nodes_ahead.look(progress, self._board.seen)
+            return decisions
+
+    def failed(self, message: str) -> None:
+        """A worker met an error that trying again doesn't cure: the run ends with this message."""
+        with self._lock:
+            self._error = self._error or message
+            self._phase = "failed"
+
+    def lost(self, message: str) -> None:
+        """Another submission has taken the run over: this one ends, and writes nothing more."""
+        self._taken_over = True
+        self.failed(message)

@@ -1,0 +1,147 @@
+"""What is known of a run, for those who ask: kept small however long the run is, and returned as plain values."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from infra.cluster.config import worker_range
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan
+
+MAX_NOTES = 100
+"""Lines for the user that are kept."""
+
+
+class _Worker(NamedTuple):
+    """The newest that a rank has told."""
+
+    node: str
+    cursor: int
+    wait_share: float
+    heard_s: float
+
+
+class Board:
+    """What a run's controller has heard. Its methods are called with the controller's lock held."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
+        self.progress: Progress | None = None
+        self.seen: dict[str, float] = {}
+        self.checkpoint: dict[str, Any] = {}
+        self.checkpoint_waits = 0
+        self.notes: list[str] = []
+        self.noted = 0
+        self.heard_s = time.time()
+        self._workers: dict[int, _Worker] = {}
+        self._pace_s = 0.0
+        self._decided_s = 0.0
+
+    def new_group(self, world_size: int) -> None:
+        """Another worker group has started: forget workers that it doesn't have; of the others some have joined."""
+        self._workers = {rank: worker for rank, worker in self._workers.items() if rank < world_size}
+        self._decided_s = 0.0
+
+    def joined(self, rank: int, node: str) -> None:
+        """A rank has started on a node."""
+        self._workers[rank] = _Worker(node, 0, 0.0, time.time())
+
+    def reported(self, rank: int, cursor: int, wait_share: float) -> None:
+        """A rank has told how far it is."""
+        known = self._workers.get(rank)
+        self._workers[rank] = _Worker(known.node if known else "", cursor, wait_share, time.time())
+
+    def decided(self, progress: Progress) -> None:
+        """Rank 0 has come to a decision point."""
+        now = time.time()
+        if self._decided_s and not progress.paused:
+            self._pace_s = now - self._decided_s
+        self.progress, self.heard_s, self._decided_s = progress, now, now
+        self.seen |= progress.metrics
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """A checkpoint is whole."""
+        self.checkpoint = {"uri": uri, "cursor": cursor, "saved_s": time.time()}
+
+    def goes_on(self, source: str, cursor: int, taken_s: float | None) -> None:
+        """A group begins at a checkpoint, of this Unix time where it is known."""
+        if not self.checkpoint or self.checkpoint["cursor"] != cursor:
+            self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": taken_s}
+
+    def note(self, line: str) -> None:
+        """Something that the user should read; the same line again is not repeated."""
+        if line not in self.notes:
+            self.notes = [*self.notes, line][-MAX_NOTES:]
+            self.noted += 1
+
+    @property
+    def next_decision_s(self) -> float:
+        """Seconds until the next decision point, as it was between the last ones; 0: not known yet."""
+        if not self._pace_s:
+            return 0.0
+        return max(0.0, self._pace_s - (time.time() - self._decided_s))
+
+    def values(self) -> dict[str, Any]:
+        """Return all of it as JSON values, with the time that is left for each stage."""
+        progress = self.progress
+        return {
+            **self.about,
+            "progress": asdict(progress) if progress else None,
+            "metrics": dict(self.seen),
+            "left_s": seconds_left(progress, self.seen) if progress else [],
+            "checkpoint": self._checkpoint_values(),
+            "checkpoint_waits": self.checkpoint_waits,
+            "workers": self._worker_values(),
+            "age_s": time.time() - self.heard_s,
+            "notes": list(self.notes),  # the last ones, of `noted` in all
+            "noted": self.noted,
+        }
+
+    def _checkpoint_values(self) -> dict[str, Any] | None:
+        if not self.checkpoint:
+            return None
+        saved_s = self.checkpoint["saved_s"]
+        return {**self.checkpoint, "age_s": None if saved_s is None else time.time() - saved_s}
+
+    def _worker_values(self) -> dict[str, Any]:
+        now, workers = time.time(), self._workers
+        if not workers:
+            return {"count": 0, "nodes": 0}
+        behind = min(workers, key=lambda rank: (workers[rank].cursor, workers[rank].heard_s))
+        waits = max(workers, key=lambda rank: workers[rank].wait_share)
+        return {
+            "count": len(workers),
+            "nodes": len({worker.node for worker in workers.values()}),
+            "quietest": {"rank": behind, "node": workers[behind].node, "age_s": now - workers[behind].heard_s},
+            "waits_most": {"rank": waits, "node": workers[waits].node, "wait_share": workers[waits].wait_share},
+        }
+
+
+def seconds_left(progress: Progress, seen: dict[str, float]) -> list[float]:
+    """Estimate the seconds that each stage has still to go; of the stages before, 0.
+
+    The stage that is on goes on at its pace so far, evaluations included. In the others a sample costs as much more as
+    its image has more pixels, over as many more workers as they have.
+    """
+    result = progress.stage_results[progress.stage] if progress.stage < len(progress.stage_results) else {}
+    took_s = result.get("train_s", 0.0) + result.get("eval_s", 0.0)
+    rate = result.get("samples", 0) / took_s if took_s else seen.get("train/images_per_s", 0.0)
+    if not rate:
+        return []
+    return [_samples_left(span, progress) * _cost(span, progress) / rate for span in progress.spans]
+
+
+def _samples_left(span: StageSpan, progress: Progress) -> int:
+    return max(0, span.stop - max(span.start, progress.cursor)) if span.index >= progress.stage else 0
+
+
+def _cost(span: StageSpan, progress: Progress) -> float:
+    """What a sample of a stage costs, relative to one of the stage that is on."""
+    workers = [_workers(one, progress) for one in (span, progress.span)]
+    return (span.stage.image_size / progress.span.stage.image_size) ** 2 * workers[1] / workers[0]
+
+
+def _workers(span: StageSpan, progress: Progress) -> int:
+    return worker_range(span.stage.num_workers)[1] or progress.num_workers

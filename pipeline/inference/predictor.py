@@ -1,0 +1,107 @@
+"""A model that can be asked, from a checkpoint or an exported file, with the run's own preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.transforms.decode import MAX_PIXELS, Box, Header
+from pipeline.inference.exported_model import SUFFIXES, Run, open_exported
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.trained_model import find_run, open_saved
+
+OUTSIDE = 255
+"""Mask value of pixels that the model did not look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one image."""
+
+    scores: np.ndarray
+    """float32 [K]: probabilities; in segmentation the share of the pixels that each class has."""
+    mask: np.ndarray | None = None
+    """uint8 [H, W] of the image's own size: each pixel's class, 255 outside of what the model looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A model with its classes and its preprocessing."""
+
+    name: str
+    kind: str
+    """`classification` or `segmentation`."""
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    run: Run
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+    def predict(self, images: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Prediction | ValueError]:
+        """Return for each encoded image what the model says of it, or what is wrong with it."""
+        views: list[tuple[np.ndarray, Header, Box] | ValueError] = []
+        for data in images:
+            try:
+                views.append(self.preprocessing.pixels(data, max_pixels=max_pixels))
+            except ValueError as error:
+                views.append(error)
+        good = [view for view in views if not isinstance(view, ValueError)]
+        if not good:
+            return [view for view in views if isinstance(view, ValueError)]
+        pixels = np.ascontiguousarray(np.stack([view[0] for view in good]).transpose(0, 3, 1, 2))
+        rows = iter(self.run(pixels))
+        return [
+            view if isinstance(view, ValueError) else self._prediction(next(rows), view[1], view[2]) for view in views
+        ]
+
+    def _prediction(self, logits: np.ndarray, header: Header, box: Box) -> Prediction:
+        if self.kind == "classification":
+            return Prediction(torch.from_numpy(logits).softmax(0).numpy())
+        classes = logits.argmax(0).astype(np.uint8)
+        counts = np.bincount(classes.ravel(), minlength=len(self.classes))
+        return Prediction((counts / classes.size).astype(np.float32), _placed(classes, header, box))
+
+
+def _placed(classes: np.ndarray, header: Header, box: Box) -> np.ndarray:
+    """Return a square mask [S, S] in the place, and the size, of the part of the image that it is of."""
+    top, left, height, width = box
+    rows = (np.arange(height) * 2 + 1) * classes.shape[0] // (2 * height)
+    columns = (np.arange(width) * 2 + 1) * classes.shape[1] // (2 * width)
+    mask = np.full((header.height, header.width), OUTSIDE, dtype=np.uint8)
+    mask[top : top + height, left : left + width] = classes[rows[:, None], columns[None, :]]
+    return mask
+
+
+def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, ema: bool = True) -> Predictor:
+    """Open a run, a checkpoint, an `.onnx` or a `.pt2` file.
+
+    Raises:
+        ValueError: there is no such model, or it can't be used.
+    """
+    if model.endswith(SUFFIXES):
+        if image_size:
+            raise ValueError(
+                f"image_size is {image_size}: {model} has its size inside; export another for another size"
+            )
+        facts, run = open_exported(Path(model))
+        preprocessing = Preprocessing.from_facts(facts["preprocessing"])
+        return Predictor(
+            name=model,
+            kind=facts["task"],
+            classes=tuple(facts["classes"]),
+            preprocessing=preprocessing,
+            run=run,
+        )
+    saved = open_saved(find_run(model, storage), ema=ema, image_size=image_size)
+    return Predictor(
+        name=saved.uri,
+        kind=saved.kind,
+        classes=saved.task.classes,
+        preprocessing=saved.preprocessing,
+        run=saved.logits,
+        notes=saved.notes,
+    )

@@ -1,0 +1,168 @@
+"""A trained model out of a checkpoint, with what must be known to use it. Needs no cluster, no data and no recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.storage.base import Storage
+from model.config import ModelConfig
+from model.factory import build_model, check_image_size
+from pipeline.checkpoint.catalog import BestRule, CheckpointError, best_checkpoint, list_checkpoints, newest_state
+from pipeline.checkpoint.format import StoredWeights, read_stored_weights
+from pipeline.checkpoint.resume import locate
+from pipeline.checkpoint.state import TrainState
+from pipeline.config import ClassificationConfig, SegmentationConfig, TrainerConfig
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.training.evaluation import normalized
+from pipeline.training.task import SegmentationTask, Task, build_task
+
+Config = TypeVar("Config", ModelConfig, ClassificationConfig, SegmentationConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedModel:
+    """A checkpoint's model, ready to be run."""
+
+    uri: str
+    """Of the checkpoint."""
+    weights: str
+    """`ema` (the moving average) or `model`."""
+    state: TrainState
+    config: dict[str, Any]
+    """The run's config as it was written down."""
+    model_config: ModelConfig
+    model: nn.Module
+    """In evaluation mode, on the CPU."""
+    task: Task
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+    """Lines for the user: checkpoints that were skipped, and why."""
+
+    @property
+    def kind(self) -> str:
+        """`classification` or `segmentation`."""
+        return "segmentation" if isinstance(self.task, SegmentationTask) else "classification"
+
+    def trainer_config(self, **changes: Any) -> TrainerConfig:
+        """Return settings for running the model: the run's normalization, the rest as asked."""
+        view = self.preprocessing
+        return TrainerConfig(pixel_mean=view.pixel_mean, pixel_std=view.pixel_std, **changes)
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 [B, K, ...] for images, uint8 [B, 3, S, S], on the CPU."""
+        inputs = normalized(torch.from_numpy(images), self.trainer_config(), torch.device("cpu"))
+        logits: Tensor = self.model(inputs)
+        return logits.float().numpy()
+
+
+def find_run(checkpoint: str, storage: str) -> str:
+    """Return the URI of what a user calls a checkpoint: a URI, a folder, or a run's name below `storage`."""
+    if "://" in checkpoint or Path(checkpoint).exists():
+        return checkpoint
+    return f"{storage}/{checkpoint}" if "/" not in checkpoint else checkpoint
+
+
+def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: int = 0) -> SavedModel:
+    """Read the model of a checkpoint, or of a run's newest (or best) whole one.
+
+    Args:
+        uri: a checkpoint's or a run's folder, local or `s3://`.
+        ema: take the moving average, where the run kept one.
+        best: take the checkpoint with the run's best metric instead of the newest.
+        image_size: side of the model's input in pixels; 0: that of the evaluations in the checkpoint's stage.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or this version can't read it.
+        ValueError: the model doesn't take this image size.
+    """
+    storage, key = locate(uri)
+    keys = [key] if key else [_best(storage)] if best else list_checkpoints(storage)[::-1]
+    key, stored, notes = _newest_readable(storage, keys, ema)
+    where = storage.location(key)
+    try:
+        config, classes = stored.facts["config"], tuple(stored.facts["classes"])
+        model_config = _rebuilt(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
+        task = build_task(_task_config(config["task"], where), classes)
+        preprocessing = Preprocessing(
+            image_size=image_size or _evaluated_size(config, stored.state),
+            eval_crop=config["data"]["eval_crop"],
+            pixel_mean=config["trainer"]["pixel_mean"],
+            pixel_std=config["trainer"]["pixel_std"],
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where} doesn't say {error}: it was made by another version; use that version"
+        ) from None
+    check_image_size(model_config, preprocessing.image_size)
+    return SavedModel(
+        uri=where,
+        weights=stored.name,
+        state=stored.state,
+        config=config,
+        model_config=model_config,
+        model=_model(model_config, task, stored.tensors, where),
+        task=task,
+        preprocessing=preprocessing,
+        notes=notes,
+    )
+
+
+def _model(config: ModelConfig, task: Task, tensors: dict[str, Tensor], where: str) -> nn.Module:
+    model = build_model(config, num_classes=task.num_outputs)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        summary = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where} doesn't fit {config.name} of this version: {summary}") from error
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str, StoredWeights, tuple[str, ...]]:
+    """Return the first of `keys` that is whole, what it holds, and a line for each before it that is not."""
+    skipped: list[str] = []
+    for key in keys:
+        try:
+            return key, read_stored_weights(storage, key, ema=ema), tuple(skipped)
+        except CheckpointError as error:
+            if len(keys) == 1:
+                raise
+            skipped.append(f"skipped a checkpoint: {error}")
+    raise CheckpointError(f"{storage.uri} holds no whole checkpoint: name a run, its folder, or a checkpoint's")
+
+
+def _best(storage: Storage) -> str:
+    _, facts, _ = newest_state(storage)
+    if facts:
+        rules = facts["config"]["checkpoint"]
+        rule = BestRule(rules["best_metric"], rules["best_is"] == "highest")
+        if found := best_checkpoint(storage, list_checkpoints(storage), rule):
+            return found
+    raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the newest one")
+
+
+def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | SegmentationConfig:
+    if "dice_weight" in values:
+        return _rebuilt(SegmentationConfig, values, where)
+    return _rebuilt(ClassificationConfig, values, where)
+
+
+def _evaluated_size(config: dict[str, Any], state: TrainState) -> int:
+    """Return the size at which the stage that was trained last is evaluated."""
+    trained = max((index for index, result in enumerate(state.stage_results) if result), default=0)
+    return round(config["stages"][trained]["image_size"] * config["trainer"]["eval_scale"])
+
+
+def _rebuilt(kind: type[Config], values: dict[str, Any], where: str) -> Config:
+    """Make a config of the values that were written down for it."""
+    unknown = values.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise CheckpointError(f"{where} has {', '.join(sorted(unknown))}, which this version doesn't know")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**given)

@@ -1,0 +1,90 @@
+"""From a checked run to a running controller: the edge where a plain class becomes an actor."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from infra.cluster.config import ClusterConfig, worker_range
+from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, request_workers, start_actor
+from infra.cluster.prometheus import export_status
+from infra.storage.base import Storage
+from infra.storage.lease import Lease, check_conditional_writes
+from infra.storage.open import open_storage
+from pipeline.checkpoint.state import TrainState
+from pipeline.control.controller import StageController
+from pipeline.control.journal import Journal, JournalWriter, stored_rows
+from pipeline.run.preflight import Preflight, with_start
+from pipeline.run.provenance import recorded_config
+from pipeline.run.worker_group import SegmentRunner, record_failure
+from pipeline.schedule.decisions import records_of
+from pipeline.schedule.stages import Segment
+
+CONFIG_FILE = "config.json"
+
+
+def start_controller(ready: Preflight, *, num_stages: int | None = None, callbacks: tuple[Any, ...] = ()) -> Any:
+    """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
+
+    Args:
+        ready: the checked run.
+        num_stages: train only so many stages; the run can go on, or be forked, from there. None: all.
+        callbacks: Ray Train's, which hear of each stage's end but the last one's: that is the run's, and not over
+            before the run is whole.
+
+    Raises:
+        LeaseError: the run is going on already.
+        ClusterError: no cluster, or not enough room.
+    """
+    config = ready.config
+    count = num_stages or len(config.stages)
+    storage = open_storage(f"{config.storage}/{config.name}")
+    guarded = check_conditional_writes(storage)
+    lease = Lease(storage)
+    lease.take()
+    lease.keep(lambda _: None)
+    try:
+        resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
+        storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
+        least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
+        lack = connect(config.cluster, num_workers=least)
+        free_reservations()  # of an earlier submission whose controller was killed
+        controller = start_actor(
+            StageController,
+            config.stages[:count],
+            config.cluster.num_workers,
+            SegmentRunner(config, callbacks=callbacks, report_stages=count - 1 if callbacks else 0),
+            recipe=config.stages,
+            rules=config.adaptive,
+            first_stage=len(resume.stage_starts) - 1 if resume else 0,
+            lease=lease,
+            record_failure=partial(record_failure, config),
+            journal=_journal(storage, lease, resume),
+            ask_nodes=partial(ask_nodes, config.cluster, config.name),
+            ask_ahead_s=config.cluster.ask_ahead_s,
+            observe=export_status,
+            about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
+            name=f"{ACTOR_PREFIX}{config.name}",
+        )
+    except BaseException:
+        lease.release()
+        raise
+    if lack:
+        controller.note.remote(lack)
+    lease.rest()  # from here on the controller renews it
+    if not guarded:
+        controller.note.remote(
+            f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
+        )
+    return controller
+
+
+def _journal(storage: Storage, lease: Lease, resume: TrainState | None) -> Journal:
+    done = [record for record in records_of(resume.decisions if resume else ()) if record.decision.replayed]
+    return Journal(stored_rows(storage, done), JournalWriter(storage, lease))
+
+
+def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:
+    """Ask the cluster's autoscaler for a segment's workers, besides so many that are there."""
+    request_workers(cluster, worker_range(segment.num_workers)[0] - num_workers, requester=f"{ACTOR_PREFIX}{run}")

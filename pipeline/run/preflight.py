@@ -1,0 +1,180 @@
+"""What the driver finds out before any worker starts: bad input ends here, in one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.checks import check_data, data_fingerprint
+from datasets.loading.sample_order import sample_order
+from datasets.shards.resolve import DataError, DatasetManifest
+from infra.cluster.connect import in_submitted_job
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
+from infra.tracking import config as tracking
+from model.checks import check_image_size, check_model
+from pipeline.checkpoint.catalog import CheckpointError
+from pipeline.checkpoint.resume import Start, planned_start
+from pipeline.checkpoint.state import TrainState
+from pipeline.config import TrainConfig
+from pipeline.run.provenance import breaking, described, differences, recorded_config
+from pipeline.run.reachability import check_reachable
+from pipeline.schedule.schedule import TrainingSchedule
+from pipeline.schedule.stages import with_batch_sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """A run that may start."""
+
+    config: TrainConfig
+    """With absolute paths, as workers need them."""
+    train: DatasetManifest
+    val: DatasetManifest
+    samples_per_epoch: int
+    data_fingerprint: str
+    """What a checkpoint's data fingerprint must be for the run to go on from it."""
+    resume_from: TrainState | None
+    """The state of the newest checkpoint of the same run name."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: checkpoints that were skipped, and why."""
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole run."""
+        return TrainingSchedule(self.config.stages, self.samples_per_epoch).total_samples
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to train."""
+        return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
+
+
+def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Preflight:
+    """Check everything that can be known on the driver.
+
+    `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
+
+    Raises:
+        ValueError: (or a subclass) as `check_run`; storage, or a run of this name that another config made.
+    """
+    ready = check_run(config)
+    open_storage(f"{ready.config.storage}/{config.name}").check_writable()
+    ready = with_start(ready)
+    if not tracking_is_ready:
+        tracking.prepare(ready.config.tracking)
+    return ready
+
+
+def check_run(config: TrainConfig) -> Preflight:
+    """Check the config and the data; looks neither at the run's storage nor at MLflow.
+
+    Raises:
+        ValueError: (or a subclass) data, image sizes, worker counts, metrics; one line each, with the cure.
+    """
+    if in_submitted_job():
+        check_reachable(config)
+    config = with_numbers(absolute(config))
+    check_model(config.model)
+    for stage in config.stages:
+        check_image_size(config.model, stage.image_size)
+    train, val = check_data(
+        config.data,
+        batch_sizes=[stage.batch_size for stage in config.stages],
+        worker_counts=config.worker_counts,
+    )
+    if train.kind != config.kind:
+        raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
+    _check_mixup(config)
+    _check_metrics(config, train.classes)
+    order = sample_order(config.data, train.shard_counts, seed=config.seed)
+    return Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None)
+
+
+def with_start(ready: Preflight) -> Preflight:
+    """Look in storage for what the run starts from. Again once the run's lease is held: only then does it last.
+
+    Raises:
+        ValueError: what is there doesn't fit the config.
+    """
+    config = ready.config
+    storage = open_storage(f"{config.storage}/{config.name}")
+    start = planned_start(config, storage)
+    notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
+    return replace(ready, resume_from=start.state, notes=notes)
+
+
+def with_numbers(config: TrainConfig) -> TrainConfig:
+    """Put a number in place of each automatic batch size."""
+    stages = with_batch_sizes(config.stages, config.adaptive, multiple=config.data.num_lanes)
+    return replace(config, stages=stages)
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """Make local paths absolute: workers have another working directory."""
+    cache = config.data.cache_dir if config.data.cache_dir == "none" else _absolute(config.data.cache_dir)
+    data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val), cache_dir=cache)
+    model = replace(config.model, init_from=_absolute(config.model.init_from or "") or None)
+    return replace(
+        config,
+        storage=_absolute(config.storage),
+        resume_from=_absolute(config.resume_from),
+        data=data,
+        model=model,
+        tracking=config.tracking.absolute(),
+    )
+
+
+def _absolute(location: str) -> str:
+    parts = location.split("::")
+    return "::".join(part if "://" in part or not part else str(Path(part).absolute()) for part in parts)
+
+
+def _check_mixup(config: TrainConfig) -> None:
+    for index, stage in enumerate(config.stages):
+        if (stage.mixup_alpha or stage.cutmix_alpha) and stage.batch_size < 2 * config.data.num_lanes:
+            name = "Mixup" if stage.mixup_alpha else "CutMix"
+            raise ValueError(
+                f"stage {index + 1}: {name} pairs samples of one lane, so batch_size {stage.batch_size} must be at "
+                f"least twice data.num_lanes={config.data.num_lanes}: raise it to {2 * config.data.num_lanes}, "
+                "or use fewer lanes"
+            )
+
+
+def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
+    """Refuse a metric that no evaluation gives: it would be missed only when the run has been trained."""
+    known = [f"val/{name}" for name in config.task.metric_names(classes)]
+    asked = {"checkpoint.best_metric": config.checkpoint.best_metric}
+    if config.adaptive.plateau:
+        asked["adaptive.metric"] = config.adaptive.metric
+    for field, name in asked.items():
+        if name and name not in known:
+            shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise ValueError(f"{field} is {name!r}, which this task doesn't measure: there are {shown}")
+
+
+def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:
+    """Refuse what would make another run of it; return a line on what may change and did."""
+    changes = differences(start.facts["config"], recorded_config(config))
+    serious = breaking(changes)
+    if serious:
+        raise CheckpointError(
+            f"{storage.uri} holds a run of this name with another config ({described(serious)}): "
+            "start a new run with --name, or submit the same config to resume"
+        )
+    return (f"goes on with a changed config: {described(changes, limit=8)}",) if changes else ()
+
+
+def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprint: str) -> tuple[str, ...]:
+    """Check that what a run starts from fits it; return lines for the user."""
+    if start.state is None:
+        return (f"starts with the weights of {start.source}",) if start.source else ()
+    notes = () if start.source else _compare_configs(config, start, storage)
+    if start.facts["data"] != fingerprint:
+        whose = f"resume_from is {start.source}: it" if start.source else storage.uri
+        cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
+        raise CheckpointError(
+            f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}"
+        )
+    return (*notes, f"goes on from {start.source}") if start.source else notes

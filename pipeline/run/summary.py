@@ -1,0 +1,94 @@
+"""A run in words, for the top of its MLflow page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from infra.cluster.config import worker_range
+from pipeline.checkpoint.catalog import CheckpointRow
+from pipeline.config import TrainConfig
+from pipeline.schedule.decisions import record_of
+from pipeline.schedule.stages import TrainingStage
+
+
+def summary(stage: TrainingStage) -> str:
+    """Return one line on a stage."""
+    return (
+        f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
+        f"CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
+        f"{stage.epochs:g} epochs"
+        + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
+        + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
+        + (f", {workers_in_words(stage.num_workers)}" if stage.num_workers else "")
+    )
+
+
+def workers_in_words(number: int | tuple[int, int]) -> str:
+    """Return `1 worker`, `2 workers`, or of a range `1 to 2 workers`."""
+    low, high = worker_range(number)
+    return f"{low} to {high} workers" if low < high else f"{low} worker{'' if low == 1 else 's'}"
+
+
+def describe(config: TrainConfig) -> str:
+    """Return Markdown: the model, the data, the stages as a table, and how to resume."""
+    rows = [
+        f"| {index} | {stage.image_size} | {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
+        f"| {stage.cutmix_alpha:.3g} | {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
+        for index, stage in enumerate(config.stages, start=1)
+    ]
+    return "\n".join(
+        [
+            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}.",
+            "",
+            "| stage | px | RandAugment | Mixup | CutMix | dropout | batch | epochs |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|",
+            *rows,
+            "",
+            f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",
+        ]
+    )
+
+
+def in_words(entry: dict[str, Any]) -> str:
+    """Return one line on a recorded decision."""
+    record = record_of(entry)
+    decision = record.decision
+    who = f", asked by {decision.asked_by}" if decision.asked_by else ""
+    why = f": {decision.reason}" if decision.reason else ""
+    return f"cursor {record.cursor:,}, stage {record.stage + 1}: {decision.words}{who}{why}"
+
+
+def decision_table(entries: Sequence[dict[str, Any]]) -> str:
+    """Return recorded decisions as JSON that MLflow shows as a table."""
+    columns = ["time", "cursor", "stage", "decision", "asked by", "reason"]
+    rows = []
+    for entry in entries:
+        cursor, stage, decision = record_of(entry)
+        at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
+        rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
+    return json.dumps({"columns": columns, "data": rows})
+
+
+def checkpoint_table(rows: Sequence[CheckpointRow], where: str) -> str:
+    """Return checkpoints as JSON that MLflow shows as a table, the newest first."""
+    columns = ["cursor", "stage", "MB", "metrics", "state", "URI"]
+    data = [
+        [
+            row.cursor,
+            "" if row.stage is None else row.stage + 1,
+            round(row.bytes / 1e6, 1),
+            ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items()),
+            row.problem or "whole",
+            f"{where}/{row.key}",
+        ]
+        for row in reversed(rows)
+    ]
+    return json.dumps({"columns": columns, "data": data})
+
+
+def stage_report(number: int, result: dict[str, float], metric: str) -> dict[str, Any]:
+    """Return what a sweep hears of a stage, counted from 1; `value` is what trials are compared by."""
+    return {"stage": number, "value": result.get(metric), "metrics": result}

@@ -1,0 +1,105 @@
+"""A segment as one Ray Train worker group. Light to import: Ray's and the run's controllers need no model code."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import tempfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from infra.cluster.config import ClusterConfig
+from infra.cluster.prestart import HOOK_VARIABLE
+from pipeline.run.worker_imports import HOOK
+
+if TYPE_CHECKING:
+    from pipeline.config import TrainConfig
+    from pipeline.schedule.stages import Segment
+
+
+GROUP_TIMEOUT_S = 600
+"""A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
+
+
+FLUSH_TIMEOUT_S = 15.0
+
+
+class SegmentRunner:
+    """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
+
+    def __init__(self, config: TrainConfig, *, callbacks: tuple[Any, ...] = (), report_stages: int = 0) -> None:
+        self.callbacks, self.report_stages = callbacks, report_stages
+        self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
+        self.sealed_config = pickle.dumps(config)
+
+    def __call__(self, segment: Segment) -> None:
+        """Return when the segment is trained; raise when Ray Train gives up."""
+        import ray
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.torch import TorchConfig
+        from ray.train.v2.api.config import LoggingConfig
+
+        from pipeline.run.ray_policies import GroupTrainer
+
+        # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
+        scratch = tempfile.mkdtemp(prefix="ray-train-")
+        controller = ray.get_runtime_context().current_actor
+        trainer = GroupTrainer(
+            train_entry,
+            num_lanes=self.num_lanes,
+            controller=controller,
+            standby=self.cluster.standby,
+            train_loop_config={
+                "sealed_config": self.sealed_config,
+                "controller": controller,
+                "last_stage": segment.last,
+                "report_stages": self.report_stages,
+            },
+            scaling_config=_scaling(self.cluster, segment.num_workers),
+            torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
+            run_config=RunConfig(
+                name=self.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+                callbacks=list(self.callbacks),
+                logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
+            ),
+        )
+        try:
+            trainer.fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def train_entry(loop_config: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker: only there the config is opened and the model code imported."""
+    from pipeline.run.worker import train_worker
+
+    config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
+    train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
+
+
+def record_failure(config: TrainConfig, uri: str = "") -> None:
+    """End the MLflow run as FAILED, and send what its workers left in the spool; `uri`: where it is kept by now."""
+    from infra.storage.open import open_storage
+    from infra.tracking.tracker import Tracker
+
+    storage = open_storage(f"{config.storage}/{config.name}")
+    tracking = replace(config.tracking, system_metrics=False, uri=uri or config.tracking.uri)
+    tracker = Tracker(tracking, config.name, storage=storage)
+    tracker.close("FAILED", timeout=FLUSH_TIMEOUT_S)
+
+
+def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return ScalingConfig(
+        num_workers=num_workers if isinstance(num_workers, int) else tuple(num_workers),
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=cluster.grow_check_s,
+    )

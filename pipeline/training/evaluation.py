@@ -1,0 +1,114 @@
+"""How a model is run: the trainer's settings, the network's inputs, precision, and exact evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.loading.loader import Batch, DataConfig, build_eval_loader
+from pipeline.config import TrainerConfig
+from pipeline.training.memory import largest_that_fits
+from pipeline.training.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
+MAX_CONFUSED = 1000
+"""Classes up to which an evaluation counts which is taken for which."""
+
+
+def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
+    """Turn uint8 [B, 3, H, W] into normalized float32, channels_last, on the device."""
+    on_device = images.to(device, non_blocking=True)
+    pixels = on_device.to(dtype=torch.float32, memory_format=torch.channels_last)
+    return pixels.sub_(config.pixel_mean).div_(config.pixel_std)
+
+
+def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
+    """Return the autocast context that the config asks for on this device."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    on = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, task: Task, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+) -> tuple[dict[str, float], Tensor | None]:
+    """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
+
+    The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
+    `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it.
+    """
+    metrics = task.metrics()
+    if len(task.classes) <= MAX_CONFUSED:
+        metrics.add_metrics({"confusion": task.confusion()})
+    values = collect(model, task, data, config, metrics, image_size=image_size, device=device).compute()
+    confusion: Tensor | None = values.pop("confusion", None)
+    return {name: float(value) for name, value in values.items()}, confusion
+
+
+@torch.inference_mode()
+def collect(
+    model: nn.Module,
+    task: Task,
+    data: DataConfig,
+    config: TrainerConfig,
+    metrics: MetricCollection,
+    *,
+    image_size: int,
+    device: torch.device,
+) -> MetricCollection:
+    """Return `metrics` with every validation sample of this worker in them."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if world_size > 1:
+        # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+    model.eval()
+    metrics = metrics.to(device)
+    loader = build_eval_loader(
+        data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
+    )
+    most = config.eval_batch_size
+    for batch in loader:
+        logits, most = logits_of(model, batch.images, config, device, most)
+        task.update(metrics, logits, batch)
+    return metrics
+
+
+@torch.inference_mode()
+def first_batch(
+    model: nn.Module, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+) -> tuple[Batch, Tensor]:
+    """Return the first validation images and their logits."""
+    model.eval()
+    loader = build_eval_loader(data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1)
+    batch = next(iter(loader))
+    return batch, logits_of(model, batch.images, config, device, config.eval_batch_size)[0]
+
+
+def logits_of(
+    model: nn.Module, images: Tensor, config: TrainerConfig, device: torch.device, most: int
+) -> tuple[Tensor, int]:
+    """Return the logits of uint8 images [B, 3, H, W], and how many samples, `most` or fewer, fit into a pass.
+
+    No other rank hears of it: a pass of an evaluation has no collective, and a sample's logits don't depend on the
+    others in it, but for their rounding.
+
+    Raises:
+        MemoryLimitError: not even one fits.
+    """
+    parts: list[Tensor] = []
+
+    def try_pass(count: int) -> None:
+        parts.clear()
+        for part in images.split(count):
+            with autocast(config, device):
+                parts.append(model(normalized(part, config, device)))
+
+    fits = largest_that_fits(try_pass, most)
+    return parts[0] if len(parts) == 1 else torch.cat(parts), fits

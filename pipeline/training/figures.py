@@ -1,0 +1,139 @@
+"""Pictures of what a model has learned, as PNG: made with Pillow, from plain tensors."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+GAP, LINE, SHOWN = 4, 16, 12
+_BACKGROUND, _TEXT, _WRONG = (255, 255, 255), (20, 20, 20), (190, 20, 20)
+_NOTHING = (0, 0, 0)
+
+
+def palette(count: int) -> np.ndarray:
+    """Return `count` colours that are easy to tell apart, uint8 [256, 3]; the others, such as 255, are black."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    hues = max(1, min(count, 8))  # as far apart as so few can be; then again in between, lighter or darker
+    for index in range(count):
+        round_, step = divmod(index, hues)
+        hue = (0.6 + (step + round_ / 2) / hues) % 1
+        red, green, blue = colorsys.hls_to_rgb(hue, (0.45, 0.65, 0.3)[round_ % 3], 0.7)
+        colours[index] = round(red * 255), round(green * 255), round(blue * 255)
+    return colours
+
+
+def coloured_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return classes [H, W] as colours, uint8 [H, W, 3]."""
+    return palette(num_classes)[mask]
+
+
+def indexed_mask(mask: np.ndarray, num_classes: int) -> bytes:
+    """Return classes, uint8 [H, W], as a palette PNG: its values are the classes, its colours show them."""
+    image = Image.fromarray(mask)
+    image.putpalette(palette(num_classes).ravel().tolist())
+    return as_png(image)
+
+
+def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
+    """Return columns of image, truth and prediction (uint8 [B, 3, H, W], [B, H, W] twice), with a legend."""
+    ignored = truth[:SHOWN] == 255
+    shown = predicted[:SHOWN].to("cpu", torch.uint8).masked_fill(ignored.cpu(), 255).numpy()
+    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
+    masks = truth[:SHOWN].cpu().to(torch.uint8).numpy()
+    size = photographs.shape[1]
+    step, margin = size + GAP, 80
+    sheet = Image.new("RGB", (margin + step * len(photographs), 3 * step + 2 * LINE), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, title in enumerate(("image", "truth", "prediction")):
+        draw.text((GAP, row * step + size // 2), title, _TEXT, font)
+    for column in range(len(photographs)):
+        cells = photographs[column], *(coloured_mask(mask[column], len(classes)) for mask in (masks, shown))
+        for row, cell in enumerate(cells):
+            sheet.paste(Image.fromarray(cell), (margin + column * step, row * step))
+    x = margin
+    for name, colour in zip(classes, palette(len(classes)), strict=False):
+        draw.rectangle((x, 3 * step + 4, x + 10, 3 * step + 14), tuple(colour.tolist()))
+        draw.text((x + 14, 3 * step + 2), name, _TEXT, font)
+        x += 24 + round(draw.textlength(name, font))
+    return as_png(sheet)
+
+
+def labelled_images(images: Tensor, truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> bytes:
+    """Return images (uint8 [B, 3, H, W]) with their class below, in red with the prediction where that is wrong."""
+    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
+    size = photographs.shape[1]
+    width = max(size, 96) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), size + 2 * LINE + GAP), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, (photograph, label, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
+        sheet.paste(Image.fromarray(photograph), (column * width, 0))
+        draw.text((column * width, size + 2), classes[label], _TEXT, font)
+        if guess != label:
+            draw.text((column * width, size + 2 + LINE), f"not {classes[guess]}", _WRONG, font)
+    return as_png(sheet)
+
+
+def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
+    """Return the confusion matrix [truth, prediction] as shares of each row; with numbers up to 20 classes."""
+    shares = (counts.double() / counts.sum(1, keepdim=True).clamp_min(1)).cpu().numpy()
+    cell = 44 if len(classes) <= 20 else max(2, 900 // len(classes))
+    font = ImageFont.load_default(12)
+    named = len(classes) <= 40
+    margin = round(max(font.getlength(name) for name in classes)) + 12 if named else 24
+    side = margin + cell * len(classes)
+    caption = "rows: truth, columns: prediction"
+    width = max(side, round(font.getlength(caption)) + GAP)
+    sheet = Image.new("RGB", (width + GAP, side + LINE), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(classes):
+        if named:
+            draw.text((4, row * cell + cell / 2 - 7), name, _TEXT, font)
+        for column, share in enumerate(shares[row]):
+            left, top, shade = margin + column * cell, row * cell, 255 - round(200 * float(share))
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), (shade, shade, 255))
+            if len(classes) <= 20:
+                ink = _BACKGROUND if share > 0.6 else _TEXT
+                draw.text((left + 6, top + cell / 2 - 7), f"{100 * share:.0f}%", ink, font)
+    if named:
+        _write_upright(sheet, classes, margin, cell, font)
+    draw.text((4, side), caption, _TEXT, font)
+    return as_png(sheet)
+
+
+def _write_upright(
+    sheet: Image.Image,
+    classes: Sequence[str],
+    margin: int,
+    cell: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    for column, name in enumerate(classes):
+        label = Image.new("RGB", (margin, LINE), _BACKGROUND)
+        ImageDraw.Draw(label).text((margin - 4, 1), name, _TEXT, font, anchor="ra")
+        sheet.paste(label.rotate(90, expand=True), (margin + column * cell + cell // 2 - 8, cell * len(classes) + 2))
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def grid_png(images: Tensor, count: int = 32) -> bytes:
+    """Return a PNG of the first `count` of normalized float images [B, 3, H, W]."""
+    from PIL import Image
+
+    shown = images[:count].float().cpu()
+    low, high = shown.amin(), shown.amax()
+    grid = make_grid((shown - low) / (high - low).clamp_min(1e-6), nrow=8, padding=2)
+    out = io.BytesIO()
+    Image.fromarray((grid * 255).byte().permute(1, 2, 0).numpy()).save(out, format="PNG")
+    return out.getvalue()

@@ -1,0 +1,51 @@
+"""Where the loop reaches the outside world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from datasets.loading.batch import Batch
+from pipeline.checkpoint.format import Snapshot
+from pipeline.schedule.decisions import Decision
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan
+
+
+class TrainHooks:
+    """What a run tells the outside world. `stage_started`, `stepped`, `save`, `stage_ended` and `reported` are called
+    on every rank, the others on rank 0 only.
+    """
+
+    def stage_started(self, span: StageSpan, images: Tensor) -> None:
+        """A stage begins; `images` is this rank's first batch as the network sees it, float [B, 3, H, W]."""
+
+    def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
+        """A stage has ended and is on its way to storage; `result` has its times and newest metrics."""
+
+    def stepped(self, batch: Batch, cursor: int) -> None:
+        """The step at `cursor` is taken; `batch` is what this rank used for it."""
+
+    def logged(self, metrics: dict[str, float], cursor: int) -> None:
+        """A row of metrics is ready."""
+
+    def reported(self, cursor: int, wait_share: float) -> None:
+        """This rank has trained up to `cursor`; it waited for data for this share of the time since the last report."""
+
+    def decide(self, progress: Progress) -> tuple[Decision, ...]:
+        """Say what all ranks do next; nothing: go on."""
+        return ()
+
+    def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
+        """Something was decided: all recorded decisions so far, oldest first."""
+
+    def profiled(self, trace: bytes) -> None:
+        """The steps that the config asks for are profiled: a gzipped trace as Perfetto and Chrome show it."""
+
+    def ended(self, pictures: Mapping[str, bytes]) -> None:
+        """The last stage is over; `pictures` are PNGs of what was learned, by file name."""
+
+    def save(self, snapshot: Callable[[], Snapshot]) -> None:
+        """A checkpoint is due; `snapshot` copies the state to host memory when called."""

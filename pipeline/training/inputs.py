@@ -1,0 +1,51 @@
+"""What a step of a stage is fed: one rank's batches as the stage wants them, and a batch as the network takes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datasets.loading.batch import Batch
+from datasets.loading.loader import Batches, build_loader
+from datasets.transforms.mixing import mix
+from pipeline.config import TrainConfig
+from pipeline.schedule.stages import TrainingStage
+from pipeline.training.evaluation import normalized
+from pipeline.training.task import Task
+
+
+def stage_batches(
+    config: TrainConfig, stage: TrainingStage, *, start: int, stop: int, rank: int, world_size: int
+) -> Batches:
+    """Return a rank's batches of a stage, from cursor `start` to `stop`.
+
+    Raises:
+        DataError: shards that can't be read, or numbers that don't divide each other.
+    """
+    return build_loader(
+        config.data,
+        image_size=stage.image_size,
+        batch_size=stage.batch_size,
+        magnitude=stage.randaugment_magnitude,
+        seed=config.seed,
+        cursor=start,
+        stop=stop,
+        rank=rank,
+        world_size=world_size,
+        crop_area=stage.crop_area,
+    )
+
+
+def mixed_inputs(
+    batch: Batch, stage: TrainingStage, *, config: TrainConfig, task: Task, device: torch.device, world_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
+    return mix(
+        normalized(batch.images, config.trainer, device),
+        task.targets(batch, device),
+        mixup_alpha=stage.mixup_alpha,
+        cutmix_alpha=stage.cutmix_alpha,
+        seed=config.seed,
+        stream_index=batch.stream_index,
+        num_lanes_of_rank=config.data.num_lanes // world_size,
+    )

@@ -1,0 +1,184 @@
+"""What learns: model, optimizer and moving average over all ranks, and one step of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.factory import set_dropout, set_stochastic_depth
+from pipeline.checkpoint.catalog import CheckpointError
+from pipeline.checkpoint.format import Snapshot, to_host
+from pipeline.config import TrainConfig
+from pipeline.schedule.stages import TrainingStage
+from pipeline.training.distributed import buffers_kept, data_parallel
+from pipeline.training.evaluation import autocast
+from pipeline.training.memory import largest_that_fits
+from pipeline.training.optim import build_ema, build_optimizer
+from pipeline.training.task import Task
+
+
+def step_seed(seed: int, cursor: int, rank: int) -> int:
+    """Return the seed of one step's dropout on one rank: a pure function, so no RNG state is ever saved."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{cursor}/{rank}".encode(), digest_size=7).digest())
+
+
+class Learner:
+    """One rank's model, optimizer and moving average."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, task: Task, device: torch.device) -> None:
+        self.config, self.task, self.device = config, task, device
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.ema = build_ema(config.optimizer, self.model)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._net = self._parallel(self.model)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The moving average, or the model if there is none."""
+        return self.model if self.ema is None else self.ema.module
+
+    def regularize(self, stage: TrainingStage) -> None:
+        """Set a stage's dropout and stochastic depth on the live model."""
+        set_dropout(self.model, stage.dropout)
+        set_stochastic_depth(self.model, self.stochastic_depth(stage))
+
+    def stochastic_depth(self, stage: TrainingStage) -> float:
+        """Return the drop probability of the last residual block in a stage."""
+        return self.config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
+
+    def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float, micro: int) -> dict[str, Tensor]:
+        """Take one optimizer step; return the task's terms, on the device, unsynchronized.
+
+        Args:
+            images: this rank's, float [B, 3, H, W].
+            targets: what the task's loss takes for them.
+            seed: of dropout and stochastic depth.
+            lr: learning rate.
+            micro: most samples of a forward pass; gradients are accumulated over them.
+
+        Raises:
+            torch.OutOfMemoryError: a pass doesn't fit.
+        """
+        torch.manual_seed(seed)
+        self._net.train()
+        chunks = list(zip(images.split(micro), targets.split(micro), strict=True))
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for index, (x, y) in enumerate(chunks):
+            share = len(x) / len(images)
+            losses = self._pass(x, y, share, sync=index == len(chunks) - 1)
+            for name, value in losses.items():
+                terms[name] = terms[name] + value.detach() * share
+        self._update(lr)
+        return terms
+
+    def _pass(self, x: Tensor, y: Tensor, share: float, *, sync: bool) -> dict[str, Tensor]:
+        """Add the gradient of some samples, weighted by their share of the batch; return the task's terms."""
+        alone = isinstance(self._net, DistributedDataParallel) and not sync
+        with self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with autocast(self.config.trainer, self.device):
+                logits = self._net(x)
+            losses = self.task.loss(logits, y)
+            (losses["loss"] * share).backward()
+        return losses
+
+    def probe(self, batch: Callable[[int], tuple[Tensor, Tensor]], most: int) -> int:
+        """Return how many samples, `most` or a half, a quarter, ... of it, fit into one pass on every rank.
+
+        Nothing of it stays in the model. Memory for the optimizer's state, which comes with the first step, is held.
+
+        Args:
+            batch: makes images and targets of so many samples, as the largest stage has them.
+            most: samples of this worker in a step.
+
+        Raises:
+            MemoryLimitError: not even one fits.
+        """
+        self._net.train()
+
+        def try_pass(count: int) -> None:
+            held = [torch.empty_like(weight) for weight in self.model.parameters() for _ in range(2)]
+            try:
+                self._pass(*batch(count), 1.0, sync=False)
+            finally:
+                del held
+                self.model.zero_grad(set_to_none=True)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+        with buffers_kept(self.model):
+            fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
+        if dist.is_initialized():
+            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
+        return int(fits)
+
+    def compile_for(self, image_size: int, counts: Collection[int]) -> None:
+        """Compile the model for passes of so many samples of a size, with the dropout that is set now.
+
+        Nothing of it stays in the model: gradients go nowhere, so that no rank waits for another one's, and buffers are
+        put back. Each step seeds its own random numbers.
+        """
+        self._net.train()
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        alone = isinstance(self._net, DistributedDataParallel)
+        with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            for count in counts:
+                images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
+                with autocast(self.config.trainer, self.device):
+                    logits = self._net(images.to(memory_format=torch.channels_last))
+                torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
+
+    def to_host(self) -> dict[str, Any]:
+        """Copy all tensors to host memory, named as in a `Snapshot`."""
+        return {
+            "model": to_host(self.model.state_dict()),
+            "ema": to_host(self.ema.state_dict()) if self.ema is not None else None,
+            "optimizer": to_host(self.optimizer.state_dict()),
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot's tensors.
+
+        Raises:
+            CheckpointError: the snapshot is of another model or optimizer.
+        """
+        try:
+            self.model.load_state_dict(snapshot.model)
+            self.optimizer.load_state_dict(snapshot.optimizer)
+            if self.ema is not None:
+                self.ema.load_state_dict(snapshot.ema or {})
+        except (RuntimeError, ValueError, KeyError) as error:
+            summary = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"the checkpoint doesn't fit this model or optimizer: {summary}") from error
+
+    def _update(self, lr: float) -> None:
+        if self.config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        net = _compiled(model, len(self.config.stages)) if self.config.trainer.compile else model
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return net
+        images = (self.config.model.in_channels, self.config.stages[0].image_size)
+        return data_parallel(net, self.device, images=images)
+
+
+def _compiled(model: nn.Module, num_stages: int) -> nn.Module:
+    """Return the model with one graph for each shape, and none for any shape, which would be slower."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, 4 * num_stages + 4)  # beyond it, passes aren't compiled at all
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]

@@ -1,0 +1,295 @@
+"""The training loop: plain PyTorch, with no cluster, storage or tracking in it. Those are reached through hooks.
+
+Read `Trainer.run` for the run, `Trainer.fit` for a stage, `Learner.step` for a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.loading.loader import Batch
+from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.state import TrainState
+from pipeline.config import TrainConfig
+from pipeline.schedule.adaptive import REGULARIZATION
+from pipeline.schedule.decisions import (
+    PAUSE_POLL_S,
+    Checkpoint,
+    Decision,
+    ExtendStage,
+    NewGroup,
+    NextStage,
+    Stop,
+    in_order,
+    leaving,
+)
+from pipeline.schedule.schedule import crossed
+from pipeline.schedule.stages import StageSpan, TrainingStage
+from pipeline.training.distributed import agreed
+from pipeline.training.evaluation import evaluate, first_batch
+from pipeline.training.figures import confusion_picture
+from pipeline.training.hooks import TrainHooks
+from pipeline.training.inputs import mixed_inputs
+from pipeline.training.learner import Learner, step_seed
+from pipeline.training.memory import OutOfMemoryError, micro_batch
+from pipeline.training.prefetch import Feed
+from pipeline.training.profiler import StepProfiler
+from pipeline.training.progress import Course
+from pipeline.training.setup import prepare
+from pipeline.training.step_meter import Meter
+from pipeline.training.task import Task
+
+log = logging.getLogger(__name__)
+
+STAGE_METRICS = ("image_size", "batch_size", "lr_factor", *REGULARIZATION)
+"""Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
+
+
+class TrainingError(ValueError):
+    """Training can't go on, and trying again would fail again."""
+
+
+class Trainer:
+    """One rank of a run: what learns, and the loop over stages."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        model: nn.Module,
+        task: Task,
+        samples_per_epoch: int,
+        hooks: TrainHooks,
+        facts: dict[str, Any],
+        device: torch.device | None = None,
+    ) -> None:
+        self.config, self.task, self.hooks, self.facts = config, task, hooks, facts
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = device or torch.device("cpu")
+        self.course = Course(config, samples_per_epoch)
+        self.learner = Learner(config, model, task, self.device)
+        self._last_save_s = time.monotonic()
+        self.feed = Feed(config, self.rank, self.world_size)
+        self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
+        self._confusion: Tensor | None = None
+
+    @property
+    def state(self) -> TrainState:
+        """What the run is, besides its tensors."""
+        return self.course.state
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    def run(self, last_stage: int | None = None) -> Decision:
+        """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
+
+        Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to go on with it, else
+        `NextStage`: the stages asked for are done.
+        """
+        prepare(self.course, self.learner, self.feed, last_stage)
+        while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
+            decision = self.fit(span, last_stage)
+            if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
+                self.feed.close()
+                return decision
+        if self.rank == 0 and self.course.span is None:
+            self._show()
+        return NextStage()
+
+    def _show(self) -> None:
+        try:
+            self.hooks.ended(self.pictures())
+        except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
+            log.warning("the run is done, but the pictures of its predictions could not be made: %s", error)
+
+    def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
+        """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
+        self.learner.regularize(span.stage)
+        if (decision := self._while_paused({})) is not None:
+            return decision
+        meter = Meter(self.device)
+        first = True
+        for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
+            images, targets = self._inputs(batch, span.stage)
+            if first:
+                self.state.stage_results[span.index].setdefault("began_s", time.time())
+                self.hooks.stage_started(span, images)
+            first = False
+            meter.add(self._step(span, images, targets))
+            self.hooks.stepped(batch, self.state.cursor)
+            self.course.stepped(span.stage.batch_size)
+            self.profiler.step()
+            self._make_next_ready(span, last_stage)
+            decision = self._after_step(span, meter)
+            if decision is not None:
+                return decision
+        return None
+
+    def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        seed = step_seed(self.config.seed, self.state.cursor, self.rank)
+        micro = micro_batch(len(images), self.course.micro_limit)
+        try:
+            return self.learner.step(images, targets, seed=seed, lr=self.course.learning_rate, micro=micro)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(span.index, micro) from error
+
+    # What follows a step ---------------------------------------------------------------------------------------------
+
+    def _after_step(self, span: StageSpan, meter: Meter) -> Decision | None:
+        """Log, evaluate, decide and save where it is time; return the decision with which the stage's loop is left."""
+        now, before, epoch = self.state.cursor, self.state.cursor - span.stage.batch_size, self.course.samples_per_epoch
+        ended = now >= span.stop
+        evaluate = ended or crossed(self.config.trainer.eval_every_epochs * epoch, before, now)
+        save = ended or crossed(self.config.checkpoint.every_epochs * epoch, before, now)
+        # Checkpoints lie on log steps only, so a resumed run's log intervals are those of the run that was killed.
+        if not (evaluate or save or self.state.step % int(self.course.setting("log_every")) == 0):
+            return None
+        metrics = self._log_row(span, meter)
+        if evaluate:
+            metrics = metrics | self._evaluated(span)
+        decisions = self._decide(metrics)
+        if save or decisions:
+            self._save()
+        leaves = leaving(decisions)
+        if not isinstance(leaves, Stop | NewGroup):
+            leaves = self._while_paused(metrics) or leaves
+        if len(self.state.stage_starts) > span.index + 1:
+            self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
+        meter.restart()
+        return leaves
+
+    def _while_paused(self, metrics: dict[str, float]) -> Decision | None:
+        """Wait while an operator has the run wait, with all ranks at the same step."""
+        leaves: Decision | None = None
+        while self.course.paused and not isinstance(leaves, Stop | NewGroup):
+            if self.rank == 0:
+                time.sleep(PAUSE_POLL_S)
+            decisions = self._decide(metrics)  # a broadcast each time, so that no collective waits for too long
+            if decisions:
+                self._save()
+            leaves = leaving(decisions) or leaves
+        return leaves
+
+    def _log_row(self, span: StageSpan, meter: Meter) -> dict[str, float]:
+        """Materialize what the meter has gathered: the one host synchronization of a log interval."""
+        self.hooks.reported(self.state.cursor, meter.wait_share)
+        row = meter.row(span.stage.batch_size)
+        if not math.isfinite(row["train/loss"]):
+            raise TrainingError(
+                f"the loss is {row['train/loss']} at cursor {self.state.cursor} (stage {span.index + 1}): "
+                f"lower optimizer.lr ({self.config.optimizer.lr}) or lengthen its warm-up"
+            )
+        self.course.logged(row, meter.steps)
+        row["train/lr"] = self.course.learning_rate
+        row["train/epoch"] = self.state.cursor / self.course.samples_per_epoch
+        row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
+        row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
+        row["stage/crop_area_min"], row["stage/crop_area_max"] = span.stage.crop_area or self.config.data.crop_area
+        row["stage/num_workers"] = self.world_size
+        row["stage/index"] = span.index + 1
+        self._tell(row)
+        return row
+
+    def _evaluated(self, span: StageSpan) -> dict[str, float]:
+        started = time.perf_counter()
+        metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
+        self.course.evaluated(metrics, time.perf_counter() - started, self.world_size)
+        log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
+        self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
+        return metrics
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        if self.rank == 0:
+            self.hooks.logged(metrics, self.state.cursor)
+
+    def _decide(self, metrics: dict[str, float]) -> tuple[Decision, ...]:
+        """Ask on rank 0, tell all, carry out: every rank switches at the same step."""
+        decisions: tuple[Decision, ...] = ()
+        if self.rank == 0:
+            decisions = self.hooks.decide(self.course.progress(metrics, self.world_size))
+            limit_s = self.config.checkpoint.every_s
+            if not decisions and limit_s and time.monotonic() - self._last_save_s > limit_s and not self.course.paused:
+                decisions = (Checkpoint(),)
+        decisions = agreed(decisions, self.device)
+        span = self.course.span
+        assert span is not None
+        if self.state.cursor >= span.stop and not any(isinstance(one, NextStage | ExtendStage) for one in decisions):
+            decisions = in_order((*decisions, NextStage(reason="its length is reached")))
+        for decision in decisions:
+            self.course.carry_out(decision)
+        if decisions and self.rank == 0:
+            self.hooks.decided(self.state.decisions)
+        return decisions
+
+    # Evaluation ------------------------------------------------------------------------------------------------------
+
+    def eval_size(self, stage: TrainingStage) -> int:
+        """Image size at which a stage is evaluated, in pixels."""
+        return round(stage.image_size * self.config.trainer.eval_scale)
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
+        the last evaluation's confusion matrix, if there was one in this process.
+        """
+        size = self.eval_size(self.config.stages[-1])
+        batch, logits = first_batch(
+            self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
+        )
+        pictures = {"predictions.png": self.task.picture(batch, logits)}
+        if self._confusion is not None:
+            pictures["confusion-matrix.png"] = confusion_picture(self._confusion, self.task.classes)
+        return pictures
+
+    def evaluate(self, image_size: int) -> dict[str, float]:
+        """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
+        metrics, self._confusion = evaluate(
+            self.learner.evaluated_model,
+            self.task,
+            self.config.data,
+            self.config.trainer,
+            image_size=image_size,
+            device=self.device,
+        )
+        return metrics
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._last_save_s = time.monotonic()
+        self.hooks.save(self.snapshot)
+
+    def snapshot(self) -> Snapshot:
+        """Copy the whole state to host memory."""
+        return Snapshot(
+            state=TrainState(**self.state.to_dict()),
+            **self.learner.to_host(),
+            facts=self.facts | {"taken_s": time.time()},
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become what the snapshot says.
+
+        Raises:
+            CheckpointError: the snapshot is of another model or optimizer.
+        """
+        self.learner.restore(snapshot)
+        self.course.restore(snapshot.state)
+
+    # Small parts -----------------------------------------------------------------------------------------------------
+
+    def _make_next_ready(self, span: StageSpan, last_stage: int | None) -> None:
+        last = len(self.config.stages) - 1 if last_stage is None else last_stage
+        known = span.index < last and not self.config.adaptive.closed_loop
+        self.feed.make_ready(span, self.state.cursor, self.course.schedule.spans[span.index + 1] if known else None)
+
+    def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
+        return mixed_inputs(
+            batch, stage, config=self.config, task=self.task, device=self.device, world_size=self.world_size
+        )

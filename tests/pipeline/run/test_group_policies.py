@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from pipeline.run.ray_policies import LanePolicy, ProgressPolicy, allowed_count
+
+
+@pytest.mark.parametrize(
+    ("available", "low", "high", "count"),
+    [(2, 1, 2, 2), (1, 1, 2, 1), (0, 1, 2, 0), (7, 1, 8, 6), (5, 5, 8, 0), (11, 2, 8, 6), (12, 1, 12, 12)],
+)
+def test_workers_are_the_most_that_share_the_lanes(available: int, low: int, high: int, count: int) -> None:
+    assert allowed_count(available, low, high, num_lanes=12) == count
+
+
+def test_failures_count_only_while_the_run_gets_no_further() -> None:
+    reached = [-1]
+    policy = ProgressPolicy(FailureConfig(max_failures=2), reached=lambda: reached[0])
+    failure = WorkerGroupError("lost", {0: RuntimeError("killed")})
+    for cursor in (0, 24, 48, 72, 96, 120):  # one failure after another, each later than the one before
+        reached[0] = cursor
+        assert policy.make_decision(failure) is FailureDecision.RETRY
+    reached[0] = 60  # back at a checkpoint, and no further than ever before
+    assert policy.make_decision(failure) is FailureDecision.RETRY
+    assert policy.make_decision(failure) is FailureDecision.RAISE
+
+
+def test_a_worker_lost_while_its_group_starts_is_a_loss_like_any_other() -> None:
+    policy = ProgressPolicy(FailureConfig(max_failures=2), reached=lambda: 0)
+    assert policy.make_decision(ControllerError(RayActorError())) is FailureDecision.RETRY
+    assert policy.make_decision(ControllerError(KeyError("a mistake"))) is FailureDecision.RAISE
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_new_controller_takes_over_what_a_killed_one_had_asked_for() -> None:
+    config = ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 1})
+    possible = []
+    for name in ("one", "one", "another"):
+        policy = LanePolicy(config, num_lanes=12, controller=None, standby=False)
+        # As Ray starts it; each run id is new. None of them is cancelled: their controllers are killed.
+        policy.after_controller_start(SimpleNamespace(run_id=f"{len(possible)}", run_config=RunConfig(name=name)))
+        reserved = policy._get_reserved_resources()
+        assert reserved is not None
+        possible.append(policy._count_possible_workers(reserved))
+    assert possible == [2, 2, 0]
+    for name in ("one", "another"):
+        TrainAutoscalingCoordinatorClient(f"train-{name}").cancel_resource_request()

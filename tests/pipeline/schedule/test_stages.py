@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.schedule.schedule import TrainingSchedule
+from pipeline.schedule.stages import TrainingStage, ramp
+
+STAGES = (
+    TrainingStage(image_size=32, epochs=1, batch_size=24),
+    TrainingStage(image_size=48, epochs=2, batch_size=48),
+    TrainingStage(image_size=64, epochs=1, batch_size=24),
+)
+
+
+def test_ramp_is_the_papers_algorithm_1() -> None:
+    stages = ramp(epochs=350, batch_size=4096, image_size=(128, 300), randaugment_magnitude=(5, 15), dropout=(0.1, 0.3))
+    assert [stage.image_size for stage in stages] == [128, 185, 243, 300]
+    assert [stage.randaugment_magnitude for stage in stages] == pytest.approx([5, 8.333333, 11.666667, 15])
+    assert [stage.dropout for stage in stages] == pytest.approx([0.1, 1 / 6, 0.7 / 3, 0.3])
+    assert [stage.epochs for stage in stages] == [87.5] * 4
+
+
+def test_ramp_of_one_stage_is_the_end_and_sizes_round_to_the_multiple() -> None:
+    assert [s.image_size for s in ramp(epochs=1, batch_size=8, image_size=(64, 128), num_stages=1)] == [128]
+    sizes = [s.image_size for s in ramp(epochs=1, batch_size=8, image_size=(64, 128), size_multiple=32)]
+    assert sizes == [64, 96, 96, 128]
+
+
+def test_spans_follow_each_other_in_whole_batches() -> None:
+    spans = TrainingSchedule(STAGES, 132).spans
+    assert [(span.start, span.stop) for span in spans] == [(0, 144), (144, 432), (432, 576)]
+    assert [span.num_steps for span in spans] == [6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 4}, "image_size is 4"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"crop_area": (0.5, 0.2)}, r"crop_area is \(0.5, 0.2\)"),
+        ({"mixup_alpha": -1}, "mixup_alpha is -1"),
+        ({"randaugment_magnitude": float("nan")}, "randaugment_magnitude is nan"),
+    ],
+)
+def test_a_bad_stage_names_the_field_and_the_value(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 8, **change}
+    with pytest.raises(ValueError, match=message):
+        TrainingStage(**values)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch._dynamo.utils import counters
+
+from pipeline.config import TrainConfig
+from pipeline.schedule.policy import Progress
+from pipeline.training import setup as preparation
+from tests.pipeline.conftest import MakeConfig
+from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+
+
+@pytest.mark.slow
+def test_all_stages_are_compiled_before_the_first_step_and_nothing_of_it_stays(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dynamo and autograd tracing as they are; without the C++ compiler, which takes minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    base = make_config()
+    config = replace(base, trainer=replace(base.trainer, compile=True, micro_batch_size=16))
+    graphs: list[int] = []
+
+    def count(progress: Progress) -> tuple[()]:
+        graphs.append(counters["stats"]["unique_graphs"])
+        return ()
+
+    torch._dynamo.reset()
+    ahead = make_trainer(config, one := Recorder(count))
+    ahead.run()
+    assert graphs[0] > 0
+    assert len(set(graphs)) == 1  # none after the first step
+    torch._dynamo.reset()
+    late = make_trainer(config, other := Recorder(count))
+    monkeypatch.setattr("pipeline.training.setup.compile_ahead", lambda *_: None)
+    graphs.clear()
+    late.run()
+    assert len(set(graphs)) > 1
+    assert_same_weights(one.snapshots[-1], other.snapshots[-1])
+
+
+def _rank(rank: int, config: TrainConfig, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    graphs: list[int] = []
+
+    def count(progress: Progress) -> tuple[()]:
+        graphs.append(counters["stats"]["unique_graphs"])
+        return ()
+
+    make_trainer(config, ahead := Recorder(count)).run()
+    compiled_ahead = set(graphs)
+    graphs.clear()
+    torch._dynamo.reset()
+    preparation.compile_ahead = lambda *_: None  # type: ignore[assignment]
+    make_trainer(config, late := Recorder(count)).run()
+    if rank == 0:
+        assert len(compiled_ahead) == 1
+        assert len(set(graphs)) > 1
+    assert_same_weights(ahead.snapshots[-1], late.snapshots[-1])
+    torch.save(ahead.snapshots[-1], f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_compile_ahead_without_waiting_for_each_other(make_config: MakeConfig, tmp_path: Path) -> None:
+    base = make_config()
+    stages = tuple(replace(stage, epochs=0.5) for stage in base.stages)
+    config = replace(base, stages=stages, trainer=replace(base.trainer, compile=True))
+    mp.spawn(_rank, (config, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    one, other = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
+    assert all(torch.equal(value, other.model[name]) for name, value in one.model.items() if "running" not in name)

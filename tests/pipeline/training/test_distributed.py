@@ -1,0 +1,71 @@
+"""Several ranks as real processes of torch.distributed, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipeline.checkpoint.format import Snapshot
+from pipeline.config import TrainConfig
+from pipeline.schedule.decisions import Checkpoint, SetField
+from pipeline.training import distributed as parallel
+from tests.pipeline.conftest import MakeConfig
+from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+
+RANKS = 3
+"""With three ranks the order of a sum matters, with two it doesn't."""
+
+
+class Saving(Recorder):
+    """Saves at the first decision point."""
+
+    def __init__(self) -> None:
+        both = SetField(name="lr_scale", value=0.5), Checkpoint(asked_by="ann@here")
+        super().__init__(lambda progress: both if progress.cursor == 48 else ())
+
+
+def _rank(rank: int, config: TrainConfig, folder: str, settled: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
+    if not settled:
+        parallel._settle_buckets = lambda net, images: None  # type: ignore[assignment]
+    whole, resumed = Saving(), Saving()
+    make_trainer(config, whole).run(0)
+    again = make_trainer(config, resumed)
+    again.restore(whole.snapshots[0])
+    again.run(0)
+    if rank == 0:
+        torch.save((whole.snapshots[0].state.cursor, whole.snapshots[-1], resumed.snapshots[-1]), f"{folder}/result")
+    dist.destroy_process_group()
+
+
+def _run(config: TrainConfig, folder: Path, *, settled: bool) -> tuple[int, Snapshot, Snapshot]:
+    folder.mkdir()
+    mp.spawn(_rank, (config, str(folder), settled), nprocs=RANKS)  # type: ignore[attr-defined]
+    result: tuple[int, Snapshot, Snapshot] = torch.load(folder / "result", weights_only=False)
+    return result
+
+
+@pytest.mark.slow
+def test_with_three_ranks_a_resumed_run_is_bit_for_bit_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    cursor, whole, resumed = _run(config, tmp_path / "settled", settled=True)
+    assert cursor == 48
+    assert whole.state.cursor == resumed.state.cursor == 264
+    assert_same_weights(whole, resumed)
+
+
+def test_settling_leaves_no_trace(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        parallel.data_parallel(model, torch.device("cpu"), images=(3, 8))
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.schedule.stages import TrainingStage
+from pipeline.training.memory import (
+    MemoryLimitError,
+    OutOfMemoryError,
+    halved,
+    largest_that_fits,
+    micro_batch,
+    stage_limits,
+)
+from pipeline.training.setup import fit_into_memory
+from pipeline.training.trainer import Trainer
+from tests.pipeline.conftest import MakeConfig
+from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+
+
+def limited(trainer: Trainer, pixels: int, *, training: bool = True) -> list[tuple[int, ...]]:
+    """Stand in for a device's memory: a pass over more pixels than it has runs out of it. Returns the passes tried, of
+    training or of evaluation."""
+    passes: list[tuple[int, ...]] = []
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training == training:
+            passes.append(tuple(inputs[0].shape))
+            if inputs[0].shape[0] * inputs[0].shape[-1] ** 2 > pixels:
+                raise torch.OutOfMemoryError("no room")
+
+    model = trainer.learner.model if training else trainer.learner.evaluated_model
+    model.register_forward_pre_hook(check)
+    return passes
+
+
+@pytest.mark.parametrize(("room", "fits"), [(100, 48), (48, 48), (47, 24), (23, 12), (1, 1)])
+def test_the_largest_that_fits_is_found_by_halving(room: int, fits: int) -> None:
+    tried: list[int] = []
+
+    def try_pass(count: int) -> None:
+        tried.append(count)
+        if count > room:
+            raise torch.OutOfMemoryError
+
+    assert largest_that_fits(try_pass, 48) == fits
+    assert tried == [48, 24, 12, 6, 3, 1][: len(tried)]
+
+
+def test_when_nothing_fits_the_cure_is_named() -> None:
+    def try_pass(count: int) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(MemoryLimitError, match="smaller last image_size or model"):
+        largest_that_fits(try_pass, 48)
+    with pytest.raises(MemoryLimitError, match="stage 2"):
+        halved([4, 1], 1, 1)
+
+
+def test_limits_follow_the_pixels_and_chunks_are_even() -> None:
+    stages = [TrainingStage(image_size=size, epochs=1, batch_size=96) for size in (32, 48, 64)]
+    assert stage_limits(stages, 6) == [24, 10, 6]
+    assert [micro_batch(48, limit) for limit in (0, 100, 48, 24, 20, 10, 1)] == [48, 48, 48, 24, 16, 10, 1]
+    assert halved([24, 10, 6], 1, 10) == [24, 5, 3]
+    assert halved([24, 10, 6], 0, 24) == [12, 5, 3]
+    assert halved([352, 176], 0, 64) == [32, 16]  # the worker's share was 64
+
+
+def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_config: MakeConfig) -> None:
+    base = make_config()
+    config = replace(base, trainer=replace(base.trainer, probe_memory="always"))
+    probed = make_trainer(config, hooks := Recorder())
+    before = {name: value.clone() for name, value in probed.learner.model.state_dict().items()}
+    passes = limited(probed, pixels=8 * 48**2)
+    fit_into_memory(probed.course, probed.learner, probed.feed)
+    assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]  # the last stage's images
+    assert probed.state.micro_limits == [13, 6]
+    assert all(torch.equal(value, before[name]) for name, value in probed.learner.model.state_dict().items())
+    probed.run()
+    assert set(passes[3:]) == {(12, 3, 32, 32), (6, 3, 48, 48)}
+    assert probed.state.cursor == 528
+    # The same micro-batches without a probe are the same run; a resumed one doesn't probe, and uses them too.
+    resumed = make_trainer(config, other := Recorder())
+    resumed.restore(hooks.snapshots[1])
+    passes = limited(resumed, pixels=8 * 48**2)
+    resumed.run()
+    assert (24, 3, 48, 48) not in passes
+    assert_same_weights(hooks.snapshots[-1], other.snapshots[-1])
+
+
+def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_config: MakeConfig) -> None:
+    trainer = make_trainer(make_config(), hooks := Recorder())
+    limited(trainer, pixels=14 * 48**2)
+    with pytest.raises(OutOfMemoryError, match="stage 2 with 24 samples") as error:
+        trainer.run()
+    again = make_trainer(make_config(), Recorder())
+    again.restore(hooks.snapshots[-1])
+    passes = limited(again, pixels=14 * 48**2)
+    again.course.lower_limits([(error.value.stage, error.value.limit)], 1)
+    again.course.lower_limits([(error.value.stage, error.value.limit)], 1)  # told again: it's lower already
+    assert again.state.micro_limits == [24, 12]
+    again.run()
+    assert set(passes) == {(12, 3, 48, 48)}
+    assert again.state.cursor == 528
+
+
+def test_out_of_memory_in_an_evaluation_goes_on_with_half(make_config: MakeConfig) -> None:
+    trainer = make_trainer(make_config(), Recorder())
+    whole = trainer.evaluate(48)
+    passes = limited(trainer, pixels=7 * 48**2, training=False)
+    halves = trainer.evaluate(48)
+    # 30 images in batches of 16: what didn't fit isn't tried again, and every image counts once.
+    assert [count for count, *_ in passes] == [16, 8, 4, 4, 4, 4, 4, 4, 4, 2]
+    assert halves == pytest.approx(whole, rel=1e-5)
+    limited(trainer, pixels=0, training=False)
+    with pytest.raises(MemoryLimitError, match="not even one image"):
+        trainer.evaluate(48)

@@ -1,0 +1,184 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import OptimizerConfig
+from pipeline.training.learning_rate import learning_rate
+from pipeline.training.optim import RMSpropTF, build_ema, build_optimizer, parameter_groups
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    return net.to(memory_format=torch.channels_last)
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, ema: nn.Module | None = None) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randn(4, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 + step)
+        optimizer.zero_grad()
+        net(images).square().mean().backward()
+        optimizer.step()
+        if ema is not None:
+            ema.update_parameters(net)
+
+
+def test_rmsprop_is_tensorflows_formula() -> None:
+    """Against a plain float64 transcription of TensorFlow's documented update, with a changing rate."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 3))
+    gradients = rng.normal(size=(6, 5, 3)) * 0.1
+    rates = [0.0, 0.1, 0.256, 0.256, 0.1, 0.05]
+    decay, momentum, eps, weight_decay = 0.9, 0.9, 1e-3, 1e-2
+
+    parameter = nn.Parameter(torch.from_numpy(weight.copy()))
+    optimizer = RMSpropTF([parameter], lr=1.0, momentum=momentum, decay=decay, eps=eps, weight_decay=weight_decay)
+    mean_square, buffer, expected = np.ones_like(weight), np.zeros_like(weight), weight.copy()
+    for gradient, rate in zip(gradients, rates, strict=True):
+        g = gradient + weight_decay * expected
+        mean_square = decay * mean_square + (1 - decay) * g * g
+        buffer = momentum * buffer + rate * g / np.sqrt(mean_square + eps)
+        expected = expected - buffer
+
+        parameter.grad = torch.from_numpy(gradient.copy())
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
+
+
+def test_rmsprop_first_step_by_hand() -> None:
+    # ms = 0.9 * 1 + 0.1 * 4 = 1.3; w = 1 - 0.5 * 2 / sqrt(1.3 + 0.1); eps outside of the root would give 0.1937...
+    parameter = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    parameter.grad = torch.tensor([2.0], dtype=torch.float64)
+    RMSpropTF([parameter], lr=0.5, eps=0.1).step()
+    assert parameter.item() == pytest.approx(1 - 1 / math.sqrt(1.4), abs=1e-12)
+
+
+def test_rmsprop_leaves_parameters_without_gradient_alone() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    used.grad = torch.ones(2)
+    optimizer = RMSpropTF([used, unused], weight_decay=0.1)
+    optimizer.step()
+    assert torch.equal(unused.detach(), torch.ones(2))
+    assert unused not in optimizer.state
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw"])
+def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
+    config = OptimizerConfig(optimizer=name, lr=0.01, weight_decay=1e-4)  # type: ignore[arg-type]
+    straight = small_net()
+    optimizer = build_optimizer(config, straight)
+    ema = build_ema(config, straight)
+    train(straight, optimizer, range(3), ema)
+    file = io.BytesIO()
+    assert ema is not None
+    torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}, file)
+    train(straight, optimizer, range(3, 6), ema)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = small_net()
+    resumed_optimizer = build_optimizer(config, resumed)
+    resumed_ema = build_ema(config, resumed)
+    assert resumed_ema is not None
+    resumed.load_state_dict(saved["model"])
+    resumed_optimizer.load_state_dict(saved["optimizer"])
+    resumed_ema.load_state_dict(saved["ema"])
+    train(resumed, resumed_optimizer, range(3, 6), resumed_ema)
+
+    for one, other in ((straight, resumed), (ema, resumed_ema)):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_no_decay_on_bias_norm_and_position_tables() -> None:
+    net = small_net()
+    net.register_parameter("relative_position_bias_table", nn.Parameter(torch.ones(4, 2)))
+    decayed, free = parameter_groups(net, 0.3)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(8, 3, 3, 3), (4, 288)}
+    assert len(free["params"]) == 5
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = small_net().requires_grad_(False)
+    net[4].requires_grad_(True)
+    optimizer = build_optimizer(OptimizerConfig(), net)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+    with pytest.raises(ValueError, match="frozen"):
+        build_optimizer(OptimizerConfig(), net.requires_grad_(False))
+
+
+def test_papers_learning_rate() -> None:
+    config = OptimizerConfig()
+    n = 1_281_000
+
+    def rate(epoch: float) -> float:
+        return learning_rate(config, cursor=round(epoch * n), samples_per_epoch=n, total_samples=350 * n)
+
+    assert rate(0) == 0
+    assert rate(2.5) == pytest.approx(0.128)
+    # Two periods of 2.4 epochs have passed when the warm-up ends, as in the authors' code.
+    assert rate(5) == pytest.approx(0.256 * 0.97**2)
+    assert rate(7.1) == pytest.approx(0.256 * 0.97**2)
+    assert rate(7.3) == pytest.approx(0.256 * 0.97**3)
+    assert rate(349.9) == pytest.approx(0.256 * 0.97**145)
+
+
+def test_smooth_exponential_cosine_constant_and_floor() -> None:
+    def rate(epoch: float, **fields: object) -> float:
+        config = OptimizerConfig(lr=1.0, **fields)  # type: ignore[arg-type]
+        return learning_rate(config, cursor=round(epoch * 1000), samples_per_epoch=1000, total_samples=10_000)
+
+    assert rate(6, schedule="exponential", staircase=False) == pytest.approx(0.97 ** (6 / 2.4))
+    assert rate(2, schedule="cosine", warmup_epochs=2) == pytest.approx(1)
+    assert rate(6, schedule="cosine", warmup_epochs=2) == pytest.approx(0.5)
+    assert rate(10, schedule="cosine", warmup_epochs=2) == pytest.approx(0, abs=1e-12)
+    assert rate(12, schedule="cosine", warmup_epochs=2) == pytest.approx(0, abs=1e-12)
+    assert rate(10, schedule="cosine", warmup_epochs=2, min_lr=0.01) == 0.01
+    assert rate(10, schedule="cosine", warmup_epochs=10) == pytest.approx(1)
+    assert rate(0, schedule="constant", warmup_epochs=0) == 1
+
+
+def test_ema_has_tensorflows_ramp_and_averages_statistics() -> None:
+    net = small_net()
+    ema = build_ema(OptimizerConfig(ema_decay=0.25), net)
+    assert ema is not None
+    history: list[Tensor] = []
+    for value in (1.0, 2.0, 5.0, -3.0):
+        nn.init.constant_(net[4].weight, value)
+        net[1].running_mean.fill_(10 * value)
+        net[1].num_batches_tracked.fill_(int(abs(value)))
+        ema.update_parameters(net)
+        history.append(ema.module[4].weight[0, 0].clone())
+    second = 2 / 11 * 1.0 + 9 / 11 * 2.0
+    third = 0.25 * second + 0.75 * 5.0  # (1 + 2) / (10 + 2) is the ceiling itself
+    fourth = 0.25 * third + 0.75 * -3.0
+    assert [v.item() for v in history] == pytest.approx([1.0, second, third, fourth], rel=1e-6)
+    assert ema.module[1].running_mean[0].item() == pytest.approx(10 * fourth, rel=1e-6)
+    assert ema.module[1].num_batches_tracked.item() == 3
+    assert build_ema(OptimizerConfig(ema_decay=0.0), net) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"decay_factor": 0.0}, "decay_factor=0.0"),
+        ({"decay_epochs": 0.0}, "decay_epochs=0.0"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0"),
+    ],
+)
+def test_a_bad_field_is_named(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)
