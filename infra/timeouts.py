@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 
-def within(seconds: float, call: Callable[[], None]) -> None:
+def call_with_timeout(seconds: float, call: Callable[[], None]) -> None:
     """Carry out a call in a thread of its own, and wait for it so long. Its error is raised here.
 
     Raises:
@@ -22,7 +22,7 @@ def within(seconds: float, call: Callable[[], None]) -> None:
             errors.append(error)
         ended.set()
 
-    threading.Thread(target=work, name="within", daemon=True).start()
+    threading.Thread(target=work, name="call_with_timeout", daemon=True).start()
     if not ended.wait(seconds):
         raise TimeoutError(f"not done within {seconds:g} s")
     if errors:

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from jobs.common.cli import parse, run_main
 from model.agreement import compare_all
+from model.config import ModelConfig
 from model.cost import count_multiply_adds, count_parameters
-from model.factory import ModelConfig, build_model, model_names
+from model.factory import build_model, model_names
 from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
 from model.tables import ARCHITECTURES
 

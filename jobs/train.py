@@ -10,7 +10,7 @@ from jobs.common.cli import parse_recipe, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.follow import follow_to_end
 from pipeline.run.preflight import Preflight, preflight
-from pipeline.run.summary import workers_in_words
+from pipeline.run.summary import format_workers
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
@@ -57,7 +57,7 @@ def _announce(console: Console, ready: Preflight) -> None:
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
-        f"{len(config.stages)} stages, {workers_in_words(config.cluster.num_workers)}",
+        f"{len(config.stages)} stages, {format_workers(config.cluster.num_workers)}",
         highlight=False,
         soft_wrap=True,
     )

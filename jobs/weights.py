@@ -67,7 +67,8 @@ def convert(name: str, source: Path, out: Path, notes: dict[str, str]) -> int:
     """
     from safetensors.torch import save_file
 
-    from model.factory import ModelConfig, build_model
+    from model.config import ModelConfig
+    from model.factory import build_model
     from model.weights import load_weights, read_weights
 
     model = build_model(ModelConfig(name=name), num_classes=1000)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from model.factory import ModelConfig, build_model
+from model.config import ModelConfig
+from model.factory import build_model
 from model.weights import load_weights
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-10}

@@ -2,23 +2,12 @@
 
 from torch import nn
 
-from model.checks import check_image_size, check_model
 from model.config import TIMM_PREFIX, UNETS, ModelConfig, architecture_of
 from model.efficientnet import NORM_EPS, NORM_MOMENTUM, build_efficientnet
 from model.libraries import TORCHVISION, build_timm, build_torchvision, unknown_name
-from model.regularization import freeze, set_dropout, set_stochastic_depth
+from model.regularization import freeze
 from model.tables import ARCHITECTURES, Architecture
 from model.unet import EfficientUNet
-
-__all__ = [
-    "ModelConfig",
-    "build_model",
-    "check_image_size",
-    "check_model",
-    "model_names",
-    "set_dropout",
-    "set_stochastic_depth",
-]
 
 
 def model_names() -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from infra.cluster.connect import start_ray
-from tests.servers import MlflowServer, S3Server
-from tests.trained import TrainedRun, train_classifier, train_segmenter
+from tests.support.runs import TrainedRun, train_classifier, train_segmenter
+from tests.support.servers import MlflowServer, S3Server
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from jobs.common import compare_args as compare_cli
-from tests.datasets.images import image_of
-from tests.documented import ROOT, documented
-from tests.trained import TrainedRun
+from tests.support.documented import ROOT, documented
+from tests.support.runs import TrainedRun
+from tests.support.shards import image_of
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_server_ends_with_a_session_that_is_killed(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from tests.servers import Watched\n"
+        "import time; from pathlib import Path; from tests.support.servers import Watched\n"
         "class Sleeper(Watched):\n"
         "    command = lambda self: ['sh', '-c', 'sleep 100 & sleep 100']\n"
         "    is_ready = lambda self: True\n"

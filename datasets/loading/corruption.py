@@ -13,7 +13,7 @@ _ALLOWED = 10
 _SHOWN = 20
 
 
-class DamageCount:
+class CorruptionCount:
     """Counts what a loader's batches say of damaged samples.
 
     Args:

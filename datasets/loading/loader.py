@@ -16,7 +16,7 @@ from datasets.config import DataConfig, check_divisibility
 from datasets.files.s3 import is_remote
 from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import EvalSteps, TrainSteps
-from datasets.loading.corruption import DamageCount
+from datasets.loading.corruption import CorruptionCount
 from datasets.loading.reader import SampleReader
 from datasets.loading.sample_order import sample_order
 from datasets.loading.samples import Request, Samples, View
@@ -183,7 +183,7 @@ class Batches:
         pool.in_use = True
         pool.requests.view, pool.requests.steps = self._view, self._steps
         prefetcher = self._prefetcher(pool)
-        count = DamageCount(self._config.max_damaged)
+        count = CorruptionCount(self._config.max_damaged)
         try:
             for number, batch in enumerate(pool.loader):
                 if not isinstance(batch, Batch):

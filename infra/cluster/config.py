@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REQUEST_EXPIRES_S = 900.0
+"""Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
+
 
 class ClusterError(ValueError):
     """The cluster can't be reached, or can't give what the run asks for."""

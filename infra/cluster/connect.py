@@ -7,14 +7,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from infra.cluster.config import ClusterConfig, ClusterError
+from infra.cluster.config import REQUEST_EXPIRES_S, ClusterConfig, ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "crescendo"
 ACTOR_PREFIX = "run-"
 """What the name of a run's controller begins with."""
-REQUEST_EXPIRES_S = 900.0
-"""Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
 NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
 """What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3

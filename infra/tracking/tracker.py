@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.redact import one_line, redacted
 from infra.storage.base import Storage, StorageError, checked_key
-from infra.timeouts import within
+from infra.timeouts import call_with_timeout
 from infra.tracking import mlflow_run
 from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.mlflow_run import MlflowRun, TrackingError, valid_name
@@ -265,7 +265,7 @@ class Tracker:
 
     def _write_spool(self, status: str) -> None:
         try:
-            within(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
+            call_with_timeout(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
         except TimeoutError:
             raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
 

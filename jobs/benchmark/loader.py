@@ -26,8 +26,8 @@ from datasets.shards.copies import choose_copy, copy_folder
 from datasets.shards.resolve import expand_urls, load_manifest
 from datasets.transforms.decode import CROP_DRAWS, decode_crop, random_crop, read_header
 from datasets.transforms.randomness import Purpose, uniforms
+from jobs.benchmark.baseline import usual_batches
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.benchmark.usual import usual_batches
 from jobs.common.cli import UsageError
 from jobs.common.display import wide_console
 

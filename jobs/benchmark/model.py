@@ -21,7 +21,9 @@ from jobs.common.cli import UsageError
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
 from model.checks import check_image_size, check_model
-from model.factory import ModelConfig, build_model, set_dropout
+from model.config import ModelConfig
+from model.factory import build_model
+from model.regularization import set_dropout
 
 STOCHASTIC_DEPTH = 0.2
 DROPOUT = 0.2

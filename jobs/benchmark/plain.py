@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.checks import check_data
 from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
-from model.factory import build_model, set_dropout, set_stochastic_depth
+from model.factory import build_model
+from model.regularization import set_dropout, set_stochastic_depth
 from pipeline.training.evaluation import autocast
 from pipeline.training.inputs import mixed_inputs, stage_batches
 from pipeline.training.optim import build_ema, build_optimizer

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.common.display import duration
-from pipeline.run.summary import in_words
+from pipeline.run.summary import format_decision
 
 SHOWN = 4
 """Newest decisions and notes that are shown."""
@@ -102,7 +102,7 @@ def _lines(status: dict[str, Any]) -> list[Text]:
     rows = [_speed(status), _safety(status), _settings(status)]
     rows += [f"asked for: {', '.join(status['pending'])}"] if status["pending"] else []
     decided = (status["progress"] or {}).get("decisions", ())
-    rows += [f"decided: {in_words(entry)}" for entry in decided[-SHOWN:]]
+    rows += [f"decided: {format_decision(entry)}" for entry in decided[-SHOWN:]]
     rows += [f"note: {line}" for line in status["notes"][-SHOWN:]]
     rows += [f"error: {status['error']}"] if status["error"] else []
     return [Text(f"  {row}") for row in rows if row]

@@ -141,7 +141,8 @@ class _Twin:
         from timm.optim import create_optimizer_v2
         from timm.utils import ModelEmaV3, random_seed
 
-        from model.factory import build_model, set_dropout, set_stochastic_depth
+        from model.factory import build_model
+        from model.regularization import set_dropout, set_stochastic_depth
 
         torch.set_num_threads(config.cluster.threads_per_worker)
         random_seed(config.seed)  # Python's and NumPy's too, which timm augments by

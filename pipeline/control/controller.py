@@ -11,10 +11,10 @@ from typing import Any
 
 from infra.redact import last_line
 from infra.storage.lease import Lease
-from infra.timeouts import within
+from infra.timeouts import call_with_timeout
 from pipeline.control.journal import Journal
 from pipeline.control.node_requests import AskNodes, NodesAhead
-from pipeline.control.pending import Agenda
+from pipeline.control.pending import PendingDecisions
 from pipeline.control.status import Board
 from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.schedule.policy import Progress
@@ -74,7 +74,9 @@ class StageController:
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
         self._board = Board(about or {})
-        self._agenda = Agenda(recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note)
+        self._pending = PendingDecisions(
+            recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note
+        )
         self._nodes_ahead = NodesAhead(self._segments, ask_nodes, ask_ahead_s)
         self._observe = observe
         self._lock = threading.Lock()
@@ -104,7 +106,7 @@ class StageController:
         finally:
             if self._lease is not None:
                 with suppress(TimeoutError):  # it expires
-                    within(RECORD_TIMEOUT_S, self._lease.release)
+                    call_with_timeout(RECORD_TIMEOUT_S, self._lease.release)
         done = isinstance(self._last, NextStage) and self._last is not _ASSUMED
         self._phase = "stopped" if self._stop and not done else "finished"
         return self.status()
@@ -126,7 +128,7 @@ class StageController:
             return
         try:
             # Whatever hangs, as storage may, the driver is told.
-            within(RECORD_TIMEOUT_S, lambda: self._record_failure(self._tracking_uri))
+            call_with_timeout(RECORD_TIMEOUT_S, lambda: self._record_failure(self._tracking_uri))
         except Exception as error:  # it must not hide why the run failed
             self.note(f"the run's record could not be closed: {last_line(error)}")
 
@@ -136,10 +138,10 @@ class StageController:
         """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
             return self._board.values() | {
-                "phase": "paused" if self._agenda.paused and self._phase == "training" else self._phase,
+                "phase": "paused" if self._pending.paused and self._phase == "training" else self._phase,
                 "error": self._error,
                 "recoveries": max(0, self._starts - self._groups),
-                "pending": self._agenda.pending,
+                "pending": self._pending.pending,
                 "started_s": self._started_s,
             }
 
@@ -150,13 +152,13 @@ class StageController:
                 return (
                     f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
                 )
-            if isinstance(decision, Resume) and not self._agenda.paused and not self._agenda.will_pause:
+            if isinstance(decision, Resume) and not self._pending.paused and not self._pending.will_pause:
                 return "the run isn't paused"
             stage = self._stage
             if stage == self._num_stages:
                 return f"the run is about to end: {decision.words} does nothing"
-            self._agenda.ask(replace(decision, time_s=time.time()), stage)
-            wait_s = PAUSE_POLL_S if self._agenda.paused else self._board.next_decision_s
+            self._pending.ask(replace(decision, time_s=time.time()), stage)
+            wait_s = PAUSE_POLL_S if self._pending.paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
 
@@ -186,16 +188,16 @@ class StageController:
                 self._board.joined(rank, node)
             return self._error
 
-    def goes_on(self, source: str, cursor: int, stage: int, taken_s: float | None = None) -> None:
+    def on_resume(self, source: str, cursor: int, stage: int, taken_s: float | None = None) -> None:
         """A group begins at this checkpoint, of this Unix time, which may be older than its submission had seen."""
         with self._lock:
             self._stage = stage
-            self._board.goes_on(source, cursor, taken_s)
+            self._board.on_resume(source, cursor, taken_s)
 
     def _new_group(self, world_size: int) -> None:
         self._starts += 1
         self._started_s = time.time()
-        self._agenda.new_group()
+        self._pending.new_group()
         self._board.new_group(world_size)
         self._phase = "training"
 
@@ -203,19 +205,19 @@ class StageController:
         """A group has ended as it was told to; with `NewGroup` the segment goes on in another one."""
         self._last = decision
 
-    def can_grow(self, num_workers: int, possible: int) -> None:
+    def on_capacity(self, num_workers: int, possible: int) -> None:
         """The cluster has room for more workers than a group has: let it end with a checkpoint."""
         self._ask_new_group(f"from {num_workers} to {possible} workers")
         self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
 
-    def node_leaves(self, node: str) -> None:
+    def on_node_draining(self, node: str) -> None:
         """A node of the group is about to be taken away: let the group end with a checkpoint."""
         self._ask_new_group(f"node {node[:8]} is about to be taken away")
         self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
 
     def _ask_new_group(self, reason: str) -> None:
         with self._lock:
-            self._agenda.ask_new_group(reason)
+            self._pending.ask_new_group(reason)
 
     def environment(self) -> str:
         """Return the runtime environment of the run's workers."""
@@ -280,7 +282,7 @@ class StageController:
             self._reached = max(self._reached, progress.cursor)
             if self._error or self._stop:
                 return (self._stop or Stop(reason=self._error),)
-            decisions = self._agenda.decisions(progress)
+            decisions = self._pending.decisions(progress)
             self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
             self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
             self._nodes_ahead.look(progress, self._board.seen)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from infra.cluster.connect import REQUEST_EXPIRES_S
+from infra.cluster.config import REQUEST_EXPIRES_S
 from pipeline.control.status import seconds_left
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import Segment

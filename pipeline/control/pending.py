@@ -12,7 +12,7 @@ from pipeline.schedule.policy import Progress, Request, decide
 from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
 
 
-class Agenda:
+class PendingDecisions:
     """The decisions that a run's controller has before it. Its methods are called with the controller's lock held.
 
     Args:

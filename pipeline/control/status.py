@@ -65,7 +65,7 @@ class Board:
         """A checkpoint is whole."""
         self.checkpoint = {"uri": uri, "cursor": cursor, "saved_s": time.time()}
 
-    def goes_on(self, source: str, cursor: int, taken_s: float | None) -> None:
+    def on_resume(self, source: str, cursor: int, taken_s: float | None) -> None:
         """A group begins at a checkpoint, of this Unix time where it is known."""
         if not self.checkpoint or self.checkpoint["cursor"] != cursor:
             self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": taken_s}

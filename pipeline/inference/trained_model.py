@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from infra.storage.base import Storage
+from model.checks import check_image_size
 from model.config import ModelConfig
-from model.factory import build_model, check_image_size
+from model.factory import build_model
 from pipeline.checkpoint.catalog import BestRule, CheckpointError, best_checkpoint, list_checkpoints, newest_state
 from pipeline.checkpoint.format import StoredWeights, read_stored_weights
 from pipeline.checkpoint.resume import locate

@@ -77,7 +77,7 @@ class LanePolicy(ElasticScalingPolicy):
         if isinstance(decision, ResizeDecision) and decision.num_workers > now:
             here = {worker.metadata.node_id for worker in worker_group_state.workers}
             if not self.standby or self._is_warm(here, decision.num_workers - now):
-                self.controller.can_grow.remote(now, decision.num_workers)
+                self.controller.on_capacity.remote(now, decision.num_workers)
         return NoopDecision()
 
     def _is_warm(self, here: set[str], more: int) -> bool:
@@ -177,7 +177,7 @@ class DrainWatch(WorkerGroupCallback):
             log.warning("which nodes are about to be taken away is not known now: %s", error)
             return
         for node in leaving:
-            self.controller.node_leaves.remote(node)
+            self.controller.on_node_draining.remote(node)
 
 
 class GroupTrainer(TorchTrainer):

@@ -22,11 +22,11 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.epochs:g} epochs"
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
         + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
-        + (f", {workers_in_words(stage.num_workers)}" if stage.num_workers else "")
+        + (f", {format_workers(stage.num_workers)}" if stage.num_workers else "")
     )
 
 
-def workers_in_words(number: int | tuple[int, int]) -> str:
+def format_workers(number: int | tuple[int, int]) -> str:
     """Return `1 worker`, `2 workers`, or of a range `1 to 2 workers`."""
     low, high = worker_range(number)
     return f"{low} to {high} workers" if low < high else f"{low} worker{'' if low == 1 else 's'}"
@@ -52,7 +52,7 @@ def describe(config: TrainConfig) -> str:
     )
 
 
-def in_words(entry: dict[str, Any]) -> str:
+def format_decision(entry: dict[str, Any]) -> str:
     """Return one line on a recorded decision."""
     record = record_of(entry)
     decision = record.decision

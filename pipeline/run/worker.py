@@ -123,12 +123,12 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         if rank == 0:
             state = trainer.state
             taken_s = start.facts.get("taken_s")  # older versions didn't write it
-            controller.goes_on.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
+            controller.on_resume.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
     if len(set(gathered(trainer.state.cursor))) > 1:
         raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
-    trainer.course.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
+    trainer.progress.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
     except ValueError as error:

@@ -22,7 +22,7 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
-from pipeline.run.summary import checkpoint_table, decision_table, describe, in_words, stage_report, summary
+from pipeline.run.summary import checkpoint_table, decision_table, describe, format_decision, stage_report, summary
 from pipeline.schedule.decisions import Decision, Stop, leaving
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
@@ -93,7 +93,7 @@ class WorkerHooks(TrainHooks):
         assert self.tracker is not None
         if decisions:
             self.tracker.log_table("control.json", decision_table(decisions))
-            self.tracker.set_tags({"control": in_words(decisions[-1])})
+            self.tracker.set_tags({"control": format_decision(decisions[-1])})
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
         """Tell Ray Train, and by it a sweep."""

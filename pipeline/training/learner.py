@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.factory import set_dropout, set_stochastic_depth
+from model.regularization import set_dropout, set_stochastic_depth
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.format import Snapshot, to_host
 from pipeline.config import TrainConfig

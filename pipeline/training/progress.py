@@ -18,7 +18,7 @@ SHOWN_DECISIONS = 20
 """Recorded decisions that the controller is told of for its status."""
 
 
-class Course:
+class TrainingProgress:
     """The state of a run and what follows from it. Every rank has one, and all are equal."""
 
     def __init__(self, config: TrainConfig, samples_per_epoch: int) -> None:
@@ -131,7 +131,7 @@ class Course:
             row[name] = sum(one.get(name, 0.0) for one in self.state.stage_results)
         self.state.evaluations.append(row)
 
-    def progress(self, metrics: dict[str, float], num_workers: int) -> Progress:
+    def report(self, metrics: dict[str, float], num_workers: int) -> Progress:
         """Return what the controller is told at a decision point."""
         return Progress(
             cursor=self.state.cursor,

@@ -8,44 +8,44 @@ from pipeline.training.inputs import mixed_inputs
 from pipeline.training.learner import Learner
 from pipeline.training.memory import micro_batch, stage_limits
 from pipeline.training.prefetch import Feed
-from pipeline.training.progress import Course
+from pipeline.training.progress import TrainingProgress
 
 
-def prepare(course: Course, learner: Learner, feed: Feed, last_stage: int | None) -> None:
+def prepare(progress: TrainingProgress, learner: Learner, feed: Feed, last_stage: int | None) -> None:
     """Make ready for the stages from the one that is on to `last_stage` (None: the schedule's last)."""
-    fit_into_memory(course, learner, feed)
-    if course.config.trainer.compile:
-        compile_ahead(course, learner, feed.world_size, last_stage)
+    fit_into_memory(progress, learner, feed)
+    if progress.config.trainer.compile:
+        compile_ahead(progress, learner, feed.world_size, last_stage)
 
 
-def fit_into_memory(course: Course, learner: Learner, feed: Feed) -> None:
+def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed) -> None:
     """Look for the largest pass that fits, once in a run: what is found is part of its state.
 
     Raises:
         MemoryLimitError: not even one sample fits.
     """
-    config, trainer, device = course.config, course.config.trainer, learner.device
+    config, trainer, device = progress.config, progress.config.trainer, learner.device
     on = trainer.probe_memory == "always" or (trainer.probe_memory == "auto" and device.type == "cuda")
-    if not on or trainer.micro_batch_size or course.state.micro_limits or course.span is None:
+    if not on or trainer.micro_batch_size or progress.state.micro_limits or progress.span is None:
         return
     plain = replace(config.stages[-1], mixup_alpha=0.0, cutmix_alpha=0.0)
-    batch = next(iter(feed.loader(replace(course.schedule.spans[-1], start=0))))
+    batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], start=0))))
     images, targets = mixed_inputs(
         batch, plain, config=config, task=learner.task, device=device, world_size=feed.world_size
     )
     fits = learner.probe(lambda count: (images[:count], targets[:count]), len(images))
-    course.state.micro_limits = stage_limits(config.stages, fits)
+    progress.state.micro_limits = stage_limits(config.stages, fits)
 
 
-def compile_ahead(course: Course, learner: Learner, world_size: int, last_stage: int | None) -> None:
+def compile_ahead(progress: TrainingProgress, learner: Learner, world_size: int, last_stage: int | None) -> None:
     """Compile the model for all stages that are to come, before the first step: later none waits for it.
 
     Not beside training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
     that a closed loop chooses later, or a new batch size, are compiled when their stage begins.
     """
-    spans = course.schedule.spans[course.stage : None if last_stage is None else last_stage + 1]
+    spans = progress.schedule.spans[progress.stage : None if last_stage is None else last_stage + 1]
     for span in spans:
         learner.regularize(span.stage)
         samples = span.stage.batch_size // world_size
-        micro = micro_batch(samples, course.micro_limit_of(span.index))
+        micro = micro_batch(samples, progress.micro_limit_of(span.index))
         learner.compile_for(span.stage.image_size, sorted({micro, samples % micro or micro}))

@@ -41,7 +41,7 @@ from pipeline.training.learner import Learner, step_seed
 from pipeline.training.memory import OutOfMemoryError, micro_batch
 from pipeline.training.prefetch import Feed
 from pipeline.training.profiler import StepProfiler
-from pipeline.training.progress import Course
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.setup import prepare
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task
@@ -73,7 +73,7 @@ class Trainer:
         self.config, self.task, self.hooks, self.facts = config, task, hooks, facts
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = device or torch.device("cpu")
-        self.course = Course(config, samples_per_epoch)
+        self.progress = TrainingProgress(config, samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
         self.feed = Feed(config, self.rank, self.world_size)
@@ -83,7 +83,7 @@ class Trainer:
     @property
     def state(self) -> TrainState:
         """What the run is, besides its tensors."""
-        return self.course.state
+        return self.progress.state
 
     # The run ---------------------------------------------------------------------------------------------------------
 
@@ -93,13 +93,13 @@ class Trainer:
         Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to go on with it, else
         `NextStage`: the stages asked for are done.
         """
-        prepare(self.course, self.learner, self.feed, last_stage)
-        while (span := self.course.span) is not None and (last_stage is None or span.index <= last_stage):
+        prepare(self.progress, self.learner, self.feed, last_stage)
+        while (span := self.progress.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
-            if isinstance(decision, Stop | NewGroup) and self.course.span is not None:  # at the very end it is done
+            if isinstance(decision, Stop | NewGroup) and self.progress.span is not None:  # at the very end it is done
                 self.feed.close()
                 return decision
-        if self.rank == 0 and self.course.span is None:
+        if self.rank == 0 and self.progress.span is None:
             self._show()
         return NextStage()
 
@@ -124,7 +124,7 @@ class Trainer:
             first = False
             meter.add(self._step(span, images, targets))
             self.hooks.stepped(batch, self.state.cursor)
-            self.course.stepped(span.stage.batch_size)
+            self.progress.stepped(span.stage.batch_size)
             self.profiler.step()
             self._make_next_ready(span, last_stage)
             decision = self._after_step(span, meter)
@@ -134,9 +134,9 @@ class Trainer:
 
     def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         seed = step_seed(self.config.seed, self.state.cursor, self.rank)
-        micro = micro_batch(len(images), self.course.micro_limit)
+        micro = micro_batch(len(images), self.progress.micro_limit)
         try:
-            return self.learner.step(images, targets, seed=seed, lr=self.course.learning_rate, micro=micro)
+            return self.learner.step(images, targets, seed=seed, lr=self.progress.learning_rate, micro=micro)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(span.index, micro) from error
 
@@ -144,12 +144,13 @@ class Trainer:
 
     def _after_step(self, span: StageSpan, meter: Meter) -> Decision | None:
         """Log, evaluate, decide and save where it is time; return the decision with which the stage's loop is left."""
-        now, before, epoch = self.state.cursor, self.state.cursor - span.stage.batch_size, self.course.samples_per_epoch
+        now, epoch = self.state.cursor, self.progress.samples_per_epoch
+        before = now - span.stage.batch_size
         ended = now >= span.stop
         evaluate = ended or crossed(self.config.trainer.eval_every_epochs * epoch, before, now)
         save = ended or crossed(self.config.checkpoint.every_epochs * epoch, before, now)
         # Checkpoints lie on log steps only, so a resumed run's log intervals are those of the run that was killed.
-        if not (evaluate or save or self.state.step % int(self.course.setting("log_every")) == 0):
+        if not (evaluate or save or self.state.step % int(self.progress.setting("log_every")) == 0):
             return None
         metrics = self._log_row(span, meter)
         if evaluate:
@@ -168,7 +169,7 @@ class Trainer:
     def _while_paused(self, metrics: dict[str, float]) -> Decision | None:
         """Wait while an operator has the run wait, with all ranks at the same step."""
         leaves: Decision | None = None
-        while self.course.paused and not isinstance(leaves, Stop | NewGroup):
+        while self.progress.paused and not isinstance(leaves, Stop | NewGroup):
             if self.rank == 0:
                 time.sleep(PAUSE_POLL_S)
             decisions = self._decide(metrics)  # a broadcast each time, so that no collective waits for too long
@@ -186,9 +187,9 @@ class Trainer:
                 f"the loss is {row['train/loss']} at cursor {self.state.cursor} (stage {span.index + 1}): "
                 f"lower optimizer.lr ({self.config.optimizer.lr}) or lengthen its warm-up"
             )
-        self.course.logged(row, meter.steps)
-        row["train/lr"] = self.course.learning_rate
-        row["train/epoch"] = self.state.cursor / self.course.samples_per_epoch
+        self.progress.logged(row, meter.steps)
+        row["train/lr"] = self.progress.learning_rate
+        row["train/epoch"] = self.state.cursor / self.progress.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
         row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
         row["stage/crop_area_min"], row["stage/crop_area_max"] = span.stage.crop_area or self.config.data.crop_area
@@ -200,9 +201,9 @@ class Trainer:
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
         metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
-        self.course.evaluated(metrics, time.perf_counter() - started, self.world_size)
+        self.progress.evaluated(metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
-        self._tell(metrics | {"val/epoch": self.state.cursor / self.course.samples_per_epoch})
+        self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
         return metrics
 
     def _tell(self, metrics: dict[str, float]) -> None:
@@ -213,17 +214,18 @@ class Trainer:
         """Ask on rank 0, tell all, carry out: every rank switches at the same step."""
         decisions: tuple[Decision, ...] = ()
         if self.rank == 0:
-            decisions = self.hooks.decide(self.course.progress(metrics, self.world_size))
+            decisions = self.hooks.decide(self.progress.report(metrics, self.world_size))
             limit_s = self.config.checkpoint.every_s
-            if not decisions and limit_s and time.monotonic() - self._last_save_s > limit_s and not self.course.paused:
+            overdue = limit_s and time.monotonic() - self._last_save_s > limit_s
+            if not decisions and overdue and not self.progress.paused:
                 decisions = (Checkpoint(),)
         decisions = agreed(decisions, self.device)
-        span = self.course.span
+        span = self.progress.span
         assert span is not None
         if self.state.cursor >= span.stop and not any(isinstance(one, NextStage | ExtendStage) for one in decisions):
             decisions = in_order((*decisions, NextStage(reason="its length is reached")))
         for decision in decisions:
-            self.course.carry_out(decision)
+            self.progress.carry_out(decision)
         if decisions and self.rank == 0:
             self.hooks.decided(self.state.decisions)
         return decisions
@@ -280,14 +282,14 @@ class Trainer:
             CheckpointError: the snapshot is of another model or optimizer.
         """
         self.learner.restore(snapshot)
-        self.course.restore(snapshot.state)
+        self.progress.restore(snapshot.state)
 
     # Small parts -----------------------------------------------------------------------------------------------------
 
     def _make_next_ready(self, span: StageSpan, last_stage: int | None) -> None:
         last = len(self.config.stages) - 1 if last_stage is None else last_stage
         known = span.index < last and not self.config.adaptive.closed_loop
-        self.feed.make_ready(span, self.state.cursor, self.course.schedule.spans[span.index + 1] if known else None)
+        self.feed.make_ready(span, self.state.cursor, self.progress.schedule.spans[span.index + 1] if known else None)
 
     def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
         return mixed_inputs(

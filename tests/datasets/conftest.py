@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.loader import build_loader, sample_order
 from datasets.shards.resolve import load_manifest
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 
 def check(folder: Path, *, val: Path | None = None, batch: int = 24, workers: int = 2, **changes: Any) -> None:

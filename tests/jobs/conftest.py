@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.export import main
-from tests.trained import TrainedRun
+from tests.support.runs import TrainedRun
 
 
 @pytest.fixture(scope="session")

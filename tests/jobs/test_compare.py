@@ -20,7 +20,7 @@ from model.config import architecture_of
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig, TrainerConfig
 from pipeline.schedule.stages import AdaptiveConfig
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 
 def two_sizes(config: TrainConfig) -> TrainConfig:

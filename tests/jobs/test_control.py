@@ -21,7 +21,7 @@ from pipeline.run.summary import decision_table
 from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
-from tests.pipeline.run.groups import FakeGroup, ask, stage
+from tests.support.groups import FakeGroup, ask, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from PIL import Image
 from infra.storage.open import open_storage
 from jobs.evaluate import main
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints
-from tests.datasets.images import write_shards
-from tests.trained import TrainedRun
+from tests.support.runs import TrainedRun
+from tests.support.shards import write_shards
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], run: TrainedRun, *more: str, model: str = "") -> dict:

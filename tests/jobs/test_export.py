@@ -23,7 +23,7 @@ from infra.tracking.tracker import Tracker
 from jobs.export import main
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
 from pipeline.inference.trained_model import SavedModel, open_saved
-from tests.trained import TrainedRun
+from tests.support.runs import TrainedRun
 
 NAMES = ("classifier.onnx", "classifier.pt2", "segmenter.onnx", "segmenter.pt2")
 

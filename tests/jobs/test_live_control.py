@@ -14,7 +14,7 @@ import pytest
 
 from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from jobs.common.cli import operator
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 500

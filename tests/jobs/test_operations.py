@@ -20,8 +20,8 @@ import pytest
 from infra.devstack.stack import BUCKET, Stack
 from infra.storage.open import open_storage
 from pipeline.checkpoint.format import newest_whole
-from tests.datasets.images import write_shards
-from tests.jobs.browser import CHROMIUM, missing
+from tests.support.browser import CHROMIUM, missing
+from tests.support.shards import write_shards
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

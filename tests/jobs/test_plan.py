@@ -9,7 +9,7 @@ import pytest
 from jobs import plan
 from jobs.common.cli import UsageError
 from jobs.recipes.catalog import RECIPES
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
     "s": ((128, 300), (5, 15), (0, 0), (0.1, 0.3)),

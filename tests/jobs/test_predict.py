@@ -14,8 +14,8 @@ from datasets.loading.loader import build_eval_loader
 from jobs.predict import main
 from pipeline.inference.trained_model import open_saved
 from pipeline.training.figures import palette
-from tests.datasets.images import image_of, png
-from tests.trained import TrainedRun
+from tests.support.runs import TrainedRun
+from tests.support.shards import image_of, png
 
 COUNT = 6
 

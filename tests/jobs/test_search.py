@@ -12,8 +12,8 @@ from jobs.search import main
 from model.rows import rows_from_json
 from pipeline.search.reward import reward
 from pipeline.sweep.ledger import Record, read_records
-from tests.datasets.images import write_shards
-from tests.jobs.killing import run_until
+from tests.support.killing import run_until
+from tests.support.shards import write_shards
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from infra.storage.open import open_storage
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
-from tests.datasets.images import write_shards
-from tests.jobs.killing import run_until
+from tests.support.killing import run_until
+from tests.support.shards import write_shards
 
 
 @pytest.fixture(scope="module")

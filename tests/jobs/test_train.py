@@ -16,8 +16,8 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.checkpoint.format import Snapshot, newest_whole
-from tests.datasets.images import write_shards
-from tests.jobs.killing import ROOT, kill_family, run_until
+from tests.support.killing import ROOT, kill_family, run_until
+from tests.support.shards import write_shards
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models.efficientnet import FusedMBConv, FusedMBConvConfig, MBConv, MBConvConfig
 
 from model.blocks import Activation, PointwiseConv2d, make_faster
-from model.factory import ModelConfig, build_model
+from model.config import ModelConfig
+from model.factory import build_model
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from model.config import ModelConfig
 from model.cost import count_multiply_adds, count_parameters
-from model.factory import ModelConfig, build_model
+from model.factory import build_model
 from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
 
 

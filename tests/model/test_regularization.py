@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.factory import ModelConfig, build_model, set_dropout, set_stochastic_depth
+from model.config import ModelConfig
+from model.factory import build_model
+from model.regularization import set_dropout, set_stochastic_depth
 
 
 def probabilities(model: nn.Module) -> list[float]:

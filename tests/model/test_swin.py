@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from model.factory import ModelConfig, build_model
+from model.config import ModelConfig
+from model.factory import build_model
 from model.swin import attend_to_images_only
 
 WINDOW, HEADS, CHANNELS = 4, 2, 8

@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.factory import ModelConfig, build_model, check_image_size, set_dropout
+from model.checks import check_image_size
+from model.config import ModelConfig
+from model.factory import build_model
+from model.regularization import set_dropout
 from model.unet import EfficientUNet
 
 

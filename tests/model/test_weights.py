@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.agreement import largest_difference, with_real_statistics
-from model.factory import ModelConfig, build_model
+from model.config import ModelConfig
+from model.factory import build_model
 from model.weights import WeightsError, load_weights, read_weights
 
 

@@ -12,7 +12,7 @@ from datasets.config import DataConfig
 from model.config import ModelConfig
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import ramp
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 torch.set_num_threads(1)  # as a worker with one CPU has it, and quick on a busy machine
 

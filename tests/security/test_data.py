@@ -17,7 +17,7 @@ from datasets.prepare.pyramid import write_copies
 from datasets.shards.resolve import load_manifest
 from infra.storage.base import StorageError
 from tests.datasets.files.test_s3 import put
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 
 @pytest.mark.parametrize("name", ["index.npy", "manifest.json"])

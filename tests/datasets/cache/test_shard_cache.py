@@ -29,9 +29,9 @@ from datasets.shards.manifest import ShardInfo
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from tests.datasets.files.test_s3 import put
-from tests.datasets.images import image_of, png, write_shards
-from tests.datasets.proxy import FaultProxy, fault_proxy
-from tests.servers import S3Server
+from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.servers import S3Server
+from tests.support.shards import image_of, png, write_shards
 
 
 @pytest.fixture

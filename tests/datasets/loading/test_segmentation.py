@@ -19,7 +19,7 @@ from datasets.transforms.decode import decode_mask, read_header
 from datasets.transforms.randaugment_ops import GEOMETRIC, MASK_IGNORE, OPERATIONS
 from datasets.transforms.randomness import Purpose, sample_generator
 from jobs.index import main as index
-from tests.datasets.images import image_of, mask_of, png, write_mask_shards, write_shards
+from tests.support.shards import image_of, mask_of, png, write_mask_shards, write_shards
 
 
 @pytest.fixture(scope="module")

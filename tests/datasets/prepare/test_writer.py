@@ -17,7 +17,7 @@ from datasets.errors import DataError
 from datasets.loading.loader import DataConfig, build_eval_loader
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
-from tests.datasets.images import image_of
+from tests.support.shards import image_of
 
 
 def save(path: Path, number: int, kind: str = "JPEG") -> None:

@@ -15,7 +15,7 @@ from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import MANIFEST_NAME, expand_urls, load_manifest, write_manifest
 from datasets.shards.tar_index import INDEX_NAME, index_shard
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 
 def names(urls: list[str]) -> list[str]:

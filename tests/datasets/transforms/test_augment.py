@@ -9,7 +9,7 @@ from torchvision.transforms.autoaugment import _apply_op
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.randaugment_ops import OPERATIONS
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
-from tests.datasets.images import image_of
+from tests.support.shards import image_of
 
 PIXELS = image_of(1, 3, height=96, width=96)
 

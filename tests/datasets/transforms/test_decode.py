@@ -20,7 +20,7 @@ from datasets.transforms.decode import (
     read_header,
 )
 from datasets.transforms.randomness import Purpose, sample_generator
-from tests.datasets.images import image_of
+from tests.support.shards import image_of
 
 
 def photo(height: int, width: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from infra.cluster.prometheus import GAUGES, export_status, gauge_values
 from pipeline.control.controller import StageController
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
-from tests.pipeline.run.groups import stage
+from tests.support.groups import stage
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "infra" / "grafana" / "crescendo.json"
 

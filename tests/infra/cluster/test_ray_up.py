@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from infra.devstack.servers import BIN
-from tests.datasets.images import write_shards
-from tests.infra.cluster.hosts import Hosts, missing
+from tests.support.hosts import Hosts, missing
+from tests.support.shards import write_shards
 
 ROOT = Path(__file__).parents[3]
 HEAD, WORKER = 1, 2

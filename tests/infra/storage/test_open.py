@@ -21,7 +21,7 @@ from infra.storage.buffers import Joined
 from infra.storage.local import LocalStorage
 from infra.storage.open import open_storage
 from infra.storage.s3 import PART_BYTES, S3Storage
-from tests.servers import S3Server
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(params=["local", "s3"])

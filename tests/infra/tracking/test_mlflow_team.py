@@ -18,7 +18,7 @@ from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig, check
 from infra.tracking.mlflow_run import TrackingError
 from infra.tracking.tracker import Tracker
-from tests.servers import S3Server
+from tests.support.servers import S3Server
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(shutil.which("postgres") or "")]
 PASSWORD = "database-password-%1"

@@ -25,8 +25,8 @@ from infra.tracking.mlflow_run import TrackingError, log_below, make_client, ope
 from infra.tracking.outbox import Row
 from infra.tracking.spool import SPOOL_FILE
 from infra.tracking.tracker import Tracker, send_unsent
-from tests.infra.tracking.training_process import value_of
-from tests.servers import MlflowServer
+from tests.support.servers import MlflowServer
+from tests.support.training_process import value_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -213,7 +213,7 @@ def start_training(uri: str, folder: Path, stop: int) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "tests.infra.tracking.training_process",
+        "tests.support.training_process",
         uri,
         str(folder / "run"),
         str(folder / "cursor"),

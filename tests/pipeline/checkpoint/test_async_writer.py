@@ -16,7 +16,7 @@ from pipeline.checkpoint.catalog import BestRule, best_checkpoint, describe_chec
 from pipeline.checkpoint.format import newest_whole
 from pipeline.config import CheckpointConfig
 from tests.pipeline.checkpoint.test_format import snapshot
-from tests.servers import S3Server
+from tests.support.servers import S3Server
 
 
 class Events:

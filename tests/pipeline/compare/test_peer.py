@@ -19,7 +19,7 @@ from pipeline.compare.peer import Split, _rand_augment, _split, _Twin, train_wit
 from pipeline.compare.peer_check import check_peer
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, check_run
-from tests.datasets.images import image_of, write_shards
+from tests.support.shards import image_of, write_shards
 
 
 def config() -> TrainConfig:

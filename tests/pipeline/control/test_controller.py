@@ -25,7 +25,7 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
-from tests.pipeline.run.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
+from tests.support.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
 
 
 def progress(cursor: int, index: int, stages: int = 3, workers: tuple[int, ...] = ()) -> Progress:
@@ -135,8 +135,8 @@ def test_a_pause_holds_the_run_and_what_may_wait_until_it_is_resumed() -> None:
     )
     phases: list[str] = []
 
-    def happens(course: object) -> None:
-        original(course)  # type: ignore[arg-type]
+    def happens(progress: object) -> None:
+        original(progress)  # type: ignore[arg-type]
         if group.controller.status()["phase"] == "paused":
             next(asked)(group.controller)
             phases.append(str(group.controller.status()["pending"]))
@@ -158,10 +158,10 @@ def test_a_pause_survives_a_killed_group_also_without_its_checkpoint() -> None:
     group = FakeGroup({48: ask(Pause())}, loses_checkpoints_from=48)
     looks: list[int] = []
 
-    def happens(course: object) -> None:
-        original(course)  # type: ignore[arg-type]
-        if course.paused:  # type: ignore[attr-defined]
-            looks.append(course.state.cursor)  # type: ignore[attr-defined]
+    def happens(progress: object) -> None:
+        original(progress)  # type: ignore[arg-type]
+        if progress.paused:  # type: ignore[attr-defined]
+            looks.append(progress.state.cursor)  # type: ignore[attr-defined]
             if len(looks) == 1:
                 raise KilledError
             group.controller.ask(Resume())
@@ -434,7 +434,7 @@ def test_out_of_memory_is_told_to_the_next_group_once() -> None:
 
 
 def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
-    group = FakeGroup({48: lambda controller: [controller.can_grow(1, 2), controller.can_grow(1, 2)]})
+    group = FakeGroup({48: lambda controller: [controller.on_capacity(1, 2), controller.on_capacity(1, 2)]})
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "new group"), (120, "next stage")]
     assert len(group.fitted) == 2
@@ -442,7 +442,7 @@ def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
 
 
 def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
-    group = FakeGroup({48: lambda controller: controller.node_leaves("0123456789abcdef")})
+    group = FakeGroup({48: lambda controller: controller.on_node_draining("0123456789abcdef")})
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "new group"), (120, "next stage")]
     assert any("about to be taken away (01234567)" in note for note in status["notes"])
@@ -450,11 +450,11 @@ def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
 
 def test_a_node_that_leaves_while_the_run_is_paused_is_left_and_the_run_stays_paused() -> None:
     group = FakeGroup({48: ask(Pause())})
-    asked = iter([lambda controller: controller.node_leaves("0123456789abcdef"), lambda _: None, ask(Resume())])
+    asked = iter([lambda controller: controller.on_node_draining("0123456789abcdef"), lambda _: None, ask(Resume())])
 
-    def happens(course: object) -> None:
-        original(course)  # type: ignore[arg-type]
-        if course.paused:  # type: ignore[attr-defined]
+    def happens(progress: object) -> None:
+        original(progress)  # type: ignore[arg-type]
+        if progress.paused:  # type: ignore[attr-defined]
             next(asked)(group.controller)
 
     original, group._happens = group._happens, happens  # type: ignore[method-assign]
@@ -495,13 +495,13 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
 def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from() -> None:
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=2)
     controller.joined(0, "node")
-    controller.goes_on("s3://runs/one", 144, 1)  # the newest one was damaged
+    controller.on_resume("s3://runs/one", 144, 1)  # the newest one was damaged
     assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
     assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
-    controller.goes_on("s3://runs/one", 120, 1, time.time() - 90)  # by another submission
+    controller.on_resume("s3://runs/one", 120, 1, time.time() - 90)  # by another submission
     assert controller.status()["checkpoint"]["age_s"] >= 90
     controller.saved("s3://runs/one/checkpoints/168", 168)
-    controller.goes_on("s3://runs/one", 168, 1)
+    controller.on_resume("s3://runs/one", 168, 1)
     assert controller.status()["checkpoint"]["age_s"] >= 0
 
 
@@ -546,7 +546,7 @@ def test_the_time_left_counts_pixels_and_workers() -> None:
 
 def test_a_new_group_is_no_decision_of_an_operator() -> None:
     controller = StageController((stage(),), 2, lambda segment: None)
-    controller.can_grow(1, 2)
+    controller.on_capacity(1, 2)
     controller.joined(0)  # it started with more already
     assert controller.decide(progress(24, 0)) == ()
     assert not any(isinstance(one, NewGroup) for one in controller.decide(progress(48, 0)))

@@ -23,7 +23,7 @@ from jobs.benchmark.nodes import Nodes
 from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups
 from pipeline.checkpoint.format import newest_whole
 from pipeline.run.sample_log import VARIABLE
-from tests.datasets.images import write_shards
+from tests.support.shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[3]
 BATCH = 24

@@ -27,7 +27,7 @@ from pipeline.sweep.strategy import RandomStrategy
 from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
 from tests.pipeline.conftest import MakeConfig
-from tests.trained import train_here
+from tests.support.runs import train_here
 
 SPACE = SweepSpace(dropout_end=Range(0.1, 0.5), randaugment_end=Range(0, 9))
 

@@ -75,7 +75,7 @@ def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_con
     probed = make_trainer(config, hooks := Recorder())
     before = {name: value.clone() for name, value in probed.learner.model.state_dict().items()}
     passes = limited(probed, pixels=8 * 48**2)
-    fit_into_memory(probed.course, probed.learner, probed.feed)
+    fit_into_memory(probed.progress, probed.learner, probed.feed)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]  # the last stage's images
     assert probed.state.micro_limits == [13, 6]
     assert all(torch.equal(value, before[name]) for name, value in probed.learner.model.state_dict().items())
@@ -99,8 +99,8 @@ def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_conf
     again = make_trainer(make_config(), Recorder())
     again.restore(hooks.snapshots[-1])
     passes = limited(again, pixels=14 * 48**2)
-    again.course.lower_limits([(error.value.stage, error.value.limit)], 1)
-    again.course.lower_limits([(error.value.stage, error.value.limit)], 1)  # told again: it's lower already
+    again.progress.lower_limits([(error.value.stage, error.value.limit)], 1)
+    again.progress.lower_limits([(error.value.stage, error.value.limit)], 1)  # told again: it's lower already
     assert again.state.micro_limits == [24, 12]
     again.run()
     assert set(passes) == {(12, 3, 48, 48)}

@@ -93,7 +93,7 @@ def test_a_stage_that_is_extended_has_the_next_one_made_ready_again(make_config:
 def test_an_error_of_the_loader_is_raised_where_its_batches_are_used(make_config: MakeConfig) -> None:
     config = make_config()
     trainer = make_trainer(config, Recorder())
-    spans = trainer.course.schedule.spans
+    spans = trainer.progress.schedule.spans
     feed = Feed(replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0)), 0, 1)
     feed.make_ready(spans[0], spans[0].stop, spans[1])
     with pytest.raises(ValueError, match="damaged"):
@@ -106,7 +106,7 @@ def test_each_stage_has_its_own_crops(make_config: MakeConfig) -> None:
         base = make_config()
         stages = (replace(base.stages[0], crop_area=crop_area), *base.stages[1:])
         trainer = make_trainer(replace(base, stages=stages), Recorder())
-        return next(iter(trainer.feed.loader(trainer.course.schedule.spans[0]))).images
+        return next(iter(trainer.feed.loader(trainer.progress.schedule.spans[0]))).images
 
     assert torch.equal(first_images(None), first_images(make_config().data.crop_area))
     assert not torch.equal(first_images(None), first_images((0.1, 0.2)))

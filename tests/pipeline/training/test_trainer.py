@@ -76,7 +76,7 @@ def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> No
     trainer = make_trainer(make_config(), hooks)
     assert isinstance(trainer.run(), NextStage)
     assert hooks.sizes == [32, 48]
-    assert trainer.state.cursor == trainer.course.schedule.total_samples == 528
+    assert trainer.state.cursor == trainer.progress.schedule.total_samples == 528
     losses = [row["train/loss"] for _, row in hooks.rows if "train/loss" in row]
     assert sum(losses[3:6]) < sum(losses[:3])  # at one image size; the next stage is harder
     evaluated = [cursor for cursor, row in hooks.rows if "val/accuracy" in row]
@@ -160,7 +160,7 @@ def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at:
     stopped, began_s = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ()), time.time()
     trainer = make_trainer(make_config(), stopped)
     assert isinstance(trainer.run(), Stop)
-    assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.course.schedule.total_samples
+    assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.progress.schedule.total_samples
     assert began_s < stopped.snapshots[0].facts["taken_s"] < stopped.snapshots[-1].facts["taken_s"] < time.time()
     resumed = Recorder()
     again = make_trainer(make_config(), resumed)
@@ -352,7 +352,7 @@ def test_dropout_and_stochastic_depth_follow_the_stage(make_config: MakeConfig) 
     hooks = Recorder()
     trainer = make_trainer(replace(config, stages=stages), hooks)
     rates = []
-    while (span := trainer.course.span) is not None:
+    while (span := trainer.progress.span) is not None:
         trainer.fit(span)
         drops = [module.p for module in trainer.learner.model.modules() if isinstance(module, StochasticDepth)]
         heads = [module.dropout for module in trainer.learner.model.modules() if isinstance(module, TaskHead)]

@@ -21,7 +21,7 @@ from pipeline.schedule.stages import ramp
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
-from tests.datasets.images import write_mask_shards, write_shards
+from tests.support.shards import write_mask_shards, write_shards
 
 torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores
 

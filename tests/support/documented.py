@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(python3? -m (?:jobs|infra)\.(?!\{)|mlflow |ray (?=[a-z]))")
 

@@ -12,7 +12,7 @@ from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.control.controller import StageController
 from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage
-from pipeline.training.progress import Course
+from pipeline.training.progress import TrainingProgress
 
 EPOCH = 120
 BATCH = 24
@@ -83,28 +83,28 @@ class FakeGroup:
     def _train(self, segment: Segment) -> None:
         if self.controller.joined(0, "node"):
             return
-        course = Course(self.config, EPOCH)
-        course.restore(self.saved)
-        while (span := course.span) is not None and span.index <= segment.last:
-            if not course.paused:
-                self.rates[course.state.cursor] = course.learning_rate
-                course.stepped(span.stage.batch_size)
-            self._happens(course)
-            if course.state.cursor % EPOCH == 0 and not course.paused:
-                course.evaluated({"val/loss": self.val_loss(course.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
-                course.state.evaluations[-1]["train/loss"] = 1.0
-            decisions = self.controller.decide(course.progress({}, 2))
+        progress = TrainingProgress(self.config, EPOCH)
+        progress.restore(self.saved)
+        while (span := progress.span) is not None and span.index <= segment.last:
+            if not progress.paused:
+                self.rates[progress.state.cursor] = progress.learning_rate
+                progress.stepped(span.stage.batch_size)
+            self._happens(progress)
+            if progress.state.cursor % EPOCH == 0 and not progress.paused:
+                progress.evaluated({"val/loss": self.val_loss(progress.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
+                progress.state.evaluations[-1]["train/loss"] = 1.0
+            decisions = self.controller.decide(progress.report({}, 2))
             for decision in decisions:
-                self.decisions.append((course.state.cursor, decision))
-                course.carry_out(decision)
-            if (decisions or course.state.cursor % EPOCH == 0) and course.state.cursor < self.loses:
-                self.saved = TrainState(**course.state.to_dict())
+                self.decisions.append((progress.state.cursor, decision))
+                progress.carry_out(decision)
+            if (decisions or progress.state.cursor % EPOCH == 0) and progress.state.cursor < self.loses:
+                self.saved = TrainState(**progress.state.to_dict())
             if isinstance(leaving(decisions), Stop | NewGroup):
                 self.controller.ended(leaving(decisions))  # type: ignore[arg-type]
                 return
 
-    def _happens(self, course: Course) -> None:
-        action = self.inject.pop(course.state.cursor, None)
+    def _happens(self, progress: TrainingProgress) -> None:
+        action = self.inject.pop(progress.state.cursor, None)
         if isinstance(action, KilledError):
             raise action
         if action is not None:
