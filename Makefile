@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 BUCKET := s3://crescendo
 
-.PHONY: help setup demo up down demo-s3 test test-fast lint format ui lock clean
+.PHONY: help setup demo up down demo-s3 test soak test-fast lint format ui lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,11 +30,14 @@ demo-s3: up ## The demo on the local stack: shards and checkpoints in S3, a subm
 	@$(PY) -m jobs.stack run $(PY) -m jobs.submit demo --name demo-s3 --data.train $(BUCKET)/elpv/train \
 		--data.val $(BUCKET)/elpv/val --storage $(BUCKET)/runs $(ARGS)
 
-test: setup ## Run all tests, the slow ones too
-	$(PY) -m pytest --durations=15
+test: setup ## Run the tests but the long ones (`make soak`)
+	$(PY) -m pytest -m "not soak" --durations=15
+
+soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
+	$(PY) -m pytest -m soak --durations=15
 
 test-fast: setup ## Run the tests without those marked slow
-	$(PY) -m pytest -m "not slow" --durations=10
+	$(PY) -m pytest -m "not slow and not soak" --durations=10
 
 lint: setup ## Check format, lint rules, types and the layer rule
 	$(PY) -m ruff format --check .
