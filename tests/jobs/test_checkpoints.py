@@ -9,7 +9,7 @@ from infra.storage.open import open_storage
 from jobs.checkpoints import main
 from jobs.common.cli import UsageError
 from pipeline.checkpoint.format import write_checkpoint
-from tests.pipeline.checkpoint.test_format import snapshot
+from tests.support.snapshots import snapshot
 
 
 def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

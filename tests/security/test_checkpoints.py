@@ -19,8 +19,8 @@ from model.weights import WeightsError
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints, newest_state
 from pipeline.checkpoint.format import newest_whole, read_stored_weights, write_checkpoint
 from pipeline.checkpoint.resume import read_initial_weights
-from tests.pipeline.checkpoint.test_format import snapshot
-from tests.security.conftest import KINDS
+from tests.support.pickles import KINDS
+from tests.support.snapshots import snapshot
 
 CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 

@@ -16,7 +16,7 @@ from datasets.loading.loader import build_eval_loader
 from datasets.prepare.pyramid import write_copies
 from datasets.shards.resolve import load_manifest
 from infra.storage.base import StorageError
-from tests.datasets.files.test_s3 import put
+from tests.support.s3 import put
 from tests.support.shards import write_shards
 
 

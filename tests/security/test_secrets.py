@@ -23,7 +23,7 @@ from pipeline.checkpoint.resume import planned_start
 from pipeline.config import ClassificationConfig, TrainConfig
 from pipeline.run.provenance import recorded_config
 from pipeline.schedule.stages import TrainingStage
-from tests.pipeline.checkpoint.test_format import snapshot
+from tests.support.snapshots import snapshot
 
 SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIexample", "hunter2", "session-token-77")
 

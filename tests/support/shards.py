@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,12 @@ def write_mask_shards(folder: Path, counts: list[int]) -> Path:
                 number += 1
     write_manifest(folder, names, classes=["low", "middle", "high"], kind="segmentation")
     return folder
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

@@ -28,8 +28,8 @@ from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import ShardInfo
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
-from tests.datasets.files.test_s3 import put
 from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.s3 import put
 from tests.support.servers import S3Server
 from tests.support.shards import image_of, png, write_shards
 

@@ -22,14 +22,7 @@ from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import INDEX_NAME
 from jobs.index import main as index
 from jobs.prepare import main as prepare
-
-
-def put(folder: Path, uri: str, *, manifest: bool = False) -> str:
-    """Upload a folder's shards, and return their prefix."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".tar" or manifest:
-            s3.upload(f"{uri}/{path.name}", path)
-    return uri
+from tests.support.s3 import put
 
 
 @pytest.fixture

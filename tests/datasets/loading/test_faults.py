@@ -15,8 +15,8 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.loading.loader import Batch, build_eval_loader, build_loader
-from tests.datasets.files.test_s3 import put
 from tests.support.fault_proxy import FaultProxy, Request, fault_proxy
+from tests.support.s3 import put
 from tests.support.servers import S3Server
 
 FAULTS = ("", "", "500", "", "cut", "", "", "503", "", "slow", "")

@@ -24,8 +24,7 @@ from datasets.shards.copies import choose_copy
 from datasets.shards.resolve import load_manifest, write_manifest
 from jobs.index import main as index
 from jobs.pyramid import main as pyramid
-from tests.datasets.shards.test_resolve import write_tar
-from tests.support.shards import image_of, mask_of, png
+from tests.support.shards import image_of, mask_of, png, write_tar
 
 
 def jpeg(number: int, height: int, width: int) -> bytes:

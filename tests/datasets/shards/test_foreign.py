@@ -25,8 +25,7 @@ from datasets.loading.loader import Batch, build_eval_loader, build_loader, samp
 from datasets.shards.resolve import load_manifest, write_manifest
 from datasets.transforms.decode import decode_crop, read_header
 from jobs.index import main as index
-from tests.datasets.shards.test_resolve import write_tar
-from tests.support.shards import image_of, png, write_shards
+from tests.support.shards import image_of, png, write_shards, write_tar
 
 
 def jpeg(number: int, **options: Any) -> bytes:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import MANIFEST_NAME, expand_urls, load_manifest, write_manifest
 from datasets.shards.tar_index import INDEX_NAME, index_shard
-from tests.support.shards import write_shards
+from tests.support.shards import write_shards, write_tar
 
 
 def names(urls: list[str]) -> list[str]:
@@ -101,15 +99,6 @@ def test_many_shards_with_few_open_files(shard_folder: Path, monkeypatch: pytest
     assert len(reader._open) == 1
     assert set(labels) == {0, 1, 2, 3}
     reader.close()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_keys_with_dots_in_folders_other_members_and_long_names(tmp_path: Path) -> None:

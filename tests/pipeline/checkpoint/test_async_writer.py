@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,34 +14,9 @@ from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, best_checkpoint, describe_checkpoints, list_checkpoints
 from pipeline.checkpoint.format import newest_whole
 from pipeline.config import CheckpointConfig
-from tests.pipeline.checkpoint.test_format import snapshot
+from tests.support.recorders import Events
 from tests.support.servers import S3Server
-
-
-class Events:
-    """Keeps what the saver says; can hold it up before a manifest."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.go.set()
-        self.saved_at: list[int] = []
-        self.lines: list[str] = []
-        self.ended = ""
-
-    def before_whole(self) -> None:
-        self.go.wait()
-
-    def saved(self, uri: str, cursor: int) -> None:
-        self.saved_at.append(cursor)
-
-    def pruned(self) -> None:
-        pass
-
-    def waits(self, line: str) -> None:
-        self.lines.append(line)
-
-    def gave_up(self, line: str) -> None:
-        self.ended = line
+from tests.support.snapshots import snapshot
 
 
 @pytest.fixture(autouse=True)

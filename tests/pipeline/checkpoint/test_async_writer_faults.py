@@ -19,10 +19,10 @@ from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import newest_whole
 from pipeline.config import CheckpointConfig
-from tests.pipeline.checkpoint.test_async_writer import Events
-from tests.pipeline.checkpoint.test_format import snapshot
 from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.recorders import Events
 from tests.support.servers import S3Server
+from tests.support.snapshots import snapshot
 
 
 @pytest.fixture(autouse=True)

@@ -13,24 +13,10 @@ import torch
 from infra.storage.base import Storage
 from infra.storage.open import open_storage
 from pipeline.checkpoint.catalog import CheckpointError, list_checkpoints, newest_state, prune
-from pipeline.checkpoint.format import Snapshot, newest_whole, read_checkpoint, write_checkpoint
+from pipeline.checkpoint.format import newest_whole, read_checkpoint, write_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
-
-
-def snapshot(cursor: int) -> Snapshot:
-    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    optimizer = {
-        "state": {0: {"step": torch.tensor(3.0), "square": weight * 2}},
-        "param_groups": [{"lr": 0.1, "params": [0]}],
-    }
-    return Snapshot(
-        state=TrainState(cursor=cursor, step=cursor // 24, stage_starts=[0, 24], stage_results=[{"train_s": 1.5}, {}]),
-        model={"weight": weight, "count": torch.tensor(7)},
-        ema={"weight": weight + 1},
-        optimizer=optimizer,
-        facts={"config": {"name": "x"}},
-    )
+from tests.support.snapshots import snapshot
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from pipeline.config import CheckpointConfig
 from pipeline.control import controller as controller_module
 from pipeline.control.controller import StageController
 from pipeline.schedule.stages import Segment
-from tests.pipeline.checkpoint.test_async_writer import Events
-from tests.pipeline.checkpoint.test_format import snapshot
 from tests.support.groups import stage
+from tests.support.recorders import Events
+from tests.support.snapshots import snapshot
 
 NOBODY = TrackingConfig(uri="http://127.0.0.1:9", system_metrics=False, send_interval_s=0.05)
 READS = ("read_with_etag", "list", "exists", "download")

@@ -22,7 +22,7 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig, TrainConfig
 from pipeline.run.preflight import absolute, preflight, with_start
 from pipeline.run.provenance import recorded_config
-from tests.pipeline.conftest import MakeConfig
+from tests.support.configs import MakeConfig
 
 
 def storage_of(config: TrainConfig) -> Storage:

@@ -38,7 +38,7 @@ from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
 from pipeline.schedule.adaptive import REGULARIZATION
 from pipeline.schedule.decisions import NextStage, Record
-from tests.pipeline.conftest import MakeConfig
+from tests.support.configs import MakeConfig
 
 ANY_COST = Cost(1, 1, 56, 1.0)
 

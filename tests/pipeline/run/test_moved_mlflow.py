@@ -18,7 +18,7 @@ from pipeline.config import TrainerConfig
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import preflight
 from pipeline.schedule.decisions import Stop
-from tests.pipeline.conftest import MakeConfig
+from tests.support.configs import MakeConfig
 from tests.support.servers import MlflowServer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -26,7 +26,7 @@ from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
 from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
-from tests.pipeline.conftest import MakeConfig
+from tests.support.configs import MakeConfig
 from tests.support.runs import train_here
 
 SPACE = SweepSpace(dropout_end=Range(0.1, 0.5), randaugment_end=Range(0, 9))

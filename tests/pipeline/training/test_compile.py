@@ -13,8 +13,9 @@ from torch._dynamo.utils import counters
 from pipeline.config import TrainConfig
 from pipeline.schedule.policy import Progress
 from pipeline.training import setup as preparation
-from tests.pipeline.conftest import MakeConfig
-from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import assert_same_weights, make_trainer
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import Checkpoint, SetField
 from pipeline.training import distributed as parallel
-from tests.pipeline.conftest import MakeConfig
-from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import assert_same_weights, make_trainer
 
 RANKS = 3
 """With three ranks the order of a sum matters, with two it doesn't."""

@@ -17,8 +17,9 @@ from pipeline.training.memory import (
 )
 from pipeline.training.setup import fit_into_memory
 from pipeline.training.trainer import Trainer
-from tests.pipeline.conftest import MakeConfig
-from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import assert_same_weights, make_trainer
 
 
 def limited(trainer: Trainer, pixels: int, *, training: bool = True) -> list[tuple[int, ...]]:

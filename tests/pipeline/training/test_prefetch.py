@@ -11,8 +11,9 @@ from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.prefetch import BATCHES_AHEAD, Feed
-from tests.pipeline.conftest import MakeConfig
-from tests.pipeline.training.test_trainer import Recorder, assert_same_weights, make_trainer
+from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import assert_same_weights, make_trainer
 
 
 class Watched(Feed):

@@ -9,66 +9,17 @@ import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
-from datasets.checks import check_data
-from datasets.loading.loader import sample_order
-from model.factory import build_model
 from model.head import TaskHead
 from pipeline.checkpoint.format import Snapshot
-from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.config import CheckpointConfig
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import crossed
-from pipeline.training.hooks import TrainHooks
 from pipeline.training.learner import step_seed
-from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer, TrainingError
-from tests.pipeline.conftest import MakeConfig
-
-
-class Recorder(TrainHooks):
-    """Keeps what the loop says; decides what the test says."""
-
-    def __init__(self, decide: Callable[[Progress], tuple[Decision, ...]] = lambda _: ()) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        self.sizes: list[int] = []
-        self.snapshots: list[Snapshot] = []
-        self._decide = decide
-
-    def stage_started(self, span: object, images: torch.Tensor) -> None:
-        self.sizes.append(images.shape[-1])
-
-    def logged(self, metrics: dict[str, float], cursor: int) -> None:
-        self.rows.append((cursor, metrics))
-
-    def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        return self._decide(progress)
-
-    def save(self, snapshot: Callable[[], Snapshot]) -> None:
-        self.snapshots.append(snapshot())
-
-
-def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
-    torch.manual_seed(config.seed)
-    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    task = build_task(config.task, manifest.classes)
-    return Trainer(
-        config,
-        model=build_model(config.model, num_classes=task.num_outputs),
-        task=task,
-        samples_per_epoch=order.samples_per_epoch,
-        hooks=hooks,
-        facts={},
-    )
-
-
-def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
-    for name, tensor in one.model.items():
-        assert torch.equal(tensor, other.model[name]), name
-    assert one.ema is not None
-    assert other.ema is not None
-    for name, tensor in one.ema.items():
-        assert torch.equal(tensor, other.ema[name]), f"ema {name}"
+from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import assert_same_weights, make_trainer
 
 
 def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> None:

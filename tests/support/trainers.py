@@ -1,0 +1,38 @@
+"""Trainers without a cluster, and what two of them must agree in."""
+
+from __future__ import annotations
+
+import torch
+
+from datasets.checks import check_data
+from datasets.loading.loader import sample_order
+from model.factory import build_model
+from pipeline.checkpoint.format import Snapshot
+from pipeline.config import TrainConfig
+from pipeline.training.hooks import TrainHooks
+from pipeline.training.task import build_task
+from pipeline.training.trainer import Trainer
+
+
+def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
+    torch.manual_seed(config.seed)
+    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
+    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    task = build_task(config.task, manifest.classes)
+    return Trainer(
+        config,
+        model=build_model(config.model, num_classes=task.num_outputs),
+        task=task,
+        samples_per_epoch=order.samples_per_epoch,
+        hooks=hooks,
+        facts={},
+    )
+
+
+def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
+    for name, tensor in one.model.items():
+        assert torch.equal(tensor, other.model[name]), name
+    assert one.ema is not None
+    assert other.ema is not None
+    for name, tensor in one.ema.items():
+        assert torch.equal(tensor, other.ema[name]), f"ema {name}"
