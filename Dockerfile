@@ -9,7 +9,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 wget \
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 COPY requirements.lock /tmp/
 RUN pip install --no-cache-dir uv==0.9.10 && uv venv --quiet /opt/venv \
-    && uv pip install --quiet --no-cache --requirement /tmp/requirements.lock \
+    && uv pip install --quiet --no-cache --compile-bytecode --requirement /tmp/requirements.lock \
     && rm /tmp/requirements.lock
 
 # The code of jobs that bring none along. Owned by root: a job can't change it.
@@ -20,5 +20,6 @@ COPY infra infra
 COPY jobs jobs
 COPY model model
 COPY pipeline pipeline
+RUN python -m compileall -q --invalidation-mode checked-hash datasets infra jobs model pipeline
 
 USER 1000
