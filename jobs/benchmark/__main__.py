@@ -14,13 +14,12 @@ NAMES = {
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "memory": "memory and time of a start at a billion samples, and the memory of a loader process",
     "overhead": "steps a second of a run beside a plain torchrun loop",
-    "scaling": "1 to R workers of this machine beside a model, and what that predicts for a cluster",
+    "scaling": "one and R workers of this machine beside the parts of a step",
     "stages": "what a stage switch costs, in place and with a new worker group",
     "checkpoint": "time that training steps lose to checkpoints, and host memory",
     "recovery": "seconds from the loss of a worker or a node to the next training step",
     "model": "forward and backward against torchvision's and timm's models of the same name",
 }
-_PACKAGES = {"scaling"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,8 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in NAMES:
         raise UsageError(f"no benchmark is named {name!r}: there are {', '.join(NAMES)}")
     sys.argv[0] = f"jobs.benchmark {name}"
-    module = importlib.import_module(f"jobs.benchmark.{name}{'.main' if name in _PACKAGES else ''}")
-    return int(module.main(rest) or 0)
+    return int(importlib.import_module(f"jobs.benchmark.{name}").main(rest) or 0)
 
 
 if __name__ == "__main__":

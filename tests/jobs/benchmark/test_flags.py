@@ -27,7 +27,8 @@ MISTAKES = [
     ("recovery", ["--rounds", "0"], "^--rounds 0"),
     ("recovery", [], "data/elpv/train: no such shard or folder"),
     ("scaling", ["nothing"], "^no recipe is named 'nothing'"),
-    ("scaling", ["--parts", "measure"], "data/elpv/train: no such shard or folder"),
+    ("scaling", ["--workers", "0"], "^--workers 0: must be at least 1"),
+    ("scaling", [], "data/elpv/train: no such shard or folder"),
     ("stages", ["--epochs", "0"], "^--epochs 0"),
     ("stages", [], "data/elpv/train: no such shard or folder"),
 ]
