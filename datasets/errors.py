@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from infra.storage.failures import FailureClass
+
 
 class DataError(ValueError):
     """The data, or what the configuration says of it, can't be used; one line with the cure."""
 
+    failure = FailureClass.DATA
+
+
+class DataAccessError(DataError):
+    """Where the data are can't be read or written as things are set up: credentials, permissions, the address."""
+
+    failure = FailureClass.OPERATOR
+
 
 class DataAwayError(DataError):
     """Where the data are was away or busy for longer than a call waits; the same call may succeed later."""
+
+    failure = FailureClass.TRANSIENT

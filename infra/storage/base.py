@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
+from infra.storage.failures import FailureClass
+
 Data = bytes | bytearray | memoryview
 PROBE_KEY = ".write-probe"
 
@@ -12,13 +14,23 @@ PROBE_KEY = ".write-probe"
 class StorageError(ValueError):
     """Storage cannot do what was asked; one line that says where, why and what to do. Never holds a secret."""
 
+    failure = FailureClass.OPERATOR
+
 
 class StorageAwayError(StorageError):
     """Storage was away, busy or full for longer than a call waits; the same call may succeed later."""
 
+    failure = FailureClass.TRANSIENT
+
 
 class MissingKeyError(StorageError):
     """The object that was asked for is not there."""
+
+
+class ChangedObjectError(StorageError):
+    """The object is not what it was when it was looked at."""
+
+    failure = FailureClass.DATA
 
 
 class Storage(ABC):

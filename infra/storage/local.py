@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.storage.base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
+from infra.storage.failures import is_transient
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or choose another storage",
@@ -24,7 +25,6 @@ _CAUSES = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
-_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def explained(action: str, location: str) -> Iterator[None]:
         raise MissingKeyError(f"cannot {action} {location}: it does not exist") from None
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
-        kind = StorageAwayError if error.errno in _MAY_PASS else StorageError
+        kind = StorageAwayError if is_transient(error) else StorageError
         raise kind(f"cannot {action} {location}: {cause}") from None
 
 

@@ -76,7 +76,8 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
 
 def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
     torch.manual_seed(config.seed)
-    relay_log("datasets", controller.note.remote)
+    for package in ("datasets", "infra.storage"):
+        relay_log(package, controller.note.remote)
     context = ray.train.get_context()
     manifest, val = check_data(
         config.data,

@@ -127,19 +127,21 @@ def test_a_process_lists_and_checks_a_dataset_once(
 
 def test_errors_are_one_line_and_hold_no_secret(s3_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = config("s3://no-such-bucket-here/x", "none")
-    with pytest.raises(DataError, match=r"s3://no-such-bucket-here/x: cannot list it: the bucket does not exist"):
+    with pytest.raises(DataError, match=r"cannot list s3://no-such-bucket-here/x: the bucket does not exist"):
         check_data(data, batch_sizes=[16], worker_counts=[1])
     with pytest.raises(DataError, match=r"holds no \.tar shard"):
         load_manifest(f"{s3_shards}/nothing")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
-    with pytest.raises(DataError, match=r"cannot list it") as caught:
+    with pytest.raises(DataError, match=r"cannot list s3://") as caught:
         load_manifest(s3_shards)
     assert "very-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(s3, "CHECK_PATIENCE_S", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:pass-word@127.0.0.1:9")
-    with pytest.raises(DataError, match=r"no answer \(.*; check the network and AWS_ENDPOINT_URL") as caught:
+    with pytest.raises(
+        DataError, match=r"no answer from http://127.*; check the network and AWS_ENDPOINT_URL"
+    ) as caught:
         s3.list_folder(s3_shards, patience_s=0.5)
     assert "pass-word" not in str(caught.value)
 
@@ -164,8 +166,8 @@ def test_a_bucket_that_cannot_be_written_is_said_before_the_work(
     client.create_bucket(Bucket="read-only")
     rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::read-only/*"}
     client.put_bucket_policy(Bucket="read-only", Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
-    message = "cannot write it: access is denied; the credentials need s3:PutObject"
-    with pytest.raises(DataError, match=f"s3://read-only/file: {message}"):
+    message = "access is denied; the credentials need s3:PutObject"
+    with pytest.raises(DataError, match=f"cannot write s3://read-only/file: {message}"):
         s3.upload("s3://read-only/file", tmp_path / "file")
     assert prepare(["image-folder", str(tmp_path / "none"), "--out", "s3://read-only/set"]) == 2
     assert message in capsys.readouterr().err

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import s3
+from infra.storage import s3, s3_client
 from infra.storage.base import MissingKeyError, Storage, StorageAwayError, StorageError
 from infra.storage.buffers import Joined
 from infra.storage.local import LocalStorage
 from infra.storage.open import open_storage
-from infra.storage.s3 import PART_BYTES, S3Storage
+from infra.storage.s3 import S3Storage
+from infra.storage.s3_client import PART_BYTES
 from tests.support.servers import S3Server
 
 
@@ -272,10 +273,9 @@ def test_a_server_down_during_writes_costs_nothing_but_time(s3_server: S3Server,
     assert storage.read("large") == data
 
 
-def test_a_lost_answer_to_a_first_write_is_no_defeat(s3_uri: str) -> None:
+def test_a_lost_answer_to_a_first_write_is_no_defeat(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = open_storage(s3_uri)
-    assert isinstance(storage, S3Storage)
-    put, calls = storage._client.put_object, []
+    put, calls = s3_client.client().put_object, []
 
     def put_and_lose_the_first_answer(**request: object) -> object:
         calls.append(request)
@@ -284,7 +284,7 @@ def test_a_lost_answer_to_a_first_write_is_no_defeat(s3_uri: str) -> None:
             raise s3.aws.ReadTimeoutError(endpoint_url="x")
         return answer
 
-    storage._client.put_object = put_and_lose_the_first_answer
+    monkeypatch.setattr(s3_client.client(), "put_object", put_and_lose_the_first_answer)
     assert storage.write_if_absent("lease", b"me")
     assert len(calls) == 2
     assert not storage.write_if_absent("lease", b"someone else")

@@ -127,7 +127,7 @@ def test_what_is_not_cured_ends_the_run_with_one_line(
 ) -> None:
     make_fault(monkeypatch)
     events = Events()
-    saver = Saver(s3(s3_uri), CheckpointConfig(give_up_s=0.1), events)
+    saver = Saver(s3(s3_uri), CheckpointConfig(give_up_s=3.0), events)  # a first call makes the client, too
     saver.take(snapshot(24))
     assert saver.wait(30)
     assert events.ended.startswith("no checkpoint could be written for")
