@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from infra.cluster.discovery import answer, controllers, visit
+from infra.cluster.discovery import visit
 from infra.redact import redacted
 from infra.tracking.config import TrackingConfig, check
 from jobs.common.cli import UsageError, operator, parse, run_main
+from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
 from pipeline.schedule.decisions import (
     LIVE_FIELDS,
     Checkpoint,
@@ -102,21 +104,28 @@ def _number(text: str) -> float:
         raise UsageError(f"{text!r} is not a number") from None
 
 
+def _request(options: Options) -> Callable[[ControllerClient], str]:
+    """Return what says it to a run's controller, checked before any is looked for."""
+    if options.command == TRACKING:
+        uri = tracking_uri(options.arguments)
+        return lambda controller: controller.track(uri, operator())
+    decision = decision_of(options.command, options.arguments)
+    said = replace(decision, asked_by=operator(), reason=options.reason)
+    return lambda controller: controller.ask(said)
+
+
 def main(argv: Sequence[str]) -> int:
     """Ask the run's controller; print its answer."""
     options = parse(Options, argv, prog="python -m jobs.control", description=__doc__)
-    request: tuple[Any, ...]
-    if options.command == TRACKING:
-        request = ("track", tracking_uri(options.arguments), operator())
-    else:
-        decision = decision_of(options.command, options.arguments)
-        request = ("ask", replace(decision, asked_by=operator(), reason=options.reason))
+    request = _request(options)
     others: list[str] = []
 
-    def tell() -> str | None:
-        found = controllers()
+    def tell() -> str:
+        found = find_controllers()
         others.extend(found)
-        return answer(found[options.run], *request) if options.run in found else None
+        with suppress(ControllerError):
+            return request(found[options.run]) if options.run in found else ""
+        return ""
 
     answers = [said for said in visit(options.address, tell).values() if said]
     if options.run in others:

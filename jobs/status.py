@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cluster.config import ClusterError
-from infra.cluster.discovery import answer, attached, controllers, is_local, is_up, visit
+from infra.cluster.discovery import attached, is_local, is_up, visit
 from jobs.common.cli import parse, run_main
 from jobs.common.display import wide_console
 from jobs.common.status_view import run_view
+from pipeline.run.controller_client import ControllerError, find_controllers
 from pipeline.sweep.config import is_of_study
 
 
@@ -60,10 +61,13 @@ def _flat(looks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _statuses(run: str) -> list[dict[str, Any]]:
-    found = [
-        answer(actor, "status") for name, actor in controllers().items() if run in ("", name) or is_of_study(name, run)
-    ]
-    return [status for status in found if status is not None]
+    """Ask the runs that are meant; a controller that has ended or doesn't answer is passed over."""
+    found = []
+    for name, controller in find_controllers().items():
+        if run in ("", name) or is_of_study(name, run):
+            with suppress(ControllerError):
+                found.append(controller.status())
+    return found
 
 
 def _watch(console: Console, options: Options, addresses: list[str]) -> None:

@@ -13,8 +13,6 @@ from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE, check_port
 
 Seen = TypeVar("Seen")
 
-ANSWER_TIMEOUT_S = 10.0
-"""A controller that gives no answer within this time is passed over."""
 CONNECT_TIMEOUT_S = 2.0
 """A cluster that takes no connection within this time is passed over."""
 CONNECT_TRIES = 2
@@ -119,13 +117,3 @@ def controllers() -> dict[str, Any]:
             except ValueError:  # it has ended meanwhile
                 continue
     return dict(sorted(found.items()))
-
-
-def answer(controller: Any, method: str, *args: Any) -> Any:
-    """Return what a controller answers, or None when it has ended or doesn't answer."""
-    import ray
-
-    try:
-        return ray.get(getattr(controller, method).remote(*args), timeout=ANSWER_TIMEOUT_S)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        return None

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from infra.cluster.connect import connect, start_actor
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.common.display import wide_console
 from pipeline.control.controller import StageController
+from pipeline.run.controller_client import ControllerClient
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan, TrainingStage
 
@@ -112,7 +113,7 @@ class MeasuredController(StageController, ProcessFacts):
 class Crowd:
     """Some of the simulated workers, or one operator, or rank 0, in a process of its own."""
 
-    def __init__(self, controller: Any) -> None:
+    def __init__(self, controller: ControllerClient) -> None:
         self.controller = controller
 
     def report(self, ranks: Sequence[int], seconds: float) -> int:
@@ -121,25 +122,23 @@ class Crowd:
         while (now := time.perf_counter() - started) < seconds:
             due = int(now * len(ranks))
             for number in range(count, due):
-                self.controller.report.remote(ranks[number % len(ranks)], number, 0.01)
+                self.controller.report(ranks[number % len(ranks)], number, 0.01)
             count = due
             time.sleep(0.005)
         return count
 
     def ask(self, seconds: float, every_s: float) -> list[float]:
         """Ask for the status again and again; return the seconds that each answer took."""
-        return self._timed(seconds, every_s, lambda number: self.controller.status.remote())
+        return self._timed(seconds, every_s, lambda number: self.controller.status())
 
     def decide(self, seconds: float) -> list[float]:
         """Come to a decision point once a second, as rank 0 does; return the seconds that each took."""
-        return self._timed(seconds, 1.0, lambda number: self.controller.decide.remote(progress_at(number * 4096)))
+        return self._timed(seconds, 1.0, lambda number: self.controller.decide(progress_at(number * 4096)))
 
-    def _timed(self, seconds: float, every_s: float, call: Any) -> list[float]:
-        import ray
-
+    def _timed(self, seconds: float, every_s: float, call: Callable[[int], object]) -> list[float]:
         end, times = time.perf_counter() + seconds, list[float]()
         while (started := time.perf_counter()) < end:
-            ray.get(call(len(times)))
+            call(len(times))
             times.append(time.perf_counter() - started)
             time.sleep(max(0.0, every_s - times[-1]))
         return times
@@ -171,24 +170,25 @@ def measure(options: Options) -> Result:
 
     growth = day_growth(options.day_s, options.day_workers) if options.day_s else 0.0
     connect(ClusterConfig(), num_workers=1)
-    controller = start_actor(MeasuredController, _stages(), 2, _no_group, name="run-benchmark")
+    actor = start_actor(MeasuredController, _stages(), 2, _no_group, name="run-benchmark")
+    controller = ControllerClient(actor)
     for rank in range(options.workers):
-        controller.joined.remote(rank, f"node-{rank // 8}")
+        controller.join(rank, f"node-{rank // 8}", "", options.workers)
     crowd = ray.remote(Crowd).options(num_cpus=0, max_concurrency=16)
     ranks = list(range(options.workers))
     reporters = [crowd.remote(controller) for _ in range(2)]
     operators = [crowd.remote(controller) for _ in range(2)]
     rank_0 = crowd.remote(controller)
     ray.get([one.__ray_ready__.remote() for one in (*reporters, *operators, rank_0)])
-    ray.get(controller.decide.remote(progress_at(0)))
-    before, _ = ray.get(controller.usage.remote())
+    controller.decide(progress_at(0))
+    before, _ = ray.get(actor.usage.remote())
     started = time.perf_counter()
     reports = [one.report.remote(ranks[index::2], options.seconds) for index, one in enumerate(reporters)]
     answers = [_asks(operators[index % 2], options) for index in range(options.operators)]
     decided = rank_0.decide.remote(options.seconds)
     status_s = np.concatenate(ray.get(answers))
     decide_s, count = np.array(ray.get(decided)), sum(ray.get(reports))
-    after, rss = ray.get(controller.usage.remote())
+    after, rss = ray.get(actor.usage.remote())
     took = time.perf_counter() - started
     return Result(
         reports_per_s=count / took,

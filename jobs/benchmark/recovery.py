@@ -48,18 +48,16 @@ class Run:
 
         self.last_step_s = 0.0
         self.controller = start_controller(preflight(config))
-        self.ends = self.controller.run.remote()
+        self.ends = self.controller.run()
 
     def wait_for_step(self, after_s: float, *, num_workers: int = 0) -> float:
         """Return when (Unix time) the first step came that a group started after `after_s` has taken.
 
         `last_step_s` is then when the group before it had taken its last one.
         """
-        import ray
-
         deadline = time.monotonic() + GIVE_UP_S
         while time.monotonic() < deadline:
-            status: dict[str, Any] = ray.get(self.controller.status.remote())
+            status: dict[str, Any] = self.controller.status()
             heard_s = time.time() - status["age_s"]
             progress = status["progress"]
             stepped = progress and status["started_s"] > after_s and heard_s > status["started_s"]
@@ -105,8 +103,8 @@ def _timed(run: Run, kill: Callable[[], None]) -> float:
 def _stop(run: Run) -> None:
     import ray
 
-    ray.get(run.controller.ask.remote(Stop()))
-    ray.get(run.ends, timeout=GIVE_UP_S)
+    run.controller.ask(Stop())
+    run.ends.result(GIVE_UP_S)
     ray.shutdown()
 
 

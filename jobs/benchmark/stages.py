@@ -60,14 +60,12 @@ def _config(options: Options, workers: tuple[int, ...]) -> TrainConfig:
 
 
 def _gaps(config: TrainConfig) -> list[float]:
-    import ray
-
     from pipeline.run.launch import start_controller
 
     ready = preflight(config)
     controller = start_controller(ready)
-    status = Follower(wide_console(), ready.config, controller, controller.run.remote()).follow()
-    ray.kill(controller)
+    status = Follower(wide_console(), ready.config, controller, controller.run()).follow()
+    controller.kill()
     results = status["progress"]["stage_results"]
     # The last row is a stage that ended the run; every other one has a stage after it.
     return [after["began_s"] - before["ended_s"] for before, after in pairwise(results) if after]

@@ -7,15 +7,20 @@ import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from infra.redact import last_line
 from jobs.common.cli import operator
 from jobs.common.display import PLAIN_LINE_EVERY_S, POLL_S, progress_line
 from pipeline.config import TrainConfig
+from pipeline.run.controller_client import (
+    ControllerAwayError,
+    ControllerClient,
+    ControllerError,
+    ControllerLostError,
+    RunFuture,
+)
 from pipeline.run.preflight import Preflight
 from pipeline.schedule.decisions import Stop
 
@@ -28,34 +33,32 @@ def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:
         RuntimeError: the run failed.
         ValueError: it could not start.
     """
-    import ray
-
     from pipeline.run.launch import start_controller
 
     controller = start_controller(ready)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
-    follower = Follower(console, ready.config, controller, controller.run.remote())
+    follower = Follower(console, ready.config, controller, controller.run())
     try:
         try:
             return follower.follow()
         except KeyboardInterrupt:
             console.print("stopping with a checkpoint; Ctrl-C again stops at once")
-            ray.get(controller.ask.remote(Stop(asked_by=operator(), reason="Ctrl-C")))
+            controller.ask(Stop(asked_by=operator(), reason="Ctrl-C"))
             return follower.follow()
-    except ray.exceptions.ActorDiedError:
+    except ControllerLostError:
         raise RuntimeError(
             "its controller was lost, with its process or its node; the same command goes on from the newest checkpoint"
         ) from None
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(last_line(error)) from error
+    except ControllerAwayError as error:
+        raise RuntimeError(str(error)) from error
     finally:
-        ray.kill(controller)
+        controller.kill()
 
 
 class Follower:
     """Shows a run's progress and notes: live in a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, config: TrainConfig, controller: Any, run: Any) -> None:
+    def __init__(self, console: Console, config: TrainConfig, controller: ControllerClient, run: RunFuture) -> None:
         self.console, self.config, self.controller, self.run = console, config, controller, run
         self._noted = 0
         self._last_line, self._last_printed = "", 0.0
@@ -64,22 +67,21 @@ class Follower:
         """Show progress until the run ends; return its last status, or raise what it raises. May be called again."""
         live = Live(console=self.console, refresh_per_second=4, transient=True)
         with live if self.console.is_terminal else nullcontext() as shown:
-            while not ray.wait([self.run], timeout=POLL_S)[0]:
-                with suppress(ray.exceptions.ActorUnavailableError):  # for a moment, as on a very busy head
-                    self._show(ray.get(self.controller.status.remote()), shown)
-            with suppress(ray.exceptions.RayError):  # the controller itself may be what was lost
-                self._show_notes(ray.get(self.controller.status.remote()))
+            while not self.run.done(POLL_S):
+                with suppress(ControllerAwayError):  # for a moment, as on a very busy head
+                    self._show(self.controller.status(), shown)
+            with suppress(ControllerError):  # the controller itself may be what was lost
+                self._show_notes(self.controller.status())
             try:
-                status: dict[str, Any] = ray.get(self.run)
-            except ray.exceptions.ActorUnavailableError:  # its answer is lost, but the run goes on
-                status = self._follow_status(shown)
-        return status
+                return self.run.result()
+            except ControllerAwayError:  # its answer is lost, but the run goes on
+                return self._follow_status(shown)
 
     def _follow_status(self, live: Live | None) -> dict[str, Any]:
         """Show progress until the controller says that the run has ended."""
         while True:
-            with suppress(ray.exceptions.ActorUnavailableError):
-                status: dict[str, Any] = ray.get(self.controller.status.remote())
+            with suppress(ControllerAwayError):
+                status = self.controller.status()
                 self._show(status, live)
                 if status["phase"] == "failed":
                     raise RuntimeError(status["error"])

@@ -6,15 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from jobs.common.display import progress_line, titled
+from pipeline.run.controller_client import ControllerClient, ControllerError
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
 
@@ -71,9 +70,8 @@ class Board(tune.Callback):
     def _running_line(self, record: Record) -> str:
         """Ask a trial's controller where it is."""
         try:
-            controller = ray.get_actor(f"{ACTOR_PREFIX}{record.name}", NAMESPACE)
-            status = ray.get(controller.status.remote(), timeout=ASK_TIMEOUT_S)
-        except (ValueError, ray.exceptions.RayError, TimeoutError):
+            status = ControllerClient.of_run(record.name, patience_s=ASK_TIMEOUT_S).status()
+        except ControllerError:
             return "starting, or waiting for a start that it shares" if self._study.shared else "starting"
         line = progress_line(self._study.configure(record.point), status)
         return line.partition(": " if status["progress"] is None else "| ")[2] or line

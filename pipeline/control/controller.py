@@ -15,6 +15,7 @@ from infra.timeouts import call_with_timeout
 from pipeline.control.journal import Journal
 from pipeline.control.node_requests import AskNodes, NodesAhead
 from pipeline.control.pending import PendingDecisions
+from pipeline.control.replies import DecisionReply, JoinReply
 from pipeline.control.status import Board
 from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.schedule.policy import Progress
@@ -176,17 +177,20 @@ class StageController:
 
     # From the workers ------------------------------------------------------------------------------------------------
 
-    def joined(self, rank: int, node: str = "", environment: str = "", world_size: int = 0) -> str:
-        """A rank has started on a node, in this runtime environment. Returns the error that ended the run, if one did:
-        then it must not train.
-        """
+    def join(self, rank: int, node: str = "", environment: str = "", world_size: int = 0) -> JoinReply:
+        """A rank has started on a node, in this runtime environment. Returns all that it needs to train."""
         with self._lock:
             self._environment = environment
             if not self._error:
                 if rank == 0:
                     self._new_group(world_size)
                 self._board.joined(rank, node)
-            return self._error
+            return JoinReply(
+                error=self._error,
+                lease_token=self._lease.token if self._lease is not None else "",
+                tracking_uri=self._tracking_uri,
+                out_of_memory=tuple(self._out_of_memory),
+            )
 
     def on_resume(self, source: str, cursor: int, stage: int, taken_s: float | None = None) -> None:
         """A group begins at this checkpoint, of this Unix time, which may be older than its submission had seen."""
@@ -227,21 +231,9 @@ class StageController:
         """Return the highest cursor that was reported so far, -1 before any."""
         return self._reached
 
-    def lease_token(self) -> str:
-        """Return what the run's lease is known by."""
-        return self._lease.token if self._lease is not None else ""
-
-    def tracking_uri(self) -> str:
-        """Return the address of the MLflow server that operators named last, or an empty text."""
-        return self._tracking_uri
-
     def error(self) -> str:
         """Return the error that ended the run, or an empty text."""
         return self._error
-
-    def taken_over(self) -> bool:
-        """Say whether another submission trains this run now: then nothing of it may be written any more."""
-        return self._taken_over
 
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
@@ -271,22 +263,23 @@ class StageController:
                 self._out_of_memory.append((stage, samples))
         self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: goes on with half of it")
 
-    def out_of_memory(self) -> list[tuple[int, int]]:
-        """Return the passes that didn't fit: (stage, samples) each."""
-        return list(self._out_of_memory)
-
-    def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Take rank 0's progress and say what all ranks do next; nothing: go on."""
+    def decide(self, progress: Progress) -> DecisionReply:
+        """Take rank 0's progress and say what all ranks do next."""
         with self._lock:
             self._board.decided(progress)
             self._reached = max(self._reached, progress.cursor)
-            if self._error or self._stop:
-                return (self._stop or Stop(reason=self._error),)
-            decisions = self._pending.decisions(progress)
-            self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
-            self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
-            self._nodes_ahead.look(progress, self._board.seen)
-            return decisions
+            return DecisionReply(
+                decisions=self._decisions(progress), tracking_uri=self._tracking_uri, taken_over=self._taken_over
+            )
+
+    def _decisions(self, progress: Progress) -> tuple[Decision, ...]:
+        if self._error or self._stop:
+            return (self._stop or Stop(reason=self._error),)
+        decisions = self._pending.decisions(progress)
+        self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
+        self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
+        self._nodes_ahead.look(progress, self._board.seen)
+        return decisions
 
     def failed(self, message: str) -> None:
         """A worker met an error that trying again doesn't cure: the run ends with this message."""

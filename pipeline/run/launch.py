@@ -15,6 +15,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
 from pipeline.control.journal import Journal, JournalWriter, stored_rows
+from pipeline.run.controller_client import ControllerClient
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
 from pipeline.run.worker_group import SegmentRunner, record_failure
@@ -24,7 +25,9 @@ from pipeline.schedule.stages import Segment
 CONFIG_FILE = "config.json"
 
 
-def start_controller(ready: Preflight, *, num_stages: int | None = None, callbacks: tuple[Any, ...] = ()) -> Any:
+def start_controller(
+    ready: Preflight, *, num_stages: int | None = None, callbacks: tuple[Any, ...] = ()
+) -> ControllerClient:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
 
     Args:
@@ -50,7 +53,7 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
         least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
         lack = connect(config.cluster, num_workers=least)
         free_reservations()  # of an earlier submission whose controller was killed
-        controller = start_actor(
+        handle = start_actor(
             StageController,
             config.stages[:count],
             config.cluster.num_workers,
@@ -70,11 +73,12 @@ def start_controller(ready: Preflight, *, num_stages: int | None = None, callbac
     except BaseException:
         lease.release()
         raise
+    controller = ControllerClient(handle)
     if lack:
-        controller.note.remote(lack)
+        controller.note(lack)
     lease.rest()  # from here on the controller renews it
     if not guarded:
-        controller.note.remote(
+        controller.note(
             f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
         )
     return controller

@@ -33,6 +33,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from infra.cluster.prestart import ask_node
+from pipeline.run.controller_client import ControllerClient
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def allowed_count(available: int, low: int, high: int, num_lanes: int) -> int:
 class LanePolicy(ElasticScalingPolicy):
     """Ray's elastic policy with the numbers, the view of the cluster and the way to grow that a run needs."""
 
-    def __init__(self, scaling_config: ScalingConfig, *, num_lanes: int, controller: Any, standby: bool) -> None:
+    def __init__(
+        self, scaling_config: ScalingConfig, *, num_lanes: int, controller: ControllerClient, standby: bool
+    ) -> None:
         super().__init__(scaling_config)
         self.num_lanes, self.controller, self.standby = num_lanes, controller, standby
         self._asked: dict[str, float] = {}
@@ -77,7 +80,7 @@ class LanePolicy(ElasticScalingPolicy):
         if isinstance(decision, ResizeDecision) and decision.num_workers > now:
             here = {worker.metadata.node_id for worker in worker_group_state.workers}
             if not self.standby or self._is_warm(here, decision.num_workers - now):
-                self.controller.on_capacity.remote(now, decision.num_workers)
+                self.controller.on_capacity(now, decision.num_workers)
         return NoopDecision()
 
     def _is_warm(self, here: set[str], more: int) -> bool:
@@ -91,7 +94,7 @@ class LanePolicy(ElasticScalingPolicy):
             for node in ray.nodes():
                 if (name := node["NodeID"]) in new - self._asked.keys():
                     self._asked[name] = time.monotonic()
-                    environment = ray.get(self.controller.environment.remote(), timeout=CALL_TIMEOUT_S)
+                    environment = self.controller.within(CALL_TIMEOUT_S).environment()
                     ask_node(node, environment, min(more, slots[name]))
         except Exception as error:  # it costs a slower start
             log.info("no spare process: %s", error)
@@ -156,7 +159,7 @@ class DrainWatch(WorkerGroupCallback):
     where Ray Train looks after its workers anyway.
     """
 
-    def __init__(self, controller: Any) -> None:
+    def __init__(self, controller: ControllerClient) -> None:
         self.controller = controller
         self._nodes: set[str] = set()
         self._looked_at = float("-inf")
@@ -177,7 +180,7 @@ class DrainWatch(WorkerGroupCallback):
             log.warning("which nodes are about to be taken away is not known now: %s", error)
             return
         for node in leaving:
-            self.controller.on_node_draining.remote(node)
+            self.controller.on_node_draining(node)
 
 
 class GroupTrainer(TorchTrainer):
@@ -188,7 +191,9 @@ class GroupTrainer(TorchTrainer):
     its job, and a run whose Ray Train controller is lost ends its job; `free_reservations` removes the rest.
     """
 
-    def __init__(self, *arguments: Any, num_lanes: int, controller: Any, standby: bool, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, num_lanes: int, controller: ControllerClient, standby: bool, **named: Any
+    ) -> None:
         super().__init__(*arguments, **named)
         self.num_lanes, self.controller, self.standby = num_lanes, controller, standby
 
@@ -207,10 +212,10 @@ class GroupTrainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, unused)] + [DrainWatch(self.controller)]
 
 
-def _reached(controller: Any) -> int:
+def _reached(controller: ControllerClient) -> int:
     """Return the highest cursor that a run's controller knows of."""
     try:
-        return int(ray.get(controller.reached.remote(), timeout=CALL_TIMEOUT_S))
+        return controller.within(CALL_TIMEOUT_S).reached()
     except Exception as error:  # then the run's controller is gone, and the run with it
         log.warning("the run's controller doesn't answer: %s", error)
         return -1

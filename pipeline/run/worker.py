@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import ray
 import ray.train
@@ -22,11 +21,13 @@ from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import find_start
 from pipeline.config import TrainConfig
+from pipeline.control.replies import JoinReply
+from pipeline.run.controller_client import ControllerClient
 from pipeline.run.log_relay import relay_log
 from pipeline.run.provenance import machine, recorded_config, run_fingerprint, versions
 from pipeline.run.worker_hooks import WorkerHooks
 from pipeline.schedule.decisions import NewGroup, Stop
-from pipeline.training.distributed import gathered
+from pipeline.training.distributed import agreed, gathered
 from pipeline.training.memory import OutOfMemoryError
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
@@ -46,10 +47,10 @@ FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
 
-def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_stages: int = 0) -> None:
+def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: int, report_stages: int = 0) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
-    An error that trying again doesn't cure is told to the controller (an actor's handle), which ends the run. One that
+    An error that trying again doesn't cure is told to the controller, which ends the run. One that
     may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train
     hears of the ends of the first `report_stages` stages.
     """
@@ -59,25 +60,28 @@ def train_worker(config: TrainConfig, controller: Any, last_stage: int, report_s
     log_as_json(run=config.name, rank=rank)
     node = ray.get_runtime_context().get_node_id()
     world_size = ray.train.get_context().get_world_size()
-    if ray.get(controller.joined.remote(rank, node, current_environment(), world_size)):
+    joined = controller.join(rank, node, current_environment(), world_size)
+    if joined.error:
         return
     try:
-        _train(config, controller, last_stage, rank, report_stages)
+        _train(config, controller, joined, last_stage, rank, report_stages)
     except PASSING as error:
-        controller.note.remote(f"tries again in a new worker group: {error}")
+        controller.note(f"tries again in a new worker group: {error}")
         raise
     except OutOfMemoryError as error:  # the other ranks wait for this one: all start anew, with smaller passes
-        ray.get(controller.ran_out_of_memory.remote(error.stage, error.limit))
+        controller.ran_out_of_memory(error.stage, error.limit)
         raise
     except ValueError as error:  # what a user can cure: data, storage, a loss that isn't finite
-        ray.get(controller.failed.remote(str(error)))
+        controller.failed(str(error))
         raise
 
 
-def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, report_stages: int) -> None:
+def _train(
+    config: TrainConfig, controller: ControllerClient, joined: JoinReply, last_stage: int, rank: int, report_stages: int
+) -> None:
     torch.manual_seed(config.seed)
     for package in ("datasets", "infra.storage"):
-        relay_log(package, controller.note.remote)
+        relay_log(package, controller.note)
     context = ray.train.get_context()
     manifest, val = check_data(
         config.data,
@@ -96,8 +100,8 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
     if rank == 0:
         for line in notes:
             log.info(line)
-            controller.note.remote(line)
-    hooks = WorkerHooks(config, controller, storage, rank, report_stages)
+            controller.note(line)
+    hooks = WorkerHooks(config, controller, joined, storage, rank, report_stages)
     if hooks.tracker is not None:
         found_by = run_fingerprint(config, train=data, val=val.fingerprint)
         hooks.tracker.set_tags({FINGERPRINT_TAG: found_by})
@@ -124,12 +128,12 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
         if rank == 0:
             state = trainer.state
             taken_s = start.facts.get("taken_s")  # older versions didn't write it
-            controller.on_resume.remote(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
+            controller.on_resume(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
     if config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
     if len(set(gathered(trainer.state.cursor))) > 1:
         raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
-    trainer.progress.lower_limits(ray.get(controller.out_of_memory.remote()), context.get_world_size())
+    trainer.progress.lower_limits(agreed(joined.out_of_memory, trainer.device), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
     except ValueError as error:
@@ -140,4 +144,4 @@ def _train(config: TrainConfig, controller: Any, last_stage: int, rank: int, rep
     going_on = isinstance(decision, NewGroup) or not done
     hooks.close("KILLED" if isinstance(decision, Stop) else None if going_on else "FINISHED")
     if rank == 0:
-        ray.get(controller.ended.remote(decision))
+        controller.ended(decision)

@@ -39,11 +39,12 @@ class SegmentRunner:
         from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import LoggingConfig
 
+        from pipeline.run.controller_client import ControllerClient
         from pipeline.run.ray_policies import GroupTrainer
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
         scratch = tempfile.mkdtemp(prefix="ray-train-")
-        controller = ray.get_runtime_context().current_actor
+        controller = ControllerClient(ray.get_runtime_context().current_actor)
         trainer = GroupTrainer(
             train_entry,
             num_lanes=self.num_lanes,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ray
 import ray.train
 from torch import Tensor
 
@@ -20,6 +19,8 @@ from pipeline.checkpoint.async_writer import Saver, SaverStoppedError
 from pipeline.checkpoint.catalog import describe_checkpoints
 from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
+from pipeline.control.replies import JoinReply
+from pipeline.run.controller_client import ControllerClient
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
 from pipeline.run.summary import checkpoint_table, decision_table, describe, format_decision, stage_report, summary
@@ -36,18 +37,24 @@ class WorkerHooks(TrainHooks):
     """What a rank tells the controller, MLflow and storage."""
 
     def __init__(
-        self, config: TrainConfig, controller: Any, storage: Storage, rank: int, report_stages: int = 0
+        self,
+        config: TrainConfig,
+        controller: ControllerClient,
+        joined: JoinReply,
+        storage: Storage,
+        rank: int,
+        report_stages: int = 0,
     ) -> None:
         self.controller, self.rank, self.num_stages = controller, rank, len(config.stages)
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
-        self.tracking_uri = ray.get(controller.tracking_uri.remote()) or config.tracking.uri
+        self.tracking_uri = joined.tracking_uri or config.tracking.uri
         tracking = replace(config.tracking, uri=self.tracking_uri)
         self.tracker = Tracker(tracking, config.name, storage=storage) if rank == 0 else None
         if self.tracker is not None:
             own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
             self.tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
             self.tracker.set_description(describe(config))
-        self.lease = Lease(storage, token=ray.get(controller.lease_token.remote()))
+        self.lease = Lease(storage, token=joined.lease_token)
         self.saver = Saver(storage, config.checkpoint, self)
         self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
 
@@ -69,24 +76,23 @@ class WorkerHooks(TrainHooks):
         """Queue a row of metrics for MLflow; tell where they can be seen."""
         assert self.tracker is not None
         if self.tracker.url:
-            self.controller.note.remote(f"MLflow run {self.tracker.url}")  # the same line is not repeated
+            self.controller.note(f"MLflow run {self.tracker.url}")  # the same line is not repeated
         self.tracker.log_metrics(metrics, step=cursor)
 
     def reported(self, cursor: int, wait_share: float) -> None:
         """Tell the controller how far this rank is, without waiting for an answer."""
-        self.controller.report.remote(self.rank, cursor, wait_share)
+        self.controller.report(self.rank, cursor, wait_share)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
         """Ask the controller, also for the MLflow server's address: an operator may have named another one."""
         assert self.tracker is not None
-        decisions: tuple[Decision, ...]
-        decisions, uri = ray.get([self.controller.decide.remote(progress), self.controller.tracking_uri.remote()])
-        if uri and uri != self.tracking_uri:
-            self.tracking_uri = uri
-            self.tracker.set_uri(uri)
-        if isinstance(leaving(decisions), Stop) and ray.get(self.controller.taken_over.remote()):
+        reply = self.controller.decide(progress)
+        if reply.tracking_uri and reply.tracking_uri != self.tracking_uri:
+            self.tracking_uri = reply.tracking_uri
+            self.tracker.set_uri(reply.tracking_uri)
+        if isinstance(leaving(reply.decisions), Stop) and reply.taken_over:
             self.tracker.abandon()
-        return decisions
+        return reply.decisions
 
     def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
@@ -123,8 +129,8 @@ class WorkerHooks(TrainHooks):
 
         A run that has ended, as by losing its lease to another submission, makes no checkpoint whole any more.
         """
-        if error := ray.get(self.controller.error.remote()):
-            raise SaverStoppedError(error)
+        if ended := self.controller.error():
+            raise SaverStoppedError(ended)
         try:
             self.lease.check()  # the controller may not have heard of it yet
         except LeaseError as error:
@@ -135,7 +141,7 @@ class WorkerHooks(TrainHooks):
     def saved(self, uri: str, cursor: int) -> None:
         """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
         log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
-        self.controller.saved.remote(uri, cursor)
+        self.controller.saved(uri, cursor)
         if self.tracker is not None:
             self.tracker.set_tags({"checkpoint": uri})
 
@@ -148,11 +154,11 @@ class WorkerHooks(TrainHooks):
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""
         log.warning(line)
-        self.controller.not_saved.remote(line)
+        self.controller.not_saved(line)
 
     def gave_up(self, line: str) -> None:
         """End the run with this line."""
-        ray.get(self.controller.failed.remote(line))
+        self.controller.failed(line)
 
     def close(self, status: str | None, timeout: float | None = None) -> None:
         """Wait for what is still on its way; end the MLflow run with `status`, or leave it running for the next.
@@ -162,7 +168,7 @@ class WorkerHooks(TrainHooks):
         self.saver.wait(timeout)
         if self.tracker is None:
             return
-        if ray.get(self.controller.error.remote()):
+        if self.controller.error():
             status = "FAILED"
         if status is not None:
             self.tracker.close(status)

@@ -7,9 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
-from infra.cluster.discovery import controllers
+from pipeline.run.controller_client import ControllerClient, find_controllers
 from pipeline.schedule.decisions import Stop
 from pipeline.sweep.config import is_of_study
 
@@ -63,20 +62,20 @@ class Stopper:
         self._stop.set()
 
     def _tell(self) -> None:
-        told: set[Any] = set()
+        told: set[str] = set()
         while not self._over.wait(AGAIN_S):
             if not (self.stopping or self._ended):
                 continue
             for name, controller in _controllers().items():
                 meant = name in self._ended or (self.stopping and is_of_study(name, self._study))
-                if meant and controller._actor_id not in told:
-                    told.add(controller._actor_id)
-                    controller.ask.remote(Stop(asked_by=self._study))
+                if meant and controller.actor_id not in told:
+                    told.add(controller.actor_id)
+                    controller.request(Stop(asked_by=self._study))
 
 
-def _controllers() -> dict[str, Any]:
+def _controllers() -> dict[str, ControllerClient]:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
-        return controllers()
+        return find_controllers()
     return {}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
@@ -26,6 +25,7 @@ from infra.tracking.tracker import end_record
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
+from pipeline.run.controller_client import ControllerClient, ControllerError, RunFuture
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import Preflight, preflight
 from pipeline.run.summary import stage_report
@@ -57,8 +57,8 @@ class TrialOrder:
     """Starts that are runs of their own."""
 
 
-_running: list[tuple[Any, Any]] = []
-"""The run of this process: its controller and what `run` will return."""
+_running: list[tuple[ControllerClient, RunFuture]] = []
+"""The run of this process: its controller, and its end."""
 
 
 def train_trial(parameters: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def _wait_until_told(callback: TuneReportCallback) -> None:
     time.sleep(WAIT_S)
 
 
-def _started(ready: Preflight, num_stages: int, callback: TuneReportCallback) -> Any:
+def _started(ready: Preflight, num_stages: int, callback: TuneReportCallback) -> ControllerClient:
     """Start a run; wait for what is left of this trial's earlier actor, if it was killed, to be gone."""
     give_up = time.monotonic() + GONE_S
     while True:
@@ -155,24 +155,24 @@ def _started(ready: Preflight, num_stages: int, callback: TuneReportCallback) ->
             time.sleep(WAIT_S)
 
 
-def run_to_end(controller: Any) -> dict[str, Any]:
+def run_to_end(controller: ControllerClient) -> dict[str, Any]:
     """Run a controller; return its last status."""
-    run = controller.run.remote()
+    run = controller.run()
     _running[:] = [(controller, run)]
     try:
-        return ray.get(run)
+        return run.result()
     finally:
         _running.clear()
-        ray.kill(controller)
+        controller.kill()
 
 
 def stop_running() -> None:
     """Stop this process's run at its next decision point, and wait for its checkpoint."""
     for controller, run in tuple(_running):
         try:
-            ray.get(controller.ask.remote(Stop(asked_by="the sweep")))
-            ray.wait([run], timeout=STOP_S)
-        except ray.exceptions.RayError:
+            controller.ask(Stop(asked_by="the sweep"))
+            run.done(STOP_S)
+        except ControllerError:
             continue  # it has ended
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.schedule.decisions import Decision
+Agreed = TypeVar("Agreed")
 
 
 def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
@@ -47,15 +48,15 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def agreed(decisions: tuple[Decision, ...], device: torch.device) -> tuple[Decision, ...]:
-    """Return rank 0's decisions on every rank."""
+def agreed(values: tuple[Agreed, ...], device: torch.device) -> tuple[Agreed, ...]:
+    """Return rank 0's values on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return decisions
-    count = torch.tensor(len(decisions), device=device)
+        return values
+    count = torch.tensor(len(values), device=device)
     dist.broadcast(count, src=0)
     if not int(count):
         return ()
-    box = [decisions]
+    box = [values]
     dist.broadcast_object_list(box, src=0, device=device)
     return box[0]
 

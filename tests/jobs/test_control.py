@@ -17,6 +17,7 @@ from rich.console import Console
 from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
 from pipeline.control.controller import StageController
+from pipeline.run.controller_client import ControllerClient
 from pipeline.run.summary import decision_table
 from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.schedule.policy import Progress
@@ -85,8 +86,8 @@ def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> Non
     controller = StageController((stage(), stage()), 2, lambda segment: None, about={"name": "fake"})
     assert "fake: starting" in shown(controller.status())
     spans = (StageSpan(0, stage(2), 0, 120), StageSpan(1, stage((1, 4), image_size=64), 120, 240))  # type: ignore[arg-type]
-    controller.joined(0, "a")
-    controller.joined(1, "b")
+    controller.join(0, "a")
+    controller.join(1, "b")
     controller.saved("runs/fake/checkpoints/24", 24)
     metrics = {"train/images_per_s": 24.0, "train/loss": 1.25, "train/data_wait_share": 0.25, "val/accuracy": 0.5}
     result = {"samples": 48, "train_s": 2.0, "eval_s": 0.0, "val/accuracy": 0.5}
@@ -134,7 +135,7 @@ def test_the_view_has_a_column_for_each_thing_that_a_stage_changes_and_no_other(
 
 
 @pytest.fixture
-def waiting_run(ray_cluster: None) -> Iterator[tuple[str, Any]]:
+def waiting_run(ray_cluster: None) -> Iterator[tuple[str, ControllerClient]]:
     """A run's controller as an actor on the tests' cluster, and the cluster's address."""
     import ray
 
@@ -144,8 +145,9 @@ def waiting_run(ray_cluster: None) -> Iterator[tuple[str, Any]]:
     actor = (
         ray.remote(StageController).options(**options).remote((stage(), stage()), 2, _never, about={"name": "waiting"})
     )
-    ray.get(actor.joined.remote(0, "node"))
-    yield ray.get_runtime_context().gcs_address, actor
+    controller = ControllerClient(actor)
+    controller.join(0, "node", "", 1)
+    yield ray.get_runtime_context().gcs_address, controller
     ray.kill(actor)
 
 
@@ -159,10 +161,8 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_is_found_and_told_from_another_process(waiting_run: tuple[str, Any]) -> None:
-    import ray
-
-    address, actor = waiting_run
+def test_a_run_is_found_and_told_from_another_process(waiting_run: tuple[str, ControllerClient]) -> None:
+    address, controller = waiting_run
     told = job("jobs.control", "waiting", "set", "lr-scale", "0.5", "--address", address, "--reason", "too noisy")
     assert told.returncode == 0, told.stderr
     assert "set lr_scale to 0.5: at the next decision point" in told.stdout
@@ -172,7 +172,8 @@ def test_a_run_is_found_and_told_from_another_process(waiting_run: tuple[str, An
     assert status["phase"] == "training"
     assert "set lr_scale to 0.5 (asked by " in status["pending"][0]
     now = Progress(cursor=24, stage=0, spans=(StageSpan(0, stage(), 0, 120),), samples_per_epoch=120, num_workers=1)
-    (decision,) = ray.get(actor.decide.remote(now))
+    (decision,) = controller.decide(now).decisions
+    assert isinstance(decision, SetField)
     assert (decision.value, decision.reason) == (0.5, "too noisy")
     unknown = job("jobs.control", "nobody", "stop", "--address", address)
     assert (unknown.returncode, unknown.stdout) == (2, "")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from jobs.common.cli import operator
+from pipeline.run.controller_client import ControllerClient, ControllerError
 from tests.support.shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,15 +53,13 @@ class LiveRun:
 
     def wait_for(self, told: str, reached: Callable[[dict[str, Any]], bool], timeout: float = 120) -> None:
         """Wait until the controller's status is as told."""
-        import ray
-
         deadline = time.monotonic() + timeout
         while True:
             assert self.process.poll() is None, self.output.read_text()
             try:
-                if reached(ray.get(ray.get_actor(f"{ACTOR_PREFIX}live", NAMESPACE).status.remote())):
+                if reached(ControllerClient.of_run("live").status()):
                     return
-            except ValueError:
+            except ControllerError:
                 pass  # it has no controller yet
             assert time.monotonic() < deadline, f"{told}:\n{self.output.read_text()}"
             time.sleep(0.1)

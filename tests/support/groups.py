@@ -81,7 +81,7 @@ class FakeGroup:
                 self.loses = 10**9
 
     def _train(self, segment: Segment) -> None:
-        if self.controller.joined(0, "node"):
+        if self.controller.join(0, "node").error:
             return
         progress = TrainingProgress(self.config, EPOCH)
         progress.restore(self.saved)
@@ -93,7 +93,7 @@ class FakeGroup:
             if progress.state.cursor % EPOCH == 0 and not progress.paused:
                 progress.evaluated({"val/loss": self.val_loss(progress.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
                 progress.state.evaluations[-1]["train/loss"] = 1.0
-            decisions = self.controller.decide(progress.report({}, 2))
+            decisions = self.controller.decide(progress.report({}, 2)).decisions
             for decision in decisions:
                 self.decisions.append((progress.state.cursor, decision))
                 progress.carry_out(decision)

@@ -21,8 +21,8 @@ DASHBOARD = Path(__file__).resolve().parents[3] / "infra" / "grafana" / "crescen
 def training() -> dict[str, Any]:
     """The status of a run that trains, as a controller gives it."""
     controller = StageController((stage(), stage()), 2, lambda segment: None, about={"name": "measured"})
-    controller.joined(0, "a")
-    controller.joined(1, "b")
+    controller.join(0, "a")
+    controller.join(1, "b")
     controller.saved("runs/measured/checkpoints/24", 24)
     controller.not_saved("a checkpoint waits for storage")
     metrics = {"train/images_per_s": 48.0, "train/loss": 1.25, "train/data_wait_share": 0.25}

@@ -119,10 +119,12 @@ def test_a_stop_whose_group_dies_before_it_ends_still_stops_the_run() -> None:
     def train_twice(segment: Segment) -> None:
         if not original:
             original.append(1)
-            group.controller.joined(0)
+            group.controller.join(0)
             group.controller.ask(Stop())
-            assert isinstance(group.controller.decide(progress(24, 0))[0], Stop)
-        assert isinstance(group.controller.decide(progress(24, 0))[0], Stop)  # the next group's first decision point
+            assert isinstance(group.controller.decide(progress(24, 0)).decisions[0], Stop)
+        assert isinstance(
+            group.controller.decide(progress(24, 0)).decisions[0], Stop
+        )  # the next group's first decision point
 
     group.controller = StageController((stage(),), 2, train_twice)
     assert group.controller.run()["phase"] == "stopped"
@@ -222,7 +224,7 @@ def test_the_answer_comes_at_once_and_says_when() -> None:
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=1)
     assert controller.ask(NextStage()) == "next stage: at the next decision point, after the start (stage 2 of 3)"
     assert controller.ask(Resume()) == "the run isn't paused"
-    assert [one.kind for one in controller.decide(progress(144, 1))] == ["next_stage"]
+    assert [one.kind for one in controller.decide(progress(144, 1)).decisions] == ["next_stage"]
     controller.decide(progress(168, 1))
     assert "in about 1 s" in controller.ask(Stop())
 
@@ -368,7 +370,7 @@ def test_an_error_that_cannot_be_cured_by_trying_again_ends_the_run() -> None:
     with pytest.raises(RuntimeError, match="shard 3 is damaged"):
         group.run((stage(1), stage(2)))
     assert len(group.fitted) == 1
-    assert group.controller.joined(1) == "shard 3 is damaged"  # what a restarted group is told
+    assert group.controller.join(1).error == "shard 3 is damaged"  # what a restarted group is told
 
 
 class FailingGroup(FakeGroup):
@@ -418,7 +420,7 @@ def test_a_run_that_was_taken_over_ends_and_leaves_the_record_alone() -> None:
     with pytest.raises(RuntimeError, match="taken over"):
         group.run((stage(), stage()), record_failure=lambda uri: ended.append("FAILED"))
     assert group.told[-1] == (72, "stop")
-    assert group.controller.taken_over()
+    assert group.controller.decide(progress(96, 0)).taken_over
     assert ended == []
 
 
@@ -426,7 +428,7 @@ def test_out_of_memory_is_told_to_the_next_group_once() -> None:
     controller = StageController((stage(),), 2, lambda segment: None)
     for _ in range(2):  # two ranks meet it
         controller.ran_out_of_memory(1, 48)
-    assert controller.out_of_memory() == [(1, 48)]
+    assert controller.join(0).out_of_memory == ((1, 48),)
     assert "48 samples" in controller.status()["notes"][0]
 
 
@@ -475,7 +477,7 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
 
     stages: tuple[TrainingStage, ...] = (stage(2), stage(8))
     controller = StageController(stages, 2, lambda segment: None, ask_nodes=ask_nodes, ask_ahead_s=3.0)
-    controller.joined(0)
+    controller.join(0)
     controller.decide(progress(24, 0, 2, (2, 8)))  # 96 samples at 24 a second: 4 s to go
     assert not there.wait(0.05)
     controller.decide(progress(48, 0, 2, (2, 8)))
@@ -494,7 +496,7 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
 
 def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from() -> None:
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=2)
-    controller.joined(0, "node")
+    controller.join(0, "node")
     controller.on_resume("s3://runs/one", 144, 1)  # the newest one was damaged
     assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
     assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
@@ -514,7 +516,7 @@ def test_status_before_the_first_decision() -> None:
 def test_status_tells_the_workers_the_checkpoint_and_the_time_that_is_left() -> None:
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None)
     for rank in range(3):
-        controller.joined(rank, f"node-{rank // 2}")
+        controller.join(rank, f"node-{rank // 2}")
         controller.report(rank, 48 if rank != 1 else 24, wait_share=0.1 * rank)
     controller.saved("runs/fake/checkpoints/24", 24)
     controller.decide(progress(48, 0))
@@ -526,7 +528,7 @@ def test_status_tells_the_workers_the_checkpoint_and_the_time_that_is_left() -> 
     assert status["checkpoint"]["cursor"] == 24
     assert 0 <= status["checkpoint"]["age_s"] < 60
     assert status["left_s"] == [3.0, 5.0, 5.0]  # at 24 images a second
-    controller.joined(0, "node-9")  # another group: the old one's workers are forgotten
+    controller.join(0, "node-9")  # another group: the old one's workers are forgotten
     assert controller.status()["workers"]["count"] == 1
 
 
@@ -547,6 +549,6 @@ def test_the_time_left_counts_pixels_and_workers() -> None:
 def test_a_new_group_is_no_decision_of_an_operator() -> None:
     controller = StageController((stage(),), 2, lambda segment: None)
     controller.on_capacity(1, 2)
-    controller.joined(0)  # it started with more already
-    assert controller.decide(progress(24, 0)) == ()
-    assert not any(isinstance(one, NewGroup) for one in controller.decide(progress(48, 0)))
+    controller.join(0)  # it started with more already
+    assert controller.decide(progress(24, 0)).decisions == ()
+    assert not any(isinstance(one, NewGroup) for one in controller.decide(progress(48, 0)).decisions)

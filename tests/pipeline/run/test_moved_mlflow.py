@@ -15,6 +15,7 @@ import pytest
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from pipeline.config import TrainerConfig
+from pipeline.run.controller_client import ControllerClient
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import preflight
 from pipeline.schedule.decisions import Stop
@@ -54,10 +55,10 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
     )
     controller = start_controller(preflight(config))
     try:
-        running = controller.run.remote()
+        running = controller.run()
         _wait(controller, lambda status: f"MLflow run {old.url}" in " ".join(status["notes"]))
         old.kill()
-        cursor = _cursor(ray.get(controller.status.remote()))
+        cursor = _cursor(controller.status())
         _wait(controller, lambda status: _cursor(status) > cursor)  # rows wait now
         new.start()
         address = ray.get_runtime_context().gcs_address
@@ -66,10 +67,10 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
         assert told.returncode == 0, told.stderr
         assert f"moved: the record goes on at {new.url} from the next decision point" in told.stdout
         _wait(controller, lambda status: f"MLflow run {new.url}" in " ".join(status["notes"]))
-        ray.get(controller.ask.remote(Stop()))
-        cursor = _cursor(ray.get(running))
+        controller.ask(Stop())
+        cursor = _cursor(running.result())
     finally:
-        ray.kill(controller)
+        controller.kill()
     _check_record(new.url, cursor)
 
 
@@ -90,10 +91,8 @@ def _cursor(status: dict[str, Any]) -> int:
     return status["progress"]["cursor"] if status["progress"] else 0
 
 
-def _wait(controller: Any, reached: Callable[[dict[str, Any]], bool]) -> None:
-    import ray
-
+def _wait(controller: ControllerClient, reached: Callable[[dict[str, Any]], bool]) -> None:
     deadline = time.monotonic() + 200
-    while not reached(ray.get(controller.status.remote())):
+    while not reached(controller.status()):
         assert time.monotonic() < deadline
         time.sleep(0.2)

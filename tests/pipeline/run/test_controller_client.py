@@ -1,0 +1,95 @@
+"""The typed client of a run's controller: the type checker knows its calls, and Ray's errors come as its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.control.controller import StageController
+from pipeline.run.controller_client import ControllerAwayError, ControllerClient, ControllerLostError, find_controllers
+from pipeline.schedule.decisions import Stop
+from tests.support.groups import stage
+
+ROOT = Path(__file__).resolve().parents[3]
+CLIENT = ROOT / "pipeline/run/controller_client.py"
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        ("_start(StageController.saved, uri, cursor)", "_start(StageController.checkpoint_saved, uri, cursor)"),
+        ("_start(StageController.saved, uri, cursor)", "_start(StageController.saved, cursor, uri)"),
+        ("_wait(StageController.environment)", "_wait(StageController.reached)"),
+    ],
+    ids=["another name", "other arguments", "another answer"],
+)
+def test_a_call_that_the_controller_does_not_take_fails_the_type_checker(call: str, wrong: str, tmp_path: Path) -> None:
+    source = CLIENT.read_text()
+    assert call in source
+    changed = tmp_path / "changed_client.py"
+    changed.write_text(source.replace(call, wrong))
+    check = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "--config-file", str(ROOT / "pyproject.toml")]
+    checked = subprocess.run([*check, str(changed)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert f"changed_client.py:{source[: source.index(call)].count(chr(10)) + 1}: error" in checked.stdout
+
+
+class SlowController(StageController):
+    """Waits in one call until the test ends."""
+
+    def environment(self) -> str:
+        threading.Event().wait()
+        return ""
+
+
+@pytest.fixture
+def controller(ray_cluster: None) -> Iterator[ControllerClient]:
+    from infra.cluster.connect import start_actor
+
+    client = ControllerClient(start_actor(SlowController, (stage(),), 2, lambda segment: None, name="run-called"))
+    yield client
+    client.kill()
+
+
+def _tell(client: ControllerClient) -> str:
+    client.note("from afar")
+    return client.ask(Stop())
+
+
+def test_a_client_works_from_every_process_and_says_what_is_wrong(controller: ControllerClient) -> None:
+    import ray
+
+    assert "stop: at the next decision point" in ray.get(ray.remote(num_cpus=0)(_tell).remote(controller))
+    assert find_controllers()["called"].status()["notes"] == ["from afar"]
+    assert find_controllers()["called"].actor_id == controller.actor_id
+    joined = controller.join(1, "node", "", 2)
+    assert (joined.error, joined.tracking_uri, joined.out_of_memory) == ("", "", ())
+    with pytest.raises(ControllerAwayError, match="no answer for 1 s"):
+        controller.within(1).environment()
+    run = controller.run()
+    assert run.result(60)["phase"] == "finished"
+    assert run.done(0)
+    controller.kill()
+    with pytest.raises(ControllerLostError, match="the run's controller was lost"):
+        controller.status()
+    with pytest.raises(ControllerLostError, match="nobody has no controller"):
+        ControllerClient.of_run("nobody")
+
+
+def test_a_run_that_fails_says_why(ray_cluster: None) -> None:
+    from infra.cluster.connect import start_actor
+
+    def fails(segment: object) -> None:
+        raise ValueError("shard 3 is damaged")
+
+    client = ControllerClient(start_actor(StageController, (stage(),), 2, fails, name="run-failing"))
+    try:
+        with pytest.raises(RuntimeError, match=r"^shard 3 is damaged$"):
+            client.run().result(60)
+    finally:
+        client.kill()
