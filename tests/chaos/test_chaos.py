@@ -37,7 +37,7 @@ def check_kills(said: str, kills: int) -> None:
     assert found == {"kills": kills} | {kind: share for kind, share in shares.items() if share}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_run_whose_every_part_is_killed_ends_bit_for_bit_as_one_that_was_not() -> None:
     said = chaos(5, "--no-elastic")
@@ -45,7 +45,7 @@ def test_a_run_whose_every_part_is_killed_ends_bit_for_bit_as_one_that_was_not()
     assert "equal bit for bit" in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_run_of_one_to_two_workers_whose_every_part_is_killed_loses_and_doubles_nothing() -> None:
     said = chaos(6, "--no-fixed", "--steps-a-kill", "40")  # training goes on while a node starts, which takes a while

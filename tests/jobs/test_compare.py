@@ -244,7 +244,7 @@ def test_how_a_comparison_ended_is_on_record_without_passwords(
     assert "secret" not in seen[0] + run.data.params["command"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_comparison_trains_reports_and_is_reused(

@@ -103,7 +103,7 @@ def _in_stage(number: int) -> Callable[[dict[str, Any]], bool]:
     return reached
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_run_that_trains_is_watched_and_told_what_to_do(ray_cluster: None, sqlite_uri: str, tmp_path: Path) -> None:
     import ray

@@ -27,14 +27,14 @@ def test_an_unknown_model_is_one_clear_error() -> None:
         main(["efficientnet_b9"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_all_models_and_the_papers_fused_table_are_listed() -> None:
     names = [row.name for row in measure_all()]
     assert len(names) == len(set(names))
     assert sum("fused" in name for name in names) == len(PUBLISHED_FUSED_B4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_logits_are_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check-logits", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

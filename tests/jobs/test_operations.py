@@ -178,7 +178,7 @@ def check_secrets_are_nowhere(stack: Stack, said: str) -> None:
     assert [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("stack")
 def test_rays_own_commands_submit_and_list_jobs() -> None:
     plan = ["python", "-m", "jobs.plan", *flags("planned")]
@@ -190,7 +190,7 @@ def test_rays_own_commands_submit_and_list_jobs() -> None:
     assert "jobs.plan" in listed.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_doctor_finds_all_well_or_says_what_is_not(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     well = start("doctor", *flags("checked"))
     said = well.communicate(timeout=200)[0]

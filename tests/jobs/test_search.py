@@ -16,7 +16,7 @@ from tests.support.killing import run_until
 from tests.support.shards import write_shards
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(

@@ -75,7 +75,7 @@ def test_a_dry_run_prints_the_tree_and_writes_nothing(
     assert not [path for path in (place / "dry").rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished(

@@ -125,7 +125,7 @@ def _lose_a_row(place: Path, name: str) -> None:
     assert not tracker.close("FINISHED", 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: Path) -> None:
     first = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
@@ -146,7 +146,7 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: 
     assert "seed: 0 -> 1" in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: Path) -> None:
     ended = run(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")
@@ -157,7 +157,7 @@ def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: 
     assert not (place / "runs" / "diverged" / ".lease").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_it_is_back(place: Path) -> None:
     patience = ("--checkpoint.give-up-s", "2")

@@ -88,7 +88,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_autoscaler_is_asked_for_the_nodes_that_a_stage_lacks(address: str) -> None:
     command = [sys.executable, "-c", ASK, address]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:

@@ -94,7 +94,7 @@ def output(process: subprocess.Popen[str]) -> str:
     return text
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_run_outlives_the_loss_of_a_node(hosts: Hosts) -> None:
     ray, config = str(BIN / "ray"), str(cluster_file(hosts))

@@ -74,7 +74,7 @@ def test_without_its_settings_it_says_which(tmp_path: Path) -> None:
         settings({"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "x" * 12}, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_with_a_password_is_kept_in_postgresql_and_s3(
     postgres: PostgresServer, s3_server: S3Server, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_a_hanging_server_holds_up_nothing_and_doubles_nothing(
     assert sum("training goes on" in text for text in warnings) == sum("is sent" in text for text in warnings) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_server_killed_and_restarted_gets_each_metric_once(
     config: TrackingConfig, storage: Storage, mlflow_server: MlflowServer
 ) -> None:
@@ -234,7 +234,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_training_process_loses_and_doubles_nothing(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     first = start_training(mlflow_server.url, tmp_path, 2600)
     read_until(first, 1210)
@@ -394,7 +394,7 @@ def test_system_metrics_go_on_counting_after_a_resume(sqlite_uri: str, storage: 
     assert len(steps) > 4
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_may_make_the_same_new_sqlite_file(tmp_path: Path) -> None:
     code = (
         "from infra.tracking.config import TrackingConfig, prepare\n"

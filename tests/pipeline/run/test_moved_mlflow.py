@@ -36,7 +36,7 @@ def servers(tmp_path: Path) -> Iterator[tuple[MlflowServer, MlflowServer]]:
         server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(

@@ -86,7 +86,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         yield started
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(850)
 def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_path: Path) -> None:
     run = Run(tmp_path, nodes.address)

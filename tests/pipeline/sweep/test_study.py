@@ -150,7 +150,7 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
     assert result.records == before == read_records(study.storage)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_else(
@@ -193,7 +193,7 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
     assert runs["asha-002"] == "KILLED"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_whose_worker_is_killed_is_tried_again_from_its_checkpoint(

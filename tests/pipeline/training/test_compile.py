@@ -18,7 +18,7 @@ from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_all_stages_are_compiled_before_the_first_step_and_nothing_of_it_stays(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +70,7 @@ def _rank(rank: int, config: TrainConfig, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_compile_ahead_without_waiting_for_each_other(make_config: MakeConfig, tmp_path: Path) -> None:
     base = make_config()
     stages = tuple(replace(stage, epochs=0.5) for stage in base.stages)
