@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from datasets.transforms.formats import IMAGE_EXTENSIONS, is_image_name
 from jobs.common.cli import parse, run_main
 from jobs.common.display import wide_console
 
 if TYPE_CHECKING:
     from pipeline.inference.predictor import Prediction, Predictor
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +84,9 @@ def image_files(path: Path) -> list[Path]:
         ValueError: there is no such file, or no image in the folder.
     """
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(file for file in path.iterdir() if is_image_name(file.name))
         if not found:
-            raise ValueError(f"{path}: no image files lie in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise ValueError(f"{path}: no image files lie in this folder ({', '.join(sorted(IMAGE_EXTENSIONS))})")
         return found
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")

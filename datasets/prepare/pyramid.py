@@ -12,22 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import join, list_shards, name_of, open_shard, read_file, remove_file, write_file
+from datasets.prepare.encode import shrunk, shrunk_mask
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.shards.copies import copy_folder
 from datasets.shards.index_rows import IndexRows
 from datasets.shards.manifest import DatasetManifest, ShardInfo, read_manifest, save_manifest
 from datasets.shards.resolve import describe
-from datasets.shards.tar_index import IMAGE_EXTENSIONS, MASK_EXTENSION, scan_shard
+from datasets.shards.tar_index import MASK_EXTENSION, scan_shard
+from datasets.transforms.formats import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 
-QUALITY = 92
 _ORIGIN_NAME = "copy-of.txt"
 _BLOCK_BYTES = 8 << 20
 _SCANS_AT_ONCE = 16
@@ -143,34 +142,18 @@ def _write_copy(shard: ShardInfo, path: Path, short_side: int) -> None:
                 continue
             extension = info.name.rpartition("/")[2].partition(".")[2].lower()
             data = content.read()
+            name = info.name
             try:
-                data = shrunk(data, extension, short_side)
+                if extension in IMAGE_EXTENSIONS:
+                    other, data = shrunk(data, extension, short_side)
+                    name = name[: len(name) - len(extension)] + other
+                elif extension == MASK_EXTENSION:
+                    data = shrunk_mask(data, short_side)
             except (OSError, SyntaxError, ValueError) as error:  # in training it is damaged then as it is now
                 log.warning("%s: %r is damaged (%s) and copied as it is", shard.url, info.name, error)
-            copy = tarfile.TarInfo(info.name)
+            copy = tarfile.TarInfo(name)
             copy.size = len(data)
             target.addfile(copy, io.BytesIO(data))
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             if extension in IMAGE_EXTENSIONS:
                 count_one()
-
-
-def shrunk(data: bytes, extension: str, short_side: int) -> bytes:
-    """Return an image, or a mask, scaled down to a short side in its own format; anything else as it is."""
-    if extension not in IMAGE_EXTENSIONS and extension != MASK_EXTENSION:
-        return data
-    with Image.open(io.BytesIO(data)) as image:
-        if min(image.size) <= short_side:
-            return data
-        kind, exif = image.format, image.info.get("exif", b"")
-        scale = short_side / min(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        if extension == MASK_EXTENSION:
-            small = image.resize(size, Image.Resampling.NEAREST)
-        else:
-            plain = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
-            small = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    stream = io.BytesIO()
-    lossy = {"quality": QUALITY} if kind in ("JPEG", "WEBP") else {}
-    small.save(stream, kind, **lossy, **({"exif": exif} if exif else {}))
-    return stream.getvalue()

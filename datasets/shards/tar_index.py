@@ -16,6 +16,7 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
 from datasets.files.urls import is_packed, open_shard
+from datasets.transforms.formats import IMAGE_EXTENSIONS
 
 INDEX_NAME = "index.npy"
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
@@ -23,7 +24,6 @@ INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
 MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size", "<i4")])
 """The same with the place of the sample's mask; mask_size is 0 where there is none."""
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 MASK_EXTENSION = "mask.png"
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 

@@ -2,114 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import struct
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+
+from datasets.transforms.pixels import (
+    EXTRA_BYTES,
+    MAX_PIXELS,
+    Header,
+    decode_jpeg,
+    opened,
+    read_header,
+    stored_pixels,
+    upright,
+)
+
+__all__ = [
+    "CROP_DRAWS",
+    "MAX_PIXELS",
+    "Box",
+    "Header",
+    "decode_crop",
+    "decode_mask",
+    "eval_crop",
+    "random_crop",
+    "read_header",
+    "takes_whole",
+]
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the whole image"""
 
-MAX_PIXELS = 80_000_000
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSED_FROM = 5
-_EXIF_WITHIN = 4096
 CROP_DRAWS = 40
 """Random numbers that one crop takes: four for each of ten attempts."""
 _interpolate = torch.ops.aten._upsample_bilinear2d_aa.out
-# What simplejpeg turns into RGB; CMYK and YCCK go to Pillow.
-_SIMPLEJPEG_SPACES = frozenset({"RGB", "YCbCr", "GRAY", "Gray"})
 # Baseline and extended sequential JPEGs have one pass over the rows. Other frames, and the end of the headers.
 _BASELINE_FRAMES = frozenset({0xC0, 0xC1})
 _OTHER_FRAMES = frozenset({*range(0xC2, 0xD0), 0xD9, 0xDA}) - {0xC4, 0xC8, 0xCC}
-_EXTRA_BYTES = "extraneous bytes before marker"
 _MOST_ROWS = 1 << 16
 _ROWS_AROUND = 2  # the colours of a row are interpolated from its neighbours
 _EVAL_PADDING = 32
 _EVAL_CROP_BELOW = 320
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What must be known of an image before it is decoded."""
-
-    height: int
-    """in pixels, as it is shown"""
-    width: int
-    """in pixels, as it is shown"""
-    is_plain_jpeg: bool
-    """simplejpeg can decode it"""
-    orientation: int = 1
-    """EXIF's: how the stored pixels must be turned or mirrored to be shown (1: not at all)"""
-
-
-def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """Read size and kind of an image from its first bytes.
-
-    Raises:
-        ValueError: no image that can be read, or one of more than `max_pixels`.
-    """
-    header = _stored_header(data)
-    if header.height * header.width > max_pixels:
-        raise ValueError(f"an image of {header.width}x{header.height} pixels; data.max_pixels allows {max_pixels}")
-    if header.orientation >= _TRANSPOSED_FROM:
-        return replace(header, height=header.width, width=header.height)
-    return header
-
-
-def _stored_header(data: bytes) -> Header:
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space in _SIMPLEJPEG_SPACES:
-                return Header(height, width, True, _jpeg_orientation(data))
-        except ValueError:
-            pass
-    with _opened(data) as image:
-        # `image.getexif()` would decode a whole PNG to look behind its pixels.
-        return Header(image.height, image.width, False, _orientation(image.info.get("exif", b"")))
-
-
-@contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Open an image with Pillow; whatever it finds wrong with the data is a ValueError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which have a limit here, and of odd metadata
-            with Image.open(io.BytesIO(data)) as image:
-                yield image
-    except (OSError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"damaged image, or none ({error})") from error
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Return the orientation in a JPEG's EXIF segment, which lies before its pixels."""
-    begin = data.find(b"Exif\0\0", 0, _EXIF_WITHIN)
-    if begin < 0:
-        return 1
-    length = int.from_bytes(data[begin - 2 : begin], "big")
-    return _orientation(data[begin : begin - 2 + length])
-
-
-def _orientation(segment: bytes) -> int:
-    """Return the orientation in EXIF data; 1 where there is none that can be read."""
-    if not segment:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(segment)
-        value = exif.get(_ORIENTATION_TAG, 1)
-    except (SyntaxError, ValueError, OSError, struct.error, KeyError):
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def random_crop(
@@ -167,17 +104,17 @@ def takes_whole(size: int, rule: str) -> bool:
 def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     """Decode an image, cut out `box` and resize it to uint8 [size, size, 3].
 
-    A JPEG is decoded at a smaller scale only when the crop stays at least twice the target there. Transparent pixels
-    show white, 16 bits a channel become 8.
+    The pixels are those of `decode_rgb`; only a JPEG whose crop stays at least twice the target is decoded at a smaller
+    scale.
 
     Raises:
         ValueError: the data is damaged.
     """
     stored, box = _stored(header, box)
-    pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else _decode_any(data)
+    pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)
     top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
     resized = _resize(np.ascontiguousarray(pixels[top : top + height, left : left + width]), size)
-    return np.ascontiguousarray(_turned(resized, header.orientation))
+    return np.ascontiguousarray(upright(resized, header.orientation))
 
 
 def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
@@ -188,14 +125,12 @@ def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     Raises:
         ValueError: damaged, more than one channel, or of another size than its image.
     """
-    with _opened(data) as image:
-        if image.mode not in ("L", "P", "1"):
-            raise ValueError(f"the mask is of mode {image.mode}; it must be grey or palette, 8 bits a pixel")
-        mask = np.array(image, dtype=np.uint8)
-    if mask.shape != (header.height, header.width):
-        raise ValueError(
-            f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {header.width}x{header.height}"
-        )
+    image = opened(data)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(f"the mask is of mode {image.mode}; it must be grey or palette, 8 bits a pixel")
+    if image.size != (header.width, header.height):
+        raise ValueError(f"the mask has {image.width}x{image.height} pixels, its image {header.width}x{header.height}")
+    mask = np.array(opened(data, load=True), dtype=np.uint8)
     top, left, height, width = box
     # The pixel in which the centre of each target pixel lies.
     centres = np.arange(size) * 2 + 1
@@ -211,20 +146,9 @@ def _stored(header: Header, box: Box) -> tuple[Header, Box]:
         top = rows - top - height
     if header.orientation in (2, 3, 6, 7):
         left = columns - left - width
-    if header.orientation >= _TRANSPOSED_FROM:
+    if header.is_transposed:
         return replace(header, height=columns, width=rows), (left, top, width, height)
     return header, (top, left, height, width)
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror stored pixels [H, W, 3] into what is shown."""
-    if orientation >= _TRANSPOSED_FROM:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
 
 
 def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
@@ -233,18 +157,9 @@ def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray
     if shrink < 2:
         height_at, block_rows = _baseline_height(data)
         rows = -(-(box[0] + box[2] + _ROWS_AROUND) // block_rows) * block_rows
-        return _decode_rows(data, header, rows, height_at) if rows < header.height else _decode_all(data)
+        return _decode_rows(data, header, rows, height_at) if rows < header.height else decode_jpeg(data)
     least_height, least_width = math.ceil(header.height / shrink), math.ceil(header.width / shrink)
-    return _decode_all(data, min_height=least_height, min_width=least_width, min_factor=2)
-
-
-def _decode_all(data: bytes, **scale: int) -> np.ndarray:
-    try:
-        return simplejpeg.decode_jpeg(data, **scale)
-    except ValueError as error:
-        if _EXTRA_BYTES not in str(error):
-            raise
-        return simplejpeg.decode_jpeg(data, strict=False, **scale)  # harmless: all rows were there
+    return decode_jpeg(data, min_height=least_height, min_width=least_width, min_factor=2)
 
 
 def _decode_rows(data: bytes, header: Header, rows: int, height_at: int) -> np.ndarray:
@@ -258,7 +173,7 @@ def _decode_rows(data: bytes, header: Header, rows: int, height_at: int) -> np.n
         simplejpeg.decode_jpeg(shortened, buffer=pixels)
     except ValueError as error:
         # The first complaint is reported: when it is of the rows that were left out, those before were sound.
-        if _EXTRA_BYTES not in str(error):
+        if EXTRA_BYTES not in str(error):
             raise
     return pixels
 
@@ -279,16 +194,6 @@ def _baseline_height(data: bytes) -> tuple[int, int]:
         # 0xFF again is padding.
         place += 1 if kind == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return 0, _MOST_ROWS
-
-
-def _decode_any(data: bytes) -> np.ndarray:
-    with _opened(data) as image:
-        if image.mode.startswith("I"):  # 16 bits of grey
-            return np.repeat((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        if image.has_transparency_data:
-            over = image.convert("RGBA")
-            return np.array(Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB"))
-        return np.array(image.convert("RGB"))
 
 
 def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:

@@ -10,6 +10,15 @@ import numpy as np
 from datasets.config import EvalCrop
 from datasets.transforms.decode import MAX_PIXELS, Box, Header, decode_crop, eval_crop, read_header
 
+PIXEL_RULES = {
+    "orientation": "EXIF's, applied to JPEG, PNG, WebP, AVIF and TIFF before anything else",
+    "transparency": "composed onto white",
+    "depth": "16 bits a channel: the upper 8; 32-bit grey from 0 to 65535 as 16 bits; float grey from 0 to 1 times "
+    "255, rounded; other values are refused",
+    "colour": "grey, palette, CMYK and YCbCr as RGB, without colour profiles; the first frame or page",
+}
+"""What the decoder does to an image before it is cropped, for whoever rebuilds it elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
@@ -40,6 +49,7 @@ class Preprocessing:
         return asdict(self) | {
             "crop_fraction": self.image_size / (self.image_size + 32) if central else 1.0,
             "crop": "central square of crop_fraction of the short side" if central else "none: the whole image",
+            **PIXEL_RULES,
             "resize": "bilinear, antialiased, to a square of image_size; the aspect ratio is not kept",
             "channel_order": "RGB",
             "layout": "NCHW",

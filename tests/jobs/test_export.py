@@ -53,6 +53,8 @@ def test_facts_are_inside(exported: dict[str, Path], name: str) -> None:
     assert facts["classes"] == (["low", "middle", "high"] if of_masks else [f"class {i}" for i in range(4)])
     assert facts["checkpoint"]["weights"] == "ema"
     view = facts["preprocessing"]
+    assert view["transparency"] == "composed onto white"
+    assert {"orientation", "depth", "colour"} <= {*view}
     assert (view["image_size"], view["pixel_mean"], view["pixel_std"]) == (48, 128.0, 128.0)
     assert (view["crop_fraction"], view["channel_order"]) == (1.0, "RGB")
 

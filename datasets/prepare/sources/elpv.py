@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from PIL import Image
+
 from datasets.errors import DataError
-from datasets.prepare.encode import file_bytes
+from datasets.prepare.encode import jpeg_bytes
 from datasets.prepare.writer import Item, Plan
 
 LICENCE = "CC BY-NC-SA 4.0"
@@ -57,7 +59,8 @@ class Elpv:
 
     def encode(self, split: str, item: Item) -> tuple[str, bytes]:
         """Return one photograph as a grey JPEG."""
-        return file_bytes(_folder() / item.name)
+        with Image.open(_folder() / item.name) as image:
+            return "jpg", jpeg_bytes(image)
 
     def _label(self, probability: float) -> int:
         return int(probability >= 0.5) if self.task == "binary" else round(probability * 3)

@@ -10,8 +10,8 @@ from typing import ClassVar
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.writer import Item, Plan
+from datasets.transforms.formats import is_image_name
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _VAL_FOLDERS = ("val", "valid", "validation", "test")
 
 
@@ -51,7 +51,7 @@ class ImageFolder:
         return Plan(classes=classes, splits=splits)
 
     def encode(self, split: str, item: Item) -> tuple[str, bytes]:
-        """Return one file's bytes: a JPEG unchanged, others as JPEG."""
+        """Return one file's bytes as they are."""
         return file_bytes(self.path / item.name)
 
     def _items(self, folder: Path, classes: tuple[str, ...]) -> tuple[Item, ...]:
@@ -59,7 +59,7 @@ class ImageFolder:
             Item(str(file.relative_to(self.path)), label, _mark(file))
             for label, name in enumerate(classes)
             for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in _SUFFIXES and file.is_file()
+            if is_image_name(file.name) and file.is_file()
         )
 
     def _split(self, items: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
