@@ -19,16 +19,13 @@ class FailureClass(Enum):
     """None of these: nobody expected it. Tried again a bounded number of times, and shown with its traceback."""
 
 
-PASSING_ERRNOS = {
+# Faults of disks and networks that may be over the next time.
+_PASSING_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE),
 }
-"""Faults of an operating system that may be over the next time."""
-_OPERATOR_ERRNOS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENAMETOOLONG, errno.EFBIG),
-}
-_OF_ERRNO = dict.fromkeys(PASSING_ERRNOS, FailureClass.TRANSIENT) | dict.fromkeys(
+_OPERATOR_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OF_ERRNO = dict.fromkeys(_PASSING_ERRNOS, FailureClass.TRANSIENT) | dict.fromkeys(
     _OPERATOR_ERRNOS, FailureClass.OPERATOR
 )
 

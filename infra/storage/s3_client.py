@@ -37,7 +37,8 @@ _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=P
 _TRANSFER.max_in_memory_upload_chunks = 4  # boto3 has no argument for it; each is a copy of `PART_BYTES`
 _VARIABLES = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_SERVICE_ENDPOINT"),
+    *("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"),
 )
 
 _made: dict[tuple[str, int], Any] = {}

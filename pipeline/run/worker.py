@@ -9,11 +9,10 @@ import ray.train
 import torch
 
 from datasets.checks import check_data, data_fingerprint
-from datasets.errors import DataAwayError
 from datasets.loading.loader import sample_order
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
-from infra.storage.base import StorageAwayError
+from infra.storage.failures import FailureClass, failure_class
 from infra.storage.open import open_storage
 from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from model.factory import build_model
@@ -38,9 +37,11 @@ log = logging.getLogger(__name__)
 class DifferentStartError(RuntimeError):
     """The ranks begin at different cursors; another worker group can do better."""
 
+    failure = FailureClass.TRANSIENT
 
-PASSING = (StorageAwayError, DataAwayError, DifferentStartError)
-"""What a worker group that is started later may be spared."""
+
+CURABLE = (FailureClass.OPERATOR, FailureClass.DATA)
+"""What no later worker group is spared: it ends the run, with one line for the user."""
 STANDBY_DELAY_S = 20.0
 """A group that has trained for this long gets its spare processes."""
 FAILED_TIMEOUT_S = 60.0
@@ -65,15 +66,16 @@ def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: 
         return
     try:
         _train(config, controller, joined, last_stage, rank, report_stages)
-    except PASSING as error:
-        controller.note(f"tries again in a new worker group: {error}")
-        raise
     except OutOfMemoryError as error:  # the other ranks wait for this one: all start anew, with smaller passes
         controller.ran_out_of_memory(error.stage, error.limit)
         raise
-    except ValueError as error:  # what a user can cure: data, storage, a loss that isn't finite
-        controller.failed(str(error))
-        raise
+    except Exception as error:
+        failure = failure_class(error)
+        if failure is FailureClass.TRANSIENT:
+            controller.note(f"tries again in a new worker group: {error}")
+        elif failure in CURABLE:
+            controller.failed(str(error))
+        raise  # Ray Train tries again unless the run has failed; a bug so often as `max_failures` allows
 
 
 def _train(
@@ -136,8 +138,8 @@ def _train(
     trainer.progress.lower_limits(agreed(joined.out_of_memory, trainer.device), context.get_world_size())
     try:
         decision = trainer.run(last_stage)
-    except ValueError as error:
-        if not isinstance(error, PASSING):
+    except Exception as error:
+        if failure_class(error) in CURABLE:
             hooks.close("FAILED", timeout=FAILED_TIMEOUT_S)
         raise
     done = last_stage == len(config.stages) - 1

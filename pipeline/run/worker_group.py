@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from datasets.files.s3 import PATIENCE_S
 from infra.cluster.config import ClusterConfig
 from infra.cluster.prestart import HOOK_VARIABLE
 from pipeline.run.worker_imports import HOOK
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from pipeline.schedule.stages import Segment
 
 
-GROUP_TIMEOUT_S = 600
-"""A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once."""
+GROUP_TIMEOUT_S = round(PATIENCE_S + 300)
+"""A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once.
+
+A rank may wait for its samples for the whole of `PATIENCE_S`, and the others for it.
+"""
 
 
 FLUSH_TIMEOUT_S = 15.0

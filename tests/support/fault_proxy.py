@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 SLOW_S = 0.4
-_CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
+_CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
 
 
 class Request(NamedTuple):
@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
 
 Fault = Callable[[Request], str]
-"""request -> "" (none), "403", "500", "503", "cut", "slow", or "stuck" (no answer before the proxy is released)"""
+"""request -> "" (none), a status of `_CODES`, "cut", "slow", or "stuck" (no answer before the proxy is released)"""
 
 
 class FaultProxy:
