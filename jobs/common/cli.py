@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import getpass
-import io
 import os
 import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro._errors import (
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    ParseErrorEvent,
+    UnrecognizedArgs,
+    on_parse_error,
+)
 
 from infra.storage.open import open_storage
 from jobs.recipes.catalog import RECIPES
@@ -27,10 +33,11 @@ from pipeline.schedule.stages import AUTO
 
 T = TypeVar("T")
 
-_IN_WORDS = {
-    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
-    r"could not convert string to float: (.*)": r"\1 is no number",
-    r"Could not find valid parse for arguments: \[(.*)\]": r"it doesn't take \1",
+_PLAIN = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not an integer",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not take \1",
+    r"Could not find valid parse for arguments: \[(.*)\]": r"it does not take \1",
 }
 """What Python says of a value -> what a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
@@ -124,51 +131,53 @@ def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, li
 
 
 def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
-    """Parse flags into a dataclass; what is wrong with them is one line, not the CLI library's box of lines.
+    """Parse flags into a dataclass; what is wrong with them is one line.
 
     Raises:
         UsageError: an unknown field, or a value that the field doesn't take.
     """
-    said = io.StringIO()
-    width = contextlib.nullcontext() if {"-h", "--help"} & {*argv} else _unfolded()
-    try:
-        with contextlib.redirect_stderr(said), width:
-            return tyro.cli(kind, args=list(argv), **options)
-    except SystemExit as end:
-        if end.code == 0:
-            raise
-        raise UsageError(_one_line(said.getvalue(), kind.__name__)) from None
+
+    def refuse(event: ParseErrorEvent) -> None:
+        raise UsageError(_one_line(event, kind, options.get("default")))
+
+    with on_parse_error(refuse):
+        return tyro.cli(kind, args=list(argv), **options)
 
 
-@contextlib.contextmanager
-def _unfolded() -> Iterator[None]:
-    """Have the CLI library write lines of any length: it folds them at the terminal's width, paths too."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100000"
-    try:
-        yield
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
+def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
+    """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
+    match event:
+        case UnrecognizedArgs(tokens=tokens):
+            known = [f"--{name}" for name in _flags(default or kind)]
+            close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
+            return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
+        case InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {', '.join(choices)}"
+        case BadValue(argument=argument):
+            return f"{argument.lowered.name_or_flags[0]}: it needs a value"
+        case InstantiationFailure(message=message, argument=None):
+            # Which of several stages it was is known only to the error behind the event.
+            where = getattr(sys.exception(), "arg", "")
+            return f"{where}: {message}" if where else message
+        case InstantiationFailure(message=message, argument=argument) if argument is not None:
+            sentence = message.partition("\n")[0]
+            for pattern, words in _PLAIN.items():
+                sentence = re.sub(pattern, words, sentence)
+            return f"{argument.lowered.name_or_flags[0]}: {sentence}"
+        case MissingArgs(missing_arguments=missing):
+            return f"missing: {', '.join(one.arg.lowered.name_or_flags[0] for one in missing)}"
+    return f"wrong arguments; {event.prog} --help lists the flags"
 
 
-def _one_line(box: str, kind: str) -> str:
-    """Return what a box of the CLI library says, and the flag that may have been meant.
-
-    That is what it doesn't know, or else its first sentence, in other words where it quotes Python.
-    """
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    body = [line.strip("-") and line for line in lines[1:]]  # the first one is the title; without UTF-8, rules are of -
-    paragraphs = [" ".join(lines) for there, lines in groupby(body, bool) if there]
-    unknown = [text for text in paragraphs if text.startswith("Unrecognized options:")]
-    sentence = [*unknown, *paragraphs, "wrong arguments"][0]
-    sentence = sentence.removeprefix("Error parsing ").removeprefix(f"{kind}: ")
-    for pattern, words in _IN_WORDS.items():
-        sentence = re.sub(pattern, words, sentence)
-    if "Perhaps you meant:" in body:
-        sentence += f" (did you mean {body[body.index('Perhaps you meant:') + 1].split()[0]}?)"
-    return sentence
+def _flags(of: object, prefix: str = "") -> Iterator[str]:
+    """Yield the flags of a dataclass, or of an instance whose parts may be dataclasses too."""
+    for field in fields(of):  # type: ignore[arg-type]
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(of, field.name, None)
+        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        nested = [(f"{name}.{key}." if key != "" else f"{name}.", part) for key, part in parts if is_dataclass(part)]
+        yield from (flag for key, part in nested for flag in _flags(part, key))
+        if not nested:
+            yield name
 
 
 def _usage(prog: str) -> str:

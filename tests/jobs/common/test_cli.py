@@ -59,14 +59,14 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
     [
         (["demmo"], r"no recipe is named 'demmo': did you mean demo\?"),
         (["demo", "--optimizer.lrr", "1"], r"--optimizer\.lrr.*did you mean --optimizer\.lr\?"),
-        (["demo", "--seed", "one"], r"^--seed: 'one' is no whole number$"),
-        (["demo", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is no number$"),
+        (["demo", "--seed", "one"], r"^--seed: 'one' is not an integer$"),
+        (["demo", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is not a number$"),
         (["demo", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
-        (["demo", "--model-rows"], "Missing value for argument '--model-rows'"),
+        (["demo", "--model-rows"], "--model-rows: it needs a value"),
         (["demo", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
         (["demo", "--name", "a/b"], "name is 'a/b'"),
-        (["demo", "--stages.0.image-size", "auto"], r"'auto' is no whole number"),
+        (["demo", "--stages.0.image-size", "auto"], r"'auto' is not an integer"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
