@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from jinja2 import Environment
 
 from pipeline.compare.charts import curves, finals
 from pipeline.compare.config import Comparison
@@ -218,40 +220,17 @@ def markdown(found: Findings, pictures: Sequence[str]) -> str:
     return "\n".join([*lines, "", f"    {found.command}", ""])
 
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-size:13px;margin:.5em 0 1.5em}th,td{padding:4px 9px;text-align:right;
-border-bottom:1px solid #ddd}th{border-bottom:2px solid #888;vertical-align:bottom}td:first-child,th:first-child
-{text-align:left;white-space:nowrap}.runs td{text-align:left;font-size:12px}
-.pictures{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}
-.pictures img{max-width:100%;width:600px}code{background:#f4f4f4;padding:3px 6px}.wide{overflow-x:auto}"""
-
-
 def page(found: Findings, pictures: Mapping[str, bytes]) -> str:
     """Return the report as one HTML page that needs nothing else."""
-    parts = [f"<h1>{html.escape(found.comparison.name)}</h1>"]
-    parts += [f"<p>{html.escape(line)}</p>" for line in headline(found)]
-    images = "".join(
-        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for name, png in pictures.items()
+    source = Path(__file__).with_name("report.html.jinja").read_text()
+    return (
+        Environment(autoescape=True)
+        .from_string(source)
+        .render(
+            title=found.comparison.name,
+            notes=headline(found),
+            tables=found.tables,
+            pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+            command=found.command,
+        )
     )
-    for title, table in found.tables.items():
-        if title == "Runs":
-            parts.append(f'<div class="pictures">{images}</div>')
-        parts.append(f"<h2>{html.escape(title)}</h2>{_html_table(table, title.lower())}")
-    parts.append(f"<p><code>{html.escape(found.command)}</code></p>")
-    title = html.escape(found.comparison.name)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
-
-
-def _html_table(table: Table, kind: str) -> str:
-    def cell(text: str, tag: str) -> str:
-        if text.startswith("**"):
-            return f"<{tag}><b>{html.escape(text.strip('*'))}</b></{tag}>"
-        return f"<{tag}>{html.escape(text)}</{tag}>"
-
-    rows = [
-        "<tr>" + "".join(cell(text, "th" if index == 0 else "td") for text in row) + "</tr>"
-        for index, row in enumerate(table)
-    ]
-    return f'<div class="wide"><table class="{kind.split()[0]}">{"".join(rows)}</table></div>'
