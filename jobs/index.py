@@ -21,6 +21,9 @@ from jobs.common.display import shown_progress, summary
 class IndexConfig:
     """Count and locate every sample of some shards in one parallel pass over the tars' headers.
 
+    A tar must be whole: what is damaged, cut within a member or joined by `cat` is refused with the byte, and so are
+    two samples of one key. What is no sample (directories, links, files of other extensions) is counted by reason.
+
     Writes manifest.json and index.npy beside the shards, or into --out: that folder is then what data.train or data.val
     names. A shard that changes later is noticed by its size, in S3 by its ETag too.
     """
@@ -47,11 +50,14 @@ def run(config: IndexConfig) -> None:
         check_writable(out)
     except DataError as error:
         raise DataError(f"{error}; name another folder with --out") from None
+    lines: list[str] = []
     with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
-        manifest = index_shards(config.url, out, config.rules, progress=progress)
+        manifest = index_shards(config.url, out, config.rules, progress=progress, tell=lines.append)
     if config.wids:
         write_file(absolute(config.wids), wids_json(manifest, name=name_of(out)).encode())
     print(f"{out}: {summary(manifest)}")
+    for line in lines:
+        print(line)
 
 
 def _folder(url: str) -> str:

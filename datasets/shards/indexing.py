@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import read_file
+from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, read_manifest, save_manifest
 from datasets.shards.resolve import describe, expand_files
 from datasets.shards.tar_index import ShardIndex, scan_shard
+
+log = logging.getLogger(__name__)
 
 _MOST_CLASSES = 100_000
 
@@ -31,6 +35,8 @@ class IndexRules:
     was there before, or else the numbers."""
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
+    repeated_keys: bool = False
+    """Accept the same key in several shards, where keys begin anew in each; within a shard it is always refused."""
     workers: int = 16
     """Shards that are read at a time: in threads where they are in S3, in at most one process a core elsewhere."""
 
@@ -40,24 +46,45 @@ class IndexRules:
 
 
 def index_shards(
-    url: str, out: str, rules: IndexRules, *, progress: Callable[[int, int], None] = lambda done, total: None
+    url: str,
+    out: str,
+    rules: IndexRules,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = log.warning,
 ) -> DatasetManifest:
     """Index all shards that `url` names, and write `index.npy` and `manifest.json` into the folder `out`.
+
+    Args:
+        url: of the shards.
+        out: folder or prefix.
+        rules: how they are indexed.
+        progress: called with (shards read, shards in all).
+        tell: takes the lines on what is no sample, has no label or looks cut off.
 
     Raises:
         DataError: shards, labels or classes that can't be used; names shard and key.
     """
     files = expand_files(url)
     scans = _scan(files, rules, progress)
+    if not any(len(scan.rows) for scan in scans):
+        raise DataError(f"{url}: there is no sample in it")
+    if not rules.repeated_keys:
+        check_keys(files, scans)
     classes, numbers = _classes(rules.classes, scans)
     rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
     masks = np.concatenate([part["mask_size"] for part in rows])
     kind = "segmentation" if len(masks) and (masks > 0).all() else "classification"
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
-    classes = classes or _names_kept(out, rows) or _numbers_as_names(rows)
+    kept = () if classes else _names_kept(out, rows)
+    if not rules.classes and not kept:
+        check_captions(url, classes, np.concatenate([part["label"] for part in rows]))
+    classes = classes or kept or _numbers_as_names(rows)
     manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url})
     save_manifest(out, manifest, index)
+    for line in report(files, scans, rows):
+        tell(line)
     return manifest
 
 

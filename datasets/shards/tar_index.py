@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import json
 import re
 import tarfile
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +20,8 @@ import numpy as np
 
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
-from datasets.files.urls import is_packed, open_shard
+from datasets.files.urls import is_packed, name_of, open_shard
+from datasets.shards.tar_walk import FILE, SPARSE, Member, TarError, TarWalk
 from datasets.transforms.formats import IMAGE_EXTENSIONS
 
 INDEX_NAME = "index.npy"
@@ -27,6 +33,7 @@ MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size",
 MASK_EXTENSION = "mask.png"
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 
+_META = re.compile(r"__[^/]*__($|/)")
 # WebDataset's own rule: a key ends at the first dot of the file name; dots in folders belong to the key.
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
 _NAME_BYTES = 100
@@ -35,6 +42,12 @@ HEADER_BYTES = 512
 _BLOCK_BYTES = 16 << 10
 _PACKED_BLOCK_BYTES = 4 << 20
 _LARGEST_LABEL_BYTES = 1 << 20
+_LARGEST_BYTES = (1 << 31) - 1
+_UNIQUE = "give every sample a key of its own and write its members one after another"
+
+OTHER_EXTENSION = "files of other extensions"
+SECOND_IMAGE = "second images of a sample"
+PLURALS = {"directory": "directories", "member of unknown type": "members of unknown type"}
 
 
 class ShardIndex(NamedTuple):
@@ -44,13 +57,21 @@ class ShardIndex(NamedTuple):
     """One row a sample, of `MASK_DTYPE`."""
     names: list[str]
     """Class name of each sample where the labels are text (`.txt`, `.json`); "" where they are numbers or missing."""
+    keys: np.ndarray
+    """Digest of each sample's key, uint64 [samples]: equal keys in several shards are found by it."""
+    skipped: Counter[str]
+    """Why members belong to no sample, and how many."""
+    examples: dict[str, str]
+    """One of the members for each reason in `skipped`."""
+    warning: str
+    """What is odd about the file's end; empty: nothing."""
 
 
 def index_shard(path: str | Path) -> np.ndarray:
     """Index a local shard whose labels are numbers: rows of `MASK_DTYPE`.
 
     Raises:
-        DataError: not a tar, a sample without an image, or a label that is no number; names shard and key.
+        DataError: as `scan_shard`.
     """
     return scan_shard(RemoteFile(str(path), 0, "")).rows
 
@@ -66,93 +87,202 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
         json_field: of a `.json` member, where the label is: a number or a class name.
 
     Raises:
-        DataError: not a tar, a sample without an image, or a label that can't be used; names shard and key.
+        DataError: not a tar up to its end, a sample without an image, two of one key, or a label that can't be used;
+            names shard and byte or key.
     """
-    rows, names = [], []
-    for key, members in _samples(file):
-        image = next((members[extension] for extension in members if extension in IMAGE_EXTENSIONS), None)
-        if image is None:
-            raise DataError(f"{file.url}: sample {key!r} has no image, only {', '.join(sorted(members))}")
-        label = _label(members, json_field, f"{file.url}: the label of sample {key!r} is")
-        mask = members.get(MASK_EXTENSION, (0, 0, b""))
-        rows.append((image[0], image[1], label if isinstance(label, int) else -1, mask[0], mask[1]))
-        names.append(label if isinstance(label, str) else "")
-    return ShardIndex(np.array(rows, dtype=MASK_DTYPE), names)
+    rows, names, digests = [], [], []
+    members = _Members(file)
+    for key, sample in _samples(file, members):
+        row, name = _row(file, key, sample, json_field)
+        rows.append(row)
+        names.append(name)
+        digests.append(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+        members.skip_all(key, sample)
+    return ShardIndex(
+        np.array(rows, dtype=MASK_DTYPE),
+        names,
+        np.frombuffer(b"".join(digests), dtype="<u8"),
+        members.skipped,
+        members.examples,
+        members.warning,
+    )
+
+
+def key_at(file: RemoteFile, number: int) -> str:
+    """Return the key of a shard's sample by its number in the shard."""
+    return next(itertools.islice(_samples(file, _Members(file)), number, None))[0]
 
 
 def key_of(header: bytes) -> str:
-    """Return the key in a member's header, the 512 bytes before its data, for messages."""
-    name = header[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace")
+    """Return the key in a member's header, the 512 bytes before its data, for messages; a long one is cut."""
+    try:
+        name = tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
+    except tarfile.HeaderError:
+        name = header[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace")
     match = _MEMBER.match(name)
     return match[1] if match else name
 
 
-_Members = dict[str, tuple[int, int, bytes]]
-"""extension -> (offset, size, content where it is a label)"""
+class _Part(NamedTuple):
+    """One file of a sample."""
+
+    offset: int
+    size: int
+    content: bytes | None
+    """Where it is a label; None where it is too large for one."""
 
 
-def _samples(file: RemoteFile) -> Iterator[tuple[str, _Members]]:
-    """Yield (key, members) in the tar's order; the members of a sample lie next to each other."""
-    current, members = "", _Members()
-    for key, extension, info, content in _members(file):
-        if key != current and members:
-            yield current, members
-            members = {}
-        current = key
-        members[extension] = (info.offset_data, info.size, content)
-    if members:
-        yield current, members
+_Sample = dict[str, _Part]
+"""extension -> file, in the tar's order"""
 
 
-def _members(file: RemoteFile) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
-    """Yield (key, extension, member, content where it is a label) of the regular files of a tar."""
-    packed = is_packed(file.url)
-    try:
-        with (
-            open_shard(file, block_bytes=_PACKED_BLOCK_BYTES if packed else _BLOCK_BYTES) as stream,
-            tarfile.open(fileobj=stream, mode="r:gz" if packed else "r:") as tar,
-        ):
-            for info in tar:
-                match = _MEMBER.match(info.name)
-                if not info.isreg() or match is None:
-                    continue
-                extension = match[2].lower()
-                is_label = extension in LABEL_EXTENSIONS and info.size <= _LARGEST_LABEL_BYTES
-                content = tar.extractfile(info) if is_label else None
-                yield match[1], extension, info, content.read() if content else b""
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{file.url}: not a readable tar ({error}); write it again") from error
+class _Members:
+    """The files of a shard that may belong to a sample: (key, extension, file); counts all others."""
 
+    def __init__(self, file: RemoteFile) -> None:
+        self.file, self.warning = file, ""
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
 
-def _label(members: _Members, json_field: str, message: str) -> int | str:
-    """Return the label: a class number, a class name, or -1; `.cls` goes before `.json` before `.txt`."""
-    if "cls" in members:
-        text = members["cls"][2]
+    def skip(self, reason: str, name: str) -> None:
+        """Count a member that belongs to no sample."""
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, name)
+
+    def skip_all(self, key: str, sample: _Sample) -> None:
+        """Count the files of a sample that nothing is read of."""
+        images = [extension for extension in sample if extension in IMAGE_EXTENSIONS]
+        for extension in sample.keys() - {MASK_EXTENSION, *LABEL_EXTENSIONS, *images[:1]}:
+            is_image = extension in IMAGE_EXTENSIONS
+            self.skip(SECOND_IMAGE if is_image else OTHER_EXTENSION, f"{key}.{extension}")
+
+    def __iter__(self) -> Iterator[tuple[str, str, _Part]]:
+        packed = is_packed(self.file.url)
+        block_bytes = _PACKED_BLOCK_BYTES if packed else _BLOCK_BYTES
         try:
-            label = int(text)
-        except ValueError:
-            raise DataError(f"{message} {text[:40]!r}, not a class number") from None
-        if label < 0:
-            raise DataError(f"{message} {label}; class numbers start at 0")
-        return label
-    if "json" in members:
-        value = _json_label(members["json"][2], json_field, message)
+            with contextlib.ExitStack() as stack:
+                stream = stack.enter_context(open_shard(self.file, block_bytes=block_bytes))
+                walk = TarWalk(stack.enter_context(gzip.GzipFile(fileobj=stream)) if packed else stream)
+                for member in walk:
+                    if (found := self._part(walk, member)) is not None:
+                        yield found
+                self.warning = walk.warning
+        except (TarError, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
+            raise DataError(f"{self.file.url}: not a readable tar ({error}); write it again") from error
+
+    def _part(self, walk: TarWalk, member: Member) -> tuple[str, str, _Part] | None:
+        match = _MEMBER.match(member.name)
+        if reason := _no_sample(member, match is not None):
+            self.skip(reason, member.name)
+            return None
+        assert match is not None
+        key, extension = match[1], match[2].lower()
+        used = extension == MASK_EXTENSION or extension in IMAGE_EXTENSIONS or extension in LABEL_EXTENSIONS
+        if used and (member.kind == SPARSE or member.size > _LARGEST_BYTES):
+            what = "is stored sparse" if member.kind == SPARSE else f"has {member.size} bytes"
+            raise DataError(f"{self.file.url}: member {member.name!r} {what}; write it as a plain file below 2 GiB")
+        if extension not in LABEL_EXTENSIONS:
+            return key, extension, _Part(member.offset, member.size, b"")
+        content = walk.read(member) if member.size <= _LARGEST_LABEL_BYTES else None
+        return key, extension, _Part(member.offset, member.size, content)
+
+
+def _no_sample(member: Member, has_key: bool) -> str:
+    """Return why a member belongs to no sample; empty: it does."""
+    if member.kind not in (FILE, SPARSE):
+        return PLURALS.get(member.kind, f"{member.kind}s")
+    if _META.match(member.name):
+        return "files of WebDataset's own (__NAME__)"
+    if name_of(member.name).startswith("."):
+        return "hidden files"
+    return "" if has_key else "files without an extension"
+
+
+def _samples(file: RemoteFile, members: _Members) -> Iterator[tuple[str, _Sample]]:
+    """Yield (key, files) in the tar's order; the files of a sample lie next to each other.
+
+    Raises:
+        DataError: a key comes again; names it.
+    """
+    current, sample, seen = "", _Sample(), set[str]()
+    for key, extension, part in members:
+        if key != current or not sample:
+            if sample:
+                yield current, sample
+            if key in seen:
+                raise DataError(f"{file.url}: the members of sample {key!r} lie apart, or it is there twice; {_UNIQUE}")
+            current, sample = key, {}
+            seen.add(key)
+        if extension in sample:
+            raise DataError(f"{file.url}: '{key}.{extension}' is there twice; {_UNIQUE}")
+        sample[extension] = part
+    if sample:
+        yield current, sample
+
+
+def _row(file: RemoteFile, key: str, sample: _Sample, json_field: str) -> tuple[tuple[int, int, int, int, int], str]:
+    """Return a sample's row of the index, and its class name where that is its label."""
+    image = next((sample[extension] for extension in sample if extension in IMAGE_EXTENSIONS), None)
+    if image is None:
+        there = ", ".join(sorted(sample))
+        raise DataError(
+            f"{file.url}: sample {key!r} has no image, only {there}; a key ends at the first dot of the file's name"
+        )
+    label = _label(sample, json_field, f"{file.url}: the label of sample {key!r} is")
+    mask = sample.get(MASK_EXTENSION, _Part(0, 0, b""))
+    number, name = (label, "") if isinstance(label, int) else (-1, label)
+    return (image.offset, image.size, number, mask.offset, mask.size), name
+
+
+def _label(sample: _Sample, json_field: str, message: str) -> int | str:
+    """Return the label: a class number, a class name, or -1; `.cls` goes before `.json` before `.txt`."""
+    if "cls" in sample:
+        return _number(_content(sample["cls"], message), message)
+    if "json" in sample:
+        value = _json_label(_content(sample["json"], message), json_field, message)
         if value is not None:
             return value
-    if "txt" in members:
-        return members["txt"][2].decode("utf-8", errors="replace").strip() or -1
+    if "txt" in sample:
+        return _name(_content(sample["txt"], message), message) or -1
     return -1
+
+
+def _content(part: _Part, message: str) -> bytes:
+    if part.content is None:
+        raise DataError(f"{message} in a file of {part.size} bytes; at most {_LARGEST_LABEL_BYTES} are read")
+    return part.content
+
+
+def _number(text: bytes, message: str) -> int:
+    try:
+        label = int(text)
+    except ValueError:
+        raise DataError(f"{message} {text[:40]!r}, not a class number") from None
+    if not 0 <= label <= _LARGEST_BYTES:
+        raise DataError(f"{message} {label}; class numbers start at 0 and are below 2^31")
+    return label
+
+
+def _name(text: bytes, message: str) -> str:
+    try:
+        name = text.decode().strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{message} {text[:40]!r}, not text in UTF-8") from None
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise DataError(f"{message} {name[:40]!r}; a class name is one line without control characters")
+    return name
 
 
 def _json_label(data: bytes, field: str, message: str) -> int | str | None:
     try:
         content: Any = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{message} not readable JSON") from None
     value = content.get(field) if isinstance(content, dict) else content
-    if isinstance(value, str | None):
-        return value or None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return _name(value.encode("utf-8", "surrogatepass"), message)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_BYTES:
         raise DataError(f"{message} {json.dumps(value)[:40]}; it must be a class name or a number from 0 on")
     return value
