@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.checkpoint.catalog import BestRule, CheckpointError, best_checkpoint, list_checkpoints, newest_state
 from pipeline.checkpoint.format import StoredWeights, read_stored_weights
+from pipeline.checkpoint.recorded_config import config_from
 from pipeline.checkpoint.resume import locate
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import ClassificationConfig, SegmentationConfig, TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.training.evaluation import normalized
 from pipeline.training.task import SegmentationTask, Task, build_task
-
-Config = TypeVar("Config", ModelConfig, ClassificationConfig, SegmentationConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +88,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
     where = storage.location(key)
     try:
         config, classes = stored.facts["config"], tuple(stored.facts["classes"])
-        model_config = _rebuilt(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
+        model_config = config_from(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
         task = build_task(_task_config(config["task"], where), classes)
         preprocessing = Preprocessing(
             image_size=image_size or _evaluated_size(config, stored.state),
@@ -150,20 +149,11 @@ def _best(storage: Storage) -> str:
 
 def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | SegmentationConfig:
     if "dice_weight" in values:
-        return _rebuilt(SegmentationConfig, values, where)
-    return _rebuilt(ClassificationConfig, values, where)
+        return config_from(SegmentationConfig, values, where)
+    return config_from(ClassificationConfig, values, where)
 
 
 def _evaluated_size(config: dict[str, Any], state: TrainState) -> int:
     """Return the size at which the stage that was trained last is evaluated."""
     trained = max((index for index, result in enumerate(state.stage_results) if result), default=0)
     return round(config["stages"][trained]["image_size"] * config["trainer"]["eval_scale"])
-
-
-def _rebuilt(kind: type[Config], values: dict[str, Any], where: str) -> Config:
-    """Make a config of the values that were written down for it."""
-    unknown = values.keys() - {field.name for field in fields(kind)}
-    if unknown:
-        raise CheckpointError(f"{where} has {', '.join(sorted(unknown))}, which this version doesn't know")
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from datasets.loading.loader import sample_order
 from infra.storage.open import open_storage
 from model.config import ModelConfig
 from model.factory import build_model
+from model.tables import Block
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
 from pipeline.run.provenance import recorded_config, versions
@@ -50,6 +51,20 @@ def train_classifier(folder: Path) -> TrainedRun:
     write_shards(data / "train", [60, 60])
     write_shards(data / "val", [30])
     train_here(_config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
+    return TrainedRun(folder / "runs/small", data)
+
+
+def train_with_rows(folder: Path) -> TrainedRun:
+    """2 epochs of a network whose rows are the config's own, as a search finds them."""
+    data = folder / "data"
+    write_shards(data / "train", [48])
+    write_shards(data / "val", [30])
+    rows = (
+        Block("Fused-MBConv", expansion=1, kernel=3, stride=2, channels=8, layers=1),
+        Block("MBConv", expansion=2, kernel=3, stride=2, channels=16, layers=1, se=0.25),
+    )
+    model = ModelConfig(name="efficientnet_v2_tiny", rows=rows, stochastic_depth=0.0, norm_momentum=0.1)
+    train_here(replace(_config(folder, model.name, epochs=2, lr=1e-2), model=model))
     return TrainedRun(folder / "runs/small", data)
 
 
