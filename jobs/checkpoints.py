@@ -15,6 +15,7 @@ from rich.table import Table
 from infra.storage.open import open_storage
 from jobs.common.cli import UsageError, parse, run_main
 from pipeline.checkpoint.catalog import CheckpointRow, describe_checkpoints
+from pipeline.config import check_run_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check_run_name(options.run)
     storage = open_storage(f"{options.storage}/{options.run}")
     rows = describe_checkpoints(storage, verify=options.verify)
     if not rows:

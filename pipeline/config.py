@@ -15,6 +15,16 @@ from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
 from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
 
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def check_run_name(name: str) -> None:
+    """Raise ValueError for a name that could not be a folder of its own inside a storage."""
+    if not name or set(name) - _NAME_CHARACTERS or not name.strip("."):
+        raise ValueError(
+            f"name is {name!r}: use letters, digits, '.', '_' and '-', and not dots alone (it becomes a folder's name)"
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationConfig:
@@ -205,10 +215,7 @@ class TrainConfig:
     """The Ray cluster, the workers and what each gets."""
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) - set(_NAME_CHARACTERS):
-            raise ValueError(
-                f"name is {self.name!r}: use letters, digits, '.', '_' and '-' (it becomes a folder's name)"
-            )
+        check_run_name(self.name)
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
         if self.model.in_channels != 3:
@@ -232,6 +239,3 @@ class TrainConfig:
         """Every number of workers that the run names; in a range between two, only divisors of the lanes are used."""
         asked = [worker_range(stage.num_workers or self.cluster.num_workers) for stage in self.stages]
         return sorted({count for low_high in asked for count in low_high})
-
-
-_NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"

@@ -138,7 +138,7 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "machine": _machine(),
-            "born": psutil.Process().create_time(),
+            "start_ticks": _start_ticks(os.getpid()),
         }
         return json.dumps(values).encode()
 
@@ -187,9 +187,21 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     if holder.get("machine") != _machine():
         return False
     try:
-        process = psutil.Process(int(holder["pid"]))
-        return process.create_time() != holder.get("born") or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        pid = int(holder["pid"])
+        ticks, is_zombie = _start_ticks(pid), psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
-    except (KeyError, TypeError, ValueError, psutil.Error):
+    except (KeyError, TypeError, ValueError, OSError, psutil.Error):
         return False
+    known = holder.get("start_ticks")
+    return is_zombie or (known is not None and ticks != known)  # another process may have got the number since
+
+
+def _start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since the boot.
+
+    Not a time of day, such as `psutil.Process.create_time`: that one moves with the machine's clock, and a live holder
+    would look like another process after a clock step. Field 22 of `/proc/PID/stat` (proc_pid_stat(5)), counted from
+    behind the command's name, which may hold spaces and brackets.
+    """
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

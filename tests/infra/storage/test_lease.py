@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra.storage import lease as lease_module
@@ -122,6 +124,19 @@ def test_a_killed_holder_of_this_machine_holds_up_nobody(tmp_path: Path) -> None
     lease_module.TERM_S = 60.0
     Lease(open_storage(tmp_path)).take()
     assert time.monotonic() - began < 5
+
+
+def test_a_live_holder_is_not_taken_for_dead_after_a_clock_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What psutil tells of a process's start moves with the clock; this one is asked of the kernel in ticks."""
+    storage = open_storage(tmp_path)
+    Lease(storage).take()
+    holder = json.loads(storage.read(KEY))
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: time.time())
+    assert not lease_module._is_gone(holder)
+    assert lease_module._is_gone(holder | {"start_ticks": holder["start_ticks"] - 1})  # the number is another's by now
+    assert lease_module._is_gone(holder | {"pid": 2**22 + 1})
 
 
 def _refused_slowly(folder: Path) -> str:

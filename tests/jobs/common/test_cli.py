@@ -66,6 +66,8 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
         (["demo", "--name", "a/b"], "name is 'a/b'"),
+        (["demo", "--name", "."], "name is '.': .*not dots alone"),
+        (["demo", "--name", ".."], "name is '..'"),
         (["demo", "--stages.0.image-size", "auto"], r"'auto' is not an integer"),
     ],
 )
