@@ -17,6 +17,8 @@ from jobs.recipes.comparisons import COMPARISONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PACKAGES = ("jobs.benchmark", "tests.chaos")
+"""What `python -m` runs that is a package."""
 
 
 def commands() -> dict[str, list[str]]:
@@ -24,7 +26,7 @@ def commands() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in DOCS:
         text = path.read_text().replace("\\\n", " ")
-        for match in re.finditer(r"python3? -m ((?:jobs|infra)\.[^`\n]*)", text):
+        for match in re.finditer(r"python3? -m ((?:jobs\.|infra\.|tests\.chaos)[^`\n]*)", text):
             line = match.group(1).partition(" #")[0].strip()
             if "{" not in line.split()[0]:
                 found.setdefault(line, []).append(path.name)
@@ -33,7 +35,7 @@ def commands() -> dict[str, list[str]]:
 
 @cache
 def help_of(module: str, *arguments: str) -> str:
-    main = importlib.import_module(f"{module}.__main__" if module == "jobs.benchmark" else module).main
+    main = importlib.import_module(f"{module}.__main__" if module in PACKAGES else module).main
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
         main([*arguments, "--help"])
@@ -51,7 +53,9 @@ def first_words(module: str, arguments: list[str]) -> list[str]:
     return ["demo"] if first == "RECIPE" or "$" in first else []
 
 
-@pytest.mark.parametrize("line", [pytest.param(line, id=line[:40]) for line in commands() if "jobs." in line])
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=line[:40]) for line in commands() if not line.startswith("infra.")]
+)
 def test_every_flag_of_a_documented_command_is_in_its_help(line: str) -> None:
     module, *arguments = shlex.split(re.sub(r"[()<>|;&].*", "", line))
     module = module.rstrip(",.:")

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from jobs.common.cli import UsageError, run_main
 
 NAMES = {
-    "chaos": "random kills of every part over one run, beside the same run undisturbed",
     "controller": "what a run's controller costs with 1,000 workers and 10 operators",
     "loader": "images a second of one core, beside webdataset with Pillow and torchvision, and beside decoding alone",
     "memory": "memory and time of a start at a billion samples, and the memory of a loader process",

@@ -1,54 +1,71 @@
 """Every part of a run is killed once, at a random step, and nothing is lost, doubled or changed by it.
 
 The number of kills in a run is that of the environment variable CRESCENDO_CHAOS_KILLS, where it is set. Nodes are lost,
-drained and added in `test_elastic.py` too.
+drained and added in `tests/pipeline/run/test_ray_policies.py` too.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.benchmark.chaos import KINDS
+from tests.chaos.__main__ import KINDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("CRESCENDO_CHAOS_KILLS") or 0)
 TIMEOUT_S = 580 + 60 * KILLS
 
 
-def chaos(kills: int, *flags: str) -> str:
-    """Return what the benchmark has printed, in single spaces."""
-    command = [sys.executable, "-m", "jobs.benchmark", "chaos", "--kills", str(KILLS or kills), *flags]
+def chaos(kills: int, *flags: str) -> dict[str, Any]:
+    """Return what the kills have changed of the one run that the flags leave: the fields of a `Verdict`."""
+    command = [sys.executable, "-m", "tests.chaos", "--kills", str(kills), *flags, "--json"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return " ".join(ended.stdout.split())
+    (verdict,) = json.loads(ended.stdout.splitlines()[-1])
+    return dict(verdict)
 
 
-def check_kills(said: str, kills: int) -> None:
-    """So many were carried out, of each kind as many as of the others, or one more."""
-    counts = {kind: re.search(rf" {kind} │ (\d+)", said) for kind in ("kills", *KINDS)}
-    found = {kind: int(count[1]) for kind, count in counts.items() if count}
+def check(verdict: dict[str, Any], kills: int) -> None:
+    """So many kills, of each kind as many as of the others or one more; nothing is lost, doubled or left over."""
     shares = {kind: (kills + len(KINDS) - 1 - index) // len(KINDS) for index, kind in enumerate(KINDS)}
-    assert found == {"kills": kills} | {kind: share for kind, share in shares.items() if share}
+    assert Counter(kill["kind"] for kill in verdict["kills"]) == Counter(shares)
+    counts = ("samples_lost", "samples_doubled", "rows_lost", "rows_doubled", "orphans")
+    assert {name: verdict[name] for name in counts} == dict.fromkeys(counts, 0)
+    assert verdict["samples"] > 0
+    assert verdict["rows"] > 0
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_run_whose_every_part_is_killed_ends_bit_for_bit_as_one_that_was_not() -> None:
-    said = chaos(5, "--no-elastic")
-    check_kills(said, KILLS or 5)
-    assert "equal bit for bit" in said
+    verdict = chaos(KILLS or 5, "--no-elastic")
+    check(verdict, KILLS or 5)
+    assert verdict["different"] == []
+    assert set(verdict["groups"]) == {2}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_run_of_one_to_two_workers_whose_every_part_is_killed_loses_and_doubles_nothing() -> None:
-    said = chaos(6, "--no-fixed", "--steps-a-kill", "40")  # training goes on while a node starts, which takes a while
-    check_kills(said, KILLS or 6)
-    for name in ("samples lost", "samples used twice", "metrics lost", "metrics doubled"):
-        assert re.search(rf"{name} │ 0\b", said), said
+    # Training goes on while a node starts, which takes a while.
+    check(chaos(KILLS or 6, "--no-fixed", "--steps-a-kill", "40"), KILLS or 6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kills", "many"], r"^--kills: 'many' is not an integer$"),
+        (["--steps-a-kill", "0"], r"^--steps-a-kill 0: must be at least 1$"),
+        (["--wrong", "3"], r"^Unrecognized options: --wrong, 3$"),
+    ],
+)
+def test_a_mistake_is_one_line(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(flags)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(python3? -m (?:jobs|infra)\.(?!\{)|mlflow |ray (?=[a-z]))")
+PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(python3? -m (?:jobs\.|infra\.|tests\.chaos)(?!\{)|mlflow |ray (?=[a-z]))")
 
 
 def documented() -> dict[str, list[Path]]:

@@ -11,8 +11,6 @@ from jobs.benchmark.__main__ import NAMES, main
 
 MISTAKES = [
     *((name, ["--wrong", "3"], r"^Unrecognized options: --wrong, 3$") for name in NAMES),
-    ("chaos", ["--kills", "many"], r"^--kills: 'many' is not an integer$"),
-    ("chaos", ["--steps-a-kill", "0"], r"^--steps-a-kill 0: must be at least 1$"),
     ("checkpoint", ["--model", "nothing"], "^name=nothing: no such model"),
     ("checkpoint", ["--gap-s", "0"], r"^--gap-s 0\.0: must be above 0$"),
     ("controller", ["--seconds", "long"], r"^--seconds: 'long' is not a number$"),

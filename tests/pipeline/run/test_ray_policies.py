@@ -20,10 +20,10 @@ from datasets.loading.loader import sample_order
 from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
-from jobs.benchmark.used_samples import Group, check_each_once, final_steps, groups
 from pipeline.checkpoint.format import newest_whole
 from pipeline.run.sample_log import VARIABLE
 from tests.support.shards import write_shards
+from tests.support.used_samples import Group, check_each_once, final_steps, groups
 
 ROOT = Path(__file__).resolve().parents[3]
 BATCH = 24

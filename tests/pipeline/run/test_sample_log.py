@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datasets.loading.batch import Batch
-from jobs.benchmark.used_samples import check_each_once, final_steps, groups, lost_and_doubled
 from pipeline.run import sample_log
 from pipeline.run.sample_log import VARIABLE, SampleLog, last_cursor
+from tests.support.used_samples import check_each_once, final_steps, groups, lost_and_doubled
 
 BATCH, LANES = 4, 2
 

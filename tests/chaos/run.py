@@ -10,44 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-import simplejpeg
-
-from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
-from infra.devstack.servers import MlflowServer, S3Server, Server
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
 from pipeline.run.sample_log import last_cursor
+from tests.support.servers import MlflowServer, S3Server, Server
+from tests.support.shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 24
-CLASSES = 4
+SHARDS = {"train": [100, 100, 88], "val": [24]}
 GIVE_UP_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Waves:
-    """Pictures of waves, a pattern a class."""
-
-    train: int = 288
-    """Training pictures."""
-
-    name: ClassVar[str] = "waves"
-
-    def plan(self) -> Plan:
-        """List them."""
-        counts = {"train": self.train, "val": 24}
-        splits = {split: tuple(Item(f"{i}", i % CLASSES) for i in range(count)) for split, count in counts.items()}
-        return Plan(classes=tuple(f"class {label}" for label in range(CLASSES)), splits=splits)
-
-    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
-        """Draw one."""
-        y, x = np.mgrid[0:48, 0:48]
-        number = int(item.name)
-        waves = [np.sin(x / (5 + item.label) + number), np.cos(y / 7 + number), np.sin((x + y) / 9 + item.label)]
-        return "jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(np.stack(waves, -1) * 120 + 128, dtype=np.uint8))
 
 
 @dataclass(slots=True)
@@ -58,7 +32,7 @@ class Place:
     nodes: Nodes
     s3: S3Server
     mlflow: MlflowServer
-    steps_an_epoch: int = Waves().train // BATCH
+    steps_an_epoch: int = sum(SHARDS["train"]) // BATCH
 
     @property
     def uri(self) -> str:
@@ -72,11 +46,10 @@ class Place:
 
     def write_data(self) -> None:
         """Put the shards into S3."""
-        prepare(Waves(), self.folder / "data", WriterConfig(samples_per_shard=100, workers=1))
-        storage = open_storage(f"{self.uri}/data")
-        for path in (self.folder / "data").rglob("*"):
-            if path.is_file():
-                storage.upload(path.relative_to(self.folder / "data").as_posix(), path)
+        for split, counts in SHARDS.items():
+            storage = open_storage(f"{self.uri}/data/{split}")
+            for path in write_shards(self.folder / "data" / split, counts).iterdir():
+                storage.upload(path.name, path)
 
 
 class Run:
@@ -190,7 +163,10 @@ class Killer:
     def _kill(self, kind: str) -> None:
         kill = Kill(kind, self.run.cursor(), time.time())
         self.done.append(kill)
-        print(f"{time.strftime('%X')} {self.run.name}: kill {len(self.done)}, {kind}, cursor {kill.cursor}", flush=True)
+        print(
+            f"{time.strftime('%X')} {self.run.name}: kill {len(self.done)}, {kind}, cursor {kill.cursor}",
+            file=sys.stderr,
+        )
         if kind in ("S3", "MLflow"):
             self._kill_server(self.place.s3 if kind == "S3" else self.place.mlflow)
             return

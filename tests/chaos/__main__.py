@@ -1,4 +1,4 @@
-"""Random kills over one run, and what they change: nothing.
+"""Random kills over one run, and what they change: nothing. `python -m tests.chaos [--option value ...]`.
 
 A small recipe trains over an S3 server (shards and checkpoints) and an MLflow server, on a cluster of several nodes:
 once undisturbed, then while workers, nodes, the driver, the run's controller, the S3 server and the MLflow server are
@@ -8,34 +8,35 @@ with a range of workers the samples must be the same ones, each used once. Every
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 from rich.table import Table
 
-from infra.devstack.servers import MlflowServer, S3Server, free_ports
-from jobs.benchmark.chaos_run import Killer, Place, Run
-from jobs.benchmark.chaos_verdict import Verdict, compare
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
+from jobs.common.cli import run_main
 from jobs.common.display import wide_console
 from pipeline.run.sample_log import VARIABLE
+from tests.chaos.run import Killer, Place, Run
+from tests.chaos.verdict import Verdict, compare
+from tests.support.servers import MlflowServer, S3Server
 
 KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Options of the benchmark."""
+    """Options of the command."""
 
     kills: int = 20
     """How many there are in each run."""
@@ -49,6 +50,8 @@ class Options:
     """Kill a run of two workers, whose weights must be equal."""
     elastic: bool = True
     """Kill a run of one to two workers too, whose number changes as nodes are lost and come back."""
+    json: bool = False
+    """Print what the kills have changed as JSON."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "kills", "steps_a_kill")
@@ -59,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
     """Train undisturbed and under fire, compare, and print. Exit code 1: something differs."""
     options = read_flags(Options, argv, __doc__)
     verdicts = run_all(options)
-    _show(verdicts)
+    if options.json:
+        print(json.dumps([asdict(verdict) for verdict in verdicts]))
+    else:
+        _show(verdicts)
     return 0 if all(verdict.is_clean for verdict in verdicts) else 1
 
 
@@ -91,10 +97,7 @@ def _place() -> Iterator[Place]:
     """Start the servers and the cluster; leave nothing running."""
     with tempfile.TemporaryDirectory(prefix="crescendo-chaos-") as name:
         folder = Path(name)
-        keys = {"access_key": "chaos", "secret_key": secrets.token_hex(16)}
-        port = free_ports(S3Server.num_ports, also_plus=10000)
-        s3 = S3Server(folder / "s3", bucket="chaos", port=port, **keys)
-        mlflow = MlflowServer(folder / "mlflow", port=free_ports(1))
+        s3, mlflow = S3Server(folder / "s3"), MlflowServer(folder / "mlflow")
         (folder / "samples").mkdir()
         os.environ.update(s3.client_environment() | {VARIABLE: str(folder / "samples")})  # the nodes inherit it
         try:
@@ -120,3 +123,7 @@ def _show(verdicts: Sequence[Verdict]) -> None:
     for name, values in rows.items():
         table.add_row(name, *values)
     wide_console().print(table)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from infra.storage.open import open_storage
-from jobs.benchmark.chaos_run import Kill, Place, Run
-from jobs.benchmark.used_samples import final_steps, groups, lost_and_doubled
+from tests.chaos.run import Kill, Place, Run
+from tests.support.used_samples import final_steps, groups, lost_and_doubled
 
 KEPT = ("train/", "val/", "stage/")
 """Names of metrics that each step has, whatever the machine does, begin so."""
