@@ -5,7 +5,6 @@ Trains what isn't trained yet, one run after the other, and makes one report. Th
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from infra.redact import redacted
+from infra.redact import redacted_command
 from jobs.common.cli import run_main
 from jobs.common.compare_args import PROG, parse
 from jobs.common.display import wide_console
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Plan, train, report. Exit code 1: a run failed; 3: stopped before the end."""
     comparison, options = parse(argv)
-    command = redacted(shlex.join([*PROG.split(), *argv]))
+    command = redacted_command([*PROG.split(), *argv])
     return _Compare(wide_console(), comparison, options, command).run()
 
 

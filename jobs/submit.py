@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, open_client, submit
-from infra.redact import redacted
+from infra.redact import redacted_command
 from jobs.common.cli import UsageError, parse_known, parse_recipe, run_main
 from pipeline.config import TrainConfig
 from pipeline.run.reachability import check_reachable
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
     options, fields = parse_known(Options, rest, prog="python -m jobs.submit")
     check_reachable(config)
-    if redacted(shlex.join(fields)) != shlex.join(fields):
+    if redacted_command(fields) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
     client = open_client(options.dashboard)
     entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields])

@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.redact import redacted
+
 PACKAGES = ("jobs", "pipeline", "model", "datasets", "infra")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -27,10 +29,10 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             **self.shared,
             **{name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"},
-            "message": record.getMessage(),
+            "message": redacted(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps(line, default=str)
 
 

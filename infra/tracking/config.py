@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, replace
-from urllib.parse import urlsplit
 
-from infra.redact import one_line, redacted
+from infra.redact import check_uri, one_line, redacted
 from infra.storage.base import StorageError
 from infra.storage.local import LocalStorage
 from infra.tracking.mlflow_run import TrackingError, error_code, make_client, open_experiment, sqlite_path
@@ -40,12 +39,14 @@ class TrackingConfig:
     """Metric values that are kept while MLflow is away (about 100 bytes of memory each); later ones are dropped."""
 
     def __post_init__(self) -> None:
-        if urlsplit(self.uri).scheme.partition("+")[0] not in SCHEMES:
+        if self.uri.partition(":")[0].partition("+")[0].lower() not in SCHEMES:
             raise ValueError(
                 f"tracking.uri is {redacted(self.uri)!r}: expected http(s)://HOST, sqlite:///FILE or a database URI"
             )
         if self.uri.startswith("sqlite") and re.fullmatch(r"sqlite:///(?!:memory:)[^?]+", self.uri) is None:
-            raise ValueError(f"tracking.uri is {self.uri!r}: expected sqlite:///FILE")
+            raise ValueError(f"tracking.uri is {redacted(self.uri)!r}: expected sqlite:///FILE")
+        if not self.uri.startswith("sqlite"):
+            check_uri("tracking.uri", self.uri)
         if not self.experiment:
             raise ValueError("tracking.experiment is empty: give it a name")
         for name in ("system_interval_s", "send_interval_s", "max_unsent"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from infra.redact import one_line, redacted
+from infra.redact import one_line, redacted, redacted_values
 from infra.storage.base import Storage, StorageError, checked_key
 from infra.timeouts import call_with_timeout
 from infra.tracking import mlflow_run
@@ -100,13 +100,13 @@ class Tracker:
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`.
 
-        Users and passwords in URLs are left out, here and in tags.
+        Users, passwords and keys are left out, here and in tags.
         """
-        self._outbox.add_labels("params", {name: redacted(str(value)) for name, value in params.items()})
+        self._outbox.add_labels("params", redacted_values({name: str(value) for name, value in params.items()}))
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags as text, cut at MLflow's 8,000 characters."""
-        self._outbox.add_labels("tags", {name: redacted(str(value)) for name, value in tags.items()})
+        self._outbox.add_labels("tags", redacted_values({name: str(value) for name, value in tags.items()}))
 
     def set_description(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""

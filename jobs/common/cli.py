@@ -24,6 +24,7 @@ from tyro._errors import (
     on_parse_error,
 )
 
+from infra.redact import redacted
 from infra.storage.open import open_storage
 from jobs.recipes.catalog import RECIPES
 from model.rows import rows_from_json
@@ -204,7 +205,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

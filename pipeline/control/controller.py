@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from infra.redact import last_line
+from infra.redact import last_line, redacted
 from infra.storage.lease import Lease
 from infra.timeouts import call_with_timeout
 from pipeline.control.journal import Journal
@@ -284,7 +284,7 @@ class StageController:
     def failed(self, message: str) -> None:
         """A worker met an error that trying again doesn't cure: the run ends with this message."""
         with self._lock:
-            self._error = self._error or message
+            self._error = self._error or redacted(message)
             self._phase = "failed"
 
     def lost(self, message: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from infra.cluster.config import worker_range
+from infra.redact import redacted
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 
@@ -72,6 +73,7 @@ class Board:
 
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
+        line = redacted(line)
         if line not in self.notes:
             self.notes = [*self.notes, line][-MAX_NOTES:]
             self.noted += 1

@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Callable
 
+from infra.redact import redacted
+
 _MOST = 20
 
 
@@ -26,7 +28,7 @@ class Relay(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, and tell it."""
         super().emit(record)
-        line = record.getMessage()
+        line = redacted(record.getMessage())
         if os.getpid() == self._process and line not in self._told and len(self._told) < _MOST:
             self._told.add(line)
             self._tell(line + ("" if len(self._told) < _MOST else " (what follows is in the workers' logs only)"))

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from infra.redact import redacted
+from infra.redact import redacted_values
 
 HARMLESS = (
     *("cluster", "tracking", "checkpoint", "storage", "resume_from", "trainer.log_every", "trainer.profile_steps"),
@@ -32,8 +32,8 @@ def config_values(config: Any) -> Any:
 
 
 def recorded_config(config: Any) -> dict[str, Any]:
-    """Return a config as it is written down: plain values, without users and passwords of URLs."""
-    values: dict[str, Any] = json.loads(redacted(json.dumps(config_values(config))))
+    """Return a config as it is written down: plain values, without users, passwords and keys."""
+    values: dict[str, Any] = redacted_values(config_values(config))
     return values
 
 
