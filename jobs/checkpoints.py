@@ -33,7 +33,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the checkpoints of a run. Exit code 1: one of them is torn or damaged."""
+    """Show the checkpoints of a run. Exit code 1: one of them is torn or corrupt."""
     options = parse(
         Options,
         argv,
@@ -62,7 +62,7 @@ def _table(title: str, rows: Sequence[CheckpointRow]) -> Table:
         table.add_column(name, justify="right" if name in ("cursor", "stage", "MB") else "left")
     for row in rows:
         metrics = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items())
-        state = "whole" if not row.problem else "torn" if "not written to its end" in row.problem else "damaged"
+        state = "whole" if not row.problem else "torn" if "not written to its end" in row.problem else "corrupt"
         stage = "" if row.stage is None else str(row.stage + 1)
         table.add_row(str(row.cursor), stage, f"{row.bytes / 1e6:.1f}", metrics, state, "yes" if row.verified else "no")
     return table

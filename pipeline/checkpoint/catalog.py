@@ -20,7 +20,11 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is torn or damaged, or doesn't fit this run."""
+    """A checkpoint is torn or corrupt, can't be read by this version, or doesn't fit this run."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing, or is not what the checkpoint's own manifest says: it will never be whole."""
 
 
 def checkpoint_key(cursor: int) -> str:
@@ -46,7 +50,7 @@ def _manifest(storage: Storage, key: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StorageError):
             raise
-        raise CheckpointError(f"{storage.uri}/{key}/{MANIFEST} is damaged: {error}") from error
+        raise CheckpointError(f"{storage.uri}/{key}/{MANIFEST} can't be read: {error}") from error
 
 
 def list_checkpoints(storage: Storage) -> list[str]:
@@ -58,12 +62,13 @@ def list_checkpoints(storage: Storage) -> list[str]:
 def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
     """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
 
-    `written` is the one that this run has just made whole: it is the newest and always stays. A later one is damaged,
-    or the run would have begun from it; it loses its manifest, and the run will write that cursor anew. Manifests go
-    first, so what is half deleted is torn, not damaged.
+    `written` is the one that this run has just made whole: it always stays. The run has not begun from a later one. If
+    that one is proven to be corrupt it loses its manifest, and the run will write that cursor anew; one that merely
+    could not be read, as by an older version or for want of memory, stays. Manifests go first, so what is half deleted
+    is torn, not corrupt.
     """
     found = list_checkpoints(storage)
-    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written))
+    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written and is_corrupt(storage, key)))
     whole = [key for key in found if key <= written]
     newest = whole[-max(1, keep) :]
     kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
@@ -73,6 +78,20 @@ def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written:
         if (folder := name.rpartition("/")[0]) < newest[0] and folder not in kept
     ]
     storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
+
+
+def is_corrupt(storage: Storage, key: str) -> bool:
+    """Say whether a checkpoint's files are proven not to be what its manifest says; reads them through."""
+    try:
+        files = read_manifest(storage, key)
+        _check_sizes(storage, key, files, storage.list(f"{key}/"))
+        for name, facts in files.items():
+            read_verified(storage, key, name, facts)
+    except CorruptCheckpointError:
+        return True
+    except (CheckpointError, MemoryError):
+        return False
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +165,10 @@ def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], s
     for name, facts in files.items():
         there = sizes.get(f"{key}/{name}")
         if there is None:
-            raise CheckpointError(f"{storage.uri}/{key}/{name} is missing")
+            raise CorruptCheckpointError(f"{storage.uri}/{key}/{name} is missing")
         if there != facts["bytes"]:
-            raise CheckpointError(
-                f"{storage.uri}/{key}/{name} is damaged: {there} bytes, its {MANIFEST} says {facts['bytes']}"
+            raise CorruptCheckpointError(
+                f"{storage.uri}/{key}/{name} is corrupt: {there} bytes, its {MANIFEST} says {facts['bytes']}"
             )
 
 
@@ -199,9 +218,9 @@ def read_verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) 
     try:
         data = storage.read(f"{key}/{name}")
     except MissingKeyError as error:
-        raise CheckpointError(f"{storage.uri}/{key}/{name} is missing") from error
+        raise CorruptCheckpointError(f"{storage.uri}/{key}/{name} is missing") from error
     if len(data) != facts["bytes"] or sha256(data) != facts["sha256"]:
-        raise CheckpointError(f"{storage.uri}/{key}/{name} is damaged: it is not what its {MANIFEST} says")
+        raise CorruptCheckpointError(f"{storage.uri}/{key}/{name} is corrupt: it is not what its {MANIFEST} says")
     return data
 
 

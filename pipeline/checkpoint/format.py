@@ -157,7 +157,7 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
     `ema` takes the moving average, if there is one.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or corrupt.
     """
     files = read_manifest(storage, key)
     name = "ema" if ema and "ema.safetensors" in files else "model"
@@ -177,7 +177,7 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
 def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
     """Return the newest checkpoint that is whole and verified, and a line for each newer one that is not.
 
-    The order of cases: newest first; a damaged one is skipped with its reason; none at all is a fresh start.
+    The order of cases: newest first; a corrupt one is skipped with its reason; none at all is a fresh start.
     """
     skipped: list[str] = []
     for key in reversed(list_checkpoints(storage)):

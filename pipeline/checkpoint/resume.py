@@ -101,7 +101,7 @@ def read_initial_weights(uri: str) -> dict[str, Any]:
     """Return weights by name from a file, or from a checkpoint or a run's newest one, local or in S3.
 
     Raises:
-        CheckpointError: there is no such file or checkpoint, or it is damaged.
+        CheckpointError: there is no such file or checkpoint, or it is corrupt.
         WeightsError: the file can't be read as weights.
     """
     from model.weights import read_weights
@@ -112,7 +112,7 @@ def read_initial_weights(uri: str) -> dict[str, Any]:
             path = Path(folder, name)
             storage.download(f"{key}/{name}", path)
             if sha256_of_file(path) != facts["sha256"]:
-                raise CheckpointError(f"{storage.uri}/{key}/{name} is damaged: it is not what its manifest says")
+                raise CheckpointError(f"{storage.uri}/{key}/{name} is corrupt: it is not what its manifest says")
             return read_weights(path)
     if "://" not in uri:
         return read_weights(uri)

@@ -94,7 +94,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_line(
     shown = capsys.readouterr().out
     assert "note: skipped a checkpoint" in shown
     assert newest.name in shown
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is corrupt"):
         main([str(newest), "--data", str(trained_classifier.data / "val")])
 
 

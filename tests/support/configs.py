@@ -13,7 +13,7 @@ from pipeline.schedule.stages import ramp
 MakeConfig = Callable[..., TrainConfig]
 
 
-def small_config(data: Path, storage: str, **changes: object) -> TrainConfig:
+def small_config(data: Path, storage: str, /, **changes: object) -> TrainConfig:
     """Return a recipe of two stages, seconds long, on `data/{train,val}`, with these fields replaced."""
     values: dict[str, object] = {
         "name": "small",

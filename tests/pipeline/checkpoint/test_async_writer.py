@@ -172,4 +172,4 @@ def _listed(storage: Storage) -> None:
     assert not rows[0].verified
     verified = describe_checkpoints(storage, verify=True)
     assert [row.verified for row in verified] == [True, False, False, False]
-    assert "optimizer.safetensors is damaged" in verified[3].problem
+    assert "optimizer.safetensors is corrupt" in verified[3].problem

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -10,8 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from infra.storage.base import Storage
+from infra.storage.base import Storage, StorageAwayError
 from infra.storage.open import open_storage
+from pipeline.checkpoint import catalog
 from pipeline.checkpoint.catalog import CheckpointError, list_checkpoints, newest_state, prune
 from pipeline.checkpoint.format import newest_whole, read_checkpoint, write_checkpoint
 from pipeline.checkpoint.state import TrainState
@@ -109,6 +113,33 @@ def test_prune_keeps_what_was_just_written_when_later_ones_are_damaged(storage: 
     found, skipped = newest_whole(storage)
     assert found is not None
     assert (found.state.cursor, skipped) == (48, [])
+
+
+@pytest.mark.parametrize("kind", ["newer version", "no memory", "storage away", "manifest"])
+def test_prune_keeps_later_ones_that_could_only_not_be_read(
+    storage: Storage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a checksum proves that a checkpoint is lost."""
+    later = write_checkpoint(storage, snapshot(72))
+    if kind == "newer version":
+        state = json.loads(storage.read(f"{later}/state.json"))
+        state["state"]["a_field_of_a_newer_version"] = 1
+        data = json.dumps(state).encode()
+        manifest = json.loads(storage.read(f"{later}/manifest.json"))
+        manifest["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        storage.write(f"{later}/state.json", data)
+        storage.write(f"{later}/manifest.json", json.dumps(manifest).encode())
+    elif kind == "manifest":
+        storage.write(f"{later}/manifest.json", b"{")
+    written = write_checkpoint(storage, snapshot(48))
+    error = {"no memory": MemoryError(), "storage away": StorageAwayError("away")}.get(kind)
+    if error is not None:
+        monkeypatch.setattr(catalog, "read_verified", lambda *_: (_ for _ in ()).throw(error))
+        with contextlib.suppress(MemoryError, StorageAwayError):  # the async writer tries again
+            prune(storage, keep=1, written=written)
+    else:
+        prune(storage, keep=1, written=written)
+    assert list_checkpoints(storage) == [written, later]
 
 
 class Malicious:

@@ -66,7 +66,7 @@ def test_case_1_the_newest_whole_one_and_a_line_for_each_that_is_not(make_config
     found = find_start(config, storage)
     assert found.state is not None
     assert found.state.cursor == 48
-    assert ["is missing" in found.notes[0], "is damaged" in found.notes[1], len(found.notes)] == [True, True, 2]
+    assert ["is missing" in found.notes[0], "is corrupt" in found.notes[1], len(found.notes)] == [True, True, 2]
     planned = planned_start(config, storage)  # knows names and sizes only
     assert planned.state is not None
     assert planned.state.cursor == 72
@@ -97,7 +97,7 @@ def test_case_2_refuses_what_is_not_there_or_damaged(make_config: MakeConfig, tm
     saved(config, open_storage(tmp_path / "there"), 24, bias=1)
     damage(open_storage(tmp_path / "there"), 24, "model.safetensors")
     config = make_config(resume_from=str(tmp_path / "there" / "checkpoints" / f"{24:015d}"))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is corrupt"):
         find_start(config, storage_of(config))
 
 
