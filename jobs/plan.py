@@ -150,7 +150,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.json:
         print(json.dumps(planned, indent=1))
     else:
-        wide_console().print(plan_table(planned))
+        console = wide_console()
+        console.print(plan_table(planned))
+        for line in planned["data"]["report"]:
+            console.print(line, highlight=False, markup=False)
     return 0
 
 

@@ -15,6 +15,7 @@ from datasets.files.s3 import is_remote
 from datasets.files.urls import check_writable
 from datasets.prepare.publish import staging_folder, upload_folder
 from datasets.prepare.pyramid import write_copies
+from datasets.prepare.report import report_of
 from datasets.prepare.sources.bluemarble import BlueMarble
 from datasets.prepare.sources.elpv import Elpv
 from datasets.prepare.sources.fonts import Fonts
@@ -33,7 +34,8 @@ AnySource = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
-    """Write the images of a source as WebDataset shards to OUT/train and OUT/val, each with a manifest.
+    """Write the images of a source as WebDataset shards to OUT/train and OUT/val, each with a manifest, and report on
+    them: images of each class and split, files that were left out and why, images that stand twice.
 
     Interrupt it at any time: the same command goes on where it was. `jobs.prepare SOURCE --help` lists the options.
     """
@@ -93,6 +95,8 @@ def run(config: PrepareConfig) -> None:
         shutil.rmtree(folder)
     for split, manifest in manifests.items():
         print(f"{config.out.rstrip('/')}/{split}: {summary(manifest)}")
+    for line in report_of(manifests["train"]):
+        print(line)
     print(f"{time.monotonic() - start:.1f} s")
 
 

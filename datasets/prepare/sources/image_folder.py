@@ -1,18 +1,17 @@
-"""ImageFolder: one folder for each class, with or without `train` and `val` above them."""
+"""ImageFolder: one folder for each class, with or without `train`, `val` and `test` above them."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
-from datasets.prepare.writer import Item, Plan
-from datasets.transforms.formats import is_image_name
-
-_VAL_FOLDERS = ("val", "valid", "validation", "test")
+from datasets.prepare.layout import LeftOut, class_folders, count_beside, find_splits, image_files
+from datasets.prepare.source import Item, Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +24,7 @@ class ImageFolder:
     path: Path
     """Folder with the images."""
     val_share: float = 0.1
-    """Share of the images held out for validation where there is no val folder; fixed by the files' names."""
+    """Share of each class held out for validation where there is no val folder; fixed by the files' names."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:
@@ -35,51 +34,76 @@ class ImageFolder:
         """List the image files below the class folders.
 
         Raises:
-            DataError: no such folder, no class folders, or a class of validation that training lacks.
+            DataError: no such folder, no images, or what can only be a mistake; see `datasets.prepare.layout`.
         """
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")
-        held_out = next((self.path / name for name in _VAL_FOLDERS if (self.path / name).is_dir()), None)
-        if (self.path / "train").is_dir() and held_out is not None:
-            classes = _classes(self.path / "train")
-            if unknown := sorted(set(_classes(held_out)) - set(classes)):
-                raise DataError(f"{held_out}: class {unknown[0]!r} has no folder in {self.path / 'train'}")
-            splits = {"train": self._items(self.path / "train", classes), "val": self._items(held_out, classes)}
-        else:
-            classes = _classes(self.path)
-            splits = self._split(self._items(self.path, classes))
-        return Plan(classes=classes, splits=splits)
+        left_out, notes = LeftOut(), list[str]()
+        found = find_splits(self.path) or {"": self.path}
+        if "" not in found:
+            count_beside(self.path, self.path, left_out, used={*found.values()})
+        base = next(iter(found.values())) if "" in found else found["train"]
+        classes = tuple(class_folders(base))
+        splits = {split: self._items(folder, classes, left_out) for split, folder in found.items()}
+        _check_classes(base, classes, splits)
+        if "val" not in splits:
+            everything = splits.pop("", ()) or splits.pop("train")
+            splits = _split(everything, self.val_share) | splits
+            notes.append(f"val is {self.val_share:.0%} of each class of {base}: there is no folder for it")
+        splits = {split: splits[split] for split in ("train", "val", "test") if split in splits}
+        return Plan(classes=classes, splits=splits, is_listed=True, left_out=left_out.reasons, notes=tuple(notes))
 
     def encode(self, split: str, item: Item) -> tuple[str, bytes]:
-        """Return one file's bytes as they are."""
-        return file_bytes(self.path / item.name)
+        """Return one file's bytes as they are.
 
-    def _items(self, folder: Path, classes: tuple[str, ...]) -> tuple[Item, ...]:
+        Raises:
+            DataError: no image that can be read.
+        """
+        try:
+            return file_bytes(self.path / item.name)
+        except ValueError as error:
+            raise DataError(f"{item.name}: {error}") from error
+
+    def _items(self, folder: Path, classes: tuple[str, ...], left_out: LeftOut) -> tuple[Item, ...]:
+        """List one split's images."""
+        own = class_folders(folder)
+        if unknown := sorted(set(own) - set(classes)):
+            raise DataError(f"{folder}: class {unknown[0]!r} has no folder in the training split; add it, or move it")
+        count_beside(folder, self.path, left_out, used={*own.values()})
         return tuple(
             Item(str(file.relative_to(self.path)), label, _mark(file))
             for label, name in enumerate(classes)
-            for file in sorted((folder / name).rglob("*"))
-            if is_image_name(file.name) and file.is_file()
+            if name in own
+            for file in image_files(own[name], self.path, left_out)
         )
 
-    def _split(self, items: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
-        held_out = {item for item in items if _unit_hash(item.name) < self.val_share}
-        return {
-            "train": tuple(item for item in items if item not in held_out),
-            "val": tuple(item for item in items if item in held_out),
-        }
+
+def _check_classes(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Item, ...]]) -> None:
+    """Refuse classes that can't be learned."""
+    labels = {split: {item.label for item in items} for split, items in splits.items()}
+    trained = labels[""] if "" in labels else labels["train"]
+    if len(trained) < 2:
+        there = f"only {classes[next(iter(trained))]!r} has" if trained else "no class has"
+        raise DataError(f"{folder}: {there} images; two classes at least are needed, at {folder}/CLASS/NAME.jpg")
+    for split, used in labels.items():
+        if untrained := sorted(used - trained):
+            raise DataError(f"{folder}: class {classes[untrained[0]]!r} has images in {split}, but none for training")
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise DataError(f"{folder}: no class folders in it; images must be at {folder}/CLASS/NAME.jpg")
-    return tuple(names)
+def _split(items: tuple[Item, ...], share: float) -> dict[str, tuple[Item, ...]]:
+    """Hold out a share of each class, one image at least of two or more: those with the smallest hashes of names."""
+    held_out: set[Item] = set()
+    for _, own in itertools.groupby(items, key=lambda item: item.label):
+        ranked = sorted(own, key=lambda item: _hash(item.name))
+        held_out |= {*ranked[: min(max(1, round(len(ranked) * share)), len(ranked) - 1)]}
+    return {
+        "train": tuple(item for item in items if item not in held_out),
+        "val": tuple(item for item in items if item in held_out),
+    }
 
 
-def _unit_hash(name: str) -> float:
-    """Return a number in [0, 1) that depends on the name only, so that new files don't move old ones."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _mark(file: Path) -> str:

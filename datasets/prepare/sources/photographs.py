@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
+from datasets.prepare.source import Item, Plan
 from datasets.prepare.sources.debian import fetch_packages
-from datasets.prepare.writer import Item, Plan
 from datasets.transforms.randomness import Purpose, sample_generator
 
 WIDTH, HEIGHT = 500, 375

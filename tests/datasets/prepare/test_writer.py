@@ -14,8 +14,9 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.loading.loader import DataConfig, build_eval_loader
+from datasets.prepare.source import Item, Plan
 from datasets.prepare.sources.image_folder import ImageFolder
-from datasets.prepare.writer import Item, Plan, WriterConfig, prepare
+from datasets.prepare.writer import WriterConfig, prepare
 from tests.support.shards import image_of
 
 
@@ -136,7 +137,9 @@ def test_shards_of_somebody_else_are_not_touched(tree: Path, tmp_path: Path) -> 
 
 def test_a_damaged_image_ends_it_with_its_name_and_keeps_nothing_half(tree: Path, tmp_path: Path) -> None:
     (tree / "cats" / "broken.jpg").write_bytes(b"\xff\xd8 broken")
-    with pytest.raises(DataError, match=r"broken\.jpg: not a readable image"):
+    with pytest.raises(
+        DataError, match=r"1 of 41 images can't be read: cats/broken\.jpg: damaged image.*--skip-broken"
+    ):
         prepare(ImageFolder(path=tree), tmp_path / "out", config())
     for path in (tmp_path / "out").rglob("*.tar"):
         assert samples(path.parent.parent, path.parent.name)
@@ -148,7 +151,7 @@ def test_folders_without_images_are_named(tmp_path: Path, names: list[str]) -> N
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text("x")
-    with pytest.raises(DataError, match=r"no such folder|no class folders|split would be empty"):
+    with pytest.raises(DataError, match=r"no such folder|no class folders|no class has images"):
         prepare(ImageFolder(path=tmp_path / "in"), tmp_path / "out", config())
 
 
@@ -178,7 +181,7 @@ def test_progress_counts_images_and_the_loader_reads_the_result(tree: Path, tmp_
     out = tmp_path / "out"
     prepare(ImageFolder(path=tree), out, config(), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (40, 40)
-    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {40}
     data = DataConfig(train=str(out / "train"), val=str(out / "val"), loader_workers=0)
     batches = list(build_eval_loader(data, image_size=32, batch_size=8, rank=0, world_size=1))
     assert sum(len(batch.labels) for batch in batches) == len(samples(out, "val"))

@@ -1,0 +1,129 @@
+"""Every file is read and decoded before a shard is written: all broken ones are named at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.errors import DataError
+from datasets.prepare.process_pool import count_one, run_tasks
+from datasets.prepare.report import DataReport, class_counts, repeated
+from datasets.prepare.source import Item, Plan, Source
+from datasets.transforms.pixels import decode_rgb
+
+_CACHE_NAME = ".checked.json"
+_ITEMS_A_TASK = 64
+_MOST_NAMED = 5
+_Outcome = tuple[str, str]
+"""(digest of the bytes, what is wrong with them or "")"""
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckTask:
+    source: Source
+    split: str
+    items: tuple[Item, ...]
+
+
+def checked(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    *,
+    images: str,
+    workers: int,
+    skip_broken: bool,
+    progress: Callable[[int], None],
+) -> tuple[Plan, DataReport]:
+    """Decode every file of a source that lists somebody's files; return what is kept of the plan, and its report.
+
+    The outcome is kept in `out`, so that an interrupted call doesn't decode everything again.
+
+    Args:
+        source: of the images.
+        plan: of the source.
+        out: folder of the shards.
+        images: digest of the plan.
+        workers: processes.
+        skip_broken: leave out what can't be decoded; otherwise it is refused.
+        progress: called with the files decoded so far.
+
+    Raises:
+        DataError: files that can't be decoded, or a split whose images are all those of another.
+    """
+    if not plan.is_listed:
+        return plan, _report(plan)
+    outcomes = _outcomes(source, plan, out / _CACHE_NAME, images, workers, progress)
+    pairs = {split: list(zip(items, outcomes[split], strict=True)) for split, items in plan.splits.items()}
+    broken = [wrong for rows in pairs.values() for _, (_, wrong) in rows if wrong]
+    if broken and not skip_broken:
+        raise DataError(_named(broken, sum(map(len, pairs.values()))))
+    kept = {split: [(item, digest) for item, (digest, wrong) in rows if not wrong] for split, rows in pairs.items()}
+    plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
+    if broken:
+        plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
+    twice = repeated({split: [(item.name, item.label, key) for item, key in rows] for split, rows in kept.items()})
+    for split in ("val", "test"):
+        count, example = twice.get(f"in train and {split}", (0, ""))
+        if count and count == len(kept[split]):
+            raise DataError(f"{source.name}: every image of {split} is in train too ({example}); give it other images")
+    return plan, _report(plan, twice)
+
+
+def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> DataReport:
+    return DataReport(
+        images={
+            split: class_counts(plan.classes, [item.label for item in items]) for split, items in plan.splits.items()
+        },
+        left_out=dict(plan.left_out),
+        repeated=twice or {},
+        notes=plan.notes,
+    )
+
+
+def _named(broken: list[str], total: int) -> str:
+    more = f"; and {len(broken) - _MOST_NAMED:,} more" if len(broken) > _MOST_NAMED else ""
+    return (
+        f"{len(broken):,} of {total:,} images can't be read: {'; '.join(broken[:_MOST_NAMED])}{more}; repair or remove "
+        "them, or leave them out with --skip-broken"
+    )
+
+
+def _outcomes(
+    source: Source, plan: Plan, cache: Path, images: str, workers: int, progress: Callable[[int], None]
+) -> dict[str, list[_Outcome]]:
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        if known["images"] == images:
+            return {split: [(digest, wrong) for digest, wrong in rows] for split, rows in known["outcomes"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    tasks = [
+        _CheckTask(source, split, items[start : start + _ITEMS_A_TASK])
+        for split, items in plan.splits.items()
+        for start in range(0, len(items), _ITEMS_A_TASK)
+    ]
+    outcomes: dict[str, list[_Outcome]] = {split: [] for split in plan.splits}
+    for task, rows in zip(tasks, run_tasks(_check, tasks, workers=workers, progress=progress), strict=True):
+        outcomes[task.split] += rows
+    temporary = cache.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"images": images, "outcomes": outcomes}), encoding="utf-8")
+    temporary.replace(cache)
+    return outcomes
+
+
+def _check(task: _CheckTask) -> list[_Outcome]:
+    rows: list[_Outcome] = []
+    for item in task.items:
+        try:
+            _, data = task.source.encode(task.split, item)
+            decode_rgb(data)
+            rows.append((hashlib.sha256(data).hexdigest()[:32], ""))
+        except (ValueError, OSError) as error:
+            reason = str(error) if isinstance(error, DataError) else f"{item.name}: {error}"
+            rows.append(("", reason))
+        count_one()
+    return rows

@@ -1,0 +1,104 @@
+"""The data report: what was written of each class and split, what was left out and why, and what looks wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from datasets.shards.manifest import DatasetManifest
+
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """What a prepared dataset holds."""
+
+    images: dict[str, dict[str, int]]
+    """split -> class -> images."""
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """reason -> (files, one of them)."""
+    repeated: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """What stands twice, such as `in train and val` -> (images, one of them)."""
+    notes: tuple[str, ...] = ()
+    """How the splits came about."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataReport:
+        """Read what `to_json` returned."""
+        return cls(**values)
+
+    def lines(self) -> list[str]:
+        """Return the report for a reader."""
+        parts = [
+            *(_split_line(split, counts) for split, counts in self.images.items()),
+            *self._empty_classes(),
+            *self.notes,
+            *(f"left out, {why}: {files:,} ({example})" for why, (files, example) in self.left_out.items()),
+            *(f"same image {where}: {images:,} ({example})" for where, (images, example) in self.repeated.items()),
+        ]
+        return ["data report", *(f"  {part}" for part in parts)]
+
+    def _empty_classes(self) -> list[str]:
+        return [
+            f"{split} has no image of {_listed(empty)}"
+            for split, counts in self.images.items()
+            if (empty := [name for name, images in counts.items() if not images])
+        ]
+
+
+def report_of(manifest: DatasetManifest) -> list[str]:
+    """Return the lines of the report that `jobs.prepare` left in a manifest; none where it left none."""
+    values = manifest.source.get("report")
+    return DataReport.from_json(values).lines() if values else []
+
+
+def _split_line(split: str, counts: Mapping[str, int]) -> str:
+    total = f"{split}: {sum(counts.values()):,} images"
+    if not counts:  # masks have no counts
+        return total
+    if len(counts) <= _MOST_NAMES:
+        return f"{total}: " + ", ".join(f"{name} {images:,}" for name, images in counts.items())
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    return f"{total} of {len(counts):,} classes, from {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def repeated(images: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, tuple[int, str]]:
+    """Find images that stand twice by the digests of their bytes.
+
+    Args:
+        images: split -> (name, label, digest) of each.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    first: dict[str, tuple[str, int, str]] = {}
+    for split, rows in images.items():
+        for name, label, digest in rows:
+            if digest not in first:
+                first[digest] = (split, label, name)
+                continue
+            other, other_label, other_name = first[digest]
+            for where, holds in (
+                (f"in {other} and {split}", other != split),
+                ("under two classes", other_label != label),
+            ):
+                if holds:
+                    count, example = found.get(where, (0, f"{other_name} = {name}"))
+                    found[where] = (count + 1, example)
+    return found
+
+
+def class_counts(classes: Sequence[str], labels: Sequence[int]) -> dict[str, int]:
+    """Return the images of each class; nothing where they have masks in place of labels."""
+    counts = Counter(labels)
+    return {} if -1 in counts else {name: counts[label] for label, name in enumerate(classes)}

@@ -1,0 +1,51 @@
+"""A source of images: what it plans to write, and the bytes of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be written."""
+
+    name: str
+    """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
+    label: int
+    """Class number; -1 where the source has masks."""
+    mark: str = ""
+    """What else identifies its content, such as a file's size: a change is noticed by it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that will be written, before the first image is read."""
+
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    splits: dict[str, tuple[Item, ...]]
+    """Items of `train` and `val`, and of `test` where there is one."""
+    kind: str = "classification"
+    """What is learned from them: `classification`, or `segmentation` with `Source.mask` beside each image."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the manifest records about where the images come from (licence, package versions, ...)."""
+    is_listed: bool = False
+    """The images are somebody's files, which are all decoded before anything is written."""
+    left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Of listed files: reason -> (files that are no samples, one of them)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data report should know of the splits."""
+
+
+class Source(Protocol):
+    """Where images come from: a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+
+    def plan(self) -> Plan:
+        """List every image with its label; cheap, and equal for equal options and files."""
+
+    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
+        """Return (extension, bytes) of one image: a pure function of options, split and item."""
