@@ -23,7 +23,7 @@ from pipeline.run.preflight import with_numbers
 from pipeline.run.provenance import config_values, differences
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
-from pipeline.training.learning_rate import learning_rate
+from pipeline.training.learning_rate import stage_learning_rate
 
 
 def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
     total = schedule.total_samples
 
     def rate(cursor: int, stage: TrainingStage) -> float:
-        return stage.lr_factor * learning_rate(
-            config.optimizer, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
+        return stage_learning_rate(
+            config.optimizer, stage, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
         )
 
     rows = []
@@ -46,12 +46,12 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "stochastic_depth": config.model.stochastic_depth
                 if span.stage.stochastic_depth is None
                 else span.stage.stochastic_depth,
-                "num_workers": span.stage.num_workers or config.cluster.num_workers,
+                "num_workers": config.workers_of(span.stage),
                 "steps": span.num_steps,
                 "samples": samples,
                 "lr_start": rate(span.start, span.stage),
                 "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
-                "eval_size": round(span.stage.image_size * config.trainer.eval_scale),
+                "eval_size": config.trainer.eval_size(span.stage.image_size),
                 "bytes_read": round(samples * size.bytes_per_sample),
                 "megapixels": round(samples * span.stage.image_size**2 / 1e6),
             }

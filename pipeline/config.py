@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datasets.config import DataConfig
-from infra.cluster.config import ClusterConfig, worker_range
+from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
-from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
+from pipeline.schedule.stages import AdaptiveConfig, TrainingStage, Workers, worker_range
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -152,6 +152,10 @@ class TrainerConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
 
+    def eval_size(self, image_size: int) -> int:
+        """Return the image size at which a stage that trains at `image_size` is evaluated, in pixels."""
+        return round(image_size * self.eval_scale)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
@@ -234,8 +238,12 @@ class TrainConfig:
         """Kind of data that the task learns from: `classification` or `segmentation`."""
         return "segmentation" if isinstance(self.task, SegmentationConfig) else "classification"
 
+    def workers_of(self, stage: TrainingStage) -> Workers:
+        """Return the workers that train a stage, or the range of them."""
+        return stage.workers(self.cluster.num_workers)
+
     @property
     def worker_counts(self) -> list[int]:
         """Every number of workers that the run names; in a range between two, only divisors of the lanes are used."""
-        asked = [worker_range(stage.num_workers or self.cluster.num_workers) for stage in self.stages]
+        asked = [worker_range(self.workers_of(stage)) for stage in self.stages]
         return sorted({count for low_high in asked for count in low_high})

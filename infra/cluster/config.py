@@ -38,7 +38,7 @@ class ClusterConfig:
     """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
-        low, high = worker_range(self.num_workers)
+        low, high = (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
         if not 1 <= low <= high:
             raise ValueError(
                 f"cluster.num_workers is {self.num_workers}: it must be at least 1, or a range (smallest, largest)"
@@ -54,8 +54,3 @@ class ClusterConfig:
     def threads_per_worker(self) -> int:
         """Threads that a worker computes with: a number that resuming "bit for bit" depends on."""
         return max(1, int(self.cpus_per_worker))
-
-
-def worker_range(num_workers: int | tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest and the largest number of workers."""
-    return (num_workers, num_workers) if isinstance(num_workers, int) else (num_workers[0], num_workers[1])

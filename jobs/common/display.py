@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from datasets.shards.resolve import DatasetManifest
-from infra.cluster.config import worker_range
 from pipeline.config import TrainConfig
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.stages import TrainingStage, worker_range
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
@@ -94,7 +93,7 @@ def result_table(
         rate, epochs = result["samples"] / result["train_s"], result["samples"] / samples_per_epoch
         score = f"{result[metric]:.3f}" if metric in result else ""  # it ended before its first evaluation
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
-        asked = worker_range(stage.num_workers or config.cluster.num_workers)
+        asked = worker_range(config.workers_of(stage))
         table.add_row(
             *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
             *(f"{stage.dropout:.2f}", *("-".join(map(str, dict.fromkeys(asked))) for _ in workers)),

@@ -19,7 +19,7 @@ from pipeline.control.replies import DecisionReply, JoinReply
 from pipeline.control.status import Board
 from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.schedule.policy import Progress
-from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, segments
+from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, Workers, segments
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
@@ -57,7 +57,7 @@ class StageController:
     def __init__(
         self,
         stages: tuple[TrainingStage, ...],
-        num_workers: int | tuple[int, int],
+        num_workers: Workers,
         fit: FitSegment,
         *,
         recipe: tuple[TrainingStage, ...] = (),

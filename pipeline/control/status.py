@@ -6,10 +6,9 @@ import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from infra.cluster.config import worker_range
 from infra.redact import redacted
 from pipeline.schedule.policy import Progress
-from pipeline.schedule.stages import StageSpan
+from pipeline.schedule.stages import StageSpan, worker_range
 
 MAX_NOTES = 100
 """Lines for the user that are kept."""

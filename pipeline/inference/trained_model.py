@@ -156,4 +156,5 @@ def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | S
 def _evaluated_size(config: dict[str, Any], state: TrainState) -> int:
     """Return the size at which the stage that was trained last is evaluated."""
     trained = max((index for index, result in enumerate(state.stage_results) if result), default=0)
-    return round(config["stages"][trained]["image_size"] * config["trainer"]["eval_scale"])
+    scale = TrainerConfig(eval_scale=config["trainer"]["eval_scale"])
+    return scale.eval_size(config["stages"][trained]["image_size"])

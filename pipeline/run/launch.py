@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
-from infra.cluster.config import ClusterConfig, worker_range
+from infra.cluster.config import ClusterConfig
 from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, request_workers, start_actor
 from infra.cluster.prometheus import export_status
 from infra.storage.base import Storage
@@ -20,7 +20,7 @@ from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
 from pipeline.run.worker_group import SegmentRunner, record_failure
 from pipeline.schedule.decisions import records_of
-from pipeline.schedule.stages import Segment
+from pipeline.schedule.stages import Segment, worker_range
 
 CONFIG_FILE = "config.json"
 
@@ -50,7 +50,7 @@ def start_controller(
     try:
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
-        least = max(worker_range(stage.num_workers or config.cluster.num_workers)[0] for stage in config.stages)
+        least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         lack = connect(config.cluster, num_workers=least)
         free_reservations()  # of an earlier submission whose controller was killed
         handle = start_actor(

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.cluster.config import worker_range
 from pipeline.checkpoint.catalog import CheckpointRow
 from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import record_of
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.stages import TrainingStage, Workers, worker_range
 
 
 def summary(stage: TrainingStage) -> str:
@@ -26,7 +25,7 @@ def summary(stage: TrainingStage) -> str:
     )
 
 
-def format_workers(number: int | tuple[int, int]) -> str:
+def format_workers(number: Workers) -> str:
     """Return `1 worker`, `2 workers`, or of a range `1 to 2 workers`."""
     low, high = worker_range(number)
     return f"{low} to {high} workers" if low < high else f"{low} worker{'' if low == 1 else 's'}"

@@ -15,7 +15,7 @@ from pipeline.run.worker_imports import HOOK
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
-    from pipeline.schedule.stages import Segment
+    from pipeline.schedule.stages import Segment, Workers
 
 
 GROUP_TIMEOUT_S = round(PATIENCE_S + 300)
@@ -96,7 +96,7 @@ def record_failure(config: TrainConfig, uri: str = "") -> None:
     tracker.close("FAILED", timeout=FLUSH_TIMEOUT_S)
 
 
-def _scaling(cluster: ClusterConfig, num_workers: int | tuple[int, int]) -> Any:
+def _scaling(cluster: ClusterConfig, num_workers: Workers) -> Any:
     from ray.train import ScalingConfig
 
     resources = {"CPU": cluster.cpus_per_worker}

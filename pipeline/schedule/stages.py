@@ -11,10 +11,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from infra.cluster.config import worker_range
-
 AUTO = 0
 """As a stage's batch size: follow the image size."""
+Workers = int | tuple[int, int]
+"""A number of workers, or a range of it: (smallest, largest)."""
+
+
+def worker_range(workers: Workers) -> tuple[int, int]:
+    """Return the smallest and the largest number of workers."""
+    return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +50,7 @@ class TrainingStage:
     """Drop probability of the last residual block, the others in proportion; None: `model.stochastic_depth`."""
     lr_factor: float = 1.0
     """Factor of the learning rate in this stage. An automatic batch size sets it, by `adaptive.batch_lr_rule`."""
-    num_workers: int | tuple[int, int] = 0
+    num_workers: Workers = 0
     """Workers that train this stage, or a range (smallest, largest); 0: the cluster config's. Neighbours of equal
     number share a group."""
 
@@ -76,6 +81,10 @@ class TrainingStage:
             raise ValueError(f"stage.stochastic_depth is {self.stochastic_depth}: it must be at least 0 and below 1")
         if not 0 < self.lr_factor < math.inf:
             raise ValueError(f"stage.lr_factor is {self.lr_factor}: it must be above 0")
+
+    def workers(self, default: Workers) -> Workers:
+        """Return the stage's own number of workers, or the `default` where it names none."""
+        return self.num_workers or default
 
     def num_samples(self, samples_per_epoch: int) -> int:
         """Length in samples: the whole global batches nearest to `epochs`, at least one."""
@@ -218,14 +227,13 @@ class Segment:
 
     first: int
     last: int
-    num_workers: int | tuple[int, int]
-    """Workers, or a range of them."""
+    num_workers: Workers
 
 
-def segments(stages: tuple[TrainingStage, ...], num_workers: int | tuple[int, int]) -> list[Segment]:
+def segments(stages: tuple[TrainingStage, ...], num_workers: Workers) -> list[Segment]:
     """Cut stages into segments; `num_workers` is for stages that don't name their own number."""
     rows = []
-    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].num_workers or num_workers):
+    for workers, group in groupby(enumerate(stages), key=lambda item: item[1].workers(num_workers)):
         indices = [index for index, _ in group]
         rows.append(Segment(indices[0], indices[-1], workers))
     return rows

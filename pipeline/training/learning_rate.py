@@ -5,6 +5,15 @@ from __future__ import annotations
 import math
 
 from pipeline.config import OptimizerConfig
+from pipeline.schedule.stages import TrainingStage
+
+
+def stage_learning_rate(
+    config: OptimizerConfig, stage: TrainingStage, *, cursor: float, samples_per_epoch: int, total_samples: int
+) -> float:
+    """The rate of the step that starts at `cursor` samples of the plan in a stage, with the stage's own factor."""
+    rate = learning_rate(config, cursor=cursor, samples_per_epoch=samples_per_epoch, total_samples=total_samples)
+    return rate * stage.lr_factor
 
 
 def learning_rate(config: OptimizerConfig, *, cursor: float, samples_per_epoch: int, total_samples: int) -> float:

@@ -11,7 +11,7 @@ from pipeline.schedule.decisions import LIVE_FIELDS, Checkpoint, Decision, NextS
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import StageSpan
-from pipeline.training.learning_rate import learning_rate
+from pipeline.training.learning_rate import stage_learning_rate
 from pipeline.training.memory import halved
 
 SHOWN_DECISIONS = 20
@@ -57,14 +57,15 @@ class TrainingProgress:
     @property
     def learning_rate(self) -> float:
         """The rate of the step at the cursor."""
-        rate = learning_rate(
+        assert self.span is not None
+        rate = stage_learning_rate(
             self.config.optimizer,
+            self.span.stage,
             cursor=self.schedule.position(self.state.cursor),
             samples_per_epoch=self.samples_per_epoch,
             total_samples=self.schedule.planned_samples,
         )
-        factor = self.span.stage.lr_factor if self.span is not None else 1.0
-        return rate * factor * self.setting("lr_scale")
+        return rate * self.setting("lr_scale")
 
     @property
     def micro_limit(self) -> int:

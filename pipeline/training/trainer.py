@@ -200,7 +200,10 @@ class Trainer:
 
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
-        metrics = {f"val/{name}": value for name, value in self.evaluate(self.eval_size(span.stage)).items()}
+        metrics = {
+            f"val/{name}": value
+            for name, value in self.evaluate(self.config.trainer.eval_size(span.stage.image_size)).items()
+        }
         self.progress.evaluated(metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
@@ -232,15 +235,11 @@ class Trainer:
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
-    def eval_size(self, stage: TrainingStage) -> int:
-        """Image size at which a stage is evaluated, in pixels."""
-        return round(stage.image_size * self.config.trainer.eval_scale)
-
     def pictures(self) -> dict[str, bytes]:
         """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
         the last evaluation's confusion matrix, if there was one in this process.
         """
-        size = self.eval_size(self.config.stages[-1])
+        size = self.config.trainer.eval_size(self.config.stages[-1].image_size)
         batch, logits = first_batch(
             self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
         )
