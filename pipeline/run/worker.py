@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import ray
 import ray.train
@@ -12,19 +13,19 @@ from datasets.checks import check_data, data_fingerprint
 from datasets.loading.loader import sample_order
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
+from infra.storage.base import Storage
 from infra.storage.failures import FailureClass, failure_class
 from infra.storage.open import open_storage
-from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.checkpoint.resume import find_start
+from pipeline.checkpoint.resume import Start, find_start
 from pipeline.config import TrainConfig
 from pipeline.control.replies import JoinReply
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.log_relay import relay_log
 from pipeline.run.provenance import machine, recorded_config, run_fingerprint, versions
-from pipeline.run.worker_hooks import WorkerHooks
+from pipeline.run.worker_hooks import RankHooks, TrackingHooks
 from pipeline.schedule.decisions import NewGroup, Stop
 from pipeline.training.distributed import agreed, gathered
 from pipeline.training.memory import OutOfMemoryError
@@ -48,24 +49,61 @@ FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rank:
+    """One rank of a worker group, and what it is to do."""
+
+    config: TrainConfig
+    controller: ControllerClient
+    joined: JoinReply
+    """What the controller has answered it."""
+    number: int
+    """From 0."""
+    world_size: int
+    last_stage: int
+    """Index of the stage that the group trains up to."""
+    report_stages: int
+    """Ray Train hears of the ends of so many stages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """What a rank knows of the samples before it reads one."""
+
+    classes: tuple[str, ...]
+    samples_per_epoch: int
+    train: str
+    """Fingerprint of the training samples and their order."""
+    val: str
+    """Fingerprint of the validation samples."""
+
+
 def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: int, report_stages: int = 0) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
-    An error that trying again doesn't cure is told to the controller, which ends the run. One that
-    may pass, as storage that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train
-    hears of the ends of the first `report_stages` stages.
+    An error that trying again doesn't cure is told to the controller, which ends the run. One that may pass, as storage
+    that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train hears of the ends of
+    the first `report_stages` stages.
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
-    rank = ray.train.get_context().get_world_rank()
-    log_as_json(run=config.name, rank=rank)
+    number, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    log_as_json(run=config.name, rank=number)
     node = ray.get_runtime_context().get_node_id()
-    world_size = ray.train.get_context().get_world_size()
-    joined = controller.join(rank, node, current_environment(), world_size)
+    joined = controller.join(number, node, current_environment(), world_size)
     if joined.error:
         return
+    rank = Rank(
+        config=config,
+        controller=controller,
+        joined=joined,
+        number=number,
+        world_size=world_size,
+        last_stage=last_stage,
+        report_stages=report_stages,
+    )
     try:
-        _train(config, controller, joined, last_stage, rank, report_stages)
+        _train(rank)
     except OutOfMemoryError as error:  # the other ranks wait for this one: all start anew, with smaller passes
         controller.ran_out_of_memory(error.stage, error.limit)
         raise
@@ -78,72 +116,120 @@ def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: 
         raise  # Ray Train tries again unless the run has failed; a bug so often as `max_failures` allows
 
 
-def _train(
-    config: TrainConfig, controller: ControllerClient, joined: JoinReply, last_stage: int, rank: int, report_stages: int
-) -> None:
-    torch.manual_seed(config.seed)
+def _train(rank: Rank) -> None:
+    torch.manual_seed(rank.config.seed)
     for package in ("datasets", "infra.storage"):
-        relay_log(package, controller.note)
-    context = ray.train.get_context()
+        relay_log(package, rank.controller.note)
+    storage = open_storage(f"{rank.config.storage}/{rank.config.name}")
+    data = load_data(rank)
+    start = find_start(rank.config, storage)
+    trainer, hooks = build_trainer(rank, data, start, storage)
+    restore(rank, trainer, start, start.source or storage.uri)
+    run(rank, trainer, hooks)
+
+
+def load_data(rank: Rank) -> RunData:
+    """Check the data, as the driver did: they may have changed since, or be others on this node.
+
+    Raises:
+        ValueError: (or a subclass) they don't fit the config.
+    """
+    config = rank.config
     manifest, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
-        worker_counts=[context.get_world_size()],
+        worker_counts=[rank.world_size],
     )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    data = data_fingerprint(order, manifest)
-    task = build_task(config.task, manifest.classes)
-    storage = open_storage(f"{config.storage}/{config.name}")
-    start = find_start(config, storage)
+    return RunData(
+        classes=tuple(manifest.classes),
+        samples_per_epoch=order.samples_per_epoch,
+        train=data_fingerprint(order, manifest),
+        val=val.fingerprint,
+    )
+
+
+def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> tuple[Trainer, RankHooks]:
+    """Build task, model (with the weights that the run starts from), hooks and trainer.
+
+    Raises:
+        ValueError: (or a subclass) the weights don't fit the model.
+    """
+    config = rank.config
+    task = build_task(config.task, data.classes)
     model = build_model(config.model, num_classes=task.num_outputs)
     notes = start.notes
     if start.weights is not None:
         notes += tuple(f"{start.source}: {line}" for line in load_weights(model, start.weights))
-    if rank == 0:
+    if rank.number == 0:
         for line in notes:
             log.info(line)
-            controller.note(line)
-    hooks = WorkerHooks(config, controller, joined, storage, rank, report_stages)
-    if hooks.tracker is not None:
-        found_by = run_fingerprint(config, train=data, val=val.fingerprint)
-        hooks.tracker.set_tags({FINGERPRINT_TAG: found_by})
+            rank.controller.note(line)
+    hooks = _hooks(rank, data, storage)
     trainer = Trainer(
         config,
         model=model,
         task=task,
-        samples_per_epoch=order.samples_per_epoch,
+        samples_per_epoch=data.samples_per_epoch,
         hooks=hooks,
         facts={
             "config": recorded_config(config),
-            "data": data,
-            "val": val.fingerprint,
+            "data": data.train,
+            "val": data.val,
             "versions": versions(),
             "machine": machine(),
-            "classes": list(manifest.classes),
+            "classes": list(data.classes),
         },
         device=ray.train.torch.get_device(),
     )
+    return trainer, hooks
+
+
+def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
+    if rank.number:
+        return RankHooks(rank.config, rank.controller, rank.number, rank.report_stages)
+    return TrackingHooks(
+        rank.config,
+        rank.controller,
+        rank.joined,
+        storage,
+        fingerprint=run_fingerprint(rank.config, train=data.train, val=data.val),
+        report_stages=rank.report_stages,
+    )
+
+
+def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
+    """Have the trainer go on from the checkpoint at `source`, if there is one, with all ranks at the same cursor.
+
+    Raises:
+        CheckpointError: it was trained on other data, or doesn't fit the model.
+        DifferentStartError: the ranks found different checkpoints.
+    """
     if start.snapshot is not None:
-        if start.facts["data"] != data:
-            raise CheckpointError(f"{start.source or storage.uri} was trained on other data or another sample order")
+        if start.facts["data"] != trainer.facts["data"]:
+            raise CheckpointError(f"{source} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
-        if rank == 0:
+        if rank.number == 0:
             state = trainer.state
             taken_s = start.facts.get("taken_s")  # older versions didn't write it
-            controller.on_resume(start.source or storage.uri, state.cursor, len(state.stage_starts) - 1, taken_s)
-    if config.cluster.standby:
-        start_standby(STANDBY_DELAY_S)
+            rank.controller.on_resume(source, state.cursor, len(state.stage_starts) - 1, taken_s)
     if len(set(gathered(trainer.state.cursor))) > 1:
         raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
-    trainer.progress.lower_limits(agreed(joined.out_of_memory, trainer.device), context.get_world_size())
+    trainer.progress.lower_limits(agreed(rank.joined.out_of_memory, trainer.device), rank.world_size)
+
+
+def run(rank: Rank, trainer: Trainer, hooks: RankHooks) -> None:
+    """Train to the end of the last stage; end the record as the run has ended, or leave it to the next group."""
+    if rank.config.cluster.standby:
+        start_standby(STANDBY_DELAY_S)
     try:
-        decision = trainer.run(last_stage)
+        decision = trainer.run(rank.last_stage)
     except Exception as error:
         if failure_class(error) in CURABLE:
             hooks.close("FAILED", timeout=FAILED_TIMEOUT_S)
         raise
-    done = last_stage == len(config.stages) - 1
+    done = rank.last_stage == len(rank.config.stages) - 1
     going_on = isinstance(decision, NewGroup) or not done
     hooks.close("KILLED" if isinstance(decision, Stop) else None if going_on else "FINISHED")
-    if rank == 0:
-        controller.ended(decision)
+    if rank.number == 0:
+        rank.controller.ended(decision)

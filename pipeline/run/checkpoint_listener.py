@@ -1,0 +1,55 @@
+"""What rank 0 does as its checkpoints become whole, wait or fail. Called in the thread that writes them."""
+
+from __future__ import annotations
+
+import logging
+
+from infra.storage.base import Storage
+from infra.storage.lease import Lease, LeaseError
+from infra.tracking.tracker import Tracker
+from pipeline.checkpoint.async_writer import SaverEvents, SaverStoppedError
+from pipeline.checkpoint.catalog import describe_checkpoints
+from pipeline.run.controller_client import ControllerClient
+from pipeline.run.summary import checkpoint_table
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointListener(SaverEvents):
+    """Lets a checkpoint become whole only while the run is this one's; tells the controller and MLflow of it."""
+
+    def __init__(self, controller: ControllerClient, lease: Lease, tracker: Tracker, storage: Storage) -> None:
+        self.controller, self.lease, self.tracker, self.storage = controller, lease, tracker, storage
+
+    def before_whole(self) -> None:
+        """Make the rows up to a checkpoint outlive this process: a resumed run won't make them again.
+
+        A run that has ended, as by losing its lease to another submission, makes no checkpoint whole any more.
+        """
+        if ended := self.controller.error():
+            raise SaverStoppedError(ended)
+        try:
+            self.lease.check()  # the controller may not have heard of it yet
+        except LeaseError as error:
+            raise SaverStoppedError(str(error)) from error
+        self.tracker.persist()
+
+    def saved(self, uri: str, cursor: int) -> None:
+        """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
+        log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
+        self.controller.saved(uri, cursor)
+        self.tracker.set_tags({"checkpoint": uri})
+
+    def pruned(self) -> None:
+        """List in MLflow the checkpoints that are kept."""
+        table = checkpoint_table(describe_checkpoints(self.storage), self.storage.uri)
+        self.tracker.log_table("checkpoints.json", table)
+
+    def waits(self, line: str) -> None:
+        """Tell the user, once for each fault."""
+        log.warning(line)
+        self.controller.not_saved(line)
+
+    def gave_up(self, line: str) -> None:
+        """End the run with this line."""
+        self.controller.failed(line)
