@@ -146,7 +146,7 @@ class _Compare:
             status = follow_to_end(self.console, ready)
         except RuntimeError as error:
             raise RuntimeError(f"{config.name} failed: {error}; the same command tries it again") from error
-        return bool(status["phase"] == "finished")
+        return status.phase == "finished"
 
     def _peer_run(self, run: Planned, parent: str) -> History:
         from pipeline.compare.peer import peer_history

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console, Group, RenderableType
@@ -19,6 +19,7 @@ from infra.cluster.discovery import attached, is_local, is_up, visit
 from jobs.common.cli import parse, run_main
 from jobs.common.display import wide_console
 from jobs.common.status_view import run_view
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerError, find_controllers
 from pipeline.sweep.config import is_of_study
 
@@ -56,13 +57,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _flat(looks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _flat(looks: dict[str, list[RunStatus]]) -> list[RunStatus]:
     return [status for found in looks.values() for status in found]
 
 
-def _statuses(run: str) -> list[dict[str, Any]]:
+def _statuses(run: str) -> list[RunStatus]:
     """Ask the runs that are meant; a controller that has ended or doesn't answer is passed over."""
-    found = []
+    found = list[RunStatus]()
     for name, controller in find_controllers().items():
         if run in ("", name) or is_of_study(name, run):
             with suppress(ControllerError):
@@ -79,7 +80,7 @@ def _watch(console: Console, options: Options, addresses: list[str]) -> None:
             _repeat(console, options, lambda: _statuses(options.run) if is_up(addresses[0]) else [])
 
 
-def _repeat(console: Console, options: Options, statuses: Callable[[], list[dict[str, Any]]]) -> None:
+def _repeat(console: Console, options: Options, statuses: Callable[[], list[RunStatus]]) -> None:
     if options.as_json or not console.is_terminal:
         while found := statuses():
             _show(console, options, found)
@@ -92,14 +93,14 @@ def _repeat(console: Console, options: Options, statuses: Callable[[], list[dict
     console.print("all runs have ended" if not options.run else f"{options.run} has ended")
 
 
-def _show(console: Console, options: Options, found: list[dict[str, Any]]) -> None:
+def _show(console: Console, options: Options, found: list[RunStatus]) -> None:
     if options.as_json:
-        print(json.dumps(found), flush=True)
+        print(json.dumps([status.to_json() for status in found]), flush=True)
     else:
         console.print(_views(found))
 
 
-def _views(found: list[dict[str, Any]]) -> RenderableType:
+def _views(found: list[RunStatus]) -> RenderableType:
     clock = Text(time.strftime("%H:%M:%S"), style="dim")
     return Group(clock, *(run_view(status) for status in found))
 

@@ -39,14 +39,13 @@ def main(argv: Sequence[str]) -> int:
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         return 1
-    progress = status["progress"]
+    progress = status.progress
     if progress is None:  # another submission has finished it meanwhile
         console.print(f"{config.name} has nothing left to train")
         return 0
-    stages = [TrainingStage(**span["stage"]) for span in progress["spans"]]
-    _show_result(console, ready, stages, progress["stage_results"])
-    if status["phase"] == "stopped":
-        console.print(f"stopped at cursor {progress['cursor']}; the same command resumes it")
+    _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
+    if status.phase == "stopped":
+        console.print(f"stopped at cursor {progress.cursor}; the same command resumes it")
     return 0
 
 

@@ -149,8 +149,8 @@ def _whole(options: Options) -> _Taken:
             raise UsageError(f"the whole run failed: {error}") from error
         finally:
             ray.shutdown()  # of this process's own: its processes would have the CPUs beside the plain loop
-        if status["phase"] != "finished":
-            raise UsageError(f"the whole run was {status['phase']} before its end: measure again")
+        if status.phase != "finished":
+            raise UsageError(f"the whole run was {status.phase} before its end: measure again")
         lines = [json.loads(line) for path in log.glob("*.jsonl") for line in path.read_text().splitlines()]
         steps = sorted((line["time"], line["cursor"]) for line in lines if line["rank"] == 0)
         (start, first), (stop, last) = steps[options.warm_up], steps[options.steps - 1]

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.table import Table
 
@@ -57,13 +56,12 @@ class Run:
         """
         deadline = time.monotonic() + GIVE_UP_S
         while time.monotonic() < deadline:
-            status: dict[str, Any] = self.controller.status()
-            heard_s = time.time() - status["age_s"]
-            progress = status["progress"]
-            stepped = progress and status["started_s"] > after_s and heard_s > status["started_s"]
-            if stepped and num_workers in (0, progress["num_workers"]):
+            status = self.controller.status()
+            heard_s = time.time() - status.age_s
+            stepped = status.started_s > after_s and heard_s > status.started_s
+            if status.progress and stepped and num_workers in (0, status.progress.num_workers):
                 return heard_s
-            if status["started_s"] <= heard_s:
+            if status.started_s <= heard_s:
                 self.last_step_s = heard_s
             time.sleep(0.05)
         raise RuntimeError(f"no training step for {GIVE_UP_S:.0f} s")

@@ -66,6 +66,7 @@ def _gaps(config: TrainConfig) -> list[float]:
     controller = start_controller(ready)
     status = Follower(wide_console(), ready.config, controller, controller.run()).follow()
     controller.kill()
-    results = status["progress"]["stage_results"]
+    assert status.progress is not None
+    results = status.progress.stage_results
     # The last row is a stage that ended the run; every other one has a stage after it.
     return [after["began_s"] - before["ended_s"] for before, after in pairwise(results) if after]

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from datasets.shards.resolve import DatasetManifest
 from pipeline.config import TrainConfig
+from pipeline.control.run_status import RunStatus
 from pipeline.schedule.stages import TrainingStage, worker_range
 
 POLL_S = 0.5
@@ -42,28 +42,27 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def progress_line(config: TrainConfig, status: dict[str, Any]) -> str:
+def progress_line(config: TrainConfig, status: RunStatus) -> str:
     """Return one line on where a run is, with what is known of it."""
-    progress = status["progress"]
+    progress, seen = status.progress, status.metrics
     if progress is None:
-        return f"{config.name}: {status['phase']}"
-    seen = status["metrics"]
-    stage = config.stages[progress["stage"]]
-    epoch, epochs = (at / progress["samples_per_epoch"] for at in (progress["cursor"], progress["spans"][-1]["stop"]))
+        return f"{config.name}: {status.phase}"
+    stage = config.stages[progress.stage]
+    epoch, epochs = (at / progress.samples_per_epoch for at in (progress.cursor, progress.spans[-1].stop))
     parts = [
-        f"stage {progress['stage'] + 1}/{len(config.stages)}",
+        f"stage {progress.stage + 1}/{len(config.stages)}",
         f"{stage.image_size} px",
         f"epoch {epoch:.1f}/{epochs:.0f}",
     ]
     if "train/loss" in seen:  # else it was paused before its first step
         parts += [f"{seen['train/images_per_s']:.0f} images/s", f"loss {seen['train/loss']:.3f}"]
     parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
-    if status["phase"] == "paused":
+    if status.phase == "paused":
         parts.append("paused")
-    elif status["left_s"]:
-        parts.append(f"{duration(sum(status['left_s']))} left")
-    if status["recoveries"]:
-        parts.append(f"recovered {status['recoveries']}x")
+    elif status.left_s:
+        parts.append(f"{duration(sum(status.left_s))} left")
+    if status.recoveries:
+        parts.append(f"recovered {status.recoveries}x")
     return " | ".join(parts)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import nullcontext, suppress
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +13,7 @@ from rich.text import Text
 from jobs.common.cli import operator
 from jobs.common.display import PLAIN_LINE_EVERY_S, POLL_S, progress_line
 from pipeline.config import TrainConfig
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import (
     ControllerAwayError,
     ControllerClient,
@@ -25,7 +25,7 @@ from pipeline.run.preflight import Preflight
 from pipeline.schedule.decisions import Stop
 
 
-def follow_to_end(console: Console, ready: Preflight) -> dict[str, Any]:
+def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
     """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
     one at once.
 
@@ -63,7 +63,7 @@ class Follower:
         self._noted = 0
         self._last_line, self._last_printed = "", 0.0
 
-    def follow(self) -> dict[str, Any]:
+    def follow(self) -> RunStatus:
         """Show progress until the run ends; return its last status, or raise what it raises. May be called again."""
         live = Live(console=self.console, refresh_per_second=4, transient=True)
         with live if self.console.is_terminal else nullcontext() as shown:
@@ -77,19 +77,19 @@ class Follower:
             except ControllerAwayError:  # its answer is lost, but the run goes on
                 return self._follow_status(shown)
 
-    def _follow_status(self, live: Live | None) -> dict[str, Any]:
+    def _follow_status(self, live: Live | None) -> RunStatus:
         """Show progress until the controller says that the run has ended."""
         while True:
             with suppress(ControllerAwayError):
                 status = self.controller.status()
                 self._show(status, live)
-                if status["phase"] == "failed":
-                    raise RuntimeError(status["error"])
-                if status["phase"] in ("finished", "stopped"):
+                if status.phase == "failed":
+                    raise RuntimeError(status.error)
+                if status.phase in ("finished", "stopped"):
                     return status
             time.sleep(POLL_S)
 
-    def _show(self, status: dict[str, Any], live: Live | None) -> None:
+    def _show(self, status: RunStatus, live: Live | None) -> None:
         self._show_notes(status)
         line = progress_line(self.config, status)
         if live is not None:
@@ -98,8 +98,8 @@ class Follower:
             self.console.print(line, highlight=False, soft_wrap=True)
             self._last_line, self._last_printed = line, time.monotonic()
 
-    def _show_notes(self, status: dict[str, Any]) -> None:
-        new = status["noted"] - self._noted
-        for note in status["notes"][-new:] if new else ():
+    def _show_notes(self, status: RunStatus) -> None:
+        new = status.noted - self._noted
+        for note in status.notes[-new:] if new else ():
             self.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        self._noted = status["noted"]
+        self._noted = status.noted

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from jobs.common.display import duration
+from pipeline.control.run_status import GroupStatus, RunStatus
 from pipeline.run.summary import format_decision
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import TrainingStage, worker_range
 
 SHOWN = 4
 """Newest decisions and notes that are shown."""
@@ -24,47 +25,46 @@ SELDOM: dict[str, tuple[str, float | None]] = {
 """Columns that are there if a stage has another value than the usual one: name -> (field, the usual value)."""
 
 
-def run_view(status: dict[str, Any]) -> RenderableType:
-    """Return a run's status, as `StageController.status` gives it, for the terminal."""
-    head = Text(f"{status.get('name', 'run')}: {status['phase']}", style="bold")
-    progress = status["progress"]
-    if "workers" not in status:
+def run_view(status: RunStatus) -> RenderableType:
+    """Return a run's status for the terminal."""
+    head = Text(f"{status.run.name}: {status.phase}", style="bold")
+    progress = status.progress
+    if status.workers is None:
         return Group(head, Text("  of another version of this program: no more is known"))
     if progress is None:
-        return Group(head, *_lines(status))
-    per_epoch, spans = progress["samples_per_epoch"], progress["spans"]
-    epoch, epochs = progress["cursor"] / per_epoch, spans[-1]["stop"] / per_epoch
+        return Group(head, *_lines(status, status.workers))
+    per_epoch, spans = progress.samples_per_epoch, progress.spans
+    epoch, epochs = progress.cursor / per_epoch, spans[-1].stop / per_epoch
     head.append(
-        f", stage {min(progress['stage'] + 1, len(spans))} of {len(spans)}, epoch {epoch:.1f} of {epochs:.1f}, "
-        f"cursor {progress['cursor']:,} of {spans[-1]['stop']:,}"
+        f", stage {min(progress.stage + 1, len(spans))} of {len(spans)}, epoch {epoch:.1f} of {epochs:.1f}, "
+        f"cursor {progress.cursor:,} of {spans[-1].stop:,}"
     )
-    if status["left_s"] and status["phase"] == "training":
-        head.append(f", {duration(sum(status['left_s']))} left")
-    return Group(head, _stages(status), *_lines(status))
+    if status.left_s and status.phase == "training":
+        head.append(f", {duration(sum(status.left_s))} left")
+    return Group(head, _stages(status, progress), *_lines(status, status.workers))
 
 
-def _stages(status: dict[str, Any]) -> Table:
-    progress = status["progress"]
+def _stages(status: RunStatus, progress: Progress) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    stages = [span["stage"] for span in progress["spans"]]
-    seldom = {name: at for name, (at, usual) in SELDOM.items() if any(one.get(at, usual) != usual for one in stages)}
+    stages = [span.stage for span in progress.spans]
+    seldom = {name: at for name, (at, usual) in SELDOM.items() if any(getattr(one, at) != usual for one in stages)}
     first, last = ("", "px", "RandAug", "Mixup", "dropout"), ("batch", "workers", "epochs", "images/s", "score", "time")
     for name in (*first, *seldom, *last):
         table.add_column(name, justify="right", no_wrap=True)
-    for span in progress["spans"]:
-        index, stage = span["index"], span["stage"]
-        result = progress["stage_results"][index] if index < len(progress["stage_results"]) else {}
-        left = status["left_s"][index] if status["left_s"] else 0.0
+    for span in progress.spans:
+        index, stage = span.index, span.stage
+        result = progress.stage_results[index] if index < len(progress.stage_results) else {}
+        left = status.left_s[index] if status.left_s else 0.0
         table.add_row(
-            f"{'>' if index == progress['stage'] else ' '} {index + 1}",
-            *(f"{stage['image_size']}", f"{stage['randaugment_magnitude']:.2g}", f"{stage['mixup_alpha']:.2g}"),
-            *(f"{stage['dropout']:.2g}", *(_value(stage.get(field)) for field in seldom.values())),
-            *(f"{stage['batch_size']}", _workers(stage["num_workers"], progress)),
-            f"{(span['stop'] - span['start']) / progress['samples_per_epoch']:.3g}",
+            f"{'>' if index == progress.stage else ' '} {index + 1}",
+            *(f"{stage.image_size}", f"{stage.randaugment_magnitude:.2g}", f"{stage.mixup_alpha:.2g}"),
+            *(f"{stage.dropout:.2g}", *(_value(getattr(stage, field)) for field in seldom.values())),
+            *(f"{stage.batch_size}", _workers(stage, progress)),
+            f"{(span.stop - span.start) / progress.samples_per_epoch:.3g}",
             f"{result['samples'] / result['train_s']:.0f}" if result.get("train_s") else "",
             _score(result),
-            _time(result, left, index, progress["stage"]),
-            style="" if index == progress["stage"] else "dim",
+            _time(result, left, index, progress.stage),
+            style="" if index == progress.stage else "dim",
         )
     return table
 
@@ -80,10 +80,8 @@ def _value(value: float | tuple[float, float] | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _workers(asked: int | list[int], progress: dict[str, Any]) -> str:
-    if not asked:
-        return f"{progress['num_workers']}"
-    return f"{asked}" if isinstance(asked, int) else f"{asked[0]}-{asked[1]}"
+def _workers(stage: TrainingStage, progress: Progress) -> str:
+    return "-".join(str(count) for count in dict.fromkeys(worker_range(stage.workers(progress.num_workers))))
 
 
 def _score(result: dict[str, float]) -> str:
@@ -98,24 +96,24 @@ def _time(result: dict[str, float], left_s: float, index: int, now: int) -> str:
     return ", ".join(filter(None, (took if index == now else "", left)))
 
 
-def _lines(status: dict[str, Any]) -> list[Text]:
-    rows = [_speed(status), _safety(status), _settings(status)]
-    rows += [f"asked for: {', '.join(status['pending'])}"] if status["pending"] else []
-    decided = (status["progress"] or {}).get("decisions", ())
-    rows += [f"decided: {format_decision(entry)}" for entry in decided[-SHOWN:]]
-    rows += [f"note: {line}" for line in status["notes"][-SHOWN:]]
-    rows += [f"error: {status['error']}"] if status["error"] else []
+def _lines(status: RunStatus, workers: GroupStatus) -> list[Text]:
+    progress = status.progress
+    rows = [_speed(progress, status.metrics, workers) if progress else "", _safety(status, workers)]
+    rows += [_settings(progress)] if progress else []
+    rows += [f"asked for: {', '.join(status.pending)}"] if status.pending else []
+    rows += [f"decided: {format_decision(entry)}" for entry in progress.decisions[-SHOWN:]] if progress else []
+    rows += [f"note: {line}" for line in status.notes[-SHOWN:]]
+    rows += [f"error: {status.error}"] if status.error else []
     return [Text(f"  {row}") for row in rows if row]
 
 
-def _speed(status: dict[str, Any]) -> str:
-    metrics, progress, workers = status["metrics"], status["progress"], status["workers"]
-    if "train/images_per_s" not in metrics or progress is None:
+def _speed(progress: Progress, metrics: dict[str, float], workers: GroupStatus) -> str:
+    if "train/images_per_s" not in metrics:
         return ""
     rate = metrics["train/images_per_s"]
     parts = [
-        f"{rate:.0f} images/s in all, {rate / progress['num_workers']:.0f} a worker",
-        f"{_counted(progress['num_workers'], 'worker')} on {_counted(workers['nodes'], 'node')}",
+        f"{rate:.0f} images/s in all, {rate / progress.num_workers:.0f} a worker",
+        f"{_counted(progress.num_workers, 'worker')} on {_counted(workers.nodes, 'node')}",
         f"{metrics.get('train/data_wait_share', 0):.0%} of the time waits for data",
         f"loss {metrics['train/loss']:.3f}",
     ]
@@ -127,19 +125,19 @@ def _speed(status: dict[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def _safety(status: dict[str, Any]) -> str:
-    saved = status["checkpoint"]
-    at = f"checkpoint at cursor {saved['cursor']:,}" if saved else "no checkpoint yet"
-    if saved and saved["age_s"] is not None:
-        at += f", {duration(saved['age_s'])} old"
-    faults = status["recoveries"]
-    parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"heard {duration(status['age_s'])} ago"]
-    quiet = status["workers"].get("quietest")
-    if quiet and quiet["age_s"] > 30 and status["phase"] == "training":
-        parts.append(f"rank {quiet['rank']} has said nothing for {duration(quiet['age_s'])}")
+def _safety(status: RunStatus, workers: GroupStatus) -> str:
+    saved = status.checkpoint
+    at = f"checkpoint at cursor {saved.cursor:,}" if saved else "no checkpoint yet"
+    if saved and saved.age_s is not None:
+        at += f", {duration(saved.age_s)} old"
+    faults = status.recoveries
+    parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"heard {duration(status.age_s)} ago"]
+    quiet = workers.quietest
+    if quiet and quiet.age_s > 30 and status.phase == "training":
+        parts.append(f"rank {quiet.rank} has said nothing for {duration(quiet.age_s)}")
     return " | ".join(parts)
 
 
-def _settings(status: dict[str, Any]) -> str:
-    changed = (status["progress"] or {}).get("settings", {})
-    return f"learning rate x {changed['lr_scale']:g}" if changed.get("lr_scale", 1.0) != 1.0 else ""
+def _settings(progress: Progress) -> str:
+    scale = progress.settings.get("lr_scale", 1.0)
+    return f"learning rate x {scale:g}" if scale != 1.0 else ""

@@ -74,7 +74,7 @@ class Board(tune.Callback):
         except ControllerError:
             return "starting, or waiting for a start that it shares" if self._study.shared else "starting"
         line = progress_line(self._study.configure(record.point), status)
-        return line.partition(": " if status["progress"] is None else "| ")[2] or line
+        return line.partition(": " if status.progress is None else "| ")[2] or line
 
 
 def said(study: Study, record: Record) -> str:

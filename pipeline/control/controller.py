@@ -16,7 +16,8 @@ from pipeline.control.journal import Journal
 from pipeline.control.node_requests import AskNodes, NodesAhead
 from pipeline.control.pending import PendingDecisions
 from pipeline.control.replies import DecisionReply, JoinReply
-from pipeline.control.status import Board
+from pipeline.control.run_status import Phase, RunIdentity, RunStatus
+from pipeline.control.status import StatusBoard
 from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, Workers, segments
@@ -24,7 +25,7 @@ from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, Wor
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
 Observe = Callable[[Callable[[], dict[str, Any]]], None]
-"""Is given `status` when the run begins, to ask it from time to time in a thread of its own."""
+"""Is given the status as JSON values when the run begins, to ask for it from time to time in a thread of its own."""
 RecordFailure = Callable[[str], None]
 """Ends the run's record as one of a failed run, at the MLflow server that operators named, if they did; workers, which
 write the record, may all be dead."""
@@ -50,8 +51,8 @@ class StageController:
         journal: decisions that a run which went back repeats.
         ask_nodes: asks an autoscaler for a segment's workers, besides so many that are there; called in a thread.
         ask_ahead_s: how long before the segment begins.
-        observe: is given `status` when the run begins.
-        about: facts for the status: name, model, stages.
+        observe: is given the status when the run begins.
+        identity: which run it is.
     """
 
     def __init__(
@@ -69,19 +70,20 @@ class StageController:
         ask_nodes: AskNodes | None = None,
         ask_ahead_s: float = 0.0,
         observe: Observe = lambda status: None,
-        about: dict[str, Any] | None = None,
+        identity: RunIdentity | None = None,
     ) -> None:
         self._num_stages = len(recipe or stages)
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
-        self._board = Board(about or {})
+        self._board = StatusBoard(identity or RunIdentity())
         self._pending = PendingDecisions(
             recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note
         )
         self._nodes_ahead = NodesAhead(self._segments, ask_nodes, ask_ahead_s)
         self._observe = observe
         self._lock = threading.Lock()
-        self._phase, self._error, self._taken_over = "starting", "", False
+        self._phase: Phase = "starting"
+        self._error, self._taken_over = "", False
         self._stop: Stop | None = None
         self._stage = first_stage
         self._last: Decision | None = None
@@ -91,13 +93,13 @@ class StageController:
         if lease is not None:
             lease.keep(self.lost)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunStatus:
         """Train all segments; return the final status.
 
         Raises:
             RuntimeError: a worker group gave up, or a worker met an error that trying again doesn't cure.
         """
-        self._observe(self.status)
+        self._observe(lambda: self.status().to_json())
         try:
             self._run_segments()
         except Exception as error:
@@ -135,16 +137,16 @@ class StageController:
 
     # From operators --------------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """Return what is known of the run as plain values: phase, newest progress, recoveries from failures, ..."""
+    def status(self) -> RunStatus:
+        """Return what is known of the run: phase, newest progress, recoveries from failures, ..."""
         with self._lock:
-            return self._board.values() | {
-                "phase": "paused" if self._pending.paused and self._phase == "training" else self._phase,
-                "error": self._error,
-                "recoveries": max(0, self._starts - self._groups),
-                "pending": self._pending.pending,
-                "started_s": self._started_s,
-            }
+            return self._board.status(
+                phase="paused" if self._pending.paused and self._phase == "training" else self._phase,
+                error=self._error,
+                recoveries=max(0, self._starts - self._groups),
+                pending=self._pending.pending,
+                started_s=self._started_s,
+            )
 
     def ask(self, decision: Decision) -> str:
         """Ask for a decision; returns at once what will happen. It is carried out at the next decision point."""

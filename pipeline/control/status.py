@@ -1,12 +1,21 @@
-"""What is known of a run, for those who ask: kept small however long the run is, and returned as plain values."""
+"""What a run's controller has heard, for those who ask: kept small however long the run is."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 from infra.redact import redacted
+from pipeline.control.run_status import (
+    CheckpointStatus,
+    GroupStatus,
+    Phase,
+    QuietRank,
+    RunIdentity,
+    RunStatus,
+    WaitingRank,
+)
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan, worker_range
 
@@ -23,14 +32,14 @@ class _Worker(NamedTuple):
     heard_s: float
 
 
-class Board:
+class StatusBoard:
     """What a run's controller has heard. Its methods are called with the controller's lock held."""
 
-    def __init__(self, about: dict[str, Any]) -> None:
-        self.about = about
+    def __init__(self, run: RunIdentity) -> None:
+        self.run = run
         self.progress: Progress | None = None
         self.seen: dict[str, float] = {}
-        self.checkpoint: dict[str, Any] = {}
+        self.checkpoint: CheckpointStatus | None = None
         self.checkpoint_waits = 0
         self.notes: list[str] = []
         self.noted = 0
@@ -63,12 +72,12 @@ class Board:
 
     def saved(self, uri: str, cursor: int) -> None:
         """A checkpoint is whole."""
-        self.checkpoint = {"uri": uri, "cursor": cursor, "saved_s": time.time()}
+        self.checkpoint = CheckpointStatus(uri=uri, cursor=cursor, saved_s=time.time(), age_s=0.0)
 
     def on_resume(self, source: str, cursor: int, taken_s: float | None) -> None:
         """A group begins at a checkpoint, of this Unix time where it is known."""
-        if not self.checkpoint or self.checkpoint["cursor"] != cursor:
-            self.checkpoint = {"uri": source, "cursor": cursor, "saved_s": taken_s}
+        if self.checkpoint is None or self.checkpoint.cursor != cursor:
+            self.checkpoint = CheckpointStatus(uri=source, cursor=cursor, saved_s=taken_s, age_s=None)
 
     def note(self, line: str) -> None:
         """Something that the user should read; the same line again is not repeated."""
@@ -84,40 +93,44 @@ class Board:
             return 0.0
         return max(0.0, self._pace_s - (time.time() - self._decided_s))
 
-    def values(self) -> dict[str, Any]:
-        """Return all of it as JSON values, with the time that is left for each stage."""
-        progress = self.progress
-        return {
-            **self.about,
-            "progress": asdict(progress) if progress else None,
-            "metrics": dict(self.seen),
-            "left_s": seconds_left(progress, self.seen) if progress else [],
-            "checkpoint": self._checkpoint_values(),
-            "checkpoint_waits": self.checkpoint_waits,
-            "workers": self._worker_values(),
-            "age_s": time.time() - self.heard_s,
-            "notes": list(self.notes),  # the last ones, of `noted` in all
-            "noted": self.noted,
-        }
+    def status(self, *, phase: Phase, error: str, recoveries: int, pending: list[str], started_s: float) -> RunStatus:
+        """Return all of it, with the time that is left for each stage, and what the controller itself knows."""
+        return RunStatus(
+            run=self.run,
+            progress=self.progress,
+            metrics=dict(self.seen),
+            left_s=tuple(seconds_left(self.progress, self.seen)) if self.progress else (),
+            checkpoint=self._checkpoint_status(),
+            checkpoint_waits=self.checkpoint_waits,
+            workers=self._group_status(),
+            age_s=time.time() - self.heard_s,
+            notes=tuple(self.notes),
+            noted=self.noted,
+            phase=phase,
+            error=error,
+            recoveries=recoveries,
+            pending=tuple(pending),
+            started_s=started_s,
+        )
 
-    def _checkpoint_values(self) -> dict[str, Any] | None:
-        if not self.checkpoint:
-            return None
-        saved_s = self.checkpoint["saved_s"]
-        return {**self.checkpoint, "age_s": None if saved_s is None else time.time() - saved_s}
+    def _checkpoint_status(self) -> CheckpointStatus | None:
+        saved = self.checkpoint
+        if saved is None or saved.saved_s is None:
+            return saved
+        return replace(saved, age_s=time.time() - saved.saved_s)
 
-    def _worker_values(self) -> dict[str, Any]:
+    def _group_status(self) -> GroupStatus:
         now, workers = time.time(), self._workers
         if not workers:
-            return {"count": 0, "nodes": 0}
+            return GroupStatus()
         behind = min(workers, key=lambda rank: (workers[rank].cursor, workers[rank].heard_s))
         waits = max(workers, key=lambda rank: workers[rank].wait_share)
-        return {
-            "count": len(workers),
-            "nodes": len({worker.node for worker in workers.values()}),
-            "quietest": {"rank": behind, "node": workers[behind].node, "age_s": now - workers[behind].heard_s},
-            "waits_most": {"rank": waits, "node": workers[waits].node, "wait_share": workers[waits].wait_share},
-        }
+        return GroupStatus(
+            count=len(workers),
+            nodes=len({worker.node for worker in workers.values()}),
+            quietest=QuietRank(rank=behind, node=workers[behind].node, age_s=now - workers[behind].heard_s),
+            waits_most=WaitingRank(rank=waits, node=workers[waits].node, wait_share=workers[waits].wait_share),
+        )
 
 
 def seconds_left(progress: Progress, seen: dict[str, float]) -> list[float]:

@@ -14,6 +14,7 @@ from infra.cluster.discovery import controllers
 from infra.redact import last_line
 from pipeline.control.controller import StageController
 from pipeline.control.replies import DecisionReply, JoinReply
+from pipeline.control.run_status import RunStatus, read_status
 from pipeline.schedule.decisions import Decision
 from pipeline.schedule.policy import Progress
 
@@ -87,9 +88,9 @@ class ControllerClient:
 
     # From operators --------------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> RunStatus:
         """Return what is known of the run."""
-        return self._wait(StageController.status)
+        return _status(self._wait(StageController.status))
 
     def ask(self, decision: Decision) -> str:
         """Ask for a decision; returns what will happen."""
@@ -199,7 +200,7 @@ class RunFuture:
 
         return bool(ray.wait([self._reference], timeout=timeout_s)[0])
 
-    def result(self, timeout_s: float | None = None) -> dict[str, Any]:
+    def result(self, timeout_s: float | None = None) -> RunStatus:
         """Wait for the run's end; return its last status.
 
         Raises:
@@ -210,15 +211,19 @@ class RunFuture:
         import ray
 
         try:
-            status: dict[str, Any] = _fetch(self._reference, timeout_s)
+            return _status(_fetch(self._reference, timeout_s))
         except ray.exceptions.RayError as error:
             raise RuntimeError(last_line(error)) from error
-        return status
 
 
 def find_controllers(*, patience_s: float = QUICK_S) -> dict[str, ControllerClient]:
     """Return the controllers on the cluster that this process is attached to, by their runs' names."""
     return {name: ControllerClient(handle, patience_s=patience_s) for name, handle in controllers().items()}
+
+
+def _status(answer: RunStatus | dict[str, Any]) -> RunStatus:
+    """Return a status; a controller that runs an older version gives plain values."""
+    return answer if isinstance(answer, RunStatus) else read_status(answer)
 
 
 def _fetch(reference: Any, timeout_s: float | None) -> Any:

@@ -15,6 +15,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
 from pipeline.control.journal import Journal, JournalWriter, stored_rows
+from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
@@ -67,7 +68,7 @@ def start_controller(
             ask_nodes=partial(ask_nodes, config.cluster, config.name),
             ask_ahead_s=config.cluster.ask_ahead_s,
             observe=export_status,
-            about={"name": config.name, "model": config.model.name, "seed": config.seed, "storage": storage.uri},
+            identity=RunIdentity(name=config.name, model=config.model.name, seed=config.seed, storage=storage.uri),
             name=f"{ACTOR_PREFIX}{config.name}",
         )
     except BaseException:

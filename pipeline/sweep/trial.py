@@ -25,6 +25,7 @@ from infra.tracking.tracker import end_record
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient, ControllerError, RunFuture
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import Preflight, preflight
@@ -78,7 +79,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
         tune.report(stage_report(number, result, metric))
     if len(done) < num_stages:
         callback = TuneReportCallback()
-        if run_to_end(_started(ready, num_stages, callback))["phase"] != "finished":
+        if run_to_end(_started(ready, num_stages, callback)).phase != "finished":
             return
         _wait_until_told(callback)
         done = _state(config).stage_results
@@ -130,7 +131,7 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
         except (LeaseError, ClusterError):
             time.sleep(WAIT_S)
             continue
-        if run_to_end(controller)["phase"] != "finished":
+        if run_to_end(controller).phase != "finished":
             break
         end_record(config.tracking, config.name, storage, "FINISHED")  # its run goes no further than this
     return None
@@ -155,7 +156,7 @@ def _started(ready: Preflight, num_stages: int, callback: TuneReportCallback) ->
             time.sleep(WAIT_S)
 
 
-def run_to_end(controller: ControllerClient) -> dict[str, Any]:
+def run_to_end(controller: ControllerClient) -> RunStatus:
     """Run a controller; return its last status."""
     run = controller.run()
     _running[:] = [(controller, run)]

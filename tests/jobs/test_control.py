@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.console import Console
 from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
 from pipeline.control.controller import StageController
+from pipeline.control.run_status import RunIdentity, RunStatus
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.summary import decision_table
 from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
@@ -76,14 +76,14 @@ def test_an_address_that_no_record_can_go_on_at_is_one_line(said: list[str], mes
     assert "hunter2" not in str(error.value)
 
 
-def shown(status: dict[str, Any]) -> str:
+def shown(status: RunStatus) -> str:
     out = io.StringIO()
     Console(file=out, width=140).print(run_view(status))
     return out.getvalue()
 
 
 def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> None:
-    controller = StageController((stage(), stage()), 2, lambda segment: None, about={"name": "fake"})
+    controller = StageController((stage(), stage()), 2, lambda segment: None, identity=RunIdentity(name="fake"))
     assert "fake: starting" in shown(controller.status())
     spans = (StageSpan(0, stage(2), 0, 120), StageSpan(1, stage((1, 4), image_size=64), 120, 240))  # type: ignore[arg-type]
     controller.join(0, "a")
@@ -113,7 +113,7 @@ def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> Non
 
 def test_the_view_and_the_table_show_what_was_decided() -> None:
     group = FakeGroup({48: ask(NextStage(reason="looks flat"))})
-    group.run((stage(), stage()), about={"name": "fake"})
+    group.run((stage(), stage()), identity=RunIdentity(name="fake"))
     text = shown(group.controller.status())
     assert "cursor 48, stage 1: next stage, asked by ann@here: looks flat" in text
     assert "fake: finished" in text
@@ -143,7 +143,9 @@ def waiting_run(ray_cluster: None) -> Iterator[tuple[str, ControllerClient]]:
 
     options = {"name": "run-waiting", "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 4}
     actor = (
-        ray.remote(StageController).options(**options).remote((stage(), stage()), 2, _never, about={"name": "waiting"})
+        ray.remote(StageController)
+        .options(**options)
+        .remote((stage(), stage()), 2, _never, identity=RunIdentity(name="waiting"))
     )
     controller = ControllerClient(actor)
     controller.join(0, "node", "", 1)

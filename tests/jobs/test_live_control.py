@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.common.cli import operator
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient, ControllerError
 from tests.support.shards import write_shards
 
@@ -51,7 +52,7 @@ class LiveRun:
                 [sys.executable, "-m", *command], cwd=ROOT, stdout=looks, stderr=subprocess.PIPE, text=True
             )
 
-    def wait_for(self, told: str, reached: Callable[[dict[str, Any]], bool], timeout: float = 120) -> None:
+    def wait_for(self, told: str, reached: Callable[[RunStatus], bool], timeout: float = 120) -> None:
         """Wait until the controller's status is as told."""
         deadline = time.monotonic() + timeout
         while True:
@@ -89,15 +90,13 @@ def _job(*arguments: str) -> str:
     return ended.stdout
 
 
-def _in_stage(number: int) -> Callable[[dict[str, Any]], bool]:
+def _in_stage(number: int) -> Callable[[RunStatus], bool]:
     """The stage `number`, from 1, has trained some steps."""
 
-    def reached(status: dict[str, Any]) -> bool:
-        progress = status["progress"]
+    def reached(status: RunStatus) -> bool:
+        progress = status.progress
         return (
-            progress is not None
-            and progress["stage"] == number - 1
-            and progress["cursor"] > progress["spans"][number - 1]["start"]
+            progress is not None and progress.stage == number - 1 and progress.cursor > progress.spans[number - 1].start
         )
 
     return reached

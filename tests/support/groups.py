@@ -10,6 +10,7 @@ from model.config import ModelConfig
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.control.controller import StageController
+from pipeline.control.run_status import RunStatus
 from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage
 from pipeline.training.progress import TrainingProgress
@@ -66,7 +67,7 @@ class FakeGroup:
         self.controller: StageController
         self.config: TrainConfig
 
-    def run(self, stages: Sequence[TrainingStage], rules: AdaptiveConfig | None = None, **options: object) -> dict:  # type: ignore[type-arg]
+    def run(self, stages: Sequence[TrainingStage], rules: AdaptiveConfig | None = None, **options: object) -> RunStatus:
         self.config = config_of(stages, rules)
         self.controller = StageController(tuple(stages), 2, self, rules=rules, **options)  # type: ignore[arg-type]
         return self.controller.run()

@@ -11,6 +11,7 @@ import pytest
 
 from infra.cluster.prometheus import GAUGES, export_status, gauge_values
 from pipeline.control.controller import StageController
+from pipeline.control.run_status import RunIdentity
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from tests.support.groups import stage
@@ -20,7 +21,7 @@ DASHBOARD = Path(__file__).resolve().parents[3] / "infra" / "grafana" / "crescen
 
 def training() -> dict[str, Any]:
     """The status of a run that trains, as a controller gives it."""
-    controller = StageController((stage(), stage()), 2, lambda segment: None, about={"name": "measured"})
+    controller = StageController((stage(), stage()), 2, lambda segment: None, identity=RunIdentity(name="measured"))
     controller.join(0, "a")
     controller.join(1, "b")
     controller.saved("runs/measured/checkpoints/24", 24)
@@ -28,7 +29,7 @@ def training() -> dict[str, Any]:
     metrics = {"train/images_per_s": 48.0, "train/loss": 1.25, "train/data_wait_share": 0.25}
     spans = (StageSpan(0, stage(), 0, 120), StageSpan(1, stage(), 120, 240))
     controller.decide(Progress(cursor=180, stage=1, spans=spans, samples_per_epoch=120, num_workers=2, metrics=metrics))
-    return controller.status()
+    return controller.status().to_json()
 
 
 def test_a_status_gives_all_gauges_and_one_before_training_what_it_knows() -> None:
@@ -39,7 +40,7 @@ def test_a_status_gives_all_gauges_and_one_before_training_what_it_knows() -> No
     assert values["crescendo_step_s"] == stage().batch_size / 48
     assert values["crescendo_workers"] == 2
     assert values["crescendo_checkpoint_waits"] == 1
-    before = StageController((stage(),), 2, lambda segment: None, about={"name": "new"}).status()
+    before = StageController((stage(),), 2, lambda segment: None, identity=RunIdentity(name="new")).status().to_json()
     assert {*gauge_values(before)} == {"crescendo_recoveries", "crescendo_workers", "crescendo_checkpoint_waits"}
 
 

@@ -99,8 +99,8 @@ def test_the_end_of_a_run_whose_storage_hangs_says_why(storage: Hanging) -> None
     assert rank0.saved_at == []
     assert rank0.record.endswith("tracking/unsent.jsonl could not be written: storage does not answer")
     status = controller.status()
-    assert status["phase"] == "failed"
-    assert "the run's record could not be closed: not done within 0.2 s" in status["notes"]
+    assert status.phase == "failed"
+    assert "the run's record could not be closed: not done within 0.2 s" in status.notes
 
 
 def _end_record(storage: Hanging) -> None:

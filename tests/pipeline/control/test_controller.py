@@ -11,6 +11,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
 from pipeline.control.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
+from pipeline.control.run_status import CheckpointStatus, RunIdentity
 from pipeline.schedule.decisions import (
     Checkpoint,
     ExtendStage,
@@ -58,9 +59,9 @@ def test_a_run_goes_through_all_segments() -> None:
     group = FakeGroup()
     status = group.run((stage(1), stage(2), stage(2)))
     assert [s.num_workers for s in group.fitted] == [1, 2]
-    assert status["phase"] == "finished"
-    assert status["progress"]["cursor"] == 360
-    assert status["recoveries"] == 0
+    assert status.phase == "finished"
+    assert status.progress.cursor == 360
+    assert status.recoveries == 0
     assert group.told == [(120, "next stage"), (240, "next stage"), (360, "next stage")]
 
 
@@ -107,7 +108,7 @@ def test_all_that_was_asked_for_is_carried_out_and_an_advance_asked_twice_ends_o
 def test_stop_ends_the_run_and_starts_no_other_segment() -> None:
     group = FakeGroup({72: ask(Stop())})
     status = group.run((stage(1), stage(2)))
-    assert status["phase"] == "stopped"
+    assert status.phase == "stopped"
     assert len(group.fitted) == 1
     assert "does nothing" in group.controller.ask(Checkpoint())
 
@@ -127,7 +128,7 @@ def test_a_stop_whose_group_dies_before_it_ends_still_stops_the_run() -> None:
         )  # the next group's first decision point
 
     group.controller = StageController((stage(),), 2, train_twice)
-    assert group.controller.run()["phase"] == "stopped"
+    assert group.controller.run().phase == "stopped"
 
 
 def test_a_pause_holds_the_run_and_what_may_wait_until_it_is_resumed() -> None:
@@ -139,9 +140,9 @@ def test_a_pause_holds_the_run_and_what_may_wait_until_it_is_resumed() -> None:
 
     def happens(progress: object) -> None:
         original(progress)  # type: ignore[arg-type]
-        if group.controller.status()["phase"] == "paused":
+        if group.controller.status().phase == "paused":
             next(asked)(group.controller)
-            phases.append(str(group.controller.status()["pending"]))
+            phases.append(str(list(group.controller.status().pending)))
 
     original, group._happens = group._happens, happens  # type: ignore[method-assign]
     group.run((stage(), stage()))
@@ -171,7 +172,7 @@ def test_a_pause_survives_a_killed_group_also_without_its_checkpoint() -> None:
     original, group._happens = group._happens, happens  # type: ignore[method-assign]
     status = group.run((stage(),))
     assert looks == [48, 24]  # paused again at the first decision point after the restart from cursor 0
-    assert status["phase"] == "finished"
+    assert status.phase == "finished"
 
 
 def test_a_run_that_was_resumed_stays_so_when_its_group_is_lost_before_the_checkpoint() -> None:
@@ -195,7 +196,7 @@ def test_a_run_that_was_resumed_stays_so_when_its_group_is_lost_before_the_check
         patch.setattr(StageController, "decide", watched)
         status = group.run((stage(),))
     assert group.told == [(24, "pause"), (24, "resume"), (24, "resume"), (120, "next stage")]
-    assert status["phase"] == "finished"
+    assert status.phase == "finished"
 
 
 def test_a_pause_that_is_taken_back_before_it_begins_is_none() -> None:
@@ -217,7 +218,7 @@ def test_what_comes_too_late_is_said() -> None:
     controller.decide(progress(24, 0, 2))
     controller.ask(NextStage(asked_by="ann@here"))
     controller.decide(progress(144, 1, 2))
-    assert controller.status()["notes"] == ["next stage, asked by ann@here, came too late: its stage has ended"]
+    assert controller.status().notes == ("next stage, asked by ann@here, came too late: its stage has ended",)
 
 
 def test_the_answer_comes_at_once_and_says_when() -> None:
@@ -239,7 +240,7 @@ def test_a_killed_group_repeats_its_decisions_at_the_same_cursors() -> None:
         {48: advance(), 96: ask(SetField(name="lr_scale", value=0.5)), 144: KilledError()}, loses_checkpoints_from=24
     )
     status = killed.run((stage(), stage(), stage()))
-    assert status["recoveries"] == 1
+    assert status.recoveries == 1
     assert killed.told == [*undisturbed.told[:2], *undisturbed.told]  # all of it twice, from cursor 0
     assert killed.rates == undisturbed.rates
     assert killed.saved == undisturbed.saved or strip(killed.saved) == strip(undisturbed.saved)
@@ -359,7 +360,7 @@ def test_a_worker_lost_at_any_step_changes_nothing(at: int) -> None:
     whole.run((stage(), stage(), stage()))
     faulty = FakeGroup({72: advance(), at: KilledError()} if at != 72 else {72: KilledError(), 48: advance()})
     status = faulty.run((stage(), stage(), stage()))
-    assert status["recoveries"] == 1
+    assert status.recoveries == 1
     if at != 72:
         assert strip(faulty.saved) == strip(whole.saved)
         assert faulty.rates == whole.rates
@@ -389,7 +390,7 @@ def test_a_run_that_fails_says_why_in_one_line_and_its_record_ends(said: str) ->
         group.run((stage(),), record_failure=lambda uri: ended.append("FAILED"))
     assert str(error.value) == group.controller.error() == (said or "socket closed")
     assert ended == ["FAILED"]
-    assert group.controller.status()["phase"] == "failed"
+    assert group.controller.status().phase == "failed"
 
 
 def test_a_record_that_cannot_be_closed_does_not_hide_why_the_run_failed() -> None:
@@ -399,7 +400,7 @@ def test_a_record_that_cannot_be_closed_does_not_hide_why_the_run_failed() -> No
     group = FailingGroup()
     with pytest.raises(RuntimeError, match="socket closed"):
         group.run((stage(),), record_failure=away)
-    assert "no answer" in group.controller.status()["notes"][-1]
+    assert "no answer" in group.controller.status().notes[-1]
 
 
 def test_a_failed_runs_record_ends_where_operators_said_that_it_is_kept() -> None:
@@ -409,7 +410,7 @@ def test_a_failed_runs_record_ends_where_operators_said_that_it_is_kept() -> Non
         group.run((stage(),), record_failure=ended.append)
     assert ended == ["http://127.0.0.1:9"]
     assert answers[0].startswith("the record goes on at http://127.0.0.1:9 from the next decision point")
-    assert "the record goes on at http://127.0.0.1:9, asked by ann@here" in group.controller.status()["notes"]
+    assert "the record goes on at http://127.0.0.1:9, asked by ann@here" in group.controller.status().notes
     assert group.saved.decisions[0]["decision"] == "next_stage"  # and no other one
     assert "the run has failed" in group.controller.track("http://127.0.0.1:8")
 
@@ -429,7 +430,7 @@ def test_out_of_memory_is_told_to_the_next_group_once() -> None:
     for _ in range(2):  # two ranks meet it
         controller.ran_out_of_memory(1, 48)
     assert controller.join(0).out_of_memory == ((1, 48),)
-    assert "48 samples" in controller.status()["notes"][0]
+    assert "48 samples" in controller.status().notes[0]
 
 
 # The cluster's shape -------------------------------------------------------------------------------------------------
@@ -440,14 +441,14 @@ def test_a_group_that_may_grow_ends_with_a_checkpoint_and_goes_on() -> None:
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "new group"), (120, "next stage")]
     assert len(group.fitted) == 2
-    assert status["recoveries"] == 0
+    assert status.recoveries == 0
 
 
 def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
     group = FakeGroup({48: lambda controller: controller.on_node_draining("0123456789abcdef")})
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "new group"), (120, "next stage")]
-    assert any("about to be taken away (01234567)" in note for note in status["notes"])
+    assert any("about to be taken away (01234567)" in note for note in status.notes)
 
 
 def test_a_node_that_leaves_while_the_run_is_paused_is_left_and_the_run_stays_paused() -> None:
@@ -462,7 +463,7 @@ def test_a_node_that_leaves_while_the_run_is_paused_is_left_and_the_run_stays_pa
     original, group._happens = group._happens, happens  # type: ignore[method-assign]
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "pause"), (48, "new group"), (48, "resume"), (120, "next stage")]
-    assert status["phase"] == "finished"
+    assert status.phase == "finished"
 
 
 def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_request_is_forgotten(
@@ -498,19 +499,19 @@ def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from(
     controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=2)
     controller.join(0, "node")
     controller.on_resume("s3://runs/one", 144, 1)  # the newest one was damaged
-    assert controller.status()["checkpoint"] == {"uri": "s3://runs/one", "cursor": 144, "saved_s": None, "age_s": None}
+    assert controller.status().checkpoint == CheckpointStatus(uri="s3://runs/one", cursor=144, saved_s=None, age_s=None)
     assert controller.ask(NextStage()).endswith("(stage 2 of 3)")
     controller.on_resume("s3://runs/one", 120, 1, time.time() - 90)  # by another submission
-    assert controller.status()["checkpoint"]["age_s"] >= 90
+    assert controller.status().checkpoint.age_s >= 90
     controller.saved("s3://runs/one/checkpoints/168", 168)
     controller.on_resume("s3://runs/one", 168, 1)
-    assert controller.status()["checkpoint"]["age_s"] >= 0
+    assert controller.status().checkpoint.age_s >= 0
 
 
 def test_status_before_the_first_decision() -> None:
-    controller = StageController((stage(),), 2, lambda segment: None, about={"name": "fake"})
+    controller = StageController((stage(),), 2, lambda segment: None, identity=RunIdentity(name="fake"))
     status = controller.status()
-    assert (status["name"], status["phase"], status["progress"], status["left_s"]) == ("fake", "starting", None, [])
+    assert (status.run.name, status.phase, status.progress, status.left_s) == ("fake", "starting", None, ())
 
 
 def test_status_tells_the_workers_the_checkpoint_and_the_time_that_is_left() -> None:
@@ -521,15 +522,15 @@ def test_status_tells_the_workers_the_checkpoint_and_the_time_that_is_left() -> 
     controller.saved("runs/fake/checkpoints/24", 24)
     controller.decide(progress(48, 0))
     status = controller.status()
-    assert status["workers"]["count"] == 3
-    assert status["workers"]["nodes"] == 2
-    assert status["workers"]["quietest"]["rank"] == 1
-    assert status["workers"]["waits_most"]["rank"] == 2
-    assert status["checkpoint"]["cursor"] == 24
-    assert 0 <= status["checkpoint"]["age_s"] < 60
-    assert status["left_s"] == [3.0, 5.0, 5.0]  # at 24 images a second
+    assert status.workers.count == 3
+    assert status.workers.nodes == 2
+    assert status.workers.quietest.rank == 1
+    assert status.workers.waits_most.rank == 2
+    assert status.checkpoint.cursor == 24
+    assert 0 <= status.checkpoint.age_s < 60
+    assert status.left_s == (3.0, 5.0, 5.0)  # at 24 images a second
     controller.join(0, "node-9")  # another group: the old one's workers are forgotten
-    assert controller.status()["workers"]["count"] == 1
+    assert controller.status().workers.count == 1
 
 
 def test_the_time_left_counts_pixels_and_workers() -> None:
@@ -543,7 +544,7 @@ def test_the_time_left_counts_pixels_and_workers() -> None:
     )  # fmt: skip
     controller = StageController((stage(), stage()), 2, lambda segment: None)
     controller.decide(now)
-    assert controller.status()["left_s"] == [10.0, 240 / 12 * 4 / 2]  # four times the pixels, twice the workers
+    assert controller.status().left_s == (10.0, 240 / 12 * 4 / 2)  # four times the pixels, twice the workers
 
 
 def test_a_new_group_is_no_decision_of_an_operator() -> None:

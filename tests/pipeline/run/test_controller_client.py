@@ -65,14 +65,14 @@ def test_a_client_works_from_every_process_and_says_what_is_wrong(controller: Co
     import ray
 
     assert "stop: at the next decision point" in ray.get(ray.remote(num_cpus=0)(_tell).remote(controller))
-    assert find_controllers()["called"].status()["notes"] == ["from afar"]
+    assert find_controllers()["called"].status().notes == ("from afar",)
     assert find_controllers()["called"].actor_id == controller.actor_id
     joined = controller.join(1, "node", "", 2)
     assert (joined.error, joined.tracking_uri, joined.out_of_memory) == ("", "", ())
     with pytest.raises(ControllerAwayError, match="no answer for 1 s"):
         controller.within(1).environment()
     run = controller.run()
-    assert run.result(60)["phase"] == "finished"
+    assert run.result(60).phase == "finished"
     assert run.done(0)
     controller.kill()
     with pytest.raises(ControllerLostError, match="the run's controller was lost"):

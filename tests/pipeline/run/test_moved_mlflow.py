@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from pipeline.config import TrainerConfig
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import preflight
@@ -56,7 +56,7 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
     controller = start_controller(preflight(config))
     try:
         running = controller.run()
-        _wait(controller, lambda status: f"MLflow run {old.url}" in " ".join(status["notes"]))
+        _wait(controller, lambda status: f"MLflow run {old.url}" in " ".join(status.notes))
         old.kill()
         cursor = _cursor(controller.status())
         _wait(controller, lambda status: _cursor(status) > cursor)  # rows wait now
@@ -66,7 +66,7 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert told.returncode == 0, told.stderr
         assert f"moved: the record goes on at {new.url} from the next decision point" in told.stdout
-        _wait(controller, lambda status: f"MLflow run {new.url}" in " ".join(status["notes"]))
+        _wait(controller, lambda status: f"MLflow run {new.url}" in " ".join(status.notes))
         controller.ask(Stop())
         cursor = _cursor(running.result())
     finally:
@@ -87,11 +87,11 @@ def _check_record(uri: str, cursor: int) -> None:
     assert steps == list(range(24, cursor + 1, 24))
 
 
-def _cursor(status: dict[str, Any]) -> int:
-    return status["progress"]["cursor"] if status["progress"] else 0
+def _cursor(status: RunStatus) -> int:
+    return status.progress.cursor if status.progress else 0
 
 
-def _wait(controller: ControllerClient, reached: Callable[[dict[str, Any]], bool]) -> None:
+def _wait(controller: ControllerClient, reached: Callable[[RunStatus], bool]) -> None:
     deadline = time.monotonic() + 200
     while not reached(controller.status()):
         assert time.monotonic() < deadline
