@@ -26,10 +26,10 @@ def train_study(
     console: Console, study: Study, options: StudyOptions, ledger: Ledger, *, files: Files = no_files
 ) -> Result:
     """Train the trials; Ctrl-C saves what runs and ends. Says how to go on where trials are left."""
-    from jobs.common.trials_view import Board
+    from jobs.common.trials_view import TrialsBoard
     from pipeline.sweep.runner import StudyRunner
 
-    with Board(console, study, ledger.records) as board:
+    with TrialsBoard(console, study, ledger.records) as board:
         result = StudyRunner(study, options, ledger, callbacks=[board], files=files).run()
     if not result.whole:
         done = sum(record.state != "open" for record in result.records)

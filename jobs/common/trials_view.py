@@ -22,7 +22,7 @@ ASK_TIMEOUT_S = 0.5
 MAX_ROWS = 40
 
 
-class Board(tune.Callback):
+class TrialsBoard(tune.Callback):
     """Shows a study while Tune runs it. Use as a context manager."""
 
     def __init__(self, console: Console, study: Study, records: list[Record]) -> None:
@@ -35,7 +35,7 @@ class Board(tune.Callback):
         """Return nothing: Tune pickles its callbacks to restore them, and a terminal can't be."""
         return {}
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TrialsBoard:
         if self._live is not None:
             self._live.start()
         return self

@@ -14,7 +14,7 @@ from typing import Any
 
 from infra.storage.base import MissingKeyError, Storage, StorageError
 from infra.storage.lease import Lease, LeaseError
-from pipeline.schedule.decisions import Decision, ExtendStage, NextStage, Record, record_of
+from pipeline.schedule.decisions import Decision, DecisionRecord, ExtendStage, NextStage, record_of
 
 JOURNAL_FILE = "decisions.json"
 ASKED = -1
@@ -36,7 +36,7 @@ class Journal:
     """
 
     def __init__(
-        self, rows: Sequence[Record] = (), changed: Callable[[list[Record]], None] = lambda rows: None
+        self, rows: Sequence[DecisionRecord] = (), changed: Callable[[list[DecisionRecord]], None] = lambda rows: None
     ) -> None:
         self._rows, self._changed = [row for row in rows if row.cursor != ASKED], changed
         self.asked = [row for row in rows if row.cursor == ASKED]
@@ -48,7 +48,7 @@ class Journal:
         """
         return [row.decision for row in self._rows[num_done:] if row.cursor <= cursor]
 
-    def add(self, num_done: int, rows: Sequence[Record]) -> None:
+    def add(self, num_done: int, rows: Sequence[DecisionRecord]) -> None:
         """Add what is carried out for the first time, behind the `num_done` that the state holds.
 
         A stage that ends or grows otherwise than before is another history: what came later in the old one is dropped.
@@ -63,13 +63,13 @@ class Journal:
 
         A checkpoint, a pause or a stop that isn't carried out is not for a run that is submitted again.
         """
-        rows = [Record(ASKED, stage, decision) for decision, stage in asked if decision.replayed]
+        rows = [DecisionRecord(ASKED, stage, decision) for decision, stage in asked if decision.replayed]
         if rows != self.asked:
             self.asked = rows
             self._changed([*self._rows, *rows])
 
 
-def stored_rows(storage: Storage, done: Sequence[Record]) -> list[Record]:
+def stored_rows(storage: Storage, done: Sequence[DecisionRecord]) -> list[DecisionRecord]:
     """Return the journal that a run's storage holds, if the run whose state holds `done` goes on in it; else `done`.
 
     What was asked for comes last, without what is carried out by now: the file may be older than the state.
@@ -100,11 +100,11 @@ class JournalWriter:
 
     def __init__(self, storage: Storage, lease: Lease) -> None:
         self.storage, self.lease = storage, lease
-        self._rows: list[Record] | None = None
+        self._rows: list[DecisionRecord] | None = None
         self._busy = False
         self._lock = threading.Lock()
 
-    def __call__(self, rows: list[Record]) -> None:
+    def __call__(self, rows: list[DecisionRecord]) -> None:
         """Have these rows written soon, in place of those that wait."""
         with self._lock:
             self._rows = rows
@@ -125,7 +125,7 @@ class JournalWriter:
                     self._rows = rows if self._rows is None else self._rows
                 time.sleep(RETRY_S)
 
-    def _next(self) -> list[Record] | None:
+    def _next(self) -> list[DecisionRecord] | None:
         with self._lock:
             rows, self._rows = self._rows, None
             self._busy = rows is not None

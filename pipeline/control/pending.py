@@ -7,8 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipeline.control.journal import Journal
-from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Pause, Record, Resume, in_order
-from pipeline.schedule.policy import Progress, Request, decide
+from pipeline.schedule.decisions import (
+    Decision,
+    DecisionRecord,
+    ExtendStage,
+    NewGroup,
+    NextStage,
+    Pause,
+    Resume,
+    in_order,
+)
+from pipeline.schedule.policy import OperatorRequest, Progress, decide
 from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
 
 
@@ -30,7 +39,7 @@ class PendingDecisions:
         note: Callable[[str], None],
     ) -> None:
         self._recipe, self._rules, self._journal, self._note = recipe, rules, journal, note
-        self._requests = [Request(row.decision, row.stage) for row in journal.asked]
+        self._requests = [OperatorRequest(row.decision, row.stage) for row in journal.asked]
         self._pausing: Pause | Resume | None = None
 
     @property
@@ -51,7 +60,7 @@ class PendingDecisions:
 
     def ask(self, decision: Decision, stage: int) -> None:
         """Put a decision on it that was asked for while a stage was on."""
-        self._requests.append(Request(decision, stage))
+        self._requests.append(OperatorRequest(decision, stage))
         self._journal.keep(self._requests)
 
     def ask_new_group(self, reason: str) -> None:
@@ -89,7 +98,7 @@ class PendingDecisions:
             self._requests = list(verdict.waiting)
         now = time.time()
         new = [decision if decision.time_s else replace(decision, time_s=now) for decision in verdict.decisions]
-        records = [Record(cursor, progress.stage, decision) for decision in new if decision.replayed]
+        records = [DecisionRecord(cursor, progress.stage, decision) for decision in new if decision.replayed]
         self._journal.add(done + len(repeated), records)
         self._journal.keep(self._requests)
         return in_order([*repeated, *new])

@@ -150,7 +150,7 @@ def leaving(decisions: Iterable[Decision]) -> Decision | None:
     return leaves[-1] if leaves else None
 
 
-class Record(NamedTuple):
+class DecisionRecord(NamedTuple):
     """A decision that was carried out."""
 
     cursor: int
@@ -165,22 +165,22 @@ class Record(NamedTuple):
         return {"cursor": self.cursor, "stage": self.stage, "decision": self.decision.kind, **values}
 
 
-def record_of(entry: dict[str, Any]) -> Record:
-    """Return the record that `Record.entry` wrote."""
+def record_of(entry: dict[str, Any]) -> DecisionRecord:
+    """Return the record that `DecisionRecord.entry` wrote."""
     cls = _BY_KIND[entry["decision"]]
     known = {item.name for item in fields(cls)}
     values = {name: value for name, value in entry.items() if name in known}
     if cls is SetField:
         values.setdefault("value", 0.0)
-    return Record(entry["cursor"], entry["stage"], cls(**values))
+    return DecisionRecord(entry["cursor"], entry["stage"], cls(**values))
 
 
-def records_of(entries: Iterable[dict[str, Any]]) -> tuple[Record, ...]:
+def records_of(entries: Iterable[dict[str, Any]]) -> tuple[DecisionRecord, ...]:
     """Return a training state's decisions as records."""
     return tuple(record_of(entry) for entry in entries)
 
 
-def paused(records: Iterable[Record]) -> bool:
+def paused(records: Iterable[DecisionRecord]) -> bool:
     """Say whether a run with these decisions waits for an operator."""
     last = [record.decision for record in records if isinstance(record.decision, Pause | Resume | Stop)]
     return bool(last) and isinstance(last[-1], Pause)

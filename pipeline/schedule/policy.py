@@ -56,7 +56,7 @@ class Progress:
         return self.spans[self.stage]
 
 
-class Request(NamedTuple):
+class OperatorRequest(NamedTuple):
     """What an operator asked for."""
 
     decision: Decision
@@ -64,18 +64,18 @@ class Request(NamedTuple):
     """The stage that was on when it was asked: an advance must not end the one after it."""
 
 
-class Verdict(NamedTuple):
+class PolicyVerdict(NamedTuple):
     """What happens at a decision point."""
 
     decisions: tuple[Decision, ...]
     """What all ranks do now, in order; nothing: go on."""
-    waiting: tuple[Request, ...]
+    waiting: tuple[OperatorRequest, ...]
     """Requests that are still to be carried out."""
 
 
 def decide(
-    recipe: Sequence[TrainingStage], rules: AdaptiveConfig, progress: Progress, requests: Sequence[Request] = ()
-) -> Verdict:
+    recipe: Sequence[TrainingStage], rules: AdaptiveConfig, progress: Progress, requests: Sequence[OperatorRequest] = ()
+) -> PolicyVerdict:
     """Say what happens at a decision point: what was asked for, and what the recipe's rules say.
 
     Args:
@@ -92,13 +92,15 @@ def decide(
         advance = NextStage(reason=reason)
     others = [decision for decision in asked if not isinstance(decision, NextStage)]
     ended = [] if advance is None else [_with_values(advance, recipe, rules, progress)]
-    return Verdict(in_order([*others, *ended]), waiting)
+    return PolicyVerdict(in_order([*others, *ended]), waiting)
 
 
-def _due(progress: Progress, requests: Sequence[Request]) -> tuple[list[Request], tuple[Request, ...]]:
+def _due(
+    progress: Progress, requests: Sequence[OperatorRequest]
+) -> tuple[list[OperatorRequest], tuple[OperatorRequest, ...]]:
     """Split what was asked for into what is carried out now and what waits; drop what has lost its meaning."""
-    now: list[Request] = []
-    waiting: list[Request] = []
+    now: list[OperatorRequest] = []
+    waiting: list[OperatorRequest] = []
     last_pause = [request for request in requests if isinstance(request.decision, Pause | Resume)][-1:]
     seen: set[type[Decision]] = set()
     for request in requests:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipeline.schedule.decisions import ExtendStage, NextStage, Record, SetField
+from pipeline.schedule.decisions import DecisionRecord, ExtendStage, NextStage, SetField
 from pipeline.schedule.stages import StageSpan, TrainingStage
 
 
@@ -30,7 +30,7 @@ class TrainingSchedule:
 
     stages: tuple[TrainingStage, ...]
     samples_per_epoch: int
-    records: tuple[Record, ...] = ()
+    records: tuple[DecisionRecord, ...] = ()
     max_epochs: float = 0.0
     """Most epochs of a stage with what earlier ones passed on to it; 0: any number."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
-from pipeline.schedule.decisions import LIVE_FIELDS, Checkpoint, Decision, NextStage, Record, paused, records_of
+from pipeline.schedule.decisions import LIVE_FIELDS, Checkpoint, Decision, DecisionRecord, NextStage, paused, records_of
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import StageSpan
@@ -95,10 +95,10 @@ class TrainingProgress:
         self.state.step += 1
 
     def carry_out(self, decision: Decision) -> None:
-        """Record a decision and let the schedule follow from it."""
+        """DecisionRecord a decision and let the schedule follow from it."""
         if isinstance(decision, Checkpoint) and not decision.asked_by:
             return  # those of the clock are no history
-        self.state.decisions.append(Record(self.state.cursor, self.stage, decision).entry())
+        self.state.decisions.append(DecisionRecord(self.state.cursor, self.stage, decision).entry())
         if isinstance(decision, NextStage):
             self.state.stage_results[self.stage]["ended_s"] = time.time()
             self.state.stage_starts.append(self.state.cursor)

@@ -37,7 +37,7 @@ from pipeline.compare.speed import Cost, costs, measure_cost
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
 from pipeline.schedule.adaptive import REGULARIZATION
-from pipeline.schedule.decisions import NextStage, Record
+from pipeline.schedule.decisions import DecisionRecord, NextStage
 from tests.support.configs import MakeConfig
 
 ANY_COST = Cost(1, 1, 56, 1.0)
@@ -150,8 +150,8 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
         ],
         evaluation={"cursor": 200, "val/accuracy": 0.75},
         decisions=[
-            Record(100, 0, NextStage(values={"randaugment_magnitude": 3.0})).entry(),
-            Record(200, 1, NextStage()).entry(),
+            DecisionRecord(100, 0, NextStage(values={"randaugment_magnitude": 3.0})).entry(),
+            DecisionRecord(200, 1, NextStage()).entry(),
         ],
     )
     off = dict.fromkeys(REGULARIZATION, 0.0)
@@ -273,7 +273,7 @@ def ended(
 ) -> None:
     """Write the last checkpoint that a run leaves, of two stages, with next to no weights."""
     row = {"stage": 0, metric: 0.5, "train_s": 2.0, "cpu_s": 1.0, "eval_s": 0.5}
-    steered = Record(24, 0, NextStage(reason="advance", asked_by=asked_by)).entry()
+    steered = DecisionRecord(24, 0, NextStage(reason="advance", asked_by=asked_by)).entry()
     ready = run.ready
     snapshot = Snapshot(
         state=TrainState(

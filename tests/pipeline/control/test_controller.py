@@ -14,11 +14,11 @@ from pipeline.control.journal import JOURNAL_FILE, Journal, JournalWriter, store
 from pipeline.control.run_status import CheckpointStatus, RunIdentity
 from pipeline.schedule.decisions import (
     Checkpoint,
+    DecisionRecord,
     ExtendStage,
     NewGroup,
     NextStage,
     Pause,
-    Record,
     Resume,
     SetField,
     Stop,
@@ -69,9 +69,9 @@ def test_finished_segments_are_not_started_again() -> None:
     group = FakeGroup()
     done = NextStage(reason="its length is reached")
     group.saved = TrainState(
-        cursor=120, stage_starts=[0, 120], stage_results=[{}, {}], decisions=[Record(120, 0, done).entry()]
+        cursor=120, stage_starts=[0, 120], stage_results=[{}, {}], decisions=[DecisionRecord(120, 0, done).entry()]
     )
-    group.run((stage(1), stage(2), stage(3)), first_stage=1, journal=Journal([Record(120, 0, done)]))
+    group.run((stage(1), stage(2), stage(3)), first_stage=1, journal=Journal([DecisionRecord(120, 0, done)]))
     assert [s.num_workers for s in group.fitted] == [2, 3]
     assert group.told == [(240, "next stage"), (360, "next stage")]
 
@@ -267,9 +267,9 @@ def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal
 
 def test_what_a_controller_was_asked_for_before_it_was_lost_is_carried_out_by_the_next_one(tmp_path: object) -> None:
     storage = open_storage(str(tmp_path))
-    kept: list[Record] = []
+    kept: list[DecisionRecord] = []
 
-    def keep(rows: list[Record]) -> None:
+    def keep(rows: list[DecisionRecord]) -> None:
         kept[:] = rows
 
     def asked_and_lost(controller: StageController) -> None:

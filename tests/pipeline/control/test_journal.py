@@ -10,15 +10,15 @@ import pytest
 from infra.storage.lease import KEY, Lease
 from infra.storage.open import open_storage
 from pipeline.control.journal import ASKED, JOURNAL_FILE, Journal, JournalWriter, stored_rows
-from pipeline.schedule.decisions import ExtendStage, NextStage, Record, SetField, Stop
+from pipeline.schedule.decisions import DecisionRecord, ExtendStage, NextStage, SetField, Stop
 
-ADVANCE = Record(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
-EXTEND = Record(240, 1, ExtendStage(epochs=1.0))
-SLOWER = Record(144, 1, SetField(name="lr_scale", value=0.5))
+ADVANCE = DecisionRecord(96, 0, NextStage(reason="asked", asked_by="ann@here", time_s=1.0))
+EXTEND = DecisionRecord(240, 1, ExtendStage(epochs=1.0))
+SLOWER = DecisionRecord(144, 1, SetField(name="lr_scale", value=0.5))
 
 
 def test_a_run_that_went_back_repeats_its_decisions_at_their_cursors() -> None:
-    seen: list[list[Record]] = []
+    seen: list[list[DecisionRecord]] = []
     journal = Journal(changed=seen.append)
     journal.add(0, [ADVANCE])
     journal.add(1, [EXTEND])
@@ -53,13 +53,13 @@ def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) 
 def test_what_was_asked_for_is_kept_until_it_is_carried_out(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
 
-    def write(rows: list[Record]) -> None:
+    def write(rows: list[DecisionRecord]) -> None:
         storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in rows]).encode())
 
     journal = Journal(changed=write)
     journal.add(0, [SLOWER])
     journal.keep([(ADVANCE.decision, 1), (Stop(), 1)])
-    asked = Record(ASKED, 1, ADVANCE.decision)
+    asked = DecisionRecord(ASKED, 1, ADVANCE.decision)
     assert stored_rows(storage, [SLOWER]) == [SLOWER, asked]  # a stop is not for a run that is submitted again
     assert Journal(stored_rows(storage, [SLOWER])).asked == [asked]
     assert Journal(stored_rows(storage, [SLOWER])).due(1, 10**9) == []

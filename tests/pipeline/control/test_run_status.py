@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.control.controller import StageController
 from pipeline.control.run_status import RunIdentity, RunStatus, read_status
-from pipeline.schedule.decisions import NextStage, Record
+from pipeline.schedule.decisions import DecisionRecord, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from tests.support.groups import stage
@@ -31,7 +31,7 @@ def at_work() -> RunStatus:
     controller.note("a line")
     controller.saved("s3://bucket/fake/checkpoints/24", 24)
     spans = (StageSpan(0, stage(crop_area=(0.3, 1.0)), 0, 120), StageSpan(1, stage((1, 4)), 120, 240))  # type: ignore[arg-type]
-    decision = Record(24, 0, NextStage(reason="flat")).entry()
+    decision = DecisionRecord(24, 0, NextStage(reason="flat")).entry()
     controller.decide(
         Progress(
             cursor=48,

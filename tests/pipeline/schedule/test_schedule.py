@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pipeline.schedule.decisions import (
     Checkpoint,
     Decision,
+    DecisionRecord,
     ExtendStage,
     NextStage,
     Pause,
-    Record,
     Resume,
     SetField,
     Stop,
@@ -30,7 +30,7 @@ STAGES = tuple(
 EPOCH = 240
 
 
-def schedule(*records: Record, max_epochs: float = 0.0) -> TrainingSchedule:
+def schedule(*records: DecisionRecord, max_epochs: float = 0.0) -> TrainingSchedule:
     return TrainingSchedule(STAGES, EPOCH, records, max_epochs)
 
 
@@ -47,23 +47,23 @@ def test_without_decisions_it_is_the_recipes_plan() -> None:
 
 
 def test_unused_samples_are_saved_or_go_to_the_later_stages_in_proportion() -> None:
-    saved = schedule(Record(240, 0, NextStage()))
+    saved = schedule(DecisionRecord(240, 0, NextStage()))
     assert edges(saved) == [(0, 240), (240, 1200), (1200, 3120)]
-    later = schedule(Record(240, 0, NextStage(pass_on=True)))
+    later = schedule(DecisionRecord(240, 0, NextStage(pass_on=True)))
     assert edges(later) == [(0, 240), (240, 1440), (1440, 3840)]  # 720 samples: a third, and two thirds
-    again = schedule(Record(240, 0, NextStage(pass_on=True)), Record(480, 1, NextStage(pass_on=True)))
+    again = schedule(DecisionRecord(240, 0, NextStage(pass_on=True)), DecisionRecord(480, 1, NextStage(pass_on=True)))
     assert edges(again) == [(0, 240), (240, 480), (480, 3840)]
-    assert edges(schedule(Record(240, 0, NextStage(pass_on=True)), max_epochs=4.5))[1] == (240, 240 + 1080)
+    assert edges(schedule(DecisionRecord(240, 0, NextStage(pass_on=True)), max_epochs=4.5))[1] == (240, 240 + 1080)
 
 
 def test_an_extension_moves_what_follows() -> None:
-    longer = schedule(Record(480, 0, ExtendStage(epochs=2)))
+    longer = schedule(DecisionRecord(480, 0, ExtendStage(epochs=2)))
     assert edges(longer) == [(0, 1440), (1440, 2400), (2400, 4320)]
     assert longer.lookup(1200).index == 0  # type: ignore[union-attr]
 
 
 def test_the_next_stage_gets_the_values_that_were_decided_and_only_it() -> None:
-    runs = schedule(Record(960, 0, NextStage(values={"randaugment_magnitude": 1.5})))
+    runs = schedule(DecisionRecord(960, 0, NextStage(values={"randaugment_magnitude": 1.5})))
     assert [span.stage.randaugment_magnitude for span in runs.spans] == [0.0, 1.5, 8.0]
 
 
@@ -74,7 +74,7 @@ records = st.lists(st.tuples(st.booleans(), st.integers(1, 30), st.booleans()), 
 def test_the_learning_rates_position_never_jumps_and_ends_where_the_plan_ends(
     changes: list[tuple[bool, int, bool]],
 ) -> None:
-    plan, done = schedule(), list[Record]()
+    plan, done = schedule(), list[DecisionRecord]()
     for extend, steps, pass_on in changes:
         runs = schedule(*done)
         index = sum(isinstance(record.decision, NextStage) for record in done)
@@ -83,7 +83,7 @@ def test_the_learning_rates_position_never_jumps_and_ends_where_the_plan_ends(
         span = runs.spans[index]
         start = max(span.start, done[-1].cursor if done else 0)
         cursor = min(start + steps * 24, span.stop)
-        done.append(Record(cursor, index, ExtendStage(epochs=1.0) if extend else NextStage(pass_on=pass_on)))
+        done.append(DecisionRecord(cursor, index, ExtendStage(epochs=1.0) if extend else NextStage(pass_on=pass_on)))
         assert schedule(*done).position(cursor) == pytest.approx(runs.position(cursor))
     runs = schedule(*done)
     assert runs.position(runs.total_samples) == pytest.approx(plan.total_samples)
@@ -93,7 +93,8 @@ def test_the_learning_rates_position_never_jumps_and_ends_where_the_plan_ends(
 
 def test_a_live_field_has_its_newest_value_from_its_cursor_on() -> None:
     runs = schedule(
-        Record(48, 0, SetField(name="lr_scale", value=0.5)), Record(96, 0, SetField(name="lr_scale", value=2.0))
+        DecisionRecord(48, 0, SetField(name="lr_scale", value=0.5)),
+        DecisionRecord(96, 0, SetField(name="lr_scale", value=2.0)),
     )
     assert [runs.setting("lr_scale", cursor, 1.0) for cursor in (24, 48, 72, 96, 500)] == [1.0, 0.5, 0.5, 2.0, 2.0]
     assert runs.setting("patience", 500, 3) == 3
@@ -111,7 +112,7 @@ def test_a_live_field_has_its_newest_value_from_its_cursor_on() -> None:
     ],
 )
 def test_a_record_survives_json(decision: Decision) -> None:
-    record = Record(48, 1, decision)
+    record = DecisionRecord(48, 1, decision)
     assert record_of(json.loads(json.dumps(record.entry()))) == record
 
 
@@ -134,6 +135,6 @@ def test_decisions_of_one_point_have_one_order_and_a_pause_lasts_until_it_is_end
     some = in_order([Stop(), NextStage(), Checkpoint(), SetField(name="patience", value=2)])
     assert [decision.kind for decision in some] == ["set", "next_stage", "checkpoint", "stop"]
     assert not paused([])
-    assert paused([Record(0, 0, Pause())])
-    assert not paused([Record(0, 0, Pause()), Record(0, 0, Resume())])
-    assert not paused([Record(0, 0, Pause()), Record(0, 0, Stop())])  # submitted again, it trains
+    assert paused([DecisionRecord(0, 0, Pause())])
+    assert not paused([DecisionRecord(0, 0, Pause()), DecisionRecord(0, 0, Resume())])
+    assert not paused([DecisionRecord(0, 0, Pause()), DecisionRecord(0, 0, Stop())])  # submitted again, it trains

@@ -18,7 +18,7 @@ from infra.cluster.config import ClusterConfig
 from infra.storage.open import open_storage
 from jobs.common.cli import parse_recipe
 from jobs.common.study_report import sweep_files, winner_command
-from jobs.common.trials_view import Board
+from jobs.common.trials_view import TrialsBoard
 from jobs.recipes.solar_cells import demo
 from jobs.recipes.sweep_spaces import SPACES, space_of
 from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
@@ -397,7 +397,7 @@ def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> No
 def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_brought(tmp_path: Path) -> None:
     study, said = make_study(tmp_path), io.StringIO()
     records = finished(study, 2)
-    with Board(Console(file=said), study, records) as board:
+    with TrialsBoard(Console(file=said), study, records) as board:
         board.on_step_end(0, [])
         records.append(replace(records[0], name="sweep-002", state="failed", error="no more"))
         board.on_step_end(1, [])  # too soon to be shown
