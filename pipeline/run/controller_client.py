@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
 from infra.cluster.discovery import controllers
 from infra.redact import last_line
+from infra.storage.failures import FailureClass
 from pipeline.control.controller import StageController
 from pipeline.control.replies import DecisionReply, JoinReply
 from pipeline.control.run_status import RunStatus, read_status
@@ -30,6 +31,8 @@ QUICK_S = 10.0
 
 class ControllerError(Exception):
     """The controller gives no answer."""
+
+    failure = FailureClass.TRANSIENT
 
 
 class ControllerAwayError(ControllerError):
