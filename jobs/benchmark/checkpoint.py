@@ -176,12 +176,13 @@ class _Trainee:
     def checkpoint(self) -> None:
         """Take a checkpoint, and train on until it is whole."""
         from pipeline.checkpoint.format import Snapshot
+        from pipeline.checkpoint.metadata import RunMetadata
         from pipeline.checkpoint.state import TrainState
 
         cpu, server_cpu = _others_cpu_s(), self._server_cpu_s()
         taken = time.perf_counter()
         state = TrainState(**self.state.to_dict())
-        self.saver.take(Snapshot(state=state, facts={}, **self.learner.to_host()))
+        self.saver.take(Snapshot(state=state, metadata=RunMetadata(), **self.learner.to_host()))
         copied = time.perf_counter()
         while not self.saver.wait(0):
             self.step()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage.base import Data, MissingKeyError, Storage, StorageError
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 
 PREFIX = "checkpoints"
@@ -172,8 +173,8 @@ def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], s
             )
 
 
-def newest_state(storage: Storage) -> tuple[TrainState | None, dict[str, Any], list[str]]:
-    """Return state and facts of the newest checkpoint that seems whole, and a line for each newer one that doesn't.
+def newest_state(storage: Storage) -> tuple[TrainState | None, RunMetadata, list[str]]:
+    """Return state and metadata of the newest checkpoint that seems whole, and a line for each newer one that doesn't.
 
     Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
     """
@@ -188,11 +189,11 @@ def newest_state(storage: Storage) -> tuple[TrainState | None, dict[str, Any], l
             skipped.append(str(error))
     if skipped:
         raise none_readable(storage, skipped)
-    return None, {}, skipped
+    return None, RunMetadata(), skipped
 
 
-def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, dict[str, Any]]:
-    """Return a checkpoint's state and facts; raise CheckpointError when it has none that can be read."""
+def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, RunMetadata]:
+    """Return a checkpoint's state and metadata; raise CheckpointError when it has none that can be read."""
     try:
         name = state_file(files)
         return parse_state(read_verified(storage, key, name, files[name]))
@@ -224,10 +225,10 @@ def read_verified(storage: Storage, key: str, name: str, facts: dict[str, Any]) 
     return data
 
 
-def parse_state(data: bytes) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state and the facts in a `state.json`."""
+def parse_state(data: bytes) -> tuple[TrainState, RunMetadata]:
+    """Return the state and the metadata in a `state.json`."""
     values = json.loads(data)
-    return TrainState(**values["state"]), values["facts"]
+    return TrainState(**values["state"]), RunMetadata.from_json(values["facts"])
 
 
 def sha256(*data: Data) -> str:

@@ -38,6 +38,7 @@ from pipeline.checkpoint.catalog import (
     sha256,
     state_file,
 )
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
 
@@ -50,8 +51,7 @@ class Snapshot:
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
-    facts: dict[str, Any]
-    """Config, data fingerprint, versions, tracking id: JSON values."""
+    metadata: RunMetadata
 
     @property
     def key(self) -> str:
@@ -101,7 +101,7 @@ def write_checkpoint(
 
 def _contents(snapshot: Snapshot, state_name: str) -> dict[str, Callable[[], list[Data]]]:
     """Return the files of a checkpoint, each with the function that makes its content."""
-    state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.facts}, indent=1)
+    state = json.dumps({"state": snapshot.state.to_dict(), "facts": snapshot.metadata.to_json()}, indent=1)
     contents: dict[str, Callable[[], list[Data]]] = {
         "model.safetensors": lambda: pack(snapshot.model),
         "optimizer.safetensors": lambda: pack_nested(snapshot.optimizer),
@@ -129,13 +129,13 @@ def read_checkpoint(storage: Storage, key: str) -> Snapshot:
 
     if missing := {"model.safetensors", "optimizer.safetensors"} - files.keys():
         raise CheckpointError(f"{storage.uri}/{key} has no {min(missing)}: it was made by another version")
-    state, facts = parsed(state_file(files), parse_state)
+    state, metadata = parsed(state_file(files), parse_state)
     return Snapshot(
         state=state,
         model=parsed("model.safetensors", load_safetensors),
         ema=parsed("ema.safetensors", load_safetensors) if "ema.safetensors" in files else None,
         optimizer=parsed("optimizer.safetensors", unpack_nested),
-        facts=facts,
+        metadata=metadata,
     )
 
 
@@ -144,7 +144,7 @@ class StoredWeights:
     """What of a checkpoint is needed to run its model."""
 
     state: TrainState
-    facts: dict[str, Any]
+    metadata: RunMetadata
     name: str
     """`ema` or `model`."""
     tensors: dict[str, Tensor]
@@ -164,14 +164,14 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
     file = f"{name}.safetensors"
     if file not in files:
         raise CheckpointError(f"{storage.uri}/{key} holds no weights")
-    state, facts = read_state(storage, key, files)
+    state, metadata = read_state(storage, key, files)
     try:
         tensors = load_safetensors(read_verified(storage, key, file, files[file]))
     except SafetensorError as error:
         raise CheckpointError(f"{storage.uri}/{key}/{file} can't be read ({error})") from error
     if name == "ema":  # an AveragedModel's names
         tensors = {key.removeprefix("module."): value for key, value in tensors.items() if key != "n_averaged"}
-    return StoredWeights(state, facts, name, tensors)
+    return StoredWeights(state, metadata, name, tensors)
 
 
 def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:

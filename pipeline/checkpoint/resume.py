@@ -21,6 +21,7 @@ from typing import Any
 from infra.storage.base import MissingKeyError, Storage
 from infra.storage.open import open_storage
 from pipeline.checkpoint.catalog import PREFIX, CheckpointError, newest_state, read_manifest, read_state, sha256_of_file
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 
@@ -33,8 +34,8 @@ class Start:
 
     state: TrainState | None = None
     """State to go on from; None: cursor 0."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Config, data fingerprint and versions of the checkpoint."""
+    metadata: RunMetadata = field(default_factory=RunMetadata)
+    """Of the checkpoint."""
     snapshot: Any = None
     """The whole `Snapshot`; only from `find_start`."""
     weights: dict[str, Any] | None = None
@@ -51,13 +52,13 @@ def planned_start(config: TrainConfig, storage: Storage) -> Start:
     Raises:
         CheckpointError: `resume_from` or `model.init_from` names nothing that can be started from.
     """
-    state, facts, skipped = newest_state(storage)
+    state, metadata, skipped = newest_state(storage)
     notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
     if state is not None:
-        return Start(state, facts, notes=notes)
+        return Start(state, metadata, notes=notes)
     if config.resume_from:
-        state, facts = _state_at(config.resume_from)
-        return Start(state, facts, source=config.resume_from, notes=notes)
+        state, metadata = _state_at(config.resume_from)
+        return Start(state, metadata, source=config.resume_from, notes=notes)
     if config.model.init_from:
         _check_weights(config.model.init_from)
         return Start(source=config.model.init_from, notes=notes)
@@ -75,14 +76,14 @@ def find_start(config: TrainConfig, storage: Storage) -> Start:
     snapshot, skipped = newest_whole(storage)
     notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
     if snapshot is not None:
-        return Start(snapshot.state, snapshot.facts, snapshot, notes=notes)
+        return Start(snapshot.state, snapshot.metadata, snapshot, notes=notes)
     if config.resume_from:
         other, key = locate(config.resume_from)
         snapshot, more = (read_checkpoint(other, key), []) if key else newest_whole(other)
         if snapshot is None:
             raise CheckpointError(f"resume_from is {config.resume_from}: it holds no whole checkpoint")
         notes += tuple(f"skipped a checkpoint: {line}" for line in more)
-        return Start(snapshot.state, snapshot.facts, snapshot, source=config.resume_from, notes=notes)
+        return Start(snapshot.state, snapshot.metadata, snapshot, source=config.resume_from, notes=notes)
     if config.model.init_from:
         weights = read_initial_weights(config.model.init_from)
         return Start(weights=weights, source=config.model.init_from, notes=notes)
@@ -153,14 +154,14 @@ def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
     return storage, key, name, files[name]
 
 
-def _state_at(uri: str) -> tuple[TrainState, dict[str, Any]]:
+def _state_at(uri: str) -> tuple[TrainState, RunMetadata]:
     storage, key = locate(uri)
     if key is not None:
         return read_state(storage, key, read_manifest(storage, key))
     try:
-        state, facts, _ = newest_state(storage)
+        state, metadata, _ = newest_state(storage)
     except MissingKeyError:
-        state, facts = None, {}
+        state, metadata = None, RunMetadata()
     if state is None:
         raise CheckpointError(f"resume_from is {uri}: it is no checkpoint, nor a run with a whole one")
-    return state, facts
+    return state, metadata

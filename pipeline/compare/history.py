@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.schedule.adaptive import REGULARIZATION
 from pipeline.schedule.decisions import NextStage, records_of
@@ -82,14 +83,14 @@ class History:
 
 
 def history_of(
-    state: TrainState, facts: Mapping[str, Any], metric: str, *, samples_per_epoch: int, **about: Any
+    state: TrainState, metadata: RunMetadata, metric: str, *, samples_per_epoch: int, **about: Any
 ) -> History:
     """Return the history in a finished run's last checkpoint.
 
     Raises:
         KeyError: an older version wrote it, without times.
     """
-    stages = facts["config"]["stages"]
+    stages = metadata.config["stages"]
     results = state.stage_results
     return History(
         evaluations=tuple(
@@ -106,7 +107,7 @@ def history_of(
         metrics={name: value for name, value in state.evaluation.items() if name != "cursor"},
         samples=state.cursor,
         peak_bytes=int(max(result.get("peak_bytes", 0) for result in results)),
-        machine=facts["machine"],
+        machine=metadata.machine,
         stages=_trained_stages(state, stages, samples_per_epoch),
         **about,
     )

@@ -15,6 +15,7 @@ from infra.storage.base import StorageError
 from infra.storage.open import open_storage
 from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from pipeline.checkpoint.catalog import CheckpointError, newest_state
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.compare.config import CompareError, Comparison
 from pipeline.compare.history import History, history_of
@@ -123,19 +124,19 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
         StorageError, CheckpointError: it can't be read.
     """
     storage = open_storage(f"{storage_uri}/{name}")
-    state, facts, _ = newest_state(storage)
+    state, metadata, _ = newest_state(storage)
     if state is None:
         return None
     steered = [one.decision for one in records_of(state.decisions) if one.decision.replayed and one.decision.asked_by]
     if steered:
         raise SpoiltRunError(f"{steered[0].asked_by} steered it ({steered[0].kind})")
-    if others := _other_workers(state, facts["config"]):
+    if others := _other_workers(state, metadata.config):
         raise SpoiltRunError(f"{others} workers trained a part of it")
-    if facts["config"].get("resume_from"):
-        raise SpoiltRunError(f"it went on from {facts['config']['resume_from']}")
-    if _fingerprint(facts) != run.fingerprint:
+    if metadata.config.get("resume_from"):
+        raise SpoiltRunError(f"it went on from {metadata.config['resume_from']}")
+    if _fingerprint(metadata) != run.fingerprint:
         raise SpoiltRunError("another config, other data or an older version made it")
-    if len(state.stage_starts) <= len(facts["config"]["stages"]):
+    if len(state.stage_starts) <= len(metadata.config["stages"]):
         return None
     about = {
         "variant": run.variant,
@@ -145,7 +146,7 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
         "fingerprint": run.fingerprint,
     }
     try:
-        return history_of(state, facts, metric, samples_per_epoch=run.ready.samples_per_epoch, reused=True, **about)
+        return history_of(state, metadata, metric, samples_per_epoch=run.ready.samples_per_epoch, reused=True, **about)
     except KeyError as error:
         raise SpoiltRunError(f"its evaluations were kept without {error.args[0]}") from None
 
@@ -159,5 +160,5 @@ def _other_workers(state: TrainState, config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _fingerprint(facts: Mapping[str, object]) -> str:
-    return run_fingerprint(facts["config"], train=str(facts.get("data", "")), val=str(facts.get("val", "")))
+def _fingerprint(metadata: RunMetadata) -> str:
+    return run_fingerprint(metadata.config, train=metadata.data, val=metadata.val)

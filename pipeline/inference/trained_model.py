@@ -87,7 +87,9 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
     key, stored, notes = _newest_readable(storage, keys, ema)
     where = storage.location(key)
     try:
-        config, classes = stored.facts["config"], tuple(stored.facts["classes"])
+        config, classes = stored.metadata.config, stored.metadata.classes
+        if not classes:
+            raise KeyError("classes")
         model_config = config_from(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
         task = build_task(_task_config(config["task"], where), classes)
         preprocessing = Preprocessing(
@@ -138,9 +140,9 @@ def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str,
 
 
 def _best(storage: Storage) -> str:
-    _, facts, _ = newest_state(storage)
-    if facts:
-        rules = facts["config"]["checkpoint"]
+    state, metadata, _ = newest_state(storage)
+    if state is not None:
+        rules = metadata.config["checkpoint"]
         rule = BestRule(rules["best_metric"], rules["best_is"] == "highest")
         if found := best_checkpoint(storage, list_checkpoints(storage), rule):
             return found

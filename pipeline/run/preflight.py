@@ -156,7 +156,7 @@ def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:
     """Refuse what would make another run of it; return a line on what may change and did."""
-    changes = differences(start.facts["config"], recorded_config(config))
+    changes = differences(start.metadata.config, recorded_config(config))
     serious = breaking(changes)
     if serious:
         raise CheckpointError(
@@ -171,7 +171,7 @@ def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprin
     if start.state is None:
         return (f"starts with the weights of {start.source}",) if start.source else ()
     notes = () if start.source else _compare_configs(config, start, storage)
-    if start.facts["data"] != fingerprint:
+    if start.metadata.data != fingerprint:
         whose = f"resume_from is {start.source}: it" if start.source else storage.uri
         cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
         raise CheckpointError(

@@ -19,6 +19,7 @@ from infra.storage.open import open_storage
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import Start, find_start
 from pipeline.config import TrainConfig
 from pipeline.control.replies import JoinReply
@@ -172,14 +173,14 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
         task=task,
         samples_per_epoch=data.samples_per_epoch,
         hooks=hooks,
-        facts={
-            "config": recorded_config(config),
-            "data": data.train,
-            "val": data.val,
-            "versions": versions(),
-            "machine": machine(),
-            "classes": list(data.classes),
-        },
+        metadata=RunMetadata(
+            config=recorded_config(config),
+            data=data.train,
+            val=data.val,
+            versions=versions(),
+            machine=machine(),
+            classes=data.classes,
+        ),
         device=ray.train.torch.get_device(),
     )
     return trainer, hooks
@@ -206,13 +207,12 @@ def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
         DifferentStartError: the ranks found different checkpoints.
     """
     if start.snapshot is not None:
-        if start.facts["data"] != trainer.facts["data"]:
+        if start.metadata.data != trainer.metadata.data:
             raise CheckpointError(f"{source} was trained on other data or another sample order")
         trainer.restore(start.snapshot)
         if rank.number == 0:
             state = trainer.state
-            taken_s = start.facts.get("taken_s")  # older versions didn't write it
-            rank.controller.on_resume(source, state.cursor, len(state.stage_starts) - 1, taken_s)
+            rank.controller.on_resume(source, state.cursor, len(state.stage_starts) - 1, start.metadata.taken_s)
     if len(set(gathered(trainer.state.cursor))) > 1:
         raise DifferentStartError("the workers read different checkpoints: one was written or lost meanwhile")
     trainer.progress.lower_limits(agreed(rank.joined.out_of_memory, trainer.device), rank.world_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from datasets.loading.loader import Batch
 from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import REGULARIZATION
@@ -67,10 +68,10 @@ class Trainer:
         task: Task,
         samples_per_epoch: int,
         hooks: TrainHooks,
-        facts: dict[str, Any],
+        metadata: RunMetadata,
         device: torch.device | None = None,
     ) -> None:
-        self.config, self.task, self.hooks, self.facts = config, task, hooks, facts
+        self.config, self.task, self.hooks, self.metadata = config, task, hooks, metadata
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = device or torch.device("cpu")
         self.progress = TrainingProgress(config, samples_per_epoch)
@@ -271,7 +272,7 @@ class Trainer:
         return Snapshot(
             state=TrainState(**self.state.to_dict()),
             **self.learner.to_host(),
-            facts=self.facts | {"taken_s": time.time()},
+            metadata=replace(self.metadata, taken_s=time.time()),
         )
 
     def restore(self, snapshot: Snapshot) -> None:

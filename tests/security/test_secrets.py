@@ -59,7 +59,7 @@ def test_no_secret_is_in_a_checkpoint_a_record_a_log_or_an_error(
     )
     storage = open_storage(f"{config.storage}/x")
     made = snapshot(24)
-    write_checkpoint(storage, replace(made, facts=made.facts | {"config": recorded_config(config)}))
+    write_checkpoint(storage, replace(made, metadata=replace(made.metadata, config=recorded_config(config))))
     tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "x", storage=storage)
     tracker.log_params(flat_values(recorded_config(config)))
     tracker.set_description(describe(config))

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.factory import build_model
 from model.tables import Block
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.config import CheckpointConfig, OptimizerConfig, SegmentationConfig, TrainConfig, TrainerConfig
 from pipeline.run.provenance import recorded_config, versions
 from pipeline.schedule.stages import ramp
@@ -109,10 +110,10 @@ def train_here(config: TrainConfig) -> None:
         task=task,
         samples_per_epoch=order.samples_per_epoch,
         hooks=_Writer(Path(config.storage) / config.name),
-        facts={
-            "config": recorded_config(config),
-            "data": data_fingerprint(order, manifest),
-            "versions": versions(),
-            "classes": list(manifest.classes),
-        },
+        metadata=RunMetadata(
+            config=recorded_config(config),
+            data=data_fingerprint(order, manifest),
+            versions=versions(),
+            classes=tuple(manifest.classes),
+        ),
     ).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 
 
@@ -19,5 +20,5 @@ def snapshot(cursor: int) -> Snapshot:
         model={"weight": weight, "count": torch.tensor(7)},
         ema={"weight": weight + 1},
         optimizer=optimizer,
-        facts={"config": {"name": "x"}},
+        metadata=RunMetadata(config={"name": "x"}),
     )

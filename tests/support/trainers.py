@@ -8,6 +8,7 @@ from datasets.checks import check_data
 from datasets.loading.loader import sample_order
 from model.factory import build_model
 from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.config import TrainConfig
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.task import build_task
@@ -25,7 +26,7 @@ def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
         task=task,
         samples_per_epoch=order.samples_per_epoch,
         hooks=hooks,
-        facts={},
+        metadata=RunMetadata(),
     )
 
 

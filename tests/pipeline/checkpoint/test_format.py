@@ -32,7 +32,7 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     written = snapshot(48)
     read = read_checkpoint(storage, write_checkpoint(storage, written))
     assert read.state == written.state
-    assert read.facts == written.facts
+    assert read.metadata == written.metadata
     for name in written.model:
         assert torch.equal(read.model[name], written.model[name])
     assert torch.equal(read.optimizer["state"][0]["square"], written.optimizer["state"][0]["square"])
@@ -70,7 +70,7 @@ def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
     assert found is not None
     assert found.state.cursor == 24
     assert skipped == []
-    assert newest_state(storage) == (found.state, found.facts, [])
+    assert newest_state(storage) == (found.state, found.metadata, [])
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])

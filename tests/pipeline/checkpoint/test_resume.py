@@ -17,6 +17,7 @@ from infra.tracking.config import TrackingConfig
 from model.factory import build_model
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import find_start, planned_start
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig, TrainConfig
@@ -43,7 +44,7 @@ def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) ->
         model=model,
         ema=ema,
         optimizer={"state": {}, "param_groups": []},
-        facts={"config": recorded_config(config), "data": data},
+        metadata=RunMetadata(config=recorded_config(config), data=data),
     )
     write_checkpoint(storage, snapshot)
     return snapshot

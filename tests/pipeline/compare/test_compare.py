@@ -17,6 +17,7 @@ from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from infra.tracking.tracker import Tracker
 from jobs.recipes.fonts import fonts_small
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
+from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.compare.config import Comparison, Grid
 from pipeline.compare.history import (
@@ -156,16 +157,16 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
     )
     off = dict.fromkeys(REGULARIZATION, 0.0)
     stages = [{"image_size": 10, **off}, {"image_size": 20, **off, "randaugment_magnitude": 9.0}]
-    facts = {"config": {"stages": stages}, "machine": "m"}
+    metadata = RunMetadata(config={"stages": stages}, machine="m")
     about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f", "samples_per_epoch": 50}
-    found = history_of(state, facts, "val/accuracy", **about)
+    found = history_of(state, metadata, "val/accuracy", **about)
     assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)
     assert found.evaluations[1].pixels == 5e4  # 101 is an epoch's end beside the stage's
     trained = [(stage.epochs, stage.regularization["randaugment_magnitude"]) for stage in found.stages]
     assert trained == [(2, 0), (2, 3)]  # what was decided, not the recipe's 9
     del state.evaluations[0]["cpu_s"]  # as older versions wrote it
     with pytest.raises(KeyError):
-        history_of(state, facts, "val/accuracy", **about)
+        history_of(state, metadata, "val/accuracy", **about)
 
 
 def test_a_fingerprint_is_of_what_is_learned_and_on_what_not_of_names_and_places() -> None:
@@ -287,12 +288,12 @@ def ended(
         model={"weight": torch.zeros(1)},
         ema=None,
         optimizer={"state": {}, "param_groups": []},
-        facts={
-            "config": recorded_config(ready.config),
-            "data": ready.data_fingerprint,
-            "val": ready.val.fingerprint,
-            "machine": "m",
-        },
+        metadata=RunMetadata(
+            config=recorded_config(ready.config),
+            data=ready.data_fingerprint,
+            val=ready.val.fingerprint,
+            machine="m",
+        ),
     )
     write_checkpoint(open_storage(f"{ready.config.storage}/{name or ready.config.name}"), snapshot)
 

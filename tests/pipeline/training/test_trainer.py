@@ -112,7 +112,7 @@ def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at:
     trainer = make_trainer(make_config(), stopped)
     assert isinstance(trainer.run(), Stop)
     assert stopped.snapshots[-1].state.cursor == trainer.state.cursor < trainer.progress.schedule.total_samples
-    assert began_s < stopped.snapshots[0].facts["taken_s"] < stopped.snapshots[-1].facts["taken_s"] < time.time()
+    assert began_s < stopped.snapshots[0].metadata.taken_s < stopped.snapshots[-1].metadata.taken_s < time.time()
     resumed = Recorder()
     again = make_trainer(make_config(), resumed)
     again.restore(stopped.snapshots[-1])
