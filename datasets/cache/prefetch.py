@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
+import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from datasets.cache.shard_cache import Fetched, ShardCache, shard_key
+from datasets.cache.shared_files import file_mode, is_same_file, lock_within, open_lock
+from datasets.errors import DataError
 from datasets.shards.manifest import ShardInfo
 
 log = logging.getLogger(__name__)
 
 _DOWNLOADS_AT_ONCE = 4
 _LOOK_AGAIN_S = 1.0
+RETRY_S = 60.0
+"""Pause after something went wrong, as a full disk: it may be cured, while reading goes on by ranges."""
 _PLAN_DTYPE = np.dtype([("key", "S32"), ("next_use", "<i8")])
 
 Plan = Callable[[int], Iterable[tuple[int, int]]]
@@ -47,7 +53,7 @@ class Prefetcher:
         self._due: list[tuple[int, int]] = []
         self._changed, self._stop = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._published = PublishedPlan(cache.folder)
+        self._said: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -63,26 +69,44 @@ class Prefetcher:
         self._changed.set()
 
     def _run(self) -> None:
-        with self._published, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
+        """Fill the cache until `close`; what goes wrong is said once, and tried again after a while."""
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
             while not self._stop.is_set():
-                self._changed.clear()
-                self._make_plan()
-                tasks = [pool.submit(self._download) for _ in range(_DOWNLOADS_AT_ONCE)]
-                failed = [error for task in tasks if (error := task.exception()) is not None]
-                if failed:
-                    # Reading goes on by ranges, and raises there what can't be read at all.
-                    log.error("the shard cache is not filled any more, and reading goes on by ranges: %s", failed[0])
-                    return
-                if not self._stop.is_set():
-                    self._changed.wait(_LOOK_AGAIN_S if self._due else None)
+                try:
+                    with PublishedPlan(self._cache.folder) as published:
+                        self._fill(published, pool)
+                except Exception as error:  # reading goes on by ranges, and raises there what can't be read at all
+                    self._say(error)
+                    self._stop.wait(RETRY_S)
 
-    def _make_plan(self) -> None:
+    def _fill(self, published: PublishedPlan, pool: ThreadPoolExecutor) -> None:
+        while not self._stop.is_set():
+            self._changed.clear()
+            self._make_plan(published)
+            tasks = [pool.submit(self._download, published) for _ in range(_DOWNLOADS_AT_ONCE)]
+            failed = [error for task in tasks if (error := task.exception()) is not None]
+            if failed:
+                raise failed[0]
+            if self._said:
+                self._said.clear()
+                log.info("the shard cache is filled again")
+            if not self._stop.is_set():
+                self._changed.wait(_LOOK_AGAIN_S if self._due else None)
+
+    def _say(self, error: Exception) -> None:
+        known = isinstance(error, (DataError, OSError))
+        line = str(error) if known else f"{type(error).__name__}: {error}"
+        if (kind := re.sub(r"[\d.]+", "", line)) not in self._said:
+            self._said.add(kind)
+            log.error("the shard cache is not filled now, and reading goes on by ranges: %s", line, exc_info=not known)
+
+    def _make_plan(self, published: PublishedPlan) -> None:
         self._planned = self._cursor
         uses = list(self._plan(self._planned))
-        self._published.write({shard_key(self._shards[shard]): distance for shard, distance in uses})
+        published.write({shard_key(self._shards[shard]): distance for shard, distance in uses})
         self._due = uses
 
-    def _download(self) -> None:
+    def _download(self, published: PublishedPlan) -> None:
         """Fetch shard after shard, until all are here, there is no room, or the plan is old."""
         skipped = []
         while not (self._stop.is_set() or self._changed.is_set()):
@@ -90,7 +114,7 @@ class Prefetcher:
                 if not self._due:
                     break
                 shard, distance = self._due.pop(0)
-            result = self._cache.fetch(self._shards[shard], next_use=distance, uses=self._published.merged)
+            result = self._cache.fetch(self._shards[shard], next_use=distance, uses=published.merged)
             if result is Fetched.ELSEWHERE:
                 skipped.append((shard, distance))
             elif result is Fetched.NO_ROOM:
@@ -105,25 +129,35 @@ class PublishedPlan:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "plans"
-        self._folder.mkdir(exist_ok=True)
         self._path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock_path = self._path.with_suffix(".lock")
 
     def __enter__(self) -> PublishedPlan:
-        self._lock_file = self._lock_path.open("wb")
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
-        return self
+        self._make_folder()
+        while True:
+            self._lock = open_lock(self._lock_path, file_mode(self._folder))
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if is_same_file(self._lock_path, self._lock):
+                return self
+            os.close(self._lock)  # removed before it was locked, as one that a dead process left
 
     def __exit__(self, *_: object) -> None:
         for path in (self._path, self._lock_path):
             path.unlink(missing_ok=True)
-        self._lock_file.close()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor, too
+        os.close(self._lock)
+
+    def _make_folder(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir()
+            self._folder.chmod(stat.S_IMODE(self._folder.parent.stat().st_mode))  # for all who share the cache
 
     def write(self, uses: Mapping[str, int]) -> None:
         """Publish when each shard, by its key in the cache, is used next."""
         rows = np.array([(key.encode(), distance) for key, distance in uses.items()], dtype=_PLAN_DTYPE)
         temporary = self._path.with_suffix(".tmp")
         temporary.write_bytes(rows.tobytes())
+        temporary.chmod(file_mode(self._folder))
         temporary.replace(self._path)
 
     def merged(self) -> dict[str, int]:
@@ -134,6 +168,7 @@ class PublishedPlan:
             with contextlib.suppress(OSError):
                 if lock_path != self._lock_path and _is_free(lock_path):
                     path.unlink(missing_ok=True)
+                    path.with_suffix(".tmp").unlink(missing_ok=True)
                     lock_path.unlink(missing_ok=True)
                     continue
                 for key, distance in np.frombuffer(path.read_bytes(), dtype=_PLAN_DTYPE).tolist():
@@ -144,8 +179,4 @@ class PublishedPlan:
 
 def _is_free(path: Path) -> bool:
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        return lock_within(file.fileno(), 0.0)

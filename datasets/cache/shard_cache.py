@@ -1,8 +1,11 @@
 """The node's shard cache: bounded, shared by every process on the node and by later runs, filled by whoever is first.
 
-A folder of whole shards, named by the digest of URL and ETag. A shard that is on its way is `NAME.part`, locked by the
-process that downloads it; when it is whole it is renamed. A process that dies leaves an unlocked part, which the next
-one takes over. What is evicted is unlinked: a process that still reads it goes on.
+A folder of whole shards, named by the digest of URL and ETag. A shard that is on its way is `NAME.UNIQUE.part`, locked
+by the process that downloads it; when it is whole it is renamed. A process that dies leaves an unlocked part, which the
+next one removes. What is in the folder changes under one lock, `cache.lock`; so a name is removed only while it is sure
+whose it is. What is evicted is unlinked: a process that still reads it goes on.
+
+Several users share a folder that all of them can write: what is made in it is as readable as the folder is.
 """
 
 from __future__ import annotations
@@ -10,30 +13,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gzip
 import hashlib
+import logging
 import os
 import shutil
+import stat
 import time
-import zlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
+from datasets.cache.download import download
+from datasets.cache.shared_files import file_mode, lock_within, open_lock
 from datasets.config import DataConfig
-from datasets.errors import DataError
+from datasets.errors import DataAccessError, DataError
 from datasets.files import s3
-from datasets.files.s3 import RemoteFile
-from datasets.files.urls import open_shard
 from datasets.shards.manifest import ShardInfo
 
-_CHUNK_BYTES = 8 << 20
+log = logging.getLogger(__name__)
+
 _WAIT_S = 0.05
+_LOCK_WAIT_S = 10.0
+"""A folder that another process has locked for so long is left alone for now: that process may be stopped."""
+_SAY_AFTER_S = 30.0
+"""A shard that was waited for so long is named in the log."""
 NOW = -1
 """The next use of a shard that can't wait."""
 NEVER = 1 << 62
 """The next use of a shard that nobody plans to use."""
+
+Uses = Callable[[], Mapping[str, int]]
+"""-> the samples from now until the next use of each shard, by its key"""
 
 
 class Fetched(Enum):
@@ -62,10 +74,8 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
-        try:
+        with self._explained(0):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"data.cache_dir {folder}: {error.strerror}; name another folder, or `none`") from error
 
     def check_room(self, shards: Sequence[ShardInfo]) -> None:
         """Refuse a limit or a disk that has no room for the largest shard.
@@ -82,14 +92,14 @@ class ShardCache:
 
     def find(self, shard: ShardInfo) -> Path | None:
         """Return the file of a shard that is in the cache."""
-        path = self.folder / f"{_key(shard)}.tar"
-        return path if path.exists() else None
+        path = self._path(shard)
+        return path if os.access(path, os.R_OK) else None
 
     def used_bytes(self) -> int:
         """Size of everything in the cache, what is on its way included."""
-        return sum(size for _, size, _ in self._files(".tar", ".part"))
+        return sum(status.st_size for _, status in self._files(".tar", ".part"))
 
-    def fetch(self, shard: ShardInfo, *, next_use: int = NOW, uses: Callable[[], Mapping[str, int]] = dict) -> Fetched:
+    def fetch(self, shard: ShardInfo, *, next_use: int = NOW, uses: Uses = dict) -> Fetched:
         """Download a shard unless it is there or on its way; evicts those that are used last.
 
         Args:
@@ -98,56 +108,90 @@ class ShardCache:
             uses: gives the same for the keys of other shards; those that it lacks are used never.
 
         Raises:
-            DataError: S3 can't be read, the shard changed, or the disk is full.
+            DataError: S3 can't be read, the shard changed, the folder can't be written, or the disk is full.
         """
-        name = _key(shard)
-        whole, part = self.folder / f"{name}.tar", self.folder / f"{name}.part"
-        if whole.exists():
+        if self.find(shard) is not None:
             return Fetched.PRESENT
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            if not _lock_without_waiting(file) or not _is_still(file, part):
-                return Fetched.ELSEWHERE
+        with self._explained(shard.stored_bytes):
+            claim = self._claim(shard, next_use, uses)
+            if isinstance(claim, Fetched):
+                return claim
+            part, file = claim
             try:
-                if whole.exists():
-                    return Fetched.PRESENT
-                if not self._reserve(shard, file, next_use, uses):
-                    return Fetched.NO_ROOM
-                _download(shard, file)
-                part.replace(whole)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise self._disk_full(shard.stored_bytes) from None
-                raise DataError(f"data.cache_dir {self.folder}: {error.strerror}") from error
+                with file:
+                    download(shard, file)
+                    part.rename(self._path(shard))
             finally:
-                part.unlink(missing_ok=True)  # after the rename there is none
+                part.unlink(missing_ok=True)  # this call's own name; after the rename there is none
         return Fetched.PRESENT
 
-    def require(self, shard: ShardInfo) -> Path:
-        """Return the file of a shard, once it is there."""
-        while (path := self.find(shard)) is None:
-            if self.fetch(shard) is Fetched.ELSEWHERE:
+    def open_present(self, shard: ShardInfo) -> int | None:
+        """Return a descriptor of a shard's file; None where it is not in the cache."""
+        try:
+            descriptor = os.open(self._path(shard), os.O_RDONLY)
+        except (FileNotFoundError, PermissionError):
+            return None
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(descriptor)
+        return descriptor
+
+    def open(self, shard: ShardInfo) -> int:
+        """Return a descriptor of a shard's file, once it is there; what was evicted meanwhile is fetched again.
+
+        Raises:
+            DataError: as `fetch`.
+        """
+        say_at = time.monotonic() + _SAY_AFTER_S
+        while (descriptor := self.open_present(shard)) is None:
+            fetched = self.fetch(shard)
+            if fetched is not Fetched.PRESENT:
+                if time.monotonic() > say_at:
+                    say_at = float("inf")
+                    log.warning("%s is waited for in data.cache_dir %s: %s", shard.url, self.folder, fetched.value)
                 time.sleep(_WAIT_S)
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return path
+        return descriptor
 
-    def _reserve(self, shard: ShardInfo, file: BinaryIO, next_use: int, uses: Callable[[], Mapping[str, int]]) -> bool:
-        """Take the shard's bytes of the limit and of the disk, one process at a time."""
-        with self._locked():
+    def _path(self, shard: ShardInfo) -> Path:
+        return self.folder / f"{shard_key(shard)}.tar"
+
+    def _claim(self, shard: ShardInfo, next_use: int, uses: Uses) -> Fetched | tuple[Path, BinaryIO]:
+        """Take the shard's bytes of the limit and of the disk, one process at a time; return the part to fill."""
+        with self._locked() as locked:
+            if not locked:
+                return Fetched.ELSEWHERE
+            if self.find(shard) is not None:
+                return Fetched.PRESENT
             self._drop_dead_parts()
+            if any(self.folder.glob(f"{shard_key(shard)}.*part")):
+                return Fetched.ELSEWHERE
             if not self._make_room(shard.stored_bytes, next_use, uses):
-                return False
-            file.truncate(0)
-            os.posix_fallocate(file.fileno(), 0, max(1, shard.stored_bytes))
-        return True
+                return Fetched.NO_ROOM
+            return self._new_part(shard)
 
-    def _make_room(self, size: int, next_use: int, uses: Callable[[], Mapping[str, int]]) -> bool:
+    def _new_part(self, shard: ShardInfo) -> tuple[Path, BinaryIO]:
+        part = self.folder / f"{shard_key(shard)}.{uuid.uuid4().hex}.part"
+        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b")
+        try:
+            os.fchmod(file.fileno(), file_mode(self.folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.posix_fallocate(file.fileno(), 0, max(1, shard.stored_bytes))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            file.close()
+            raise
+        return part, file
+
+    def _make_room(self, size: int, next_use: int, uses: Uses) -> bool:
         excess = self.used_bytes() + size - self.limit_bytes
         if excess <= 0:
             return True
         known = uses()
         # Farthest next use first; of those that nobody plans to use, the one that was used longest ago.
-        rows = [(-known.get(path.stem, NEVER), mtime, path, size) for path, size, mtime in self._files(".tar")]
+        rows = [
+            (-known.get(path.stem, NEVER), status.st_mtime, path, status.st_size)
+            for path, status in self._files(".tar")
+            if self._is_removable(status)
+        ]
         victims = []
         for negative_use, _, path, freed in sorted(rows):
             if excess <= 0 or -negative_use <= next_use:
@@ -160,32 +204,53 @@ class ShardCache:
             path.unlink(missing_ok=True)
         return True
 
+    def _is_removable(self, status: os.stat_result) -> bool:
+        """Say whether this user may remove a file: in a sticky folder, as /tmp is one, only its own."""
+        folder = self.folder.stat()
+        return not folder.st_mode & stat.S_ISVTX or os.geteuid() in (0, status.st_uid, folder.st_uid)
+
     def _drop_dead_parts(self) -> None:
-        """Remove what killed processes left."""
-        for path, _, _ in self._files(".part"):
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                if _lock_without_waiting(file):
+        """Remove what killed processes left. Under the folder's lock: a part that is locked by nobody stays so."""
+        for path, _ in self._files(".part"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if lock_within(file.fileno(), 0.0):
                     path.unlink(missing_ok=True)
 
-    def _files(self, *suffixes: str) -> list[tuple[Path, int, float]]:
-        """Return (path, size, time of the last use) of the cache's files."""
+    def _files(self, *suffixes: str) -> list[tuple[Path, os.stat_result]]:
+        """Return the cache's files, with size and time of the last use in their status."""
         found = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith(suffixes):
                 with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    found.append((Path(entry.path), status.st_size, status.st_mtime))
+                    found.append((Path(entry.path), entry.stat()))
         return found
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / "cache.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def _locked(self) -> Iterator[bool]:
+        """Lock the folder, and give whether that was possible: the process that has it locked may be stopped."""
+        descriptor = open_lock(self.folder / "cache.lock", file_mode(self.folder))
+        try:
+            yield lock_within(descriptor, _LOCK_WAIT_S)
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor, too
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _explained(self, needed: int) -> Iterator[None]:
+        """Turn an `OSError` inside the block into a `DataError` of one line; `needed`: bytes of the shard."""
+        try:
             yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_full(needed) from None
+            cure = "name another folder, or `none`"
+            if isinstance(error, PermissionError):
+                cure = "give all who share it the right to write there (chmod -R a+rwX), or name another folder"
+            raise DataAccessError(f"data.cache_dir {self.folder}: {error.strerror}; {cure}") from error
 
     def _disk_full(self, needed: int) -> DataError:
         free = shutil.disk_usage(self.folder).free
-        return DataError(
+        return DataAccessError(
             f"data.cache_dir {self.folder}: the disk is full: {free / 1e6:.1f} MB free, the shard has "
             f"{needed / 1e6:.1f} MB; free some space, lower data.cache_gb, or stream with data.cache_dir=none"
         )
@@ -207,50 +272,14 @@ def check_limit(shards: Sequence[ShardInfo], limit_bytes: int) -> None:
 
 def shard_key(shard: ShardInfo) -> str:
     """Return a shard's name in the cache: the digest of URL and ETag (of a local file: size and time)."""
-    return _key(shard)
-
-
-def _key(shard: ShardInfo) -> str:
     mark = shard.etag
     if not s3.is_remote(shard.url):
-        status = shard.path.stat()
+        try:
+            status = shard.path.stat()
+        except FileNotFoundError:
+            raise DataError(f"{shard.url}: the shard is gone; write it again") from None
         mark = f"{status.st_size} {status.st_mtime_ns}"
     return hashlib.sha256(f"{shard.url}\0{mark}".encode()).hexdigest()[:32]
-
-
-def _lock_without_waiting(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_still(file: BinaryIO, path: Path) -> bool:
-    """Say whether an open file is what its path names: another process may have finished it in between."""
-    try:
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _download(shard: ShardInfo, file: BinaryIO) -> None:
-    """Write the shard into the file, unpacked, and down to the disk: what is renamed is whole, whatever happens."""
-    source = RemoteFile(shard.url, shard.num_bytes, shard.etag)
-    if shard.packed:
-        file.truncate(0)
-        with open_shard(source, block_bytes=_CHUNK_BYTES) as packed, gzip.open(packed) as stream:
-            try:
-                shutil.copyfileobj(stream, file, _CHUNK_BYTES)
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise DataError(f"{shard.url}: damaged compressed shard ({error}); write it again") from error
-    else:
-        for start in range(0, shard.num_bytes, _CHUNK_BYTES):
-            length = min(_CHUNK_BYTES, shard.num_bytes - start)
-            data = s3.read(shard.url, start=start, length=length, etag=shard.etag)
-            os.pwrite(file.fileno(), data, start)
-    file.flush()
-    os.fdatasync(file.fileno())
 
 
 def open_cache(config: DataConfig) -> ShardCache | None:

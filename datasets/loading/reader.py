@@ -6,7 +6,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -131,7 +130,8 @@ class SampleReader:
 
     def _describe(self, place: _Place) -> str:
         start = max(0, place.offset - HEADER_BYTES)
-        local = None if is_remote(self.manifest.shards[place.shard].url) else self._descriptor(place.shard)
+        # Threads that ask S3 come here, too; they open nothing.
+        local = None if self._is_ranged(place.shard) else self._descriptor(place.shard)
         header = (
             self._range(place.shard, start, HEADER_BYTES) if local is None else os.pread(local, HEADER_BYTES, start)
         )
@@ -162,6 +162,7 @@ class SampleReader:
 
     def _range(self, shard: int, offset: int, size: int) -> bytes:
         info = self.manifest.shards[shard]
+        assert self._is_ranged(shard), "the index of a compressed shard counts in its unpacked bytes"
         return s3.read(info.url, start=offset, length=size, etag=info.etag)
 
     def _descriptor(self, shard: int) -> int | None:
@@ -169,28 +170,29 @@ class SampleReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        info = self.manifest.shards[shard]
-        path = self._path(info)
-        if path is None:
+        descriptor = self._opened(self.manifest.shards[shard])
+        if descriptor is None:
             return None
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # evicted between the look and the opening
-            if is_remote(info.url):
-                return None
-            raise DataError(f"{path}: the shard is gone; write it again") from None
         while len(self._open) >= _OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         self._open[shard] = descriptor
         return descriptor
 
-    def _path(self, info: ShardInfo) -> Path | None:
+    def _opened(self, info: ShardInfo) -> int | None:
         if info.packed:
             assert self.cache is not None
-            return self.cache.require(info)
-        if not is_remote(info.url):
-            return info.path
-        return self.cache.find(info) if self.cache is not None else None
+            return self.cache.open(info)
+        if is_remote(info.url):
+            return self.cache.open_present(info) if self.cache is not None else None
+        try:
+            return os.open(info.path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise DataError(f"{info.path}: the shard is gone; write it again") from None
+
+    def _is_ranged(self, shard: int) -> bool:
+        """Say whether a shard may be read from S3 by ranges."""
+        info = self.manifest.shards[shard]
+        return is_remote(info.url) and not info.packed
 
     def _close_evicted(self) -> None:
         """Let go of shards that were evicted from the cache: their bytes are free only when nobody has them open."""

@@ -1,0 +1,36 @@
+"""A shard from S3, or a compressed one from anywhere, into a file of this node."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import zlib
+from typing import BinaryIO
+
+from datasets.errors import DataError
+from datasets.files import s3
+from datasets.files.s3 import RemoteFile
+from datasets.files.urls import open_shard
+from datasets.shards.manifest import ShardInfo
+
+_CHUNK_BYTES = 8 << 20
+
+
+def download(shard: ShardInfo, file: BinaryIO) -> None:
+    """Write the shard into the file, unpacked, and down to the disk: what is renamed is whole, whatever happens."""
+    source = RemoteFile(shard.url, shard.num_bytes, shard.etag)
+    if shard.packed:
+        file.truncate(0)
+        with open_shard(source, block_bytes=_CHUNK_BYTES) as packed, gzip.open(packed) as stream:
+            try:
+                shutil.copyfileobj(stream, file, _CHUNK_BYTES)
+            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                raise DataError(f"{shard.url}: damaged compressed shard ({error}); write it again") from error
+    else:
+        for start in range(0, shard.num_bytes, _CHUNK_BYTES):
+            length = min(_CHUNK_BYTES, shard.num_bytes - start)
+            data = s3.read(shard.url, start=start, length=length, etag=shard.etag)
+            os.pwrite(file.fileno(), data, start)
+    file.flush()
+    os.fdatasync(file.fileno())
