@@ -188,12 +188,19 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
 
 def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
     if rank.number:
-        return RankHooks(rank.config, rank.controller, rank.number, rank.report_stages)
+        return RankHooks(
+            rank.config,
+            rank.controller,
+            rank=rank.number,
+            world_size=rank.world_size,
+            report_stages=rank.report_stages,
+        )
     return TrackingHooks(
         rank.config,
         rank.controller,
         rank.joined,
         storage,
+        world_size=rank.world_size,
         fingerprint=run_fingerprint(rank.config, train=data.train, val=data.val),
         report_stages=rank.report_stages,
     )

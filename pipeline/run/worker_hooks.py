@@ -40,10 +40,12 @@ class RankHooks(TrainHooks):
     Ray Train hears of the ends of the first `report_stages` stages.
     """
 
-    def __init__(self, config: TrainConfig, controller: ControllerClient, rank: int, report_stages: int = 0) -> None:
+    def __init__(
+        self, config: TrainConfig, controller: ControllerClient, *, rank: int, world_size: int, report_stages: int = 0
+    ) -> None:
         self.controller, self.rank = controller, rank
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
-        self.sample_log = SampleLog(rank, ray.train.get_context().get_world_size())
+        self.sample_log = SampleLog(rank, world_size)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Have log lines say the stage."""
@@ -74,6 +76,7 @@ class TrackingHooks(RankHooks):
         controller: of the run.
         joined: what the controller has answered this rank.
         storage: of the run.
+        world_size: number of ranks.
         fingerprint: what is equal for runs that may stand for each other in a comparison.
         report_stages: as in `RankHooks`.
     """
@@ -85,10 +88,11 @@ class TrackingHooks(RankHooks):
         joined: JoinReply,
         storage: Storage,
         *,
+        world_size: int,
         fingerprint: str,
         report_stages: int = 0,
     ) -> None:
-        super().__init__(config, controller, 0, report_stages)
+        super().__init__(config, controller, rank=0, world_size=world_size, report_stages=report_stages)
         self.num_stages = len(config.stages)
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
         self.tracker = _tracker(config, self.tracking_uri, storage)
