@@ -57,7 +57,8 @@ class DataConfig:
     max_pixels: int = 80_000_000
     """Largest image that is decoded, in pixels; a larger one counts as damaged (a decompression bomb)."""
     max_damaged: float = 0.01
-    """Largest share of damaged samples; when there are more (and at least 10), the run ends with their list."""
+    """Largest share of an epoch's samples, and of the validation set's, that may be damaged; when more are (at least
+    10), the run ends with their list."""
 
     def __post_init__(self) -> None:
         for name in ("num_lanes", "block_size", "window_blocks", "prefetch_batches"):

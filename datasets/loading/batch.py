@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import get_worker_info
+
+
+class DamagedSample(NamedTuple):
+    """A sample that can't be decoded."""
+
+    stream_index: int
+    """as `Batch.stream_index`: which sample it is, in any process and after any restart"""
+    message: str
+    """one line with shard and key, always the same for the same sample"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +31,8 @@ class Batch:
     """int64 [B]; lane offset * L + lane in training, position in the validation set in evaluation"""
     masks: torch.Tensor | None = None
     """uint8 [B, H, W] in segmentation: the class of each pixel, 255 where there is none to learn"""
-    replaced: tuple[str, ...] = ()
-    """Damaged samples, one line each with shard and key: replaced in training, left out in evaluation"""
-
-    @property
-    def num_replaced(self) -> int:
-        """Damaged samples in this batch."""
-        return len(self.replaced)
+    damaged: tuple[DamagedSample, ...] = ()
+    """Replaced in training, left out in evaluation: a batch of an evaluation may have no other samples at all"""
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked memory, so that the device can fetch it while the host goes on."""

@@ -1,8 +1,9 @@
-"""Damaged samples: logged and counted, and the end of a run that has too many of them."""
+"""Damaged samples: logged once each; too many of an epoch's, or of a validation set's, end the run with their list."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from datasets.errors import DataError
 from datasets.loading.batch import Batch
@@ -10,33 +11,36 @@ from datasets.loading.batch import Batch
 log = logging.getLogger(__name__)
 
 _ALLOWED = 10
-_SHOWN = 20
+MAX_MESSAGES = 20
+"""Damaged samples that an error names."""
 
 
-class CorruptionCount:
-    """Counts what a loader's batches say of damaged samples.
+class CorruptionLog:
+    """Logs what a loader's batches say of damaged samples; one that comes again is not logged again."""
 
-    Args:
-        max_share: of the samples that may be damaged.
-    """
-
-    def __init__(self, max_share: float) -> None:
-        self._max_share, self._samples = max_share, 0
-        self._damaged: dict[str, None] = {}
+    def __init__(self) -> None:
+        self._known: set[str] = set()
 
     def add(self, batch: Batch) -> None:
-        """Count a batch; a sample that comes again is one.
+        """Log a batch's damaged samples."""
+        for sample in batch.damaged:
+            if sample.message not in self._known:
+                log.warning("damaged sample: %s", sample.message)
+                self._known.add(sample.message)
 
-        Raises:
-            DataError: too many are damaged; lists them.
-        """
-        self._samples += len(batch.labels)
-        for line in batch.replaced:
-            if line not in self._damaged:
-                log.warning("damaged sample: %s", line)
-                self._damaged[line] = None
-        count = len(self._damaged)
-        if count >= _ALLOWED and count > self._max_share * self._samples:
-            shown = "; ".join(list(self._damaged)[:_SHOWN]) + (f"; and {count - _SHOWN} more" if count > _SHOWN else "")
-            allowed = f"more than data.max_damaged={self._max_share:g}"
-            raise DataError(f"{count} of {self._samples} samples are damaged, {allowed}: {shown}")
+
+def is_too_much(count: int, samples: int, max_share: float) -> bool:
+    """Say whether so many damaged samples of an epoch or a validation set of `samples` end a run.
+
+    The share is of all samples, not of those seen so far: where the damaged ones lie makes no difference.
+    """
+    return count >= _ALLOWED and count > max_share * samples
+
+
+def corruption_error(count: int, samples: int, max_share: float, what: str, messages: Sequence[str]) -> DataError:
+    """Return the error of too many damaged samples, with a list of some."""
+    known = sorted(set(messages))
+    shown = "; ".join(known[:MAX_MESSAGES]) + ("; and more" if count > min(len(known), MAX_MESSAGES) else "")
+    return DataError(
+        f"{count} of the {samples} samples of {what} are damaged, more than data.max_damaged={max_share:g}: {shown}"
+    )

@@ -16,7 +16,7 @@ from datasets.config import DataConfig, check_divisibility
 from datasets.files.s3 import is_remote
 from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import EvalSteps, TrainSteps
-from datasets.loading.corruption import CorruptionCount
+from datasets.loading.corruption import CorruptionLog
 from datasets.loading.reader import SampleReader
 from datasets.loading.sample_order import sample_order
 from datasets.loading.samples import Request, Samples, View
@@ -77,7 +77,7 @@ def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, r
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
-    A sample that can't be decoded is left out, and counted.
+    A sample that can't be decoded is left out and named in its batch, which may be empty then.
 
     Raises:
         DataError: shards that can't be read.
@@ -183,12 +183,12 @@ class Batches:
         pool.in_use = True
         pool.requests.view, pool.requests.steps = self._view, self._steps
         prefetcher = self._prefetcher(pool)
-        count = CorruptionCount(self._config.max_damaged)
+        corruption = CorruptionLog()
         try:
             for number, batch in enumerate(pool.loader):
                 if not isinstance(batch, Batch):
                     raise batch
-                count.add(batch)
+                corruption.add(batch)
                 if prefetcher is not None:
                     prefetcher.advance(self._cursor + number * self._step)
                 yield batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.batch import Batch, empty_images, empty_masks
+from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_masks
 from datasets.loading.reader import Sample, SampleReader
 from datasets.transforms.augment import DRAWS_PER_LAYER, rand_augment, random_flip_pair
 from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
@@ -21,6 +22,8 @@ from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 log = logging.getLogger(__name__)
 
 _REPLACEMENTS = 16
+_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
+"""Where an object is in memory, as Pillow says it: another address each time would make it another message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +87,7 @@ class Samples(Dataset[Batch]):
         """Make one batch.
 
         Raises:
-            DataError: shards that can't be read, or nothing in an evaluation's chunk can be decoded.
+            DataError: shards that can't be read.
         """
         view, reader = request.view, self.readers[request.view.short_side]
         images, damaged, kept = empty_images(len(request.ids), view.image_size), [], []
@@ -95,7 +98,8 @@ class Samples(Dataset[Batch]):
             try:
                 decoded = self._decode(sample, draws[row], view, reader)
             except (ValueError, OverflowError, MemoryError) as error:
-                damaged.append(f"{reader.describe(int(request.ids[row]))}: {error}")
+                place, stream = reader.describe(int(request.ids[row])), int(request.streams[row])
+                damaged.append(DamagedSample(stream, f"{place}: {_ADDRESS.sub('', str(error))}"))
                 if not view.training:
                     continue
                 decoded = self._replacement(int(request.streams[row]), draws[row], view, reader)
@@ -103,8 +107,6 @@ class Samples(Dataset[Batch]):
             if masks is not None:
                 masks.numpy()[row] = decoded.mask
             kept.append(row)
-        if not kept:
-            raise DataError(f"{damaged[0]} (and all the others of {len(damaged)} in a row)")
         if view.training:
             layers = [row[CROP_DRAWS + 1 :] for row in draws]
             rand_augment(rows, None if masks is None else masks.numpy(), layers, magnitude=view.magnitude)
@@ -164,7 +166,7 @@ def _check_mask(mask: np.ndarray, num_classes: int) -> None:
 
 def _only(batch: Batch, rows: list[int]) -> Batch:
     """Return the batch without the rows that could not be decoded."""
-    keep = torch.tensor(rows)
+    keep = torch.tensor(rows, dtype=torch.int64)  # there may be none
     masks = None if batch.masks is None else batch.masks[keep]
     images = batch.images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
-    return Batch(images, batch.labels[keep], batch.stream_index[keep], masks, batch.replaced)
+    return Batch(images, batch.labels[keep], batch.stream_index[keep], masks, batch.damaged)

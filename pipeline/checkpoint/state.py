@@ -29,6 +29,8 @@ class TrainState:
     """Sum of the training loss over the steps since the last evaluation, and their number."""
     micro_limits: list[int] = field(default_factory=list)
     """Per stage: most samples of a forward pass on one worker, as they were found to fit; empty: not looked for."""
+    damaged: list[int] = field(default_factory=lambda: [0, 0])
+    """The epoch that is on, from 0, and how many of its samples up to the cursor were damaged, over all workers."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation: its metrics, and the `cursor` at which it was made."""
 

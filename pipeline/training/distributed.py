@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Agreed = TypeVar("Agreed")
+Value = TypeVar("Value")
 
 
 def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
@@ -61,11 +62,11 @@ def agreed(values: tuple[Agreed, ...], device: torch.device) -> tuple[Agreed, ..
     return box[0]
 
 
-def gathered(value: object) -> list[object]:
+def gathered(value: Value) -> list[Value]:
     """Return every rank's value, in the order of the ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
-    values: list[object] = [None] * dist.get_world_size()
+    values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader
 from pipeline.config import TrainerConfig
+from pipeline.training.distributed import gathered
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+log = logging.getLogger(__name__)
 
 MAX_CONFUSED = 1000
 """Classes up to which an evaluation counts which is taken for which."""
@@ -41,7 +46,11 @@ def evaluate(
     """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
 
     The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
-    `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it.
+    `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it. Samples that
+    can't be decoded are left out and said.
+
+    Raises:
+        DataError: too many samples can't be decoded.
     """
     metrics = task.metrics()
     if len(task.classes) <= MAX_CONFUSED:
@@ -73,11 +82,31 @@ def collect(
     loader = build_eval_loader(
         data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
     )
-    most = config.eval_batch_size
+    most, seen, damaged = config.eval_batch_size, 0, list[str]()
     for batch in loader:
-        logits, most = logits_of(model, batch.images, config, device, most)
-        task.update(metrics, logits, batch)
+        damaged += [sample.message for sample in batch.damaged]
+        seen += len(batch.labels)
+        if len(batch.labels):
+            logits, most = logits_of(model, batch.images, config, device, most)
+            task.update(metrics, logits, batch)
+    _check_damaged(seen, damaged, data)
     return metrics
+
+
+def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:
+    """Say how many validation samples were left out, on all ranks at once: each has only some of them.
+
+    Raises:
+        DataError: too many are damaged, or all.
+    """
+    parts = gathered((seen, len(damaged), damaged[:MAX_MESSAGES]))
+    count = sum(part[1] for part in parts)
+    total = count + sum(part[0] for part in parts)
+    if is_too_much(count, total, data.max_damaged) or count == total:
+        messages = [message for part in parts for message in part[2]]
+        raise corruption_error(count, total, data.max_damaged, data.val, messages)
+    if count and (not dist.is_initialized() or dist.get_rank() == 0):
+        log.warning("%d of the %d samples of %s are damaged and left out", count, total, data.val)
 
 
 @torch.inference_mode()
@@ -87,7 +116,7 @@ def first_batch(
     """Return the first validation images and their logits."""
     model.eval()
     loader = build_eval_loader(data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1)
-    batch = next(iter(loader))
+    batch = next(batch for batch in loader if len(batch.labels))
     return batch, logits_of(model, batch.images, config, device, config.eval_batch_size)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
@@ -115,6 +115,15 @@ class TrainingProgress:
         since = self.state.since_evaluation
         since["steps"] = since.get("steps", 0) + steps
         since["loss"] = since.get("loss", 0.0) + row["train/loss"] * steps
+
+    def count_damaged(self, by_epoch: Mapping[int, int]) -> int:
+        """Add a log row's damaged samples; return the most that any of its epochs has so far."""
+        most = 0
+        for epoch, count in sorted(by_epoch.items()):
+            before = self.state.damaged[1] if epoch == self.state.damaged[0] else 0
+            self.state.damaged = [epoch, before + count]
+            most = max(most, before + count)
+        return most
 
     def evaluated(self, metrics: dict[str, float], seconds: float, num_workers: int) -> None:
         """Add an evaluation to the stage's result, and to what the rules look at."""

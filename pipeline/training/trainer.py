@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
 from datasets.loading.loader import Batch
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
@@ -33,7 +34,7 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
-from pipeline.training.distributed import agreed
+from pipeline.training.distributed import agreed, gathered
 from pipeline.training.evaluation import evaluate, first_batch
 from pipeline.training.figures import confusion_picture
 from pipeline.training.hooks import TrainHooks
@@ -80,6 +81,7 @@ class Trainer:
         self.feed = Feed(config, self.rank, self.world_size)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._confusion: Tensor | None = None
+        self._damaged: list[str] = []
 
     @property
     def state(self) -> TrainState:
@@ -115,7 +117,7 @@ class Trainer:
         self.learner.regularize(span.stage)
         if (decision := self._while_paused({})) is not None:
             return decision
-        meter = Meter(self.device)
+        meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True
         for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
             images, targets = self._inputs(batch, span.stage)
@@ -182,7 +184,8 @@ class Trainer:
     def _log_row(self, span: StageSpan, meter: Meter) -> dict[str, float]:
         """Materialize what the meter has gathered: the one host synchronization of a log interval."""
         self.hooks.reported(self.state.cursor, meter.wait_share)
-        row = meter.row(span.stage.batch_size)
+        row, damaged = meter.row(span.stage.batch_size, self.state.cursor)
+        self._check_damaged(damaged, meter)
         if not math.isfinite(row["train/loss"]):
             raise TrainingError(
                 f"the loss is {row['train/loss']} at cursor {self.state.cursor} (stage {span.index + 1}): "
@@ -198,6 +201,15 @@ class Trainer:
         row["stage/index"] = span.index + 1
         self._tell(row)
         return row
+
+    def _check_damaged(self, by_epoch: dict[int, int], meter: Meter) -> None:
+        """End the run, on all ranks at once, where too many of an epoch's samples are damaged."""
+        self._damaged = (self._damaged + [sample.message for sample in meter.damaged])[-MAX_MESSAGES:]
+        count, samples = self.progress.count_damaged(by_epoch), self.progress.samples_per_epoch
+        share = self.config.data.max_damaged
+        if is_too_much(count, samples, share):
+            messages = [message for part in gathered(self._damaged) for message in part]
+            raise corruption_error(count, samples, share, f"an epoch of {self.config.data.train}", messages)
 
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()

@@ -74,3 +74,17 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def write_damaged_shards(folder: Path, damaged: set[int], count: int = 60) -> Path:
+    """Two shards with `count` images of 48x64 px of 4 classes, cut in half where they are `damaged`; their manifest."""
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        members: dict[str, bytes] = {}
+        for number in range(shard * count // 2, (shard + 1) * count // 2):
+            data = simplejpeg.encode_jpeg(image_of(1, number))
+            members[f"{number:04d}.jpg"] = data[: len(data) // 2] if number in damaged else data
+            members[f"{number:04d}.cls"] = str(number % 4).encode()
+        write_tar(folder / f"s-{shard}.tar", members)
+    write_manifest(folder, ["s-0.tar", "s-1.tar"], classes=[f"class {label}" for label in range(4)])
+    return folder

@@ -70,7 +70,7 @@ def pictures(batches: Iterable[Batch]) -> set[bytes]:
     """Return all images as bytes: uint8 [H, W, 3] each."""
     found: set[bytes] = set()
     for batch in batches:
-        assert not batch.replaced
+        assert not batch.damaged
         found |= {image.permute(1, 2, 0).contiguous().numpy().tobytes() for image in batch.images}
     return found
 
