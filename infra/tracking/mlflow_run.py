@@ -13,13 +13,14 @@ import posixpath
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.redact import one_line
 from infra.tracking.outbox import File, Row
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ FINGERPRINT_TAG = "crescendo.fingerprint"
 """By which a comparison finds a run that was trained already."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Has the UI show a new experiment as model training; without it, it may open as one of language models."""
+
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""Error codes of what is wrong with a value: to send it again doesn't help."""
 
 _ENVIRONMENT = {
     # Our own thread tries again; a call that retries for minutes inside would hold up flush and close.
@@ -75,24 +79,31 @@ class MlflowRun:
         for chunk in _chunks(metrics, MAX_VALUES_PER_CALL):
             self._client.log_batch(self.run_id, metrics=chunk)
 
-    def send_params(self, params: Mapping[str, str]) -> None:
-        """Send params. MLflow never changes one: a new value of an old one becomes the tag `changed.NAME`."""
+    def send_params(self, params: Mapping[str, str]) -> dict[str, str]:
+        """Send params; return those that the server refuses, and why.
+
+        MLflow never changes one: a new value of an old one becomes the tag `changed.NAME`.
+        """
         from mlflow.entities import Param
 
         texts = {valid_name(name): value[:MAX_PARAM] for name, value in params.items()}
         new = {name: text for name, text in texts.items() if name not in self._params}
+        refused = dict[str, str]()
         for chunk in _chunks([Param(name, text) for name, text in new.items()], MAX_LABELS_PER_CALL):
-            self._client.log_batch(self.run_id, params=chunk)
-        self._params |= new
-        self.send_tags({f"changed.{name}": text for name, text in texts.items() if text != self._params[name]})
+            refused |= _refused(chunk, lambda some: self._client.log_batch(self.run_id, params=some))
+        self._params |= {name: text for name, text in new.items() if name not in refused}
+        changed = {f"changed.{name}": text for name, text in texts.items() if text != self._params.get(name, text)}
+        return refused | self.send_tags(changed)
 
-    def send_tags(self, tags: Mapping[str, str]) -> None:
-        """Send tags."""
+    def send_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Send tags; return those that the server refuses, and why."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(name[:MAX_NAME], value[:MAX_TAG]) for name, value in tags.items()]
+        refused = dict[str, str]()
         for chunk in _chunks(entities, MAX_LABELS_PER_CALL):
-            self._client.log_batch(self.run_id, tags=chunk)
+            refused |= _refused(chunk, lambda some: self._client.log_batch(self.run_id, tags=some))
+        return refused
 
     def send_file(self, file: File) -> None:
         """Send an artifact, in place of one of the same path."""
@@ -254,6 +265,23 @@ def runs_by_tag(uri: str, experiment: str, tag: str, value: str) -> list[dict[st
     wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=20)
     return [dict(run.data.params) for run in runs]
+
+
+def _refused(labels: list[Any], send: Callable[[list[Any]], None]) -> dict[str, str]:
+    """Send params or tags; return the names of those that the server refuses, and why.
+
+    A batch that holds one such is refused as a whole: its halves are sent by themselves, down to the one.
+    """
+    try:
+        send(labels)
+    except Exception as error:
+        if error_code(error) not in REFUSALS:
+            raise
+        if len(labels) == 1:
+            return {labels[0].key: one_line(error)}
+        middle = len(labels) // 2
+        return _refused(labels[:middle], send) | _refused(labels[middle:], send)
+    return {}
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

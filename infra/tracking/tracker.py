@@ -59,6 +59,7 @@ class Tracker:
         self.url = ""
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
+        self._refused: set[tuple[str, str]] = set()
         self._outbox = Outbox(config.max_unsent)
         self._tables: set[str] = set()
         self._spool = Spool(storage, self._outbox)
@@ -209,14 +210,12 @@ class Tracker:
             run.finish(self._status)
             self._finished = True
 
-    def _send_labels(self, kind: str, send: Callable[[dict[str, str]], None]) -> None:
+    def _send_labels(self, kind: str, send: Callable[[dict[str, str]], dict[str, str]]) -> None:
         labels = self._outbox.labels(kind)
-        try:
-            send(labels)
-        except Exception as error:
-            if mlflow_run.error_code(error) != "INVALID_PARAMETER_VALUE":
-                raise
-            log.warning("tracking: MLflow refuses the %s %s: %s", kind, sorted(labels), one_line(error))
+        for name, why in send(labels).items():
+            if (kind, name) not in self._refused:
+                log.warning("tracking: MLflow refuses one of the %s, the run has the others: %s: %s", kind, name, why)
+                self._refused.add((kind, name))
         self._outbox.confirm_labels(kind, labels)
 
     def _send_files(self, run: MlflowRun) -> None:

@@ -3,7 +3,8 @@
 1. The run's own storage holds a checkpoint that is whole and verified: the newest such one. Newer ones that are torn or
    damaged are skipped, each with a line that says so.
 2. `resume_from` names a checkpoint, or a run whose newest whole one is meant: everything of it, that is weights, moving
-   average, optimizer, cursor, stages and decisions. The data and their order must be the same.
+   average, optimizer, cursor, stages and decisions. The data and their order must be the same. Of a run that has ended
+   its last stage, that stage goes on: the config may give it more epochs.
 3. `model.init_from` names weights: a file, or a checkpoint or run, of which the moving average is taken if there is
    one. Nothing but weights; the run begins at cursor 0.
 4. None of these: fresh weights, made from the seed.
@@ -14,7 +15,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.checkpoint.catalog import PREFIX, CheckpointError, newest_state, r
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
+from pipeline.schedule.decisions import NextStage
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -58,6 +60,7 @@ def planned_start(config: TrainConfig, storage: Storage) -> Start:
         return Start(state, metadata, notes=notes)
     if config.resume_from:
         state, metadata = _state_at(config.resume_from)
+        state = reopened(state, len(config.stages))
         return Start(state, metadata, source=config.resume_from, notes=notes)
     if config.model.init_from:
         _check_weights(config.model.init_from)
@@ -83,11 +86,26 @@ def find_start(config: TrainConfig, storage: Storage) -> Start:
         if snapshot is None:
             raise CheckpointError(f"resume_from is {config.resume_from}: it holds no whole checkpoint")
         notes += tuple(f"skipped a checkpoint: {line}" for line in more)
+        snapshot = replace(snapshot, state=reopened(snapshot.state, len(config.stages)))
         return Start(snapshot.state, snapshot.metadata, snapshot, source=config.resume_from, notes=notes)
     if config.model.init_from:
         weights = read_initial_weights(config.model.init_from)
         return Start(weights=weights, source=config.model.init_from, notes=notes)
     return Start(notes=notes)
+
+
+def reopened(state: TrainState, num_stages: int) -> TrainState:
+    """Return the state as it was before the last of `num_stages` stages ended, if it ended at this very cursor."""
+    if len(state.stage_starts) != num_stages + 1 or state.stage_starts[-1] != state.cursor:
+        return state
+    ends = {"stage": num_stages - 1, "decision": NextStage.kind}
+    *results, last, _ = state.stage_results
+    return replace(
+        state,
+        stage_starts=state.stage_starts[:-1],
+        stage_results=[*results, {name: value for name, value in last.items() if name != "ended_s"}],
+        decisions=[entry for entry in state.decisions if not ends.items() <= entry.items()],
+    )
 
 
 def locate(uri: str) -> tuple[Storage, str | None]:

@@ -20,6 +20,7 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import breaking, described, differences, recorded_config
 from pipeline.run.reachability import check_reachable
+from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import with_batch_sizes
 
@@ -102,6 +103,8 @@ def with_start(ready: Preflight) -> Preflight:
     storage = open_storage(f"{config.storage}/{config.name}")
     start = planned_start(config, storage)
     notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
+    if start.state is not None and start.source:
+        _check_something_is_left(config, start.state, ready.samples_per_epoch)
     return replace(ready, resume_from=start.state, notes=notes)
 
 
@@ -164,6 +167,18 @@ def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tup
             "start a new run with --name, or submit the same config to resume"
         )
     return (f"goes on with a changed config: {described(changes, limit=8)}",) if changes else ()
+
+
+def _check_something_is_left(config: TrainConfig, state: TrainState, samples_per_epoch: int) -> None:
+    """Refuse to go on from a run that has trained all that this one is to train."""
+    records = records_of(state.decisions)
+    schedule = TrainingSchedule(config.stages, samples_per_epoch, records, config.adaptive.max_epochs)
+    if len(state.stage_starts) > len(config.stages) or state.cursor >= schedule.total_samples:
+        raise CheckpointError(
+            f"resume_from is {config.resume_from}: it is trained up to cursor {state.cursor}, and this run's stages "
+            f"end at {schedule.total_samples}: give the last one more epochs "
+            f"(--stages.{len(config.stages) - 1}.epochs), or take a recipe with a further stage"
+        )
 
 
 def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprint: str) -> tuple[str, ...]:

@@ -512,3 +512,37 @@ def test_a_run_that_is_anothers_now_is_left_alone(
     assert history(config.uri, tracker.run_id, "loss") == [(1, 1.0)]
     assert run_of(config.uri, tracker.run_id).info.status == "RUNNING"
     assert not storage.exists(SPOOL_FILE)
+
+
+@pytest.mark.parametrize("code", ["INVALID_PARAMETER_VALUE", "BAD_REQUEST"])
+def test_a_label_that_the_server_refuses_costs_no_other_and_is_named_once(
+    sqlite_uri: str, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """An older server takes params of 500 characters, and refuses the whole batch for one that is longer."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    log_batch = MlflowClient.log_batch
+
+    def as_older(self: Any, run_id: str, **values: Any) -> None:
+        for label in [*values.get("params", ()), *values.get("tags", ())]:
+            if len(label.value) > 500:
+                raise MlflowException(
+                    f"{label.key} had length {len(label.value)}", databricks_pb2.ErrorCode.Value(code)
+                )
+        log_batch(self, run_id, **values)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", as_older)
+    params = {f"param.{number}": "x" for number in range(150)} | {"param.77b": "x" * 600}
+    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False, send_interval_s=0.05), "x", storage=storage)
+    tracker.log_params(params)
+    tracker.set_tags({"short": "x", "long": "x" * 600})
+    assert tracker.flush(60)
+    tracker.set_tags({"short": "y", "long": "y" * 600})
+    assert tracker.close("FINISHED", 60)
+    data = run_of(sqlite_uri, tracker.run_id).data
+    assert data.params == {name: value for name, value in params.items() if len(value) < 500}
+    assert data.tags["short"] == "y"
+    refusals = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
+    assert [("param.77b" in line, "long" in line) for line in refusals] == [(True, False), (False, True)]

@@ -21,9 +21,11 @@ from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import find_start, planned_start
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig, TrainConfig
-from pipeline.run.preflight import absolute, preflight, with_start
+from pipeline.run.preflight import absolute, check_run, preflight, with_start
 from pipeline.run.provenance import recorded_config
 from tests.support.configs import MakeConfig
+from tests.support.recorders import Recorder
+from tests.support.trainers import make_trainer
 
 
 def storage_of(config: TrainConfig) -> Storage:
@@ -174,3 +176,39 @@ def test_what_another_submission_did_before_this_one_got_the_lease_counts(
 def test_secrets_in_urls_are_not_written_down(make_config: MakeConfig) -> None:
     config = make_config(tracking=TrackingConfig(uri="http://me:hush@127.0.0.1:9/"), data=DataConfig())
     assert "hush" not in str(recorded_config(config))
+
+
+def test_case_2_a_finished_runs_last_stage_goes_on_with_more_epochs(make_config: MakeConfig) -> None:
+    base = make_config()
+    trainer = make_trainer(base, Recorder())
+    trainer.run()
+    ended = trainer.state
+    snapshot = trainer.snapshot()
+    metadata = saved(base, storage_of(base), 24, bias=0).metadata
+    write_checkpoint(storage_of(base), replace(snapshot, metadata=metadata))
+    longer = (base.stages[0], replace(base.stages[1], epochs=base.stages[1].epochs + 1))
+    config = replace(base, name="other", resume_from=storage_of(base).uri, stages=longer)
+    ready = with_start(check_run(config))
+    assert not ready.finished
+    assert ready.resume_from is not None
+    assert ready.resume_from.stage_starts == ended.stage_starts[:-1]
+    start = find_start(config, storage_of(config))
+    goes_on = make_trainer(config, Recorder())
+    goes_on.restore(start.snapshot)
+    goes_on.run()
+    assert goes_on.state.cursor == ready.total_samples > ended.cursor
+    assert goes_on.state.stage_starts == [*ended.stage_starts[:-1], ready.total_samples]
+    assert goes_on.state.stage_results[1]["samples"] == ready.total_samples - ended.stage_starts[1]
+
+
+def test_case_2_a_run_that_leaves_nothing_to_train_is_refused_with_the_cure(make_config: MakeConfig) -> None:
+    base = make_config()
+    trainer = make_trainer(base, Recorder())
+    trainer.run()
+    metadata = saved(base, storage_of(base), 24, bias=0).metadata
+    write_checkpoint(storage_of(base), replace(trainer.snapshot(), metadata=metadata))
+    shorter = (base.stages[0], replace(base.stages[1], epochs=1))
+    for stages in (base.stages, shorter, base.stages[:1]):
+        config = replace(base, name="other", resume_from=storage_of(base).uri, stages=stages)
+        with pytest.raises(CheckpointError, match=r"resume_from is .* more epochs \(--stages"):
+            with_start(check_run(config))
