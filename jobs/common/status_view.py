@@ -10,6 +10,7 @@ from rich.text import Text
 from jobs.common.display import duration
 from pipeline.control.run_status import GroupStatus, RunStatus
 from pipeline.run.summary import format_decision
+from pipeline.schedule.decisions import records_of
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import TrainingStage, worker_range
 
@@ -101,7 +102,8 @@ def _lines(status: RunStatus, workers: GroupStatus) -> list[Text]:
     rows = [_speed(progress, status.metrics, workers) if progress else "", _safety(status, workers)]
     rows += [_settings(progress)] if progress else []
     rows += [f"asked for: {', '.join(status.pending)}"] if status.pending else []
-    rows += [f"decided: {format_decision(entry)}" for entry in progress.decisions[-SHOWN:]] if progress else []
+    decided = records_of(progress.decisions[-SHOWN:]) if progress else ()
+    rows += [f"decided: {format_decision(record)}" for record in decided]
     rows += [f"note: {line}" for line in status.notes[-SHOWN:]]
     rows += [f"error: {status.error}"] if status.error else []
     return [Text(f"  {row}") for row in rows if row]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.checkpoint.catalog import CheckpointRow
 from pipeline.config import TrainConfig
-from pipeline.schedule.decisions import record_of
+from pipeline.schedule.decisions import DecisionRecord
 from pipeline.schedule.stages import TrainingStage, Workers, worker_range
 
 
@@ -51,21 +51,19 @@ def describe(config: TrainConfig) -> str:
     )
 
 
-def format_decision(entry: dict[str, Any]) -> str:
+def format_decision(record: DecisionRecord) -> str:
     """Return one line on a recorded decision."""
-    record = record_of(entry)
     decision = record.decision
     who = f", asked by {decision.asked_by}" if decision.asked_by else ""
     why = f": {decision.reason}" if decision.reason else ""
     return f"cursor {record.cursor:,}, stage {record.stage + 1}: {decision.words}{who}{why}"
 
 
-def decision_table(entries: Sequence[dict[str, Any]]) -> str:
+def decision_table(records: Sequence[DecisionRecord]) -> str:
     """Return recorded decisions as JSON that MLflow shows as a table."""
     columns = ["time", "cursor", "stage", "decision", "asked by", "reason"]
     rows = []
-    for entry in entries:
-        cursor, stage, decision = record_of(entry)
+    for cursor, stage, decision in records:
         at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
         rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
     return json.dumps({"columns": columns, "data": rows})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray.train
 from torch import Tensor
@@ -25,7 +24,7 @@ from pipeline.run.controller_client import ControllerClient
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
 from pipeline.run.summary import decision_table, describe, format_decision, stage_report, summary
-from pipeline.schedule.decisions import Decision, Stop, leaving
+from pipeline.schedule.decisions import Decision, DecisionRecord, Stop, leaving
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.figures import grid_png
@@ -124,11 +123,11 @@ class TrackingHooks(RankHooks):
             self.tracker.abandon()
         return reply.decisions
 
-    def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
+    def decided(self, records: Sequence[DecisionRecord]) -> None:
         """Show in MLflow what was decided: as a table, and the newest as a tag."""
-        if decisions:
-            self.tracker.log_table("control.json", decision_table(decisions))
-            self.tracker.set_tags({"control": format_decision(decisions[-1])})
+        if records:
+            self.tracker.log_table("control.json", decision_table(records))
+            self.tracker.set_tags({"control": format_decision(records[-1])})
 
     def profiled(self, trace: bytes) -> None:
         """Keep the trace."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from datasets.loading.batch import Batch
 from pipeline.checkpoint.format import Snapshot
-from pipeline.schedule.decisions import Decision
+from pipeline.schedule.decisions import Decision, DecisionRecord
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 
@@ -38,7 +37,7 @@ class TrainHooks:
         """Say what all ranks do next; nothing: go on."""
         return ()
 
-    def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
+    def decided(self, records: Sequence[DecisionRecord]) -> None:
         """Something was decided: all recorded decisions so far, oldest first."""
 
     def profiled(self, trace: bytes) -> None:

@@ -243,7 +243,7 @@ class Trainer:
         for decision in decisions:
             self.progress.carry_out(decision)
         if decisions and self.rank == 0:
-            self.hooks.decided(self.state.decisions)
+            self.hooks.decided(self.progress.records)
         return decisions
 
     # Evaluation ------------------------------------------------------------------------------------------------------

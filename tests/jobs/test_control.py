@@ -19,7 +19,7 @@ from pipeline.control.controller import StageController
 from pipeline.control.run_status import RunIdentity, RunStatus
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.summary import decision_table
-from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop
+from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop, records_of
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from tests.support.groups import FakeGroup, ask, stage
@@ -117,7 +117,7 @@ def test_the_view_and_the_table_show_what_was_decided() -> None:
     text = shown(group.controller.status())
     assert "cursor 48, stage 1: next stage, asked by ann@here: looks flat" in text
     assert "fake: finished" in text
-    table = json.loads(decision_table(group.saved.decisions))
+    table = json.loads(decision_table(records_of(group.saved.decisions)))
     assert table["columns"] == ["time", "cursor", "stage", "decision", "asked by", "reason"]
     assert table["data"][0][1:] == [48, 1, "next stage", "ann@here", "looks flat"]
 
