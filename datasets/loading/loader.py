@@ -176,6 +176,11 @@ class Batches:
         """Short side in pixels of the copy that is read; 0: the shards themselves."""
         return self._view.short_side
 
+    @property
+    def data(self) -> str:
+        """Fingerprint of the samples that are read."""
+        return self._pool.manifests[0].fingerprint
+
     def __iter__(self) -> Iterator[Batch]:
         pool = self._pool
         if pool.in_use:  # by another iterator: this one needs processes of its own

@@ -75,7 +75,10 @@ def write_copies(
     run_tasks(_copy_shard, waiting, workers=workers, progress=lambda count: progress(min(kept + count, total), total))
     for side, target in targets.items():
         _index_copy(target, side, manifest)
-    manifest = replace(manifest, copies=tuple(sorted({*manifest.copies, *targets})))
+    now = read_manifest(folder)  # written hours after it was read: what changed meanwhile must stay
+    if now.fingerprint != manifest.fingerprint:
+        raise DataError(f"{folder}: its shards were indexed again while the copies were written; run this again")
+    manifest = replace(now, copies=tuple(sorted({*now.copies, *targets})))
     save_manifest(folder, manifest)
     return manifest
 

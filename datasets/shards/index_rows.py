@@ -13,8 +13,8 @@ from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import is_remote
 from datasets.files.urls import join
-from datasets.shards.manifest import HOW_TO_MAKE, DatasetManifest, ShardInfo
-from datasets.shards.tar_index import INDEX_DTYPE, INDEX_NAME, MASK_DTYPE
+from datasets.shards.manifest import HOW_TO_MAKE, MANIFEST_NAME, DatasetManifest, ShardInfo
+from datasets.shards.tar_index import INDEX_DTYPE, INDEX_NAME, MASK_DTYPE, rows_digest
 
 _KEPT_SHARDS = 2048
 _HEAD_BYTES = 512
@@ -34,6 +34,7 @@ class IndexRows:
         self._heads: dict[str, tuple[np.dtype, int]] = {}
         self._mapped: dict[str, np.ndarray] = {}
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._checked: set[str] = set()
         self._lock = threading.Lock()
         for folder in dict.fromkeys(shard.index_folder for shard in manifest.shards):
             if is_remote(folder):
@@ -49,7 +50,11 @@ class IndexRows:
         """Return the rows of one shard, [samples]."""
         folder = shard.index_folder
         if folder in self._mapped:
-            return self._mapped[folder][shard.first_row : shard.first_row + shard.samples]
+            mapped = self._mapped[folder][shard.first_row : shard.first_row + shard.samples]
+            if shard.url not in self._checked:
+                _check_rows(shard, mapped)
+                self._checked.add(shard.url)
+            return mapped
         rows = self._kept.get(shard.url)
         if rows is None:
             rows = self._fetch(shard, folder)
@@ -66,7 +71,18 @@ class IndexRows:
     def _fetch(self, shard: ShardInfo, folder: str) -> np.ndarray:
         dtype, begin = self._heads[folder]
         start, length = begin + shard.first_row * dtype.itemsize, shard.samples * dtype.itemsize
-        return np.frombuffer(s3.read(join(folder, INDEX_NAME), start=start, length=length), dtype=dtype)
+        rows = np.frombuffer(s3.read(join(folder, INDEX_NAME), start=start, length=length), dtype=dtype)
+        _check_rows(shard, rows)
+        return rows
+
+
+def _check_rows(shard: ShardInfo, rows: np.ndarray) -> None:
+    """Refuse an index that was written again after its manifest was read: its labels may be of other samples."""
+    if shard.rows and rows_digest(rows) != shard.rows:
+        raise DataError(
+            f"{join(shard.index_folder, INDEX_NAME)}: its rows of {shard.name} are not those of {MANIFEST_NAME}: "
+            "indexed again meanwhile, or half written; start the command again, or index again"
+        )
 
 
 def load_index(folder: str | Path) -> np.ndarray:

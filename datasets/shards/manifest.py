@@ -24,7 +24,7 @@ KINDS = ("classification", "segmentation")
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
 )
-_OPTIONAL = {"etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
+_OPTIONAL = {"rows": "", "etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,8 @@ class ShardInfo:
     """The largest label in it; -1 when it has none."""
     first_row: int
     """Row of its first sample in the index."""
+    rows: str = ""
+    """Digest of its rows of the index, so that manifest and index belong together; empty in older manifests."""
     etag: str = ""
     """ETag of the object in S3; empty for a local file."""
     mtime_ns: int = 0
@@ -128,8 +130,13 @@ class DatasetManifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what fixes ids and labels: names, counts and sizes of shards, class names. Not the folder."""
-        rows = [(shard.name, shard.samples, shard.num_bytes) for shard in self.shards]
+        """Hex digest of what fixes ids and labels: names, counts and sizes of shards, their rows, class names.
+
+        Not the folder. A manifest from before the rows' digests keeps the fingerprint that it had.
+        """
+        rows = [
+            (shard.name, shard.samples, shard.num_bytes, shard.rows)[: 4 if shard.rows else 3] for shard in self.shards
+        ]
         return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()[:32]
 
 

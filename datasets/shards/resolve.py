@@ -23,7 +23,7 @@ from datasets.shards.manifest import (
     read_manifest,
     save_manifest,
 )
-from datasets.shards.tar_index import index_shard
+from datasets.shards.tar_index import index_shard, rows_digest
 
 __all__ = [
     "MANIFEST_NAME",
@@ -257,6 +257,7 @@ def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -
         labelled=int(has_label.sum()),
         max_label=int(rows["label"].max(initial=-1)),
         first_row=first_row,
+        rows=rows_digest(rows),
         etag=file.etag,
         mtime_ns=mtime_ns,
         inode=inode,

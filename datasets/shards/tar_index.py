@@ -108,6 +108,11 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
     )
 
 
+def rows_digest(rows: np.ndarray) -> str:
+    """Return the digest of a shard's rows of the index: places and labels of its samples."""
+    return blake2b(rows.tobytes(), digest_size=12).hexdigest()
+
+
 def key_at(file: RemoteFile, number: int) -> str:
     """Return the key of a shard's sample by its number in the shard."""
     return next(itertools.islice(_samples(file, _Members(file)), number, None))[0]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +200,31 @@ def test_a_shard_cut_short_after_the_start_is_named(tmp_path: Path) -> None:
         shard.truncate(4096)
     with pytest.raises(DataError, match=r"part-000000\.tar: sample .*cut short"):
         reader.read(4)
+
+
+def test_an_index_that_is_not_the_manifests_is_refused_not_read(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "data", [12, 8])
+    manifest = load_manifest(str(folder))
+    index = np.load(folder / INDEX_NAME)
+    index["label"][:12] = index["label"][:12][::-1]
+    np.save(folder / INDEX_NAME, index)
+    reader = SampleReader(manifest)
+    reader.read(15)  # of the other shard
+    with pytest.raises(DataError, match=r"index\.npy: its rows of part-000000\.tar are not those of manifest\.json"):
+        reader.read(3)
+
+
+def test_labels_and_places_are_in_the_fingerprint_and_an_old_manifest_keeps_its_own(tmp_path: Path) -> None:
+    def fingerprint(**changes: object) -> str:
+        manifest = load_manifest(str(folder))
+        return replace(manifest, shards=tuple(replace(shard, **changes) for shard in manifest.shards)).fingerprint
+
+    folder = write_shards(tmp_path / "data", [12, 8])
+    assert len({fingerprint(), fingerprint(rows="other"), fingerprint(rows="")}) == 3
+    shards = load_manifest(str(folder)).shards
+    old = [
+        "classification",
+        [f"class {label}" for label in range(4)],
+        [(s.name, s.samples, s.num_bytes) for s in shards],
+    ]
+    assert fingerprint(rows="") == hashlib.sha256(json.dumps(old).encode()).hexdigest()[:32]

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from datasets.errors import DataError
+from datasets.files.s3 import RemoteFile
 from datasets.loading.loader import Batch
+from datasets.shards.manifest import save_manifest
+from datasets.shards.resolve import describe, load_manifest
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
@@ -111,3 +118,19 @@ def test_each_stage_has_its_own_crops(make_config: MakeConfig) -> None:
 
     assert torch.equal(first_images(None), first_images(make_config().data.crop_area))
     assert not torch.equal(first_images(None), first_images((0.1, 0.2)))
+
+
+def test_data_that_are_indexed_again_during_a_run_end_it(make_config: MakeConfig, tmp_path: Path) -> None:
+    base = make_config()
+    shutil.copytree(base.data.train, tmp_path / "train")
+    feed = Feed(replace(base, data=replace(base.data, train=str(tmp_path / "train"))), 0, 1)
+    spans = make_trainer(base, Recorder()).progress.schedule.spans
+    feed.loader(spans[0])
+    manifest = load_manifest(str(tmp_path / "train"))
+    index = np.load(tmp_path / "train" / "index.npy")
+    index["label"] = 3 - index["label"]
+    rows = np.split(index, [shard.first_row for shard in manifest.shards][1:])
+    files = [RemoteFile(shard.url, shard.num_bytes, "") for shard in manifest.shards]
+    save_manifest(tmp_path / "train", *describe(files, rows, classes=manifest.classes, kind=manifest.kind, source={}))
+    with pytest.raises(DataError, match=r"/train was indexed or written again during the run: .* another --name"):
+        feed.loader(spans[1])
