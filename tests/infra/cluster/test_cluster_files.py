@@ -174,3 +174,14 @@ def strict(schema: Any) -> Any:
         "properties" in schema and isinstance(schema["properties"], dict) and not schema.get("additionalProperties")
     )
     return inner | ({"additionalProperties": False} if closed and schema.get("type") == "object" else {})
+
+
+def test_s3_takes_the_rule_that_removes_unfinished_uploads(aws: None) -> None:
+    import boto3
+
+    s3 = boto3.client("s3", region_name="us-east-1")
+    s3.create_bucket(Bucket="crescendo")
+    rules = json.loads((ROOT / "infra/aws/lifecycle.json").read_text())
+    s3.put_bucket_lifecycle_configuration(Bucket="crescendo", LifecycleConfiguration=rules)
+    (rule,) = s3.get_bucket_lifecycle_configuration(Bucket="crescendo")["Rules"]
+    assert (rule["Status"], rule["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 1})
