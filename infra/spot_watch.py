@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from http.client import HTTPException
+
+from infra.cluster.config import ClusterError, RayVersionError
 
 METADATA = "http://169.254.169.254"
 PAUSE_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 def notice(metadata: str = METADATA) -> dict[str, str] | None:
@@ -32,9 +33,11 @@ def notice(metadata: str = METADATA) -> dict[str, str] | None:
             f"{metadata}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token}
         )
         with urllib.request.urlopen(look, timeout=2) as answer:
-            found: dict[str, str] = json.load(answer)
-            return found
-    except (urllib.error.URLError, OSError, ValueError):  # 404: nothing is planned
+            said = json.load(answer)
+        found = {name: str(said[name]) for name in ("action", "time")}
+        seconds_left(found, datetime.now(UTC))  # a time that can't be read is no notice either
+        return found
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):  # 404: nothing is planned
         return None
 
 
@@ -44,28 +47,53 @@ def seconds_left(found: dict[str, str], now: datetime) -> int:
 
 
 def drain(address: str, left_s: int) -> None:
-    """Tell Ray that this node goes."""
+    """Tell Ray that the nodes of this machine will be taken away in `left_s` seconds.
+
+    Raises:
+        ClusterError: the cluster knows no living node here.
+        OSError, ray.exceptions.RayError: it doesn't answer, or refuses the token.
+    """
     import ray
 
-    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    node_id = ray.get_runtime_context().get_node_id()
-    ray.shutdown()
-    reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=AWS takes this spot node away"]
-    where = [f"--address={address}", f"--node-id={node_id}", f"--deadline-remaining-seconds={left_s}"]
-    subprocess.run([str(Path(sys.executable).with_name("ray")), "drain-node", *where, *reason], check=True)
+    from infra.cluster.connect import check_port
+    from infra.cluster.ray_private import drain_node, nodes_at
+
+    check_port(address, CONNECT_TIMEOUT_S)
+    host = ray.util.get_node_ip_address()
+    nodes = nodes_at(address, host)
+    if not nodes:
+        raise ClusterError(f"no living node of the cluster at {address} has the address {host}")
+    for node in nodes:
+        drain_node(address, node, left_s=left_s, why="AWS takes this spot node away")
 
 
-def main() -> None:
+def drain_in_time(address: str, found: dict[str, str]) -> None:
+    """Tell Ray of a notice; again with pauses until it is told or the machine is gone, and say what failed."""
+    while True:
+        left_s = seconds_left(found, datetime.now(UTC))
+        try:
+            drain(address, left_s)
+        except RayVersionError:
+            raise
+        except Exception as error:
+            why = str(error).strip().partition("\n")[0]
+            print(f"Ray is not told yet: {why}; next try in {PAUSE_S:g} s, {left_s} s left", flush=True)
+            time.sleep(PAUSE_S)
+        else:
+            print(f"Ray drains this node, with {left_s} s left", flush=True)
+            return
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Look every few seconds; end after the notice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True, help="of the cluster, as HOST:6379")
     parser.add_argument("--metadata", default=METADATA, help="where AWS's metadata service answers")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     while (found := notice(options.metadata)) is None:
         time.sleep(PAUSE_S)
-    left_s = seconds_left(found, datetime.now(UTC))
-    print(f"AWS will {found['action']} this node in {left_s} s", flush=True)
-    drain(options.address, left_s)
+    print(f"AWS will {found['action']} this node in {seconds_left(found, datetime.now(UTC))} s", flush=True)
+    drain_in_time(options.address, found)
 
 
 if __name__ == "__main__":

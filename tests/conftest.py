@@ -71,7 +71,6 @@ def ray_cluster() -> Iterator[None]:
     # A folder of its own: an address file that a dead cluster left would be followed.
     folder = tempfile.mkdtemp(prefix="ray-test-")
     start_ray(
-        address="local",
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

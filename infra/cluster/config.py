@@ -12,6 +12,10 @@ class ClusterError(ValueError):
     """The cluster can't be reached, or can't give what the run asks for."""
 
 
+class RayVersionError(ClusterError):
+    """This process has another release of Ray than the supported one, or than the cluster."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """Where a run trains, and what each of its workers gets."""

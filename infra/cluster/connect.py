@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from infra.cluster.config import REQUEST_EXPIRES_S, ClusterConfig, ClusterError
+from infra.cluster.code_package import packed_code
+from infra.cluster.config import ClusterConfig, ClusterError, RayVersionError
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "crescendo"
 ACTOR_PREFIX = "run-"
 """What the name of a run's controller begins with."""
-NOT_SHIPPED = [".git", ".venv", "/data", "/runs", "/.stack", "/tests", "/docs", "/.*_cache", "/.hypothesis"]
-"""What of the repository workers don't need: patterns as in .gitignore."""
 START_TRIES = 3
 CONNECT_TIMEOUT_S = 10.0
 """A cluster that takes no connection within this time isn't there."""
-
+CONNECT_TRIES = 2
+"""Ray itself tries 20 times, also where it is refused for a wrong token, and each may take half a minute."""
+_OTHER_TOKEN = "RAY_AUTH_TOKEN_PATH names a file with it; `ray get-auth-token` on the cluster's head prints it"
 
 _QUICK_RECOVERY = {
     # Ray Train reads these where `fit` is called, that is in the run's controller; see `start_actor`.
@@ -43,40 +44,86 @@ def prepare_environment() -> None:
 
 
 def connect(config: ClusterConfig, *, num_workers: int) -> str:
-    """Connect to the cluster, or start one on this machine; ship the repo's root to the workers.
+    """Connect to the cluster, or start one on this machine; ship the project's code to the workers.
 
     Returns:
         A line for the user where `num_workers` have no room yet: an autoscaler may add nodes. Else an empty text.
 
     Raises:
-        ClusterError: no cluster answers at the address, or this machine lacks the CPUs or GPUs for `num_workers`.
+        ClusterError: no cluster answers at the address or it refuses the token, none could be started here, or this
+            machine lacks the CPUs or GPUs for `num_workers`.
     """
     prepare_environment()
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    arguments: dict[str, Any] = {"address": address, "namespace": NAMESPACE, "log_to_driver": False}
-    if not in_submitted_job():  # which has its working_dir already
-        arguments["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
-    if address == "local":
-        arguments |= {"include_dashboard": False}
     if not ray.is_initialized():
-        unreachable = ClusterError(
-            f"cluster.address is {address!r}: no Ray cluster answers there; check `ray status`, "
-            "or leave it empty to start one on this machine"
-        )
-        try:
-            check_port(address, CONNECT_TIMEOUT_S)
-        except OSError as error:
-            raise unreachable from error
-        try:
-            start_ray(logging_level="ERROR", **arguments)
-        except ConnectionError as error:
-            raise unreachable from error
+        with nullcontext() if in_submitted_job() else packed_code() as code:  # such a job has its working_dir already
+            shipped = {"runtime_env": {"working_dir": code}} if code else {}
+            if address == "local":
+                start_ray(include_dashboard=False, namespace=NAMESPACE, log_to_driver=False, **shipped)
+            else:
+                join(address, CONNECT_TIMEOUT_S, name="cluster.address", **shipped)
     lack = _lack(config, num_workers)
     if lack and address == "local":
         raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
     return f"{lack}: the run waits until there are nodes for them" if lack else ""
+
+
+def join(address: str, timeout_s: float, *, name: str, **arguments: Any) -> None:
+    """Connect this process to a cluster that is running.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it.
+        timeout_s: a port that takes no connection for this long is none of a cluster.
+        name: what the address is called in messages, as `--address`.
+        arguments: further ones of `ray.init`.
+
+    Raises:
+        ClusterError: nothing answers there, or it refuses the token.
+        RayVersionError: the cluster runs another release of Ray or Python.
+    """
+    import ray
+
+    from infra.cluster.ray_private import limit_connect_tries
+
+    limit_connect_tries(CONNECT_TRIES)
+    try:
+        check_port(address, timeout_s)
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **arguments)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _why_not(f"{name} is {address!r}", error) from error
+
+
+def _why_not(address: str, error: Exception) -> ClusterError:
+    """Tell from what Ray says why a process can't connect."""
+    said = f"{error} {error.__cause__}"
+    if "token" in said.lower() or "unauthenticated" in said.lower():
+        return ClusterError(f"{address}: the Ray cluster there {token_problem()}")
+    if "ersion mismatch" in said:
+        return RayVersionError(f"{address}: {' '.join(str(error).split())}")
+    return ClusterError(
+        f"{address}: no Ray cluster answers there; check `ray status`, or leave it empty for one on this machine"
+    )
+
+
+def token_problem() -> str:
+    """Say why a cluster refuses this process, and the cure: to be read after `the cluster`."""
+    token = _own_token()
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode.lower() != "token":
+        where = f"{token} is sent then" if token else _OTHER_TOKEN
+        return f"wants a token, and RAY_AUTH_MODE is {mode or 'not set'}: export RAY_AUTH_MODE=token ({where})"
+    return f"does not take {token}: {_OTHER_TOKEN}" if token else f"wants a token, and here is none: {_OTHER_TOKEN}"
+
+
+def _own_token() -> str:
+    """Return where Ray takes this process's token from, in words; empty without one."""
+    for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        if os.environ.get(variable):
+            return f"the token of {variable}"
+    in_home = Path.home() / ".ray" / "auth_token"
+    return f"the token in {in_home}" if in_home.exists() else ""
 
 
 def check_port(address: str, timeout_s: float) -> None:
@@ -92,42 +139,45 @@ def free_reservations() -> int:
     Ray removes them itself, but not one that an actor has reserved while it was ended for the loss of its owner, as Ray
     Train's controller may: it would hold its CPUs for as long as the cluster lives.
     """
-    import ray
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    accessor = ray._private.state.state._connect_and_get_accessor()
-    found = [PlacementGroupTableData.FromString(raw) for raw in accessor.get_placement_group_table()]
-    gone = PlacementGroupTableData.PlacementGroupState.REMOVED
-    left = [group for group in found if group.state != gone and group.creator_job_dead and not group.is_detached]
-    left = [group for group in left if _is_dead(group.creator_actor_id.hex())]  # else it is an actor's that lives on
+    from infra.cluster.ray_private import abandoned_reservations
+
+    left = abandoned_reservations()
     for group in left:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+        remove_placement_group(PlacementGroup(group))
     return len(left)
-
-
-def _is_dead(actor_id: str) -> bool:
-    import ray
-
-    return bool(actor_id) and ray._private.state.actors(actor_id).get("State", "DEAD") == "DEAD"
 
 
 def in_submitted_job() -> bool:
     """Say whether this process is the driver of a job that was submitted to a cluster."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    from infra.cluster.ray_private import JOB_VARIABLE
+
+    return JOB_VARIABLE in os.environ
 
 
 def start_ray(**arguments: Any) -> None:
-    """Call `ray.init`; again where Ray's processes were not up within its 30 s, as on a machine that is very busy."""
+    """Start a cluster on this machine; again where its processes were not up in time, as on a machine that is busy.
+
+    Raises:
+        ClusterError: it does not start.
+    """
     import ray
 
-    for attempt in range(START_TRIES):
+    for left in reversed(range(START_TRIES)):
         try:
-            ray.init(**arguments)
+            ray.init(address="local", logging_level="ERROR", **arguments)
+        except (TypeError, ValueError):  # wrong arguments
+            raise
         except Exception as error:  # Ray has no class of its own for it
-            if "timed out during startup" not in str(error) or attempt == START_TRIES - 1:
-                raise
             ray.shutdown()
+            if not left:
+                said = str(error).strip().partition("\n")[0]
+                raise ClusterError(
+                    f"Ray did not start on this machine in {START_TRIES} tries ({said}): the machine is too busy, or "
+                    "short of memory or disk; end other work on it and try again, or train on a cluster "
+                    "(cluster.address). Ray's logs: /tmp/ray/session_latest/logs"
+                ) from error
         else:
             return
 
@@ -167,24 +217,3 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
             f"{name} is running on this cluster already: wait for it, or give this run another name"
         ) from error
     return actor
-
-
-def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) -> None:
-    """Ask the cluster's autoscaler for nodes for so many more workers; the request expires by itself.
-
-    Ray's coordinator adds it to what Ray Train asks for its running groups.
-    """
-    import ray
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
-
-    if num_workers < 1:
-        return
-    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
-    coordinator = get_or_create_autoscaling_coordinator()
-    ray.get(
-        coordinator.request_resources.remote(
-            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
-        )
-    )

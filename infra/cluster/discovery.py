@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from infra.cluster.config import ClusterError
-from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE, check_port
+from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE, check_port, join
 
 Seen = TypeVar("Seen")
 
 CONNECT_TIMEOUT_S = 2.0
 """A cluster that takes no connection within this time is passed over."""
-CONNECT_TRIES = 2
-"""Ray itself tries 20 times, also where it is refused for a wrong token, and each may take half a minute."""
 
 
 def cluster_addresses(address: str = "") -> list[str]:
@@ -29,9 +27,9 @@ def cluster_addresses(address: str = "") -> list[str]:
     """
     if not is_local(address):
         return [address or os.environ["RAY_ADDRESS"]]
-    from ray._private.services import find_gcs_addresses
+    from infra.cluster.ray_private import local_cluster_addresses
 
-    found = sorted(find_gcs_addresses())
+    found = local_cluster_addresses()
     if not found:
         raise ClusterError("no Ray cluster runs on this machine: give --address HOST:PORT, or set RAY_ADDRESS")
     return found
@@ -48,23 +46,13 @@ def attached(address: str, *, found_here: bool = False) -> Iterator[None]:
         ClusterError: no cluster answers there, or it refuses the token.
     """
     import ray
-    from ray._private import ray_constants
-    from ray._private.authentication import authentication_token_setup
+
+    from infra.cluster.ray_private import use_token_of_user
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if found_here:
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    ray_constants.NUM_REDIS_GET_RETRIES = CONNECT_TRIES
-    try:
-        check_port(address, CONNECT_TIMEOUT_S)
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError) as error:
-        if "Token" in f"{error}{error.__cause__}":
-            raise ClusterError(
-                f"the Ray cluster at {address} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless it "
-                "is in ~/.ray/auth_token"
-            ) from error
-        raise ClusterError(f"no Ray cluster answers at {address}; check `ray status`") from error
+        use_token_of_user()
+    join(address, CONNECT_TIMEOUT_S, name="--address")
     try:
         yield
     finally:

@@ -10,8 +10,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from infra.cluster.code_package import packed_code
 from infra.cluster.config import ClusterError
-from infra.cluster.connect import NOT_SHIPPED, ROOT
+from infra.cluster.connect import token_problem
 from infra.redact import redacted
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ _STOPPING = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "600",
 }
-_CHATTY = (
-    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
-    *("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir"),
-)
 RECONNECT_S = 2.0
 LOST_AFTER_S = 120.0
 """A dashboard that doesn't answer for this long is not followed any more; the job doesn't need it."""
@@ -45,8 +42,10 @@ def open_client(dashboard: str = "") -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    from infra.cluster.ray_private import CHATTY_LOGGERS
+
     address = dashboard or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-    for name in _CHATTY:
+    for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)
@@ -64,10 +63,7 @@ def open_client(dashboard: str = "") -> JobSubmissionClient:
 
 
 def _refused(address: str) -> str:
-    return (
-        f"the Ray dashboard at {address} wants the cluster's token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
-        "to a file that holds it (on the cluster's head, `ray get-auth-token` prints it)"
-    )
+    return f"the Ray dashboard at {address} {token_problem()}"
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, *, name: str) -> str:
@@ -88,14 +84,14 @@ def submit(client: JobSubmissionClient, entrypoint: str, *, name: str) -> str:
                 f"{variable} holds a user or password, which anyone on the cluster could read: take it out, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the nodes"
             )
-    return str(
-        client.submit_job(
+    with packed_code() as code:
+        job_id = client.submit_job(
             entrypoint=entrypoint,
             submission_id=f"{name}-{uuid.uuid4().hex[:8]}",
-            runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED, "env_vars": variables | _STOPPING},
+            runtime_env={"working_dir": code, "env_vars": variables | _STOPPING},
             metadata={"run": name},
         )
-    )
+    return str(job_id)
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> str:

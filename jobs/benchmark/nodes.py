@@ -61,12 +61,9 @@ class Nodes:
 
     def drain(self, node: Any, *, grace_s: float) -> None:
         """Give notice that a node is taken away in `grace_s` seconds, as a cloud does with a spot machine."""
-        import ray
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        from infra.cluster.ray_private import drain_node
 
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int((time.time() + grace_s) * 1000)
-        ray._raylet.GcsClient(address=self.address).drain_node(node.node_id, reason, "taken away", deadline_ms)
+        drain_node(self.address, node.node_id, left_s=grace_s, why="taken away")
 
     def train_workers(self, node: Any) -> list[psutil.Process]:
         """Return the processes that train on a node."""

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from datasets.checks import check_data
 from datasets.loading.loader import sample_order
+from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import ROOT
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.common.cli import UsageError

@@ -75,7 +75,7 @@ class ControllerClient:
     @property
     def actor_id(self) -> str:
         """What tells this controller from another one of the same run."""
-        return str(self._handle._actor_id.hex())
+        return str(self._handle)  # with its hexadecimal id
 
     # From the driver -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, request_workers, start_actor
+from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, start_actor
 from infra.cluster.prometheus import export_status
 from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
@@ -92,4 +92,6 @@ def _journal(storage: Storage, lease: Lease, resume: TrainState | None) -> Journ
 
 def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:
     """Ask the cluster's autoscaler for a segment's workers, besides so many that are there."""
+    from pipeline.run.ray_policies import request_workers  # in the controller: the driver needs none of Ray Train's
+
     request_workers(cluster, worker_range(segment.num_workers)[0] - num_workers, requester=f"{ACTOR_PREFIX}{run}")

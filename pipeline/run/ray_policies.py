@@ -1,9 +1,9 @@
-"""How many workers a group gets, and how many failures a run survives: policies for Ray Train.
+"""How many workers a group gets, and how many failures a run survives: policies for Ray Train, by its private classes.
 
 Ray's own elastic policy may pick any number in the range, counts nodes from a view that is up to 20 s old, and restarts
 a running group without a checkpoint when it could be larger. `LanePolicy` picks divisors of the lanes, asks each node
 whether it is there before it counts it, and leaves it to the run's controller to end a group that could be larger:
-with a checkpoint, at a decision point. Imported only where a worker group is started.
+with a checkpoint, at a decision point. Imported only where a worker group is started or nodes are asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -32,10 +33,49 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
-from infra.cluster.prestart import ask_node
+from infra.cluster.config import REQUEST_EXPIRES_S, ClusterConfig
+from infra.cluster.ray_private import check_attributes, check_names, draining_nodes, prestart_workers
 from pipeline.run.controller_client import ControllerClient
 
 log = logging.getLogger(__name__)
+
+_SCALING = "ray.train.v2._internal.execution.scaling_policy:ElasticScalingPolicy"
+_FAILURE = "ray.train.v2._internal.execution.failure_handling.default:DefaultFailurePolicy"
+_CALLBACK = "ray.train.v2._internal.execution.callback:WorkerGroupCallback"
+_COORDINATOR = "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator"
+NAMES: dict[str, tuple[str, ...] | None] = {
+    f"{_SCALING}.__init__": ("self", "scaling_config"),
+    f"{_SCALING}.after_controller_start": ("self", "train_run_context"),
+    f"{_SCALING}.make_decision_for_running_worker_group": ("self", "worker_group_state", "worker_group_status"),
+    f"{_SCALING}._count_possible_workers": ("self", "reserved_resources"),
+    f"{_SCALING}._get_reserved_resources": ("self",),
+    f"{_SCALING}._autoscaling_coordinator": None,
+    f"{_SCALING}.GET_RESERVED_RESOURCES_INTERVAL_S": None,
+    f"{_FAILURE}.__init__": ("self", "failure_config"),
+    f"{_FAILURE}.make_decision": ("self", "training_failed_error"),
+    f"{_FAILURE}._is_retryable_error": ("self", "training_failed_error"),
+    f"{_CALLBACK}.after_worker_group_start": ("self", "worker_group"),
+    f"{_CALLBACK}.after_worker_group_poll_status": ("self", "worker_group_status"),
+    "ray.train.v2._internal.execution.worker_group:WorkerGroup.get_workers": ("self",),
+    "ray.train.v2._internal.execution.controller:TrainController.__init__": (
+        *("self", "train_fn_ref", "train_run_context", "scaling_policy", "failure_policy", "callbacks"),
+        "validation_config",
+    ),
+    "ray.train.torch:TorchTrainer._initialize_and_run_controller": ("self", "controller_init_kwargs"),
+    "ray.train.torch:TorchTrainer._create_default_callbacks": ("self",),
+    "ray.train:ScalingConfig._resources_per_worker_not_none": None,
+    f"{_COORDINATOR}:_AutoscalingCoordinatorActor.get_reserved_resources": ("self", "requester_id", "recompute"),
+    f"{_COORDINATOR}:_AutoscalingCoordinatorActor.request_resources": (
+        *("self", "requester_id", "resources", "expire_after_s", "request_remaining", "priority", "label_selectors"),
+        *("subcluster_selector", "strategy"),
+    ),
+}
+"""What is overridden or called here of Ray's private classes, with its parameters: see `check_names`."""
+_FAILURE_COUNTS = ("_worker_group_failures", "_controller_failures", "_preemption_failures")
+
+check_names(NAMES)
+check_attributes(DefaultFailurePolicy(FailureConfig()), *_FAILURE_COUNTS)
+check_attributes(ElasticScalingPolicy(ScalingConfig(num_workers=(1, 2))), "_requester_id", "scaling_config")
 
 ANSWER_TIMEOUT_S = 1.0
 """A node whose raylet takes no connection within this time is not counted, in seconds."""
@@ -95,7 +135,7 @@ class LanePolicy(ElasticScalingPolicy):
                 if (name := node["NodeID"]) in new - self._asked.keys():
                     self._asked[name] = time.monotonic()
                     environment = self.controller.within(CALL_TIMEOUT_S).environment()
-                    ask_node(node, environment, min(more, slots[name]))
+                    prestart_workers(node, environment, min(more, slots[name]))
         except Exception as error:  # it costs a slower start
             log.info("no spare process: %s", error)
         return all(time.monotonic() - self._asked[name] > WARM_S for name in new & self._asked.keys())
@@ -144,7 +184,8 @@ class ProgressPolicy(DefaultFailurePolicy):
         reached = self.reached()
         if reached > self._best:
             self._best = reached
-            self._worker_group_failures = self._controller_failures = self._preemption_failures = 0
+            for count in _FAILURE_COUNTS:
+                setattr(self, count, 0)
         return super().make_decision(training_failed_error)
 
     def _is_retryable_error(self, training_failed_error: Any) -> bool:
@@ -175,7 +216,7 @@ class DrainWatch(WorkerGroupCallback):
             return
         self._looked_at = now
         try:
-            leaving = self._nodes & set(ray._private.state.state.get_draining_nodes())
+            leaving = self._nodes & draining_nodes()
         except Exception as error:  # the cluster's head is busy or away: look again in a second
             log.warning("which nodes are about to be taken away is not known now: %s", error)
             return
@@ -223,7 +264,7 @@ def _reached(controller: ControllerClient) -> int:
 
 def usable_nodes(nodes: Iterable[dict[str, Any]]) -> set[str]:
     """Return the ids of the nodes that are alive, are not being drained, and answer."""
-    draining = ray._private.state.state.get_draining_nodes()
+    draining = draining_nodes()
     alive = [node for node in nodes if node["Alive"] and node["NodeID"] not in draining]
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(_answers, alive))
@@ -237,3 +278,20 @@ def _answers(node: dict[str, Any]) -> bool:
             return True
     except OSError:
         return False
+
+
+def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) -> None:
+    """Ask the cluster's autoscaler for nodes for so many more workers; the request expires by itself.
+
+    Ray's coordinator adds it to what Ray Train asks for its running groups; the public `ray.autoscaler.sdk` would be
+    overridden by it.
+    """
+    if num_workers < 1:
+        return
+    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(
+        coordinator.request_resources.remote(
+            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
+        )
+    )

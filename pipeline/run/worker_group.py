@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.files.s3 import PATIENCE_S
 from infra.cluster.config import ClusterConfig
-from infra.cluster.prestart import HOOK_VARIABLE
+from infra.cluster.ray_private import HOOK_VARIABLE
 from pipeline.run.worker_imports import HOOK
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ class SegmentRunner:
     def __call__(self, segment: Segment) -> None:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
-        from ray.train import FailureConfig, RunConfig
+        from ray.train import FailureConfig, LoggingConfig, RunConfig
         from ray.train.torch import TorchConfig
-        from ray.train.v2.api.config import LoggingConfig
 
         from pipeline.run.controller_client import ControllerClient
         from pipeline.run.ray_policies import GroupTrainer

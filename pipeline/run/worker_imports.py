@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from infra.cluster.prestart import import_all
+from infra.cluster.ray_private import WORKER_MODULES
 
 HOOK = "pipeline.run.worker_imports.warm_up"
 
 MODULES = (
-    "ray.train.v2._internal.execution.worker_group.worker",
-    "ray.train.v2.torch.train_loop_utils",
-    "ray.train.torch.config",
+    *WORKER_MODULES,
     "pipeline.run.worker",
     "torch._dynamo",  # the first optimizer imports it
     "torchmetrics.classification",

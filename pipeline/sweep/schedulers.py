@@ -10,6 +10,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from infra.cluster.ray_private import with_rungs
+
 
 class StageAsha(ASHAScheduler):
     """ASHA over stages. Trials of an earlier submission count as if they were of this one.
@@ -37,14 +39,14 @@ class StageAsha(ASHAScheduler):
             stop_last_trials=False,
         )
         # Every stage's end but the last one's is a rung; ASHA's own lie at powers of eta, as for thousands of steps.
-        self._brackets[0]._rungs = [(stage, {}) for stage in range(num_stages - 1, 0, -1)]
+        bracket = with_rungs(self, range(1, num_stages))
         self._end = end
         self.ended: set[str] = set()
         """Tune's ids of the trials that it has ended: those are done, unlike trials that were interrupted."""
         for number, values in enumerate(known):
             trial = SimpleNamespace(trial_id=f"earlier-{number}")
             for stage, value in enumerate(values, start=1):
-                self._brackets[0].on_result(trial, stage, value if highest else -value)
+                bracket.on_result(trial, stage, value if highest else -value)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """End the run of what is not among the best 1/eta so far."""

@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
 from infra.cluster.config import ClusterError
+from infra.cluster.ray_private import is_read
 from infra.storage.lease import KEY as LEASE_KEY
 from infra.storage.lease import LeaseError
 from infra.storage.open import open_storage
@@ -139,7 +140,7 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
 
 def _wait_until_told(callback: TuneReportCallback) -> None:
     """Wait until Tune has the stages' ends that came from the workers: its session can't take two reports at once."""
-    while not callback._training_actor_item_queue.empty():
+    while not is_read(callback):
         time.sleep(WAIT_S)
     time.sleep(WAIT_S)
 

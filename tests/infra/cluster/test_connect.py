@@ -1,13 +1,18 @@
-"""Connecting to a cluster that isn't there."""
+"""Connecting to a cluster that isn't there or refuses, and starting one on a machine that is too busy."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import ray
 
-from infra.cluster.connect import ROOT, check_port
+from infra.cluster.code_package import ROOT
+from infra.cluster.config import ClusterError, RayVersionError
+from infra.cluster.connect import check_port, join, start_ray, token_problem
 
 PROGRAM = """
 from infra.cluster.config import ClusterConfig, ClusterError
@@ -34,3 +39,153 @@ def test_only_addresses_with_a_port_are_looked_at() -> None:
             check_port(address, 1.0)
     for address in ("local", "auto", ""):
         check_port(address, 1.0)
+
+
+def failing(*errors: Exception) -> Callable[..., None]:
+    """A `ray.init` that raises one error after another, the last one for good."""
+    left = list(errors)
+
+    def init(**_: object) -> None:
+        raise left.pop(0) if len(left) > 1 else left[0]
+
+    return init
+
+
+UNAUTHENTICATED = "Unauthenticated: RPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+
+
+def refusal() -> Exception:
+    """As `ray.init` raises it."""
+    error = ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:6379")
+    error.__cause__ = RuntimeError(f"Failed to connect to GCS. Last connection error: Traceback\n{UNAUTHENTICATED}")
+    return error
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a token, and an environment without."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".ray").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("in_home", [False, True])
+@pytest.mark.parametrize("mode", ["", "disabled", "token"])
+@pytest.mark.parametrize("variable", ["", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_refusal_names_the_token_that_is_missing_or_wrong(
+    home: Path, monkeypatch: pytest.MonkeyPatch, in_home: bool, mode: str, variable: str
+) -> None:
+    if in_home:
+        (home / ".ray" / "auth_token").write_text("0" * 32)
+    for name in filter(None, [variable, "RAY_AUTH_MODE" if mode else ""]):
+        monkeypatch.setenv(name, mode if name == "RAY_AUTH_MODE" else "some")
+    said = token_problem()
+    if mode != "token":
+        assert "export RAY_AUTH_MODE=token" in said
+        assert f"RAY_AUTH_MODE is {mode or 'not set'}" in said
+        assert ("is sent then" in said) == bool(in_home or variable)
+    elif variable:
+        assert said.startswith(f"does not take the token of {variable}:")
+    elif in_home:
+        assert said.startswith(f"does not take the token in {home}/.ray/auth_token:")
+    else:
+        assert "here is none" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (refusal(), ClusterError, "the Ray cluster there wants a token"),
+        (ray.exceptions.AuthenticationError("no authentication token was found"), ClusterError, "wants a token"),
+        (ConnectionError("Failed to connect to Ray cluster"), ClusterError, "no Ray cluster answers there"),
+        (RuntimeError("Failed to get node info"), ClusterError, "no Ray cluster answers there"),
+        (ray.exceptions.RaySystemError("lost"), ClusterError, "no Ray cluster answers there"),
+        (
+            RuntimeError("Version mismatch: the cluster\n  Ray: 2.61"),
+            RayVersionError,
+            "Version mismatch: the cluster Ray",
+        ),
+    ],
+)
+def test_why_a_cluster_is_not_joined_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(ray, "init", failing(error))
+    with pytest.raises(ClusterError, match=r"^--address is 'auto': .+$") as caught:
+        join("auto", 1.0, name="--address")
+    assert type(caught.value) is kind
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+SLOW_STARTS = [
+    Exception("The current node timed out during startup. This could happen because some of the raylet failed."),
+    RuntimeError("Failed to start GCS.  Last 0 lines of error files:\n\n.Please check"),
+    ray.exceptions.RaySystemError("raylet died"),
+    TimeoutError(),
+]
+
+
+@pytest.mark.parametrize("error", SLOW_STARTS, ids=lambda error: type(error).__name__)
+def test_a_ray_that_does_not_start_is_one_line_with_the_cure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(ray, "init", failing(error))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(ClusterError, match=r"^Ray did not start on this machine in 3 tries .+ try again, or .+$"):
+        start_ray()
+
+
+def test_a_slow_start_is_tried_again_and_wrong_arguments_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def init(**_: object) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise SLOW_STARTS[len(tries)]
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    start_ray()
+    assert len(tries) == 3
+    monkeypatch.setattr(ray, "init", failing(ValueError("num_cpus is -1"), AssertionError("tried again")))
+    with pytest.raises(ValueError, match="num_cpus"):
+        start_ray()
+
+
+FROZEN = """
+import os, signal, threading, time
+import psutil
+from infra.cluster.config import ClusterConfig, ClusterError
+connect.START_TRIES = 1
+seen = set()
+def freeze():
+    while True:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if child.name() == "raylet" and child.pid not in seen:
+                    os.kill(child.pid, signal.SIGSTOP)
+                    seen.add(child.pid)
+            except (psutil.Error, ProcessLookupError):
+                pass
+        time.sleep(0.02)
+threading.Thread(target=freeze, daemon=True).start()
+try:
+    connect.connect(ClusterConfig(), num_workers=1)
+except ClusterError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_get_to_it_is_told_so_and_nothing_is_left_running(tmp_path: Path) -> None:
+    """A raylet that is paused as soon as it is there, as on a machine that is too busy."""
+    import psutil
+
+    command = [sys.executable, "-c", FROZEN]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.stdout.startswith("Ray did not start on this machine in 1 tries (The current node timed out")
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    session = [p for p in psutil.process_iter(["name", "status"]) if p.info["status"] == psutil.STATUS_STOPPED]
+    assert [process for process in session if process.info["name"] == "raylet"] == []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from infra.cluster.connect import ROOT
+from infra.cluster.code_package import ROOT
 from jobs.common.cli import UsageError, parse_recipe
 from jobs.recipes.solar_cells import demo
 from pipeline.config import TrainConfig
