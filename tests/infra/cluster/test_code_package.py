@@ -53,6 +53,19 @@ def test_every_module_under_version_control_is_copied() -> None:
     assert {path for path in tracked.stdout.split() if path.endswith(".py")} <= {*map(str, code_files(ROOT))}
 
 
+def test_rays_own_submission_leaves_out_what_lies_beside_the_code(checkout: Path) -> None:
+    """`ray job submit --working-dir .`, as docs/cluster.md has it: `.rayignore` is an allow-list, too."""
+    from ray._private.runtime_env.packaging import create_package
+
+    shutil.copy(ROOT / ".rayignore", checkout)
+    shutil.rmtree(checkout / "datasets" / "imagenet")  # inside of the packages it does not look
+    shutil.rmtree(checkout / "jobs" / "recipes" / ".ipynb")
+    package = checkout.parent / "package.zip"
+    create_package(str(checkout), package, include_gitignore=True, excludes=[])
+    assert package.stat().st_size < 4 * 2**20
+    assert {*map(str, code_files(checkout))} <= {*zipfile.ZipFile(package).namelist()}
+
+
 def test_the_same_code_is_the_same_archive(checkout: Path) -> None:
     """Ray names it by its bytes: another name is another environment, for which no spare process is ready."""
     with packed_code(checkout) as one:
