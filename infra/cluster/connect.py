@@ -85,12 +85,12 @@ def join(address: str, timeout_s: float, *, name: str, **arguments: Any) -> None
     """
     import ray
 
-    from infra.cluster.ray_private import limit_connect_tries
+    from infra.cluster.ray_private import connect_tries
 
-    limit_connect_tries(CONNECT_TRIES)
     try:
         check_port(address, timeout_s)
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **arguments)
+        with connect_tries(CONNECT_TRIES):
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **arguments)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise _why_not(f"{name} is {address!r}", error) from error
 

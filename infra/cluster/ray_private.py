@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
 from typing import Any
@@ -136,9 +137,15 @@ def use_token_of_user() -> None:
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def limit_connect_tries(tries: int) -> None:
+@contextmanager
+def connect_tries(tries: int) -> Iterator[None]:
     """Have `ray.init` try a cluster so often; by default 20 times, also after a wrong token, half a minute each."""
+    before = ray_constants.NUM_REDIS_GET_RETRIES
     ray_constants.NUM_REDIS_GET_RETRIES = tries
+    try:
+        yield
+    finally:
+        ray_constants.NUM_REDIS_GET_RETRIES = before
 
 
 def draining_nodes() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import ray
 from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterError, RayVersionError
 from infra.cluster.connect import check_port, join, start_ray, token_problem
+from infra.cluster.logs import PACKAGES
 
 PROGRAM = """
 from infra.cluster.config import ClusterConfig, ClusterError
@@ -189,3 +191,34 @@ def test_a_machine_that_does_not_get_to_it_is_told_so_and_nothing_is_left_runnin
     assert "Traceback" not in done.stderr
     session = [p for p in psutil.process_iter(["name", "status"]) if p.info["status"] == psutil.STATUS_STOPPED]
     assert [process for process in session if process.info["name"] == "raylet"] == []
+
+
+SHIPPED = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import ray
+from infra.cluster.config import ClusterConfig
+from infra.cluster.connect import connect
+assert connect(ClusterConfig(), num_workers=1) == ""
+@ray.remote
+def look():
+    import infra.cluster.connect
+    return os.getcwd(), infra.cluster.connect.__file__, sorted(os.listdir())
+place, module, found = ray.get(look.remote())
+assert module == os.path.join(place, "infra", "cluster", "connect.py"), module
+print([name for name in found if not name.startswith("__")])
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_larger_than_ray_takes_does_not_keep_a_checkout_from_training(tmp_path: Path) -> None:
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for place in ("imagenet", "datasets/imagenet"):
+        (tmp_path / place).mkdir()
+        with (tmp_path / place / "train.tar").open("wb") as stream:
+            stream.truncate(600 * 2**20)
+    done = subprocess.run(
+        [sys.executable, "-c", SHIPPED], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=True
+    )
+    assert done.stdout.strip() == str(sorted(PACKAGES))
