@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster.prestart import HOOK_VARIABLE, start_standby
+from infra.cluster.prestart import start_standby
+from infra.cluster.ray_private import HOOK_VARIABLE
 
 
 def mark() -> None:
