@@ -83,6 +83,15 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def cluster_address(ray_cluster: None) -> str:
+    """The address of `ray_cluster`, for a driver in a process of its own: `--cluster.address`."""
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
 @pytest.fixture(scope="session")
 def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A small classifier's run with its checkpoints and its data; not to be changed."""

@@ -104,11 +104,11 @@ def _in_stage(number: int) -> Callable[[RunStatus], bool]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-def test_a_run_that_trains_is_watched_and_told_what_to_do(ray_cluster: None, sqlite_uri: str, tmp_path: Path) -> None:
-    import ray
-
+def test_a_run_that_trains_is_watched_and_told_what_to_do(
+    cluster_address: str, sqlite_uri: str, tmp_path: Path
+) -> None:
     began_s = time.time()
-    run = LiveRun(tmp_path, ray.get_runtime_context().gcs_address, sqlite_uri)
+    run = LiveRun(tmp_path, cluster_address, sqlite_uri)
     try:
         run.wait_for("stage 1 trains", _in_stage(1))
         run.look_beside_it()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ import pytest
 from infra.storage.open import open_storage
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
-from tests.support.killing import run_until
+from tests.support.killing import done_once, run_until
 from tests.support.shards import write_shards
 
 
@@ -45,26 +42,6 @@ def records(place: Path) -> list[Record]:
     return read_records(open_storage(str(place / "runs" / "s")))
 
 
-@contextmanager
-def interrupted_once(condition: Callable[[], bool]) -> Iterator[None]:
-    """Send this process SIGINT when something is so; not any more at the end."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            if condition():
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def test_a_dry_run_prints_the_tree_and_writes_nothing(
     place: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +60,7 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
 ) -> None:
     command = arguments(place, sqlite_uri)
     # In its first stage already, when no trial has anything to report.
-    with interrupted_once(lambda: any((place / "runs").glob("s-*/config.json"))):
+    with done_once(lambda: any((place / "runs").glob("s-*/config.json")), lambda: os.kill(os.getpid(), signal.SIGINT)):
         assert main(command) == 3
     assert "the same command goes on" in capsys.readouterr().out
 

@@ -1,11 +1,10 @@
-"""The main job as a user runs it: in a process of its own, on a local Ray cluster that it starts."""
+"""The main job as a user runs it: on the tests' Ray cluster, and, where it is killed with it, on one of its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from infra.tracking.tracker import Tracker
 from jobs.train import main
 from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.checkpoint.format import Snapshot, newest_whole
-from tests.support.killing import ROOT, kill_family, run_until
+from tests.support.killing import ROOT, done_once, run_until
 from tests.support.shards import write_shards
 
 if TYPE_CHECKING:
@@ -36,13 +35,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, name: str, *more: str) -> list[str]:
+def arguments(place: Path, name: str, *more: str) -> list[str]:
     """The demo recipe, made small: two epochs a stage of 132 samples, a checkpoint every half epoch."""
     stages = [f"--stages.{index}.epochs=2" for index in range(4)] + [
         f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))
     ]
     return [
-        *(sys.executable, "-m", "jobs.train", "demo", "--name", name, "--storage", str(place / "runs")),
+        *("demo", "--name", name, "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
         *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2", "--profile", "2"),
@@ -51,10 +50,13 @@ def command(place: Path, name: str, *more: str) -> list[str]:
     ]
 
 
-def run(place: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(place, name, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
-    )
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.train", *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the job in a process of its own."""
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
 def newest(place: Path, name: str) -> Snapshot | None:
@@ -63,7 +65,9 @@ def newest(place: Path, name: str) -> Snapshot | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(place: Path) -> None:
+def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(
+    place: Path, cluster_address: str
+) -> None:
     """That its weights are those of an undisturbed run is seen in tests/chaos/test_chaos.py."""
 
     def mid_epoch_of_stage_2() -> bool:
@@ -74,11 +78,12 @@ def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_on
             len(state.stage_starts) == 2 and state.cursor % SAMPLES_PER_EPOCH != 0 and len(state.stage_results[1]) > 0
         )
 
-    run_until(command(place, "killed"), mid_epoch_of_stage_2, pause_s=0.02)
+    # On a cluster of its own, which dies with it.
+    run_until(command(*arguments(place, "killed")), mid_epoch_of_stage_2, pause_s=0.02)
     at = newest(place, "killed")
     assert at is not None
     assert len(at.state.stage_starts) == 2
-    again = run(place, "killed")
+    again = run(*arguments(place, "killed", "--cluster.address", cluster_address))
     assert again.returncode == 0, again.stderr
     assert f"killed resumes at cursor {at.state.cursor}" in again.stdout
     _check_record(place, "killed")
@@ -128,55 +133,54 @@ def _lose_a_row(place: Path, name: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_submitting_a_finished_run_says_so_and_another_config_is_refused(place: Path) -> None:
-    first = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
-    assert first.returncode == 0, first.stderr
-    again = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
-    assert again.returncode == 0
-    assert "twice is finished" in again.stdout
+@pytest.mark.usefixtures("ray_cluster")
+def test_submitting_a_finished_run_says_so_and_another_config_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = arguments(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert main(twice) == 0
+    assert main(twice) == 0
+    assert "twice is finished" in capsys.readouterr().out
     _lose_a_row(place, "twice")
-    last = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    last = run(*twice)
     assert (last.returncode, last.stderr) == (0, "")
     assert "what MLflow had missed of it is at sqlite:///" in last.stdout
     client, record = _client(place), _record(place, "twice")
     assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
     assert record.info.status == "FINISHED"
-    other = run(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)), "--seed", "1")
-    assert other.returncode == 2
-    assert other.stderr.count("\n") == 1
-    assert "seed: 0 -> 1" in other.stderr
+    assert "seed: 0 -> 1" in refused(*twice, "--seed", "1")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(place: Path) -> None:
-    ended = run(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")
-    assert ended.returncode == 1, ended.stderr
-    assert "error: diverged failed: the loss is nan at cursor" in ended.stdout
-    assert "Traceback" not in ended.stdout
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(place, "diverged", "--optimizer.lr", "1e30", "--optimizer.warmup-epochs", "0")) == 1
+    said = "".join(capsys.readouterr())
+    assert "error: diverged failed: the loss is nan at cursor" in said
+    assert "Traceback" not in said
     assert _record(place, "diverged").info.status == "FAILED"
     assert not (place / "runs" / "diverged" / ".lease").exists()
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_it_is_back(place: Path) -> None:
-    patience = ("--checkpoint.give-up-s", "2")
-    first = subprocess.Popen(
-        command(place, "away", *patience), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        while newest(place, "away") is None:
-            assert first.poll() is None, "it ended before its storage went away"
-            time.sleep(0.05)
-        folder, aside = place / "runs" / "away" / "checkpoints", place / "aside"
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_it_is_back(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, aside = place / "runs" / "away" / "checkpoints", place / "aside"
+    away = arguments(place, "away", "--checkpoint.give-up-s", "2")
+
+    def lose_the_storage() -> None:
         folder.rename(aside)
         folder.write_text("")
-        said = first.communicate(timeout=280)[0]
-    finally:
-        if first.poll() is None:
-            kill_family(first)
-    assert first.returncode == 1, said
+
+    with done_once(lambda: newest(place, "away"), lose_the_storage):
+        assert main(away) == 1
+    said = "".join(capsys.readouterr())
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: away failed: no checkpoint could be written for")
     assert str(folder) in line
@@ -186,9 +190,8 @@ def test_a_run_whose_storage_stays_away_ends_with_a_clear_line_and_goes_on_once_
     aside.rename(folder)
     at = newest(place, "away")
     assert at is not None
-    again = run(place, "away", *patience)
-    assert again.returncode == 0, again.stderr
-    assert f"away resumes at cursor {at.state.cursor}" in again.stdout
+    assert main(away) == 0
+    assert f"away resumes at cursor {at.state.cursor}" in capsys.readouterr().out
     _check_record(place, "away")
 
 
@@ -202,7 +205,7 @@ def refused(*arguments: str) -> str:
 
 def test_a_user_mistake_is_one_line_before_any_worker_starts(place: Path, tmp_path: Path) -> None:
     def train(*more: str) -> str:
-        return refused(*command(place, "wrong", *more)[3:])
+        return refused(*arguments(place, "wrong", *more))
 
     assert "holds no .tar shard" in train("--data.train", str(tmp_path))
     assert "--sed" in train("--sed", "1")
@@ -216,8 +219,7 @@ def test_a_user_mistake_is_one_line_before_any_worker_starts(place: Path, tmp_pa
 
 
 def test_a_user_mistake_ends_with_exit_code_2() -> None:
-    demmo = [sys.executable, "-m", "jobs.train", "demmo"]
-    ended = subprocess.run(demmo, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    ended = run("demmo")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.count("\n") == 1
     assert "did you mean demo?" in ended.stderr

@@ -1,12 +1,14 @@
-"""The end that no process can prepare for."""
+"""The end that no process can prepare for, and what else happens beside a run."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -34,3 +36,23 @@ def kill_family(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Non
         except ProcessLookupError:
             continue
     process.wait()
+
+
+@contextmanager
+def done_once(condition: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
+    """Beside the body: do something as soon as something is so, in another thread; not any more at the body's end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if condition():
+                action()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

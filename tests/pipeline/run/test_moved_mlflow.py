@@ -38,12 +38,9 @@ def servers(tmp_path: Path) -> Iterator[tuple[MlflowServer, MlflowServer]]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
-    make_config: MakeConfig, servers: tuple[MlflowServer, MlflowServer]
+    make_config: MakeConfig, servers: tuple[MlflowServer, MlflowServer], cluster_address: str
 ) -> None:
-    import ray
-
     old, new = servers
     first, second = make_config().stages
     config = make_config(
@@ -61,8 +58,7 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
         cursor = _cursor(controller.status())
         _wait(controller, lambda status: _cursor(status) > cursor)  # rows wait now
         new.start()
-        address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-m", "jobs.control", "moved", "tracking", new.url, "--address", address]
+        command = [sys.executable, "-m", "jobs.control", "moved", "tracking", new.url, "--address", cluster_address]
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert told.returncode == 0, told.stderr
         assert f"moved: the record goes on at {new.url} from the next decision point" in told.stdout

@@ -86,43 +86,59 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         yield started
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(850)
-def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.fixture
+def run(nodes: Nodes, tmp_path: Path) -> Iterator[Run]:
     run = Run(tmp_path, nodes.address)
-    try:
-        run.wait_for_group(0, workers=2)
-        nodes.kill(nodes.nodes[1])
-        run.wait_for_group(1, workers=1)
-        nodes.add()
-        run.wait_for_group(2, workers=2)
-        nodes.drain(nodes.nodes[1], grace_s=30)
-        run.wait_for_group(3, workers=1)
-        nodes.kill(nodes.nodes[1])
-        run.wait_for_group(3, workers=1, steps=60)
-        printed = run.stop()
-    finally:
-        run.process.kill()
-        run.process.wait()
-    assert "a node is about to be taken away" in printed
-    assert printed.count("grows from 1 to 2 workers") == 1  # the same line again is not repeated
-    _check_samples(run)
+    yield run
+    run.process.kill()
+    run.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_lost_node_costs_no_sample(nodes: Nodes, run: Run) -> None:
+    run.wait_for_group(0, workers=2)
+    nodes.kill(nodes.nodes[1])
+    run.wait_for_group(1, workers=1)
+    run.stop()
+    _check_samples(run, [2, 1])
     _check_record(run)
 
 
-def _check_samples(run: Run) -> None:
+@pytest.mark.soak
+@pytest.mark.timeout(850)
+def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, run: Run) -> None:
+    run.wait_for_group(0, workers=2)
+    nodes.kill(nodes.nodes[1])
+    run.wait_for_group(1, workers=1)
+    nodes.add()
+    run.wait_for_group(2, workers=2)
+    nodes.drain(nodes.nodes[1], grace_s=30)
+    run.wait_for_group(3, workers=1)
+    nodes.kill(nodes.nodes[1])
+    run.wait_for_group(3, workers=1, steps=60)
+    printed = run.stop()
+    assert "a node is about to be taken away" in printed
+    assert printed.count("grows from 1 to 2 workers") == 1  # the same line again is not repeated
+    trained = _check_samples(run, [2, 1, 2, 1])
+    for before, after in ((1, 2), (2, 3)):  # grown, drained: handed over, nothing is trained twice
+        assert trained[after].cursors[0] == trained[before].cursors[-1] + BATCH
+    _check_record(run)
+
+
+def _check_samples(run: Run, num_workers: list[int]) -> list[Group]:
+    """The groups had so many workers, and used each sample once; return them."""
     trained = run.groups()
-    assert [group.world_size for group in trained] == [2, 1, 2, 1]
+    assert [group.world_size for group in trained] == num_workers
     saved, skipped = newest_whole(open_storage(run.folder / "runs" / "elastic"))
     assert saved is not None
     assert skipped == []
     stop = saved.state.cursor
     assert stop == trained[-1].cursors[-1] + BATCH  # stopped with a checkpoint
-    for before, after in ((1, 2), (2, 3)):  # grown, drained: handed over, nothing is trained twice
-        assert trained[after].cursors[0] == trained[before].cursors[-1] + BATCH
     steps = final_steps(trained, stop)
     check_each_once(steps, stop=stop, batch_size=BATCH)
     _check_ids(run, steps, stop)
+    return trained
 
 
 def _check_ids(run: Run, steps: dict[int, dict[int, dict[str, list[int]]]], stop: int) -> None:
