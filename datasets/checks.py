@@ -13,7 +13,7 @@ from datasets.shards.resolve import DatasetManifest, load_manifest
 
 
 def data_fingerprint(order: SampleOrder, manifest: DatasetManifest) -> str:
-    """Return the digest of which samples a run uses and in which order: what a run that goes on must find again."""
+    """Return the digest of which samples a run uses and in which order: what a run that continues must find again."""
     return hashlib.sha256(f"{order.fingerprint} {manifest.fingerprint}".encode()).hexdigest()[:32]
 
 

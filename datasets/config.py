@@ -21,7 +21,7 @@ class DataConfig:
     val: str = "data/val"
     """Validation shards, as `train`."""
     train_weights: tuple[float, ...] = ()
-    """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and goes on
+    """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and continues
     in the next epoch where it ended in this one, so that over the epochs all are used equally often. Empty: all of
     everything."""
     pyramid: bool = True

@@ -1,7 +1,7 @@
 """Tells Ray that AWS is about to take this spot node away: `python -m infra.spot_watch`, beside `ray start`.
 
 AWS gives two minutes' notice, in the machine's metadata. Ray then drains the node, and a run that has workers on it
-writes a checkpoint and goes on elsewhere.
+writes a checkpoint and continues elsewhere.
 """
 
 from __future__ import annotations

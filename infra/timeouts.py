@@ -10,7 +10,7 @@ def call_with_timeout(seconds: float, call: Callable[[], None]) -> None:
     """Carry out a call in a thread of its own, and wait for it so long. Its error is raised here.
 
     Raises:
-        TimeoutError: it has not ended; its thread goes on, and keeps no process alive.
+        TimeoutError: it has not ended; its thread continues, and keeps no process alive.
     """
     errors: list[BaseException] = []
     ended = threading.Event()

@@ -1,6 +1,6 @@
 """Compare runs: `python -m jobs.compare COMPARISON [--recipe RECIPE] [--field value ...]`, or several RECIPES.
 
-Trains what isn't trained yet, one run after the other, and makes one report. The same command goes on.
+Trains what isn't trained yet, one run after the other, and makes one report. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Compare:
                 found, to_train = find_run(run, self.metric)
                 found = found or self._trained(to_train, label, parent)
             if found is None:
-                self.console.print(f"{self.comparison.name}: stopped; the same command goes on")
+                self.console.print(f"{self.comparison.name}: stopped; run the same command again to resume")
                 return None
             score = f"{self.metric} {found.score:.4f}, {found.evaluations[-1].train_s:.1f} s of training"
             self._say(f"{label}: {score}{', reused ' + found.name if found.reused else ''}")
@@ -129,7 +129,9 @@ class _Compare:
                 f"{config.name} can't be compared: {error}; the same command trains it again under another name"
             ) from None
         if trained is None:
-            raise RuntimeError(f"{config.name} has ended without its last checkpoint; the same command goes on with it")
+            raise RuntimeError(
+                f"{config.name} has ended without its last checkpoint; run the command again to resume it"
+            )
         return replace(trained, reused=False)
 
     def _say(self, line: str) -> None:

@@ -79,7 +79,7 @@ def decision_of(command: str, arguments: Sequence[str]) -> Decision:
 
 
 def tracking_uri(arguments: Sequence[str]) -> str:
-    """Return the address that a run's record is to go on at, if an MLflow server answers there.
+    """Return the address that a run's record is to continue at, if an MLflow server answers there.
 
     Raises:
         ValueError: none does, or it is no server's address.
@@ -131,8 +131,8 @@ def main(argv: Sequence[str]) -> int:
     if options.run in others:
         print(f"{options.run}: {answers[0] if answers else 'its controller has ended or does not answer'}")
         return 0 if answers else 1
-    there = f"there are {', '.join(others)}" if others else "no run is on"
-    print(f"error: no run named {options.run!r} is on: {there}", file=sys.stderr)
+    there = f"there are {', '.join(others)}" if others else "no active runs"
+    print(f"error: no active run is named {options.run!r}: {there}", file=sys.stderr)
     return 2
 
 

@@ -24,7 +24,7 @@ class Options:
     """Options of the prediction."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its newest whole checkpoint is meant), a checkpoint's folder, or a file that
+    """A run's name or folder (its latest valid checkpoint is meant), a checkpoint's folder, or a file that
     `jobs.export` wrote. A .pt2 file is a program: use only one whose origin you know."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of them."""

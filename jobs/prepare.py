@@ -37,7 +37,7 @@ class PrepareConfig:
     """Write the images of a source as WebDataset shards to OUT/train and OUT/val, each with a manifest, and report on
     them: images of each class and split, files that were left out and why, images that stand twice.
 
-    Interrupt it at any time: the same command goes on where it was. `jobs.prepare SOURCE --help` lists the options.
+    Interrupt it at any time: run the same command again to resume. `jobs.prepare SOURCE --help` lists the options.
     """
 
     source: tyro.conf.OmitArgPrefixes[AnySource]
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; what is finished is kept: put it right and run again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is finished", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 

@@ -20,7 +20,7 @@ class PyramidConfig:
     """Write smaller copies of a dataset's shards, which stages of small images then read by themselves.
 
     URL holds the manifest of the shards (`jobs.index`); the copies are written to URL/short-SIDE. Interrupt it at any
-    time: the same command goes on where it was.
+    time: run the same command again to resume.
     """
 
     url: Annotated[str, tyro.conf.Positional]

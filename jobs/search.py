@@ -1,6 +1,6 @@
 """Search for an architecture around a recipe's: `python -m jobs.search RECIPE [--field value ...]`.
 
-The same command goes on with a search that was stopped or killed.
+Run the same command again to resume a search that was stopped or killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show the runs that are on: `python -m jobs.status [RUN] [--watch] [--json] [--address HOST:PORT]`."""
+"""Show active runs: `python -m jobs.status [RUN] [--watch] [--json] [--address HOST:PORT]`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Options:
     """What is shown, and how."""
 
     run: Annotated[str, tyro.conf.Positional] = ""
-    """Name of a run, or of a sweep or search, for its trials that are on; none: all runs."""
+    """Name of a run, or of a sweep or search, for its active trials; none: all runs."""
     watch: bool = False
     """Show it again and again, until the runs have ended."""
     every_s: float = 2.0
@@ -41,7 +41,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the runs once, or until they end. Exit code 1: no such run is on."""
+    """Show the runs once, or until they end. Exit code 1: there is no such active run."""
     options = parse(
         Options, argv, prog="python -m jobs.status", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     looks = visit(options.address, lambda: _statuses(options.run))
     some = [address for address, found in looks.items() if found]
     if not some:
-        print(f"no run named {options.run!r} is on" if options.run else "no run is on")
+        print(f"no active run is named {options.run!r}" if options.run else "no active runs")
         return 1
     _show(console, options, _flat(looks))
     if options.watch:

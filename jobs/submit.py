@@ -27,7 +27,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Submit and follow. Exit code 1: the job failed; 0: it succeeded, or goes on without us."""
+    """Submit and follow. Exit code 1: the job failed; 0: it succeeded, or continues without us."""
     if not argv or argv[0] in ("-h", "--help"):
         parse_recipe(argv, prog="python -m jobs.submit")
     recipe, *rest = argv
@@ -55,7 +55,7 @@ def _follow(client: Any, job_id: str) -> int:
         status = follow(client, job_id)
     except KeyboardInterrupt:
         if not _wants_stop():
-            print(f"\n{job_id} goes on: `ray job logs --follow {job_id}` shows it, `ray job stop {job_id}` stops it")
+            print(f"\n{job_id} continues: `ray job logs --follow {job_id}` shows it, `ray job stop {job_id}` stops it")
             return 0
         client.stop_job(job_id)
         print("stopping with a checkpoint", flush=True)
@@ -69,11 +69,11 @@ def _follow(client: Any, job_id: str) -> int:
 
 
 def _wants_stop() -> bool:
-    """Ask what Ctrl-C means; without a terminal it means that the job goes on."""
+    """Ask what Ctrl-C means; without a terminal it means that the job continues."""
     if not sys.stdin.isatty():
         return False
     try:
-        return input("\n[d]etach, the job goes on, or [s]top it with a checkpoint? ").strip().lower().startswith("s")
+        return input("\n[d]etach, the job continues, or [s]top it with a checkpoint? ").strip().lower().startswith("s")
     except (EOFError, KeyboardInterrupt):
         return False
 

@@ -1,4 +1,4 @@
-"""Sweep over a recipe's regularization: `python -m jobs.sweep RECIPE [--field value ...]`. The same command goes on."""
+"""Sweep over a recipe's regularization: `python -m jobs.sweep RECIPE [--field value ...]`. It resumes."""
 
 from __future__ import annotations
 

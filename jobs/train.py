@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
     if status.phase == "stopped":
-        console.print(f"stopped at cursor {progress.cursor}; the same command resumes it")
+        console.print(f"stopped at cursor {progress.cursor}; run the same command again to resume it")
     return 0
 
 

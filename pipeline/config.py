@@ -193,7 +193,7 @@ class TrainConfig:
     storage: str = "runs"
     """Folder or `s3://bucket/prefix` under which the run's checkpoints go, in a folder of the run's name."""
     resume_from: str = ""
-    """Another run's folder or checkpoint, local or `s3://`, that this run goes on from with everything: weights,
+    """Another run's folder or checkpoint, local or `s3://`, that this run resumes from with everything: weights,
     optimizer, cursor. Only until it has a checkpoint of its own. For weights alone there is `model.init_from`."""
     seed: int = 0
     """Seed of everything random: weights, sample order, augmentation, Mixup, dropout."""

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _DOWNLOADS_AT_ONCE = 4
 _LOOK_AGAIN_S = 1.0
 RETRY_S = 60.0
-"""Pause after something went wrong, as a full disk: it may be cured, while reading goes on by ranges."""
+"""Pause after something went wrong, as a full disk: it may be cured, while reading continues by ranges."""
 _PLAN_DTYPE = np.dtype([("key", "S32"), ("next_use", "<i8")])
 
 Plan = Callable[[int], Iterable[tuple[int, int]]]
@@ -75,7 +75,7 @@ class Prefetcher:
                 try:
                     with PublishedPlan(self._cache.folder) as published:
                         self._fill(published, pool)
-                except Exception as error:  # reading goes on by ranges, and raises there what can't be read at all
+                except Exception as error:  # reading continues by ranges, and raises there what can't be read at all
                     self._say(error)
                     self._stop.wait(RETRY_S)
 
@@ -98,7 +98,7 @@ class Prefetcher:
         line = str(error) if known else f"{type(error).__name__}: {error}"
         if (kind := re.sub(r"[\d.]+", "", line)) not in self._said:
             self._said.add(kind)
-            log.error("the shard cache is not filled now, and reading goes on by ranges: %s", line, exc_info=not known)
+            log.error("the shard cache is not filled now, reading continues by ranges: %s", line, exc_info=not known)
 
     def _make_plan(self, published: PublishedPlan) -> None:
         self._planned = self._cursor

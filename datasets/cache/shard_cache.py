@@ -3,7 +3,7 @@
 A folder of whole shards, named by the digest of URL and ETag. A shard that is on its way is `NAME.UNIQUE.part`, locked
 by the process that downloads it; when it is whole it is renamed. A process that dies leaves an unlocked part, which the
 next one removes. What is in the folder changes under one lock, `cache.lock`; so a name is removed only while it is sure
-whose it is. What is evicted is unlinked: a process that still reads it goes on.
+whose it is. What is evicted is unlinked: a process that still reads it continues.
 
 Several users share a folder that all of them can write: what is made in it is as readable as the folder is.
 """

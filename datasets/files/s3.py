@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from infra.storage.s3 import S3Storage
 
 PATIENCE_S = 900.0
-"""For how long reading samples goes on trying while the server is down or busy."""
+"""How long reading samples is retried while the server is down or busy."""
 CHECK_PATIENCE_S = 30.0
 """The same for what a user waits for: lists and manifests."""
 

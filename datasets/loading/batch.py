@@ -35,7 +35,7 @@ class Batch:
     """Replaced in training, left out in evaluation: a batch of an evaluation may have no other samples at all"""
 
     def pin_memory(self) -> Batch:
-        """Copy to page-locked memory, so that the device can fetch it while the host goes on."""
+        """Copy to page-locked memory, so that the device can fetch it while the host continues."""
         masks = None if self.masks is None else self.masks.pin_memory()
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), masks=masks)
 

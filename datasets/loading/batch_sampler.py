@@ -73,7 +73,7 @@ class _Mix:
         self._used_ends, self._starts = np.cumsum(self._used), np.cumsum(self._counts) - self._counts
 
     def samples(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """Return the sample ids of the order's ids: each epoch goes on in the shard where the one before ended."""
+        """Return the sample ids of the order's ids: each epoch continues in the shard where the one before ended."""
         shard = np.searchsorted(self._used_ends, ids, side="right")
         within = ids - (self._used_ends[shard] - self._used[shard]) + epochs * self._used[shard]
         return self._starts[shard] + within % self._counts[shard]

@@ -16,21 +16,21 @@ MAX_MESSAGES = 20
 
 
 class CorruptionLog:
-    """Logs what a loader's batches say of damaged samples; one that comes again is not logged again."""
+    """Logs what a loader's batches say of corrupt samples; one that comes again is not logged again."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def add(self, batch: Batch) -> None:
-        """Log a batch's damaged samples."""
+        """Log a batch's corrupt samples."""
         for sample in batch.damaged:
             if sample.message not in self._known:
-                log.warning("damaged sample: %s", sample.message)
+                log.warning("corrupt sample: %s", sample.message)
                 self._known.add(sample.message)
 
 
 def is_too_much(count: int, samples: int, max_share: float) -> bool:
-    """Say whether so many damaged samples of an epoch or a validation set of `samples` end a run.
+    """Say whether so many corrupt samples of an epoch or a validation set of `samples` end a run.
 
     The share is of all samples, not of those seen so far: where the damaged ones lie makes no difference.
     """
@@ -38,7 +38,7 @@ def is_too_much(count: int, samples: int, max_share: float) -> bool:
 
 
 def corruption_error(count: int, samples: int, max_share: float, what: str, messages: Sequence[str]) -> DataError:
-    """Return the error of too many damaged samples, with a list of some."""
+    """Return the error of too many corrupt samples, with a list of some."""
     known = sorted(set(messages))
     shown = "; ".join(known[:MAX_MESSAGES]) + ("; and more" if count > min(len(known), MAX_MESSAGES) else "")
     return DataError(

@@ -130,9 +130,9 @@ class Samples(Dataset[Batch]):
             except (ValueError, OverflowError, MemoryError) as error:
                 if isinstance(error, DataError):
                     raise
-                log.debug("replacement %s is damaged too: %s", other, error)
+                log.debug("replacement %s is corrupt too: %s", other, error)
         raise DataError(
-            f"{reader.manifest.shards[0].index_folder}: {_REPLACEMENTS} samples in a row are damaged; "
+            f"{reader.manifest.shards[0].index_folder}: {_REPLACEMENTS} samples in a row are corrupt; "
             "write the shards again"
         )
 

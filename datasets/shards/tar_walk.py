@@ -198,7 +198,7 @@ class TarWalk:
         return _Extended(types, name, sparse, _pax_size(records, offset))
 
     def _after_sparse_map(self, block: bytes, offset: int) -> int:
-        """Return where the data of an old GNU sparse member begin: after the blocks that go on with its map."""
+        """Return where the data of an old GNU sparse member begin: after the blocks that continue with its map."""
         more = block[482]
         while more:
             data = self._block(offset)

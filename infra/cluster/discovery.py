@@ -1,4 +1,4 @@
-"""The runs that are on: their controllers, found from any process that reaches their Ray cluster."""
+"""Active runs: their controllers, found from any process that reaches their Ray cluster."""
 
 from __future__ import annotations
 

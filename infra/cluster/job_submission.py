@@ -112,7 +112,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
         except (RuntimeError, OSError) as error:
             if time.monotonic() - heard > LOST_AFTER_S:
                 raise ClusterError(
-                    f"the Ray dashboard does not answer any more ({type(error).__name__}); the job may well go on: "
+                    f"the Ray dashboard does not answer any more ({type(error).__name__}); the job may well continue: "
                     f"`ray job status {job_id}` once it is back"
                 ) from None
         time.sleep(RECONNECT_S)

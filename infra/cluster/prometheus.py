@@ -17,7 +17,7 @@ GAUGES = {
     "crescendo_data_wait_share": "Share of the time that training waited for data (0 to 1)",
     "crescendo_loss": "Training loss",
     "crescendo_epoch": "Epochs trained",
-    "crescendo_stage": "Training stage that is on, from 1",
+    "crescendo_stage": "Current training stage, from 1",
     "crescendo_image_size": "Image size of the stage, in pixels",
     "crescendo_workers": "Training workers",
     "crescendo_seconds_left": "Estimated seconds to the run's end",

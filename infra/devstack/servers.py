@@ -125,7 +125,7 @@ class Server:
         self._signal(signal.SIGSTOP)
 
     def proceed(self) -> None:
-        """Let a paused one go on."""
+        """Let a paused one continue."""
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:

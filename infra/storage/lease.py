@@ -35,7 +35,7 @@ LOOK_S = 0.5
 
 
 class LeaseError(ValueError):
-    """The run is going on elsewhere."""
+    """The run is in progress elsewhere."""
 
 
 class Lease:

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
-"""For how long a call goes on trying while the server is down or busy."""
+"""How long a call is retried while the server is down or busy."""
 CHECK_PATIENCE_S = 5.0
 """The same for `check_writable`, behind which a user waits."""
 SAY_AFTER_S = 5.0

@@ -124,7 +124,7 @@ class MlflowRun:
 def open_run(
     uri: str, experiment_id: str, *, name: str, key: str, run_id: str | None, parent_run_id: str | None
 ) -> MlflowRun:
-    """Find the run `run_id`, else the one that carries `key`, else make one. A finished one goes on running.
+    """Find the run `run_id`, else the one that carries `key`, else make one. A finished one continues running.
 
     A run that was made by a call whose answer was lost is found by its key.
     """

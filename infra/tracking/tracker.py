@@ -187,7 +187,7 @@ class Tracker:
             try:
                 self._send()
                 pause = self.config.send_interval_s
-            except Exception as error:  # whatever goes wrong with tracking, training goes on
+            except Exception as error:  # whatever goes wrong with tracking, training continues
                 self._note_failure(error)
                 pause = min(2 * pause, MAX_PAUSE_S)
             with self._quiet:
@@ -232,7 +232,7 @@ class Tracker:
             self._files_wait_until = 0.0
         except Exception as error:
             if not self._files_wait_until:
-                log.warning("tracking: artifacts wait, metrics go on: %s", one_line(error))
+                log.warning("tracking: artifacts wait, metrics continue: %s", one_line(error))
             self._files_wait_until = time.monotonic() + FILES_PAUSE_S
 
     def _connect(self) -> MlflowRun:
@@ -298,12 +298,12 @@ class Tracker:
             self._run = None  # deleted, or another database stands behind the server now: find or make it again
         if not self._down_since:
             self._down_since = time.monotonic()
-            log.warning("tracking waits, training goes on: %s", explained(self.config, error))
+            log.warning("tracking waits, training continues: %s", explained(self.config, error))
         self._problem = str(explained(self.config, error))
 
     def _note_success(self) -> None:
         if self._down_since:
-            log.warning("tracking goes on after %.0f s: all is sent", time.monotonic() - self._down_since)
+            log.warning("tracking resumed after %.0f s: all is sent", time.monotonic() - self._down_since)
         self._down_since, self._problem = 0.0, ""
 
 

@@ -65,7 +65,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def _order(options: Options) -> dict[str, float]:
-    """Time from nothing to the first batch's ids of all lanes, at positions all over the run, and its memory."""
+    """Time from a cold start to the first batch's ids of all lanes, at positions all over the run, and its memory."""
     counts = np.full(options.shards, options.samples // options.shards)
 
     def seek(number: int) -> SampleOrder:
@@ -159,7 +159,7 @@ def as_table(found: dict[str, float], options: Options) -> Table:
     table.add_column("measured", justify="right")
     batch = f"{options.batch_size} x {options.image_size} px"
     for what, value in (
-        (f"from nothing to a first batch's ids, median of {options.rounds}", f"{found['seek_wall_ms']:.0f} ms"),
+        (f"from a cold start to a first batch's ids, median of {options.rounds}", f"{found['seek_wall_ms']:.0f} ms"),
         ("the same, CPU time", f"{found['seek_cpu_ms']:.0f} ms"),
         ("the order: kept / at its peak", f"{found['order_mb']:.1f} / {found['order_peak_mb']:.1f} MB"),
         ("the manifest", f"{found['manifest_mb']:.1f} MB"),

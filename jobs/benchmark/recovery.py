@@ -127,7 +127,7 @@ def _show(times: dict[str, list[float]]) -> None:
     said = {
         "start": "submission",
         "worker": "a worker's SIGKILL",
-        "node": "a node's SIGKILL (goes on with one worker)",
+        "node": "a node's SIGKILL (continues with one worker)",
         "grow": "the node being back (with two workers)",
         "hand over": "the last one of the smaller group",
     }

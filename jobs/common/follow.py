@@ -47,7 +47,8 @@ def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
             return follower.follow()
     except ControllerLostError:
         raise RuntimeError(
-            "its controller was lost, with its process or its node; the same command goes on from the newest checkpoint"
+            "its controller was lost, with its process or its node; run the same command again to resume from the "
+            "latest valid checkpoint"
         ) from None
     except ControllerAwayError as error:
         raise RuntimeError(str(error)) from error
@@ -74,7 +75,7 @@ class Follower:
                 self._show_notes(self.controller.status())
             try:
                 return self.run.result()
-            except ControllerAwayError:  # its answer is lost, but the run goes on
+            except ControllerAwayError:  # its answer is lost, but the run continues
                 return self._follow_status(shown)
 
     def _follow_status(self, live: Live | None) -> RunStatus:

@@ -25,7 +25,7 @@ def no_files(records: Sequence[Record]) -> dict[str, bytes]:
 def train_study(
     console: Console, study: Study, options: StudyOptions, ledger: Ledger, *, files: Files = no_files
 ) -> Result:
-    """Train the trials; Ctrl-C saves what runs and ends. Says how to go on where trials are left."""
+    """Train the trials; Ctrl-C saves what runs and ends. Says how to continue where trials are left."""
     from jobs.common.trials_view import TrialsBoard
     from pipeline.sweep.runner import StudyRunner
 
@@ -34,7 +34,7 @@ def train_study(
     if not result.whole:
         done = sum(record.state != "open" for record in result.records)
         console.print(
-            f"{study.base.name}: stopped with {done} of {options.max_trials} trials done; the same command goes on"
+            f"{study.base.name}: stopped with {done} of {options.max_trials} trials done; run it again to resume"
         )
     for record in result.records:
         if record.state == "failed":

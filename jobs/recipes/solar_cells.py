@@ -57,7 +57,7 @@ def elpv_transfer() -> TrainConfig:
 
     As the paper fine-tunes: a low rate, a cosine, no weight decay; all weights are trained.
     `python -m jobs.weights efficientnet_lite0 --out data/lite0.safetensors` makes the file. Accuracy over three seeds:
-    0.842, where training from nothing gives 0.782 (docs/transfer.md).
+    0.842, where training from scratch gives 0.782 (docs/transfer.md).
     """
     base = elpv_scratch()
     return replace(
@@ -80,7 +80,7 @@ def elpv_frozen() -> TrainConfig:
 
 
 def elpv_scratch() -> TrainConfig:
-    """What elpv_transfer is compared with: the same model, data and steps, from nothing, at the demo's rate.
+    """What elpv_transfer is compared with: the same model, data and steps, from scratch, at the demo's rate.
 
     Accuracy over three seeds: 0.782 (docs/transfer.md).
     """

@@ -36,7 +36,7 @@ class SaverEvents(Protocol):
         """Older checkpoints that aren't kept are gone. May raise StorageError: the next one's turn will do."""
 
     def waits(self, line: str) -> None:
-        """Storage didn't take a checkpoint; training goes on, and it will be tried again."""
+        """Storage didn't take a checkpoint; training continues, and it will be tried again."""
 
     def gave_up(self, line: str) -> None:
         """Storage didn't take any checkpoint for too long: the run must end."""
@@ -98,7 +98,7 @@ class Saver:
                 self._refused = _one_line(error)
                 if self._gives_up():
                     return
-                self.events.waits(f"a checkpoint waits for storage, training goes on: {self._refused}")
+                self.events.waits(f"a checkpoint waits for storage, training continues: {self._refused}")
                 with self._changed:
                     self._waiting = self._waiting or snapshot
                 time.sleep(RETRY_S)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole and verified, or not there. Here their tensors; in `catalog.py` what needs no PyTorch.
+"""Checkpoints: valid, or not there. Here their tensors; in `catalog.py` what needs no PyTorch.
 
 A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
 
@@ -175,7 +175,7 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
 
 
 def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
-    """Return the newest checkpoint that is whole and verified, and a line for each newer one that is not.
+    """Return the latest valid checkpoint, and a line for each newer one that is not.
 
     The order of cases: newest first; a corrupt one is skipped with its reason; none at all is a fresh start.
     """

@@ -1,10 +1,10 @@
 """What a run starts from, in this order of cases:
 
-1. The run's own storage holds a checkpoint that is whole and verified: the newest such one. Newer ones that are torn or
+1. The run's own storage holds valid checkpoints: the latest one. Newer ones that are torn or
    damaged are skipped, each with a line that says so.
-2. `resume_from` names a checkpoint, or a run whose newest whole one is meant: everything of it, that is weights, moving
+2. `resume_from` names a checkpoint, or a run whose latest valid one is meant: everything of it, that is weights, moving
    average, optimizer, cursor, stages and decisions. The data and their order must be the same. Of a run that has ended
-   its last stage, that stage goes on: the config may give it more epochs.
+   its last stage, that stage continues: the config may give it more epochs.
 3. `model.init_from` names weights: a file, or a checkpoint or run, of which the moving average is taken if there is
    one. Nothing but weights; the run begins at cursor 0.
 4. None of these: fresh weights, made from the seed.
@@ -35,7 +35,7 @@ class Start:
     """What a run starts from."""
 
     state: TrainState | None = None
-    """State to go on from; None: cursor 0."""
+    """State to resume from; None: cursor 0."""
     metadata: RunMetadata = field(default_factory=RunMetadata)
     """Of the checkpoint."""
     snapshot: Any = None

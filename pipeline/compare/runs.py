@@ -133,7 +133,7 @@ def read_run(storage_uri: str, name: str, run: Planned, metric: str) -> History 
     if others := _other_workers(state, metadata.config):
         raise SpoiltRunError(f"{others} workers trained a part of it")
     if metadata.config.get("resume_from"):
-        raise SpoiltRunError(f"it went on from {metadata.config['resume_from']}")
+        raise SpoiltRunError(f"it continued from {metadata.config['resume_from']}")
     if _fingerprint(metadata) != run.fingerprint:
         raise SpoiltRunError("another config, other data or an older version made it")
     if len(state.stage_starts) <= len(metadata.config["stages"]):

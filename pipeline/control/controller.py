@@ -166,7 +166,7 @@ class StageController:
         return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
 
     def track(self, uri: str, asked_by: str = "") -> str:
-        """Have the record go on with the MLflow server of another address; returns at once what will happen.
+        """Have the record continue with the MLflow server of another address; returns at once what will happen.
 
         It holds for this submission: where the record is kept is no part of what is trained.
         """
@@ -174,8 +174,8 @@ class StageController:
             if self._phase in ("failed", "finished", "stopped"):
                 return f"the run has {'failed' if self._error else 'ended'}: its record stays where it is"
             self._tracking_uri = uri
-            self._board.note(f"the record goes on at {uri}, asked by {asked_by}")
-        return f"the record goes on at {uri} from the next decision point; what is missing there is sent once"
+            self._board.note(f"tracking continues at {uri}, asked by {asked_by}")
+        return f"tracking continues at {uri} from the next decision point; what is missing there is sent once"
 
     # From the workers ------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class StageController:
         self._phase = "training"
 
     def ended(self, decision: Decision) -> None:
-        """A group has ended as it was told to; with `NewGroup` the segment goes on in another one."""
+        """A group has ended as it was told to; with `NewGroup` the segment continues in another one."""
         self._last = decision
 
     def on_capacity(self, num_workers: int, possible: int) -> None:
@@ -263,7 +263,7 @@ class StageController:
         with self._lock:
             if (stage, samples) not in self._out_of_memory:
                 self._out_of_memory.append((stage, samples))
-        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: goes on with half of it")
+        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: continues with half of it")
 
     def decide(self, progress: Progress) -> DecisionReply:
         """Take rank 0's progress and say what all ranks do next."""

@@ -1,4 +1,4 @@
-"""Decisions that were carried out, kept beside the checkpoints: a run that goes on from before them repeats them.
+"""Decisions that were carried out, kept beside the checkpoints: a run that resumes from before them repeats them.
 
 What was asked for and isn't carried out yet is kept with them: a controller may be lost in between.
 """
@@ -28,7 +28,7 @@ class Journal:
     """The replayed decisions of a run, in the order of their cursors; a run that went back goes through them again.
 
     A training state holds the first k of them. What comes after those in here was decided by the same run later, before
-    it was thrown back, and is due again at the same cursors. What is decided anew meanwhile comes before them.
+    it rolled back, and is due again at the same cursors. What is decided anew meanwhile comes before them.
 
     Args:
         rows: known so far, those at the cursor `ASKED` last.
@@ -44,7 +44,7 @@ class Journal:
     def due(self, num_done: int, cursor: int) -> list[Decision]:
         """Return what is to be carried out again now, of a run whose state holds `num_done` of them.
 
-        They are in the stage that is on: where a stage ended otherwise than before, the rows behind are gone.
+        They are in the current stage: where a stage ended otherwise than before, the rows behind are gone.
         """
         return [row.decision for row in self._rows[num_done:] if row.cursor <= cursor]
 
@@ -70,7 +70,7 @@ class Journal:
 
 
 def stored_rows(storage: Storage, done: Sequence[DecisionRecord]) -> list[DecisionRecord]:
-    """Return the journal that a run's storage holds, if the run whose state holds `done` goes on in it; else `done`.
+    """Return the journal that a run's storage holds, if the run whose state holds `done` continues in it; else `done`.
 
     What was asked for comes last, without what is carried out by now: the file may be older than the state.
     """

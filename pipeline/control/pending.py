@@ -64,7 +64,7 @@ class PendingDecisions:
         self._journal.keep(self._requests)
 
     def ask_new_group(self, reason: str) -> None:
-        """Ask that the group ends with a checkpoint so that another one can go on, unless that was asked already."""
+        """Ask that the group ends with a checkpoint so that another one can continue, unless that was asked already."""
         if not any(isinstance(asked.decision, NewGroup) for asked in self._requests):
             self.ask(NewGroup(reason=reason, time_s=time.time()), 0)
 

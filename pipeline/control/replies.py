@@ -26,7 +26,7 @@ class DecisionReply:
     """What rank 0 hears at a decision point."""
 
     decisions: tuple[Decision, ...]
-    """What all ranks do next, in order; nothing: go on."""
+    """What all ranks do next, in order; nothing: continue."""
     tracking_uri: str
     """The address of the MLflow server that an operator named last; empty: the config's holds."""
     taken_over: bool

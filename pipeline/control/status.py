@@ -136,7 +136,7 @@ class StatusBoard:
 def seconds_left(progress: Progress, seen: dict[str, float]) -> list[float]:
     """Estimate the seconds that each stage has still to go; of the stages before, 0.
 
-    The stage that is on goes on at its pace so far, evaluations included. In the others a sample costs as much more as
+    The current stage continues at its pace so far, evaluations included. In the others a sample costs as much more as
     its image has more pixels, over as many more workers as they have.
     """
     result = progress.stage_results[progress.stage] if progress.stage < len(progress.stage_results) else {}
@@ -152,7 +152,7 @@ def _samples_left(span: StageSpan, progress: Progress) -> int:
 
 
 def _cost(span: StageSpan, progress: Progress) -> float:
-    """What a sample of a stage costs, relative to one of the stage that is on."""
+    """What a sample of a stage costs, relative to one of the current stage."""
     workers = [_workers(one, progress) for one in (span, progress.span)]
     return (span.stage.image_size / progress.span.stage.image_size) ** 2 * workers[1] / workers[0]
 

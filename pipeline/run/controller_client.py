@@ -104,7 +104,7 @@ class ControllerClient:
         self._start(StageController.ask, decision)
 
     def track(self, uri: str, asked_by: str) -> str:
-        """Have the record go on with the MLflow server of another address; returns what will happen."""
+        """Have the record continue with the MLflow server of another address; returns what will happen."""
         return self._wait(StageController.track, uri, asked_by)
 
     # From a worker group: calls that wait ----------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class RunFuture:
         Raises:
             RuntimeError: the run failed, for this reason.
             ControllerLostError: its controller was lost.
-            ControllerAwayError: it has not ended in time, or its answer is lost while the run goes on.
+            ControllerAwayError: it has not ended in time, or its answer is lost while the run continues.
         """
         import ray
 

@@ -33,12 +33,12 @@ def start_controller(
 
     Args:
         ready: the checked run.
-        num_stages: train only so many stages; the run can go on, or be forked, from there. None: all.
+        num_stages: train only so many stages; the run can continue, or be forked, from there. None: all.
         callbacks: Ray Train's, which hear of each stage's end but the last one's: that is the run's, and not over
             before the run is whole.
 
     Raises:
-        LeaseError: the run is going on already.
+        LeaseError: the run is in progress already.
         ClusterError: no cluster, or not enough room.
     """
     config = ready.config

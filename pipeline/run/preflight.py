@@ -35,7 +35,7 @@ class Preflight:
     val: DatasetManifest
     samples_per_epoch: int
     data_fingerprint: str
-    """What a checkpoint's data fingerprint must be for the run to go on from it."""
+    """What a checkpoint's data fingerprint must be for the run to resume from it."""
     resume_from: TrainState | None
     """The state of the newest checkpoint of the same run name."""
     notes: tuple[str, ...] = ()
@@ -166,11 +166,11 @@ def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tup
             f"{storage.uri} holds a run of this name with another config ({described(serious)}): "
             "start a new run with --name, or submit the same config to resume"
         )
-    return (f"goes on with a changed config: {described(changes, limit=8)}",) if changes else ()
+    return (f"resumes with a changed config: {described(changes, limit=8)}",) if changes else ()
 
 
 def _check_something_is_left(config: TrainConfig, state: TrainState, samples_per_epoch: int) -> None:
-    """Refuse to go on from a run that has trained all that this one is to train."""
+    """Refuse to resume from a run that has trained all that this one is to train."""
     records = records_of(state.decisions)
     schedule = TrainingSchedule(config.stages, samples_per_epoch, records, config.adaptive.max_epochs)
     if len(state.stage_starts) > len(config.stages) or state.cursor >= schedule.total_samples:
@@ -192,4 +192,4 @@ def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprin
         raise CheckpointError(
             f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}"
         )
-    return (*notes, f"goes on from {start.source}") if start.source else notes
+    return (*notes, f"resumes from {start.source}") if start.source else notes

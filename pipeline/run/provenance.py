@@ -65,7 +65,7 @@ def described(changes: dict[str, tuple[Any, Any]], limit: int = 4) -> str:
 
 
 def breaking(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Keep the differences with which a run can't go on as the same run."""
+    """Keep the differences with which a run can't continue as the same run."""
     return {
         key: change
         for key, change in changes.items()

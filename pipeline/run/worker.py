@@ -207,7 +207,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
 
 
 def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
-    """Have the trainer go on from the checkpoint at `source`, if there is one, with all ranks at the same cursor.
+    """Have the trainer resume from the checkpoint at `source`, if there is one, with all ranks at the same cursor.
 
     Raises:
         CheckpointError: it was trained on other data, or doesn't fit the model.

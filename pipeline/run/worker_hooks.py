@@ -64,7 +64,7 @@ class RankHooks(TrainHooks):
             ray.train.report(stage_report(span.index + 1, result, self.metric))
 
     def close(self, status: str | None, timeout: float | None = None) -> None:
-        """End what goes on beside the loop: on ranks other than 0, nothing."""
+        """End what continues beside the loop: on ranks other than 0, nothing."""
 
 
 class TrackingHooks(RankHooks):

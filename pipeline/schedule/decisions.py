@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 PAUSE_POLL_S = 1.0
-"""How often a paused run asks whether it goes on, in seconds."""
+"""How often a paused run asks whether it continues, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What all ranks do at a decision point. To go on is no decision: there is none then."""
+    """What all ranks do at a decision point. To continue is no decision: there is none then."""
 
     kind: ClassVar[str] = ""
     replayed: ClassVar[bool] = False
@@ -101,7 +101,7 @@ class SetField(Decision):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint(Decision):
-    """Save, and go on."""
+    """Save, and continue."""
 
     kind: ClassVar[str] = "checkpoint"
 
@@ -122,7 +122,7 @@ class Resume(Decision):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewGroup(Decision):
-    """Save and end, so that a group of another size can go on."""
+    """Save and end, so that a group of another size can continue."""
 
     kind: ClassVar[str] = "new_group"
 

@@ -28,7 +28,7 @@ class Progress:
     cursor: int
     """Samples consumed since the run's start, over all workers."""
     stage: int
-    """Index of the stage that is on."""
+    """Index of the current stage."""
     spans: tuple[StageSpan, ...]
     """All stages, as they were and as they are planned now."""
     samples_per_epoch: int
@@ -52,7 +52,7 @@ class Progress:
 
     @property
     def span(self) -> StageSpan:
-        """The stage that is on."""
+        """The current stage."""
         return self.spans[self.stage]
 
 
@@ -68,7 +68,7 @@ class PolicyVerdict(NamedTuple):
     """What happens at a decision point."""
 
     decisions: tuple[Decision, ...]
-    """What all ranks do now, in order; nothing: go on."""
+    """What all ranks do now, in order; nothing: continue."""
     waiting: tuple[OperatorRequest, ...]
     """Requests that are still to be carried out."""
 

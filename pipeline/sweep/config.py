@@ -27,9 +27,9 @@ class StudyOptions:
     """How trials are chosen, how many, and how long."""
 
     max_trials: int = 12
-    """Trials, the recipe's own values being the first. The same command with more goes on with more."""
+    """Trials, the recipe's own values being the first. The same command with a larger number continues."""
     max_hours: float = 0.0
-    """Longest time of this submission, in hours; trials that run then are saved, and go on with the next. 0: none."""
+    """Longest time of this submission, in hours; trials that run then are saved and resumed by the next. 0: none."""
     concurrent: int = 0
     """Trials at a time; never more than the cluster has workers for. 0: as many as that."""
     search_seed: int = 0
@@ -53,11 +53,11 @@ class SweepOptions(StudyOptions):
     """Where trials come from: drawn at random, or chosen by Optuna's TPE from what earlier ones gave."""
     scheduler: Literal["none", "asha", "halving"] = "none"
     """What ends trials at a stage's end: nothing; asha: at once, those that are not in the best 1/eta so far; halving:
-    all trials wait for each other, then the best 1/eta go on."""
+    all trials wait for each other, then the best 1/eta continue."""
     eta: int = 2
-    """Of so many trials, one goes on from a stage at which trials end."""
+    """Reduction factor: of so many trials, one continues after a stage at which trials end."""
     share: bool = True
-    """Train equal first stages of several trials once, and go on from there."""
+    """Train equal first stages of several trials once, and resume from there."""
     confirm: int = 0
     """After the sweep, train its winner and the recipe's own values over so many further seeds, and compare."""
     dry_run: bool = False
@@ -76,7 +76,7 @@ class SearchOptions(StudyOptions):
     """Options of an architecture search."""
 
     max_trials: int = 20
-    """Candidates, the base table being the first. The same command with more goes on with more."""
+    """Candidates, the base table being the first. The same command with a larger number continues."""
     search: Literal["random", "evolution", "tpe"] = "evolution"
     """Where candidates come from: drawn at random, regularized evolution, or Optuna's TPE."""
     epochs: float = 6.0

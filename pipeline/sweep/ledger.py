@@ -1,4 +1,4 @@
-"""What a sweep or search has tried, in its storage: the one thing that a killed one goes on from."""
+"""What a sweep or search has tried, in its storage: the one thing that a killed one continues from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = Literal["open", "finished", "stopped", "failed"]
 
 
 class StudyError(ValueError):
-    """The study can't go on as asked."""
+    """The study can't continue as asked."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class Ledger:
         if changes:
             raise StudyError(
                 f"{self.storage.uri} was begun with other settings ({described(changes)}): start a new one with "
-                "--name, or give the same settings to go on"
+                "--name, or give the same settings to continue"
             )
         self.records = read_records(self.storage)
         for record in self.records:
@@ -89,7 +89,7 @@ class Ledger:
 
 
 def _matters(key: str, change: tuple[Any, Any]) -> bool:
-    """Say whether a study can't go on with this change: as for a run, but new trials are to have the same data too."""
+    """Say whether a study can't resume with this change: as for a run, but its data must stay as well."""
     field = key.removeprefix("config.")
     return field == key or field in ("data.train", "data.val") or bool(breaking({field: change}))
 

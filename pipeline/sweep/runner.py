@@ -37,7 +37,7 @@ class Result:
 
     records: list[Record]
     whole: bool
-    """Whether all trials are done; otherwise the same command goes on."""
+    """Whether all trials are done; otherwise run the same command again to resume."""
     parent_run_id: str
     """The study's own MLflow run, or an empty text if MLflow was away."""
 
@@ -126,7 +126,7 @@ class StudyRunner:
         return True
 
     def _left(self, target: int) -> list[Record]:
-        """Return the trials that have to go on to the end of a stage; up to the last one, all that are open."""
+        """Return the trials that have to continue to the end of a stage; up to the last one, all that are open."""
         last = target == len(self.study.base.stages)
         return [
             record for record in self.ledger.records if record.state == "open" and (last or len(record.stages) < target)

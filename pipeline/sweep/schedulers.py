@@ -16,7 +16,7 @@ from infra.cluster.ray_private import with_rungs
 class StageAsha(ASHAScheduler):
     """ASHA over stages. Trials of an earlier submission count as if they were of this one.
 
-    It asks a run to stop, and lets Tune go on with the trial until that is done: Tune gives a trial that it ends itself
+    It asks a run to stop, and leaves the trial to Tune until that is done: Tune gives a trial that it ends itself
     five seconds at the study's end, which is too short for a checkpoint on a busy machine.
     """
 

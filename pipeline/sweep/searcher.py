@@ -61,7 +61,7 @@ class LedgerSearcher(Searcher):
         """Numbers of the trials that died too often."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles what it is given, to restore it; a study goes on from its ledger."""
+        """Return nothing: Tune pickles what it is given, to restore it; a study resumes from its ledger."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:

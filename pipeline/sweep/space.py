@@ -127,7 +127,7 @@ def _ramped(
 
 
 def default_space(config: TrainConfig) -> SweepSpace:
-    """Return a space for a recipe that has none of its own: where its regularization ends, from nothing to double."""
+    """Return a space for a recipe that has none of its own: where its regularization ends, from zero to double."""
     last = config.stages[-1]
     return SweepSpace(
         randaugment_end=Range(0, max(10.0, 2 * last.randaugment_magnitude)),

@@ -1,7 +1,7 @@
 """A study: trials over a space, each a whole training run, through Ray Tune. Sweeps and searches are studies.
 
 What Tune is for here: how many trials run, which are ended early, which are tried again. What outlives it is ours: the
-ledger says what was tried, and a trial's run has its own checkpoints. So a study that is killed anywhere goes on by the
+ledger says what was tried, and a trial's run has its own checkpoints. So a study that is killed anywhere resumes by the
 same command on any machine, and nothing that is finished runs again.
 """
 
@@ -49,9 +49,9 @@ class Study:
     scheduler: Literal["none", "asha", "halving"] = "none"
     """What ends trials early."""
     eta: int = 2
-    """Of so many trials, one goes on."""
+    """Reduction factor: of so many trials, one continues."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """What must be the same when the study goes on, beside the config."""
+    """What must be the same when the study continues, beside the config."""
 
     def scores(self, record: Record) -> list[float]:
         """Return a trial's score at each stage's end."""

@@ -40,7 +40,7 @@ def prefix_keys(config: TrainConfig) -> list[str]:
 
 
 def shared_prefixes(configs: Iterable[TrainConfig]) -> frozenset[str]:
-    """Return the keys of the starts that are to be runs of their own: more than one trial goes on from each.
+    """Return the keys of the starts that are to be runs of their own: more than one trial resumes from each.
 
     A start that all its trials leave together is not one: the longer start that they share contains it.
     """

@@ -91,7 +91,7 @@ class TrialTrainable(wrap_function(train_trial)):  # type: ignore[misc]
     """What Tune runs."""
 
     def cleanup(self) -> None:
-        """End the run with a checkpoint before the trainable goes: nothing is left behind, and it can go on."""
+        """End the run with a checkpoint before the trainable goes: nothing is left behind, and it can continue."""
         stop_running()
         super().cleanup()
 

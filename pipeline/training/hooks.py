@@ -34,7 +34,7 @@ class TrainHooks:
         """This rank has trained up to `cursor`; it waited for data for this share of the time since the last report."""
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
-        """Say what all ranks do next; nothing: go on."""
+        """Say what all ranks do next; nothing: continue."""
         return ()
 
     def decided(self, records: Sequence[DecisionRecord]) -> None:

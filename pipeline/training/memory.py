@@ -16,7 +16,7 @@ from pipeline.schedule.stages import TrainingStage
 
 
 class OutOfMemoryError(RuntimeError):
-    """A pass didn't fit into memory; with a smaller micro-batch, another worker group can go on."""
+    """A pass didn't fit into memory; with a smaller micro-batch, another worker group can continue."""
 
     def __init__(self, stage: int, limit: int) -> None:
         super().__init__(f"out of memory in stage {stage + 1} with {limit} samples in a pass")

@@ -32,12 +32,12 @@ class TrainingProgress:
 
     @property
     def stage(self) -> int:
-        """Index of the stage that is on; the number of stages when the run is over."""
+        """Index of the current stage; the number of stages when the run is over."""
         return len(self.state.stage_starts) - 1
 
     @property
     def span(self) -> StageSpan | None:
-        """The stage that is on, or None when the run is over."""
+        """The current stage, or None when the run is over."""
         return self.schedule.spans[self.stage] if self.stage < len(self.schedule.spans) else None
 
     @property
@@ -69,7 +69,7 @@ class TrainingProgress:
 
     @property
     def micro_limit(self) -> int:
-        """Most samples of a forward pass on one worker in the stage that is on; 0: all."""
+        """Most samples of a forward pass on one worker in the current stage; 0: all."""
         return self.micro_limit_of(self.stage)
 
     def micro_limit_of(self, stage: int) -> int:
@@ -117,7 +117,7 @@ class TrainingProgress:
         since["loss"] = since.get("loss", 0.0) + row["train/loss"] * steps
 
     def count_damaged(self, by_epoch: Mapping[int, int]) -> int:
-        """Add a log row's damaged samples; return the most that any of its epochs has so far."""
+        """Add a log row's corrupt samples; return the most that any of its epochs has so far."""
         most = 0
         for epoch, count in sorted(by_epoch.items()):
             before = self.state.damaged[1] if epoch == self.state.damaged[0] else 0

@@ -29,7 +29,7 @@ class Meter:
         self._cpu_started = time.process_time()
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches, counting the time that they were waited for and the damaged samples in them."""
+        """Yield the batches, counting the time that they were waited for and the corrupt samples in them."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
@@ -57,7 +57,7 @@ class Meter:
         return self._wait_s / max(time.perf_counter() - self._started, 1e-9)
 
     def row(self, batch_size: int, cursor: int) -> tuple[dict[str, float], dict[int, int]]:
-        """Return the interval's means over all ranks, its rates, seconds, samples and memory; damaged samples by epoch.
+        """Return the interval's means over all ranks, its rates, seconds, samples and memory; corrupt samples by epoch.
 
         `cpu_s` are the CPU seconds of all ranks' processes, without those of loader processes: other programs on the
         machine change them less than `seconds`.

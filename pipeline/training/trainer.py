@@ -55,7 +55,7 @@ STAGE_METRICS = ("image_size", "batch_size", "lr_factor", *REGULARIZATION)
 
 
 class TrainingError(ValueError):
-    """Training can't go on, and trying again would fail again."""
+    """Training can't continue, and trying again would fail again."""
 
 
 class Trainer:
@@ -93,7 +93,7 @@ class Trainer:
     def run(self, last_stage: int | None = None) -> Decision:
         """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
 
-        Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to go on with it, else
+        Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to continue with it, else
         `NextStage`: the stages asked for are done.
         """
         prepare(self.progress, self.learner, self.feed, last_stage)
@@ -203,7 +203,7 @@ class Trainer:
         return row
 
     def _check_damaged(self, by_epoch: dict[int, int], meter: Meter) -> None:
-        """End the run, on all ranks at once, where too many of an epoch's samples are damaged."""
+        """End the run, on all ranks at once, where too many of an epoch's samples are corrupt."""
         self._damaged = (self._damaged + [sample.message for sample in meter.damaged])[-MAX_MESSAGES:]
         count, samples = self.progress.count_damaged(by_epoch), self.progress.samples_per_epoch
         share = self.config.data.max_damaged

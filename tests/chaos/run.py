@@ -199,7 +199,7 @@ class Killer:
         self._later(server.start)
 
     def _later(self, function: Callable[[], Any]) -> None:
-        """Have `function` called after a random while; training goes on meanwhile."""
+        """Have `function` called after a random while; training continues meanwhile."""
         self._returning.append((time.time() + self.random.uniform(1, 8), function))
 
     def _bring_back(self, until_s: float) -> None:

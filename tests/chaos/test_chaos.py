@@ -54,7 +54,7 @@ def test_a_run_whose_every_part_is_killed_ends_bit_for_bit_as_one_that_was_not()
 @pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_run_of_one_to_two_workers_whose_every_part_is_killed_loses_and_doubles_nothing() -> None:
-    # Training goes on while a node starts, which takes a while.
+    # Training continues while a node starts, which takes a while.
     check(chaos(KILLS or 6, "--no-fixed", "--steps-a-kill", "40"), KILLS or 6)
 
 

@@ -88,7 +88,7 @@ def test_a_submitted_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed(stac
     os.write(keyboard, b"s\n")
     said += rest_of(first)
     assert "or [s]top it with a checkpoint?" in said
-    assert "the same command resumes it" in said
+    assert "run the same command again to resume it" in said
     assert f"MLflow run {stack.environment()['MLFLOW_TRACKING_URI']}/#/experiments/" in said
     check_nothing_trains(stack)
     rest = resumed("stopped", newest_cursor("stopped"))
@@ -109,7 +109,7 @@ def test_a_job_is_stopped_by_the_command_that_its_submission_names_and_resumed(s
     stop = subprocess.run([RAY, *arguments], capture_output=True, text=True, timeout=200)
     assert stop.returncode == 0, stop.stdout + stop.stderr
     said += rest_of(job)
-    assert "the same command resumes it" in said
+    assert "run the same command again to resume it" in said
     check_nothing_trains(stack)
     check_secrets_are_nowhere(stack, said + resumed("by-ray", newest_cursor("by-ray")))
 

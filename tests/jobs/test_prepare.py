@@ -86,7 +86,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     wait_until(lambda: list(tmp_path.rglob("*.tar")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "interrupted; the same command goes on with what is finished\n")
+    assert (process.returncode, error) == (130, "interrupted; run the same command again to resume\n")
 
 
 def test_elpv_is_written_with_its_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

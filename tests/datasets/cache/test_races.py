@@ -275,7 +275,7 @@ def test_a_full_disk_is_said_once_and_the_cache_is_filled_when_there_is_room_aga
     wait_until(lambda: "disk is full" in caplog.text or "No space left" in caplog.text)
     assert len(reader.read(3).data) > 0
     time.sleep(0.3)
-    assert caplog.text.count("the shard cache is not filled now, and reading goes on by ranges") <= 2
+    assert caplog.text.count("the shard cache is not filled now, reading continues by ranges") <= 2
     ballast.unlink()
     wait_until(lambda: len(list(cache.folder.glob("*.tar"))) == 2)
     wait_until(lambda: "the shard cache is filled again" in caplog.text)
@@ -291,7 +291,7 @@ def test_a_plan_that_fails_is_said_with_its_traceback(
         raise KeyError("no such shard")
 
     filler = Prefetcher(ShardCache(tmp_path / "cache", 10**9), plain.shards, plan, cursor=0, replan_every=10)
-    wait_until(lambda: "reading goes on by ranges: KeyError" in caplog.text)
+    wait_until(lambda: "reading continues by ranges: KeyError" in caplog.text)
     assert "Traceback" in caplog.text
     filler.close()
     filler._thread.join(60)
@@ -370,4 +370,4 @@ def test_another_users_folder_is_read_and_its_cure_is_said(
 
     assert ends_well(in_process(train, user=NOBODY))
     assert "Permission denied" in said.read_text()
-    assert said.read_text().count("reading goes on by ranges") == 1
+    assert said.read_text().count("reading continues by ranges") == 1

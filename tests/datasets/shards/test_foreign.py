@@ -163,7 +163,7 @@ def test_a_damaged_sample_is_replaced_the_same_way_by_any_worker_counted_and_log
     assert sum(len(batch.damaged) for batch in alone) == 2
     lines = [sample.message for batch in alone for sample in batch.damaged]
     assert sorted(line.split(": ")[1] for line in lines) == ["sample '0007'", "sample '0040'"]
-    assert [record.message for record in caplog.records] == [f"damaged sample: {line}" for line in lines]
+    assert [record.message for record in caplog.records] == [f"corrupt sample: {line}" for line in lines]
     for variant in (replace(data, loader_workers=2), data):
         again = train(variant, stop=56)
         assert all(torch.equal(a.images, b.images) for a, b in zip(alone, again, strict=True))

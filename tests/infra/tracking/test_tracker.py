@@ -50,7 +50,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def paused(mlflow_server: MlflowServer) -> Iterator[MlflowServer]:
-    """The server hangs until the test lets it go on."""
+    """The server hangs until the test lets it continue."""
     mlflow_server.pause()
     yield mlflow_server
     mlflow_server.proceed()
@@ -140,11 +140,11 @@ def test_a_hanging_server_holds_up_nothing_and_doubles_nothing(
         slowest = max(slowest, time.perf_counter() - start)
         time.sleep(0.01)
     assert tracker.close("FINISHED", 60)
-    # Requests that timed out lie in the server's socket and are still served after it goes on.
+    # Requests that timed out lie in the server's socket and are still served after it continues.
     assert history(config.uri, tracker.run_id, "loss") == [(step, value_of(step)) for step in range(901)]
     assert slowest < 0.5
     warnings = [record.getMessage() for record in caplog.records]
-    assert sum("training goes on" in text for text in warnings) == sum("is sent" in text for text in warnings) >= 1
+    assert sum("training continues" in text for text in warnings) == sum("is sent" in text for text in warnings) >= 1
 
 
 @pytest.mark.soak

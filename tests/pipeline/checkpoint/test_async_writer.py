@@ -77,7 +77,7 @@ def test_storage_that_is_away_is_tried_again_with_the_newest(tmp_path: Path) -> 
     saver.take(snapshot(48))
     time.sleep(0.3)
     assert events.saved_at == []
-    assert "training goes on" in events.lines[0]
+    assert "training continues" in events.lines[0]
     storage.away = False
     assert saver.wait(10)
     assert events.saved_at[-1] == 48

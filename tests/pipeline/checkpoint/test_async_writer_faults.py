@@ -1,4 +1,4 @@
-"""Checkpoints while storage has faults: training goes on, and what can't be cured ends the run with one clear line."""
+"""Checkpoints while storage has faults: training continues; what can't be cured ends the run with one clear line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def waits_and_is_saved(storage: Storage, line: str, cure: Callable[[], object]) 
         time.sleep(0.01)
     saver.take(snapshot(48))
     assert events.saved_at == []
-    assert "training goes on" in events.lines[0]
+    assert "training continues" in events.lines[0]
     assert line in events.lines[0]
     assert "\n" not in events.lines[0]
     cure()

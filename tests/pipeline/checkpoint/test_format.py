@@ -107,7 +107,7 @@ def test_prune_keeps_what_was_just_written_when_later_ones_are_damaged(storage: 
         if cursor > 24:
             storage.write(f"{key}/model.safetensors", b"damaged")
     assert newest_whole(storage)[0].state.cursor == 24  # type: ignore[union-attr]
-    written = write_checkpoint(storage, snapshot(48))  # the run that went on from there
+    written = write_checkpoint(storage, snapshot(48))  # the run that continued from there
     prune(storage, keep=1, written=written)
     assert list_checkpoints(storage) == [written]
     found, skipped = newest_whole(storage)

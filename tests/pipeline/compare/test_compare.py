@@ -369,7 +369,7 @@ def test_a_run_that_went_on_from_another_or_with_another_config_is_not_used(make
     (run,) = plan_runs(comparison, (0,), dry=True)
     config = run.ready.config
     for changed, reason in (
-        (replace(config, resume_from="/other"), "it went on from /other"),
+        (replace(config, resume_from="/other"), "it continued from /other"),
         (replace(config, seed=7), "another config"),
     ):
         ended(replace(run, ready=replace(run.ready, config=changed)), name="x")

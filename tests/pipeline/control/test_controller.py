@@ -409,8 +409,8 @@ def test_a_failed_runs_record_ends_where_operators_said_that_it_is_kept() -> Non
     with pytest.raises(RuntimeError, match="socket closed"):
         group.run((stage(),), record_failure=ended.append)
     assert ended == ["http://127.0.0.1:9"]
-    assert answers[0].startswith("the record goes on at http://127.0.0.1:9 from the next decision point")
-    assert "the record goes on at http://127.0.0.1:9, asked by ann@here" in group.controller.status().notes
+    assert answers[0].startswith("tracking continues at http://127.0.0.1:9 from the next decision point")
+    assert "tracking continues at http://127.0.0.1:9, asked by ann@here" in group.controller.status().notes
     assert group.saved.decisions[0]["decision"] == "next_stage"  # and no other one
     assert "the run has failed" in group.controller.track("http://127.0.0.1:8")
 

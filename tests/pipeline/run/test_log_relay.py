@@ -13,8 +13,8 @@ def test_what_the_data_say_is_told_once_but_not_all_and_not_from_a_forked_proces
     relay_log("some_package", told.append)
     log.debug("not this")
     for _ in range(2):
-        log.warning("damaged sample: %s", 7)
-    assert told == ["damaged sample: 7"]
+        log.warning("corrupt sample: %s", 7)
+    assert told == ["corrupt sample: 7"]
     child = os.fork()
     if not child:
         log.warning("from a loader process")

@@ -1,4 +1,4 @@
-"""MLflow is restarted with another address while a run trains: it is told, and its record goes on."""
+"""MLflow is restarted with another address while a run trains: it is told, and its record continues."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_run_follows_its_mlflow_server_and_each_row_is_there_once(
         command = [sys.executable, "-m", "jobs.control", "moved", "tracking", new.url, "--address", cluster_address]
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert told.returncode == 0, told.stderr
-        assert f"moved: the record goes on at {new.url} from the next decision point" in told.stdout
+        assert f"moved: tracking continues at {new.url} from the next decision point" in told.stdout
         _wait(controller, lambda status: f"MLflow run {new.url}" in " ".join(status.notes))
         controller.ask(Stop())
         cursor = _cursor(running.result())

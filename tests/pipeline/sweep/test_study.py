@@ -123,11 +123,11 @@ def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
 
     check_nothing_is_left()
 
-    # A trial that went on from the shared start is the run that it would have been alone.
+    # A trial that continued from the shared start is the run that it would have been alone.
     finished = next(record for record in result.records if record.state == "finished")
     check_is_as_alone(study, finished)
 
-    # The record: the sweep, and below it the shared start and the trials that went on from it.
+    # The record: the sweep, and below it the shared start and the trials that continued from it.
     client = MlflowClient(sqlite_uri)
     experiment = client.get_experiment_by_name("crescendo")
     assert experiment is not None

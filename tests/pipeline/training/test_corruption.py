@@ -56,7 +56,7 @@ def test_a_patch_of_damaged_samples_below_the_limit_costs_only_them(tmp_path: Pa
 
 
 def verdict(config: TrainConfig, *, snapshot: int | None = None) -> tuple[int, str]:
-    """Return the cursor at which a run ends for its damaged samples, and its message; one that is resumed on the way
+    """Return the cursor at which a run ends for its corrupt samples, and its message; one that is resumed on the way
     too.
     """
     trainer = make_trainer(config, hooks := Recorder())
