@@ -6,11 +6,13 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from infra.cluster.logs import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
+_SUFFIXES = (".py", ".jinja")
 _TIME = (1980, 1, 1, 0, 0, 0)
 """Of every file in the archive: Ray names it by its bytes, so the same code is copied to a node once."""
 
@@ -29,7 +31,7 @@ def packed_code(root: Path = ROOT) -> Iterator[str]:
 
 
 def code_files(root: Path) -> list[Path]:
-    """Return the modules of the project's packages, relative to `root`.
+    """Return the modules and templates of the project's packages, with their bytecode, relative to `root`.
 
     A folder without `__init__.py` is no package, so data and environments inside of one are left out, too.
     """
@@ -38,7 +40,20 @@ def code_files(root: Path) -> list[Path]:
 
 def _modules(package: Path) -> Iterator[Path]:
     for path in sorted(package.iterdir()):
-        if path.suffix == ".py" and path.is_file():
+        if path.suffix in _SUFFIXES and path.is_file():
             yield path
+            yield from _bytecode(path)
         elif (path / "__init__.py").is_file():
             yield from _modules(path)
+
+
+def _bytecode(source: Path) -> Iterator[Path]:
+    """Yield a module's bytecode if it is checked by its source's hash, as set-up makes it (PEP 552).
+
+    Without it each process on a node compiles what it imports, wherever Python may not write. Bytecode that is checked
+    by its source's time would not fit the files that are unpacked there.
+    """
+    if source.suffix == ".py" and (path := Path(cache_from_source(str(source)))).is_file():
+        with path.open("rb") as file:
+            if file.read(8)[4:] == b"\x03\x00\x00\x00":
+                yield path

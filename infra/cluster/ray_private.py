@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
@@ -75,13 +75,18 @@ def check_names(names: Mapping[str, tuple[str, ...] | None]) -> None:
         module, _, path = name.partition(":")
         try:
             found = attrgetter(path)(import_module(module))
-            parameters = None if expected is None else tuple(inspect.signature(found).parameters)
+            parameters = None if expected is None else _parameters(found)
         except (ImportError, AttributeError) as error:
             raise RayVersionError(f"Ray {ray.__version__} has no {name}, which is used here: {CURE}") from error
         if parameters != expected:
             raise RayVersionError(
                 f"{name} of Ray {ray.__version__} takes {parameters}, but {expected} is expected: {CURE}"
             )
+
+
+def _parameters(function: Callable[..., object]) -> tuple[str, ...]:
+    """Return the names of a function's parameters, but for the one that Ray gives the methods of its actor classes."""
+    return tuple(name for name in inspect.signature(function).parameters if name != "_ray_trace_ctx")
 
 
 def check_attributes(owner: object, *names: str) -> None:

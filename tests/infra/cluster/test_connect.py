@@ -158,6 +158,7 @@ def test_a_slow_start_is_tried_again_and_wrong_arguments_are_not(monkeypatch: py
 FROZEN = """
 import os, signal, threading, time
 import psutil
+from infra.cluster import connect
 from infra.cluster.config import ClusterConfig, ClusterError
 connect.START_TRIES = 1
 seen = set()
