@@ -138,6 +138,16 @@ def test_a_name_that_is_gone_or_takes_something_else_is_named(
     assert "run `make setup`" in str(caught.value)
 
 
+def test_what_ray_adds_to_the_methods_of_an_actor_class_is_no_other_signature() -> None:
+    """As Ray Train's controller is checked, which is an actor by then."""
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    from pipeline.run.ray_policies import NAMES
+
+    ray_private.ray.remote(num_cpus=0)(TrainController)
+    check_names(NAMES)
+
+
 def test_an_attribute_that_is_gone_is_named() -> None:
     with pytest.raises(RayVersionError, match=r"has no \w*Path\._gone"):
         check_attributes(Path(), "_gone")
