@@ -78,7 +78,7 @@ def test_every_part_listens_on_loopback_and_ray_wants_its_token(stack: Stack) ->
     assert stack.env_file.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_submitted_job_is_stopped_by_ctrl_c_with_a_checkpoint_and_resumed(stack: Stack) -> None:
     keyboard, terminal = pty.openpty()
