@@ -104,7 +104,7 @@ def test_an_error_of_the_loader_is_raised_where_its_batches_are_used(make_config
     spans = trainer.progress.schedule.spans
     feed = Feed(replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0)), 0, 1)
     feed.make_ready(spans[0], spans[0].stop, spans[1])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         list(feed.batches(spans[1], spans[1].start))
     assert torch.is_grad_enabled()
 
