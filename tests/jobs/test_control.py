@@ -179,4 +179,4 @@ def test_a_run_is_found_and_told_from_another_process(waiting_run: tuple[str, Co
     assert (decision.value, decision.reason) == (0.5, "too noisy")
     unknown = job("jobs.control", "nobody", "stop", "--address", address)
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert unknown.stderr.startswith("error: no run named 'nobody' is on: there are waiting")
+    assert unknown.stderr.startswith("error: no active run is named 'nobody': there are waiting")
