@@ -74,11 +74,11 @@ class Lease:
                 return  # else the driver, which holds the same lease, renewed it in between
 
     def check(self) -> None:
-        """Raise `LeaseError` if another submission has taken the lease over."""
+        """Raise `LeaseError` unless this submission holds the lease."""
         try:
             self._check_mine(self.storage.read(KEY))
-        except MissingKeyError:  # given back, as at a run's end
-            return
+        except MissingKeyError:
+            raise LeaseError(f"{self.storage.uri}: the lease of this run was given back or deleted") from None
 
     def _check_mine(self, record: bytes) -> None:
         if _parsed(record).get("token") != self.token:

@@ -28,7 +28,7 @@ from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.common.cli import UsageError
 from jobs.common.display import wide_console
 from jobs.recipes.catalog import RECIPES
-from pipeline.checkpoint.catalog import PREFIX
+from pipeline.checkpoint.head import PREFIX, cursor_of
 from pipeline.config import CheckpointConfig, TrainConfig
 
 
@@ -154,5 +154,7 @@ def _whole(options: Options) -> _Taken:
         lines = [json.loads(line) for path in log.glob("*.jsonl") for line in path.read_text().splitlines()]
         steps = sorted((line["time"], line["cursor"]) for line in lines if line["rank"] == 0)
         (start, first), (stop, last) = steps[options.warm_up], steps[options.steps - 1]
-        saved = [path for path in Path(folder, config.name, PREFIX).iterdir() if first < int(path.name) <= last]
+        saved = [
+            path for path in Path(folder, config.name, PREFIX).iterdir() if first < (cursor_of(path.name) or 0) <= last
+        ]
         return _Taken(float(stop - start), len(saved))

@@ -9,8 +9,9 @@ import time
 from typing import Protocol
 
 from infra.storage.base import Storage, StorageError
-from pipeline.checkpoint.catalog import BestRule, prune
+from pipeline.checkpoint.catalog import BestRule, commit, prune, prune_head
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
+from pipeline.checkpoint.head import FencedError, unique_key
 from pipeline.config import CheckpointConfig
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,12 @@ class Saver:
 
     Ray Train's own asynchronous upload is not used for this: with it, Ray's controller writes a list of checkpoints
     into the same storage at every report, and ends the run when storage is away at that moment.
+
+    `epoch` is the one that the worker group has claimed; 0: nobody else can write here, and there is no head.
     """
 
-    def __init__(self, storage: Storage, config: CheckpointConfig, events: SaverEvents) -> None:
-        self.storage, self.config, self.events = storage, config, events
+    def __init__(self, storage: Storage, config: CheckpointConfig, events: SaverEvents, *, epoch: int = 0) -> None:
+        self.storage, self.config, self.events, self.epoch = storage, config, events, epoch
         self._waiting: Snapshot | None = None
         self._busy = self._given_up = False
         self._moved_at, self._failing_since, self._refused = 0.0, math.inf, ""
@@ -90,7 +93,8 @@ class Saver:
             try:
                 self._write(snapshot)
                 self._failing_since, self._refused = math.inf, ""
-            except SaverStoppedError:
+            except (SaverStoppedError, FencedError) as error:
+                log.error("no checkpoint is written any more: %s", error)
                 self._end()
                 return
             except Exception as error:  # whatever it is, a checkpoint is missing: never silently
@@ -142,10 +146,17 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> None:
         self._moved()
-        key = write_checkpoint(self.storage, snapshot, self.events.before_whole, self._moved)
-        self.events.saved(f"{self.storage.uri}/{key}", snapshot.state.cursor)
+        cursor = snapshot.state.cursor
+        key = unique_key(cursor, self.epoch) if self.epoch else snapshot.key
+        write_checkpoint(self.storage, snapshot, self.events.before_whole, self._moved, key=key)
+        if self.epoch:
+            commit(self.storage, key, self.epoch)
+        self.events.saved(f"{self.storage.uri}/{key}", cursor)
         try:
-            prune(self.storage, self.config.keep, best_rule(self.config), written=key)
+            if self.epoch:
+                prune_head(self.storage, self.config.keep, best_rule(self.config), written=key, epoch=self.epoch)
+            else:
+                prune(self.storage, self.config.keep, best_rule(self.config), written=key)
             self.events.pruned()
         except StorageError as error:  # the next one's turn will sweep
             log.warning("old checkpoints stay for now: %s", error)

@@ -6,18 +6,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from infra.storage.base import Data, MissingKeyError, Storage, StorageError
+from pipeline.checkpoint.head import (
+    MANIFEST,
+    PREFIX,
+    check_epoch,
+    cursor_of,
+    epoch_of,
+    read_head,
+    replace_head,
+)
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
-
-PREFIX = "checkpoints"
-
-
-MANIFEST = "manifest.json"
 
 
 class CheckpointError(ValueError):
@@ -26,11 +30,6 @@ class CheckpointError(ValueError):
 
 class CorruptCheckpointError(CheckpointError):
     """A file of a checkpoint is missing, or is not what the checkpoint's own manifest says: it will never be whole."""
-
-
-def checkpoint_key(cursor: int) -> str:
-    """Return the folder of a checkpoint, relative to the run's storage."""
-    return f"{PREFIX}/{cursor:015d}"
 
 
 def read_manifest(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
@@ -55,9 +54,8 @@ def _manifest(storage: Storage, key: str) -> dict[str, Any]:
 
 
 def list_checkpoints(storage: Storage) -> list[str]:
-    """Return the keys of all checkpoints with a manifest, oldest first."""
-    names = sorted(storage.list(f"{PREFIX}/"))
-    return [name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}")]
+    """Return the keys of the checkpoints that the head lists, oldest first; without a head, all with a manifest."""
+    return list(read_head(storage)[0].keys)
 
 
 def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
@@ -77,6 +75,47 @@ def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written:
         name
         for name in storage.list(f"{PREFIX}/")
         if (folder := name.rpartition("/")[0]) < newest[0] and folder not in kept
+    ]
+    storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
+
+
+def commit(storage: Storage, key: str, epoch: int) -> None:
+    """Make a checkpoint, whose files are all written, valid: put it into the head, in place of one of its cursor.
+
+    Raises:
+        FencedError: a newer worker group writes now; nothing was changed.
+    """
+    while True:
+        head, etag = read_head(storage)
+        check_epoch(storage, head, epoch)
+        others = [other for other in head.keys if cursor_of(other) != cursor_of(key)]
+        if replace_head(storage, replace(head, keys=tuple(sorted([*others, key]))), etag):
+            return
+
+
+def prune_head(storage: Storage, keep: int, best: BestRule | None = None, *, written: str, epoch: int) -> None:
+    """As `prune`, for a run with a head: take from it what need not stay, and delete what it proves to be garbage.
+
+    That is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one into
+    the head any more but this writer, which calls this between two checkpoints.
+
+    Raises:
+        FencedError: a newer worker group writes now; nothing was deleted.
+    """
+    while True:
+        head, etag = read_head(storage)
+        check_epoch(storage, head, epoch)
+        later = [key for key in head.keys if key > written and not is_corrupt(storage, key)]
+        whole = [key for key in head.keys if key <= written]
+        kept = {*whole[-max(1, keep) :], *later, best_checkpoint(storage, whole, best) if best is not None else None}
+        keys = tuple(key for key in head.keys if key in kept)
+        if keys == head.keys or replace_head(storage, replace(head, keys=keys), etag):
+            break
+    folders = {name: name.rpartition("/")[0] for name in storage.list(f"{PREFIX}/")}
+    names = [
+        name
+        for name, folder in folders.items()
+        if cursor_of(folder) is not None and folder not in keys and epoch_of(folder) <= epoch
     ]
     storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
 
@@ -120,6 +159,9 @@ def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> st
     return max(found)[1] if found else None
 
 
+_UNLISTED = "{} is not in the run's list of valid ones: a newer worker group had replaced the one that wrote it"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
     """What is known of one checkpoint in storage."""
@@ -142,7 +184,9 @@ def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[Chec
     """Return a row for each checkpoint, whole or not, oldest first; with `verify` every file is read through."""
     sizes = storage.list(f"{PREFIX}/")
     keys = sorted({name.rpartition("/")[0] for name in sizes})
-    return [_describe(storage, key, sizes, verify) for key in keys if key.rpartition("/")[2].isdigit()]
+    rows = [_describe(storage, key, sizes, verify) for key in keys if cursor_of(key) is not None]
+    valid = list_checkpoints(storage)
+    return [row if row.problem or row.key in valid else replace(row, problem=_UNLISTED.format(row.key)) for row in rows]
 
 
 def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
@@ -159,7 +203,7 @@ def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -
     except CheckpointError as error:
         problem = str(error)
     total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
-    return CheckpointRow(key, int(key.rpartition("/")[2]), stage, total, metrics, problem, verified)
+    return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, problem, verified)
 
 
 def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:

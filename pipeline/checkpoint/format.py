@@ -28,7 +28,6 @@ from infra.storage.base import Data, Storage
 from pipeline.checkpoint.catalog import (
     MANIFEST,
     CheckpointError,
-    checkpoint_key,
     list_checkpoints,
     none_readable,
     parse_state,
@@ -38,6 +37,7 @@ from pipeline.checkpoint.catalog import (
     sha256,
     state_file,
 )
+from pipeline.checkpoint.head import checkpoint_key
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
@@ -75,28 +75,32 @@ def write_checkpoint(
     snapshot: Snapshot,
     before_whole: Callable[[], None] = lambda: None,
     wrote_file: Callable[[], None] = lambda: None,
+    *,
+    key: str = "",
 ) -> str:
     """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
 
     The files are written from the snapshot's own memory, one after the other. `before_whole` is called just before the
-    manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file.
+    manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file. `key` is the
+    folder: one of its own where others might write; empty: the cursor's.
     """
+    key = key or snapshot.key
     files: dict[str, dict[str, Any]] = {}
     # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
     # that the first one is whole until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
-    manifest = f"{snapshot.key}/{MANIFEST}"
+    manifest = f"{key}/{MANIFEST}"
     again = manifest in storage.list(manifest)
     state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
     for name, make in _contents(snapshot, state_name).items():
         data = make()
         files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
-        storage.write(f"{snapshot.key}/{name}", *data)
+        storage.write(f"{key}/{name}", *data)
         wrote_file()
     before_whole()
     state = snapshot.state
     about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
-    storage.write(f"{snapshot.key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
-    return snapshot.key
+    storage.write(f"{key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
+    return key
 
 
 def _contents(snapshot: Snapshot, state_name: str) -> dict[str, Callable[[], list[Data]]]:

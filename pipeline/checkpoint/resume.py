@@ -21,7 +21,16 @@ from typing import Any
 
 from infra.storage.base import MissingKeyError, Storage
 from infra.storage.open import open_storage
-from pipeline.checkpoint.catalog import PREFIX, CheckpointError, newest_state, read_manifest, read_state, sha256_of_file
+from pipeline.checkpoint.catalog import (
+    PREFIX,
+    CheckpointError,
+    list_checkpoints,
+    newest_state,
+    read_manifest,
+    read_state,
+    sha256_of_file,
+)
+from pipeline.checkpoint.head import cursor_of
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
@@ -111,7 +120,7 @@ def reopened(state: TrainState, num_stages: int) -> TrainState:
 def locate(uri: str) -> tuple[Storage, str | None]:
     """Return the storage of a run, and the key of the checkpoint in it if `uri` is one's own."""
     folder, _, cursor = uri.rstrip("/").rpartition(f"/{PREFIX}/")
-    if folder and cursor.isdigit():
+    if folder and cursor_of(cursor) is not None:
         return open_storage(folder), f"{PREFIX}/{cursor}"
     return open_storage(uri.rstrip("/").removesuffix(f"/{PREFIX}")), None
 
@@ -164,7 +173,7 @@ def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
                 f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
                 "nor a run with a whole checkpoint"
             )
-        key = f"{PREFIX}/{state.cursor:015d}"
+        key = next(key for key in list_checkpoints(storage) if cursor_of(key) == state.cursor)
     files = read_manifest(storage, key)
     name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
     if name not in files:

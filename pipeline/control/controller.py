@@ -190,6 +190,7 @@ class StageController:
             return JoinReply(
                 error=self._error,
                 lease_token=self._lease.token if self._lease is not None else "",
+                group=self._starts,
                 tracking_uri=self._tracking_uri,
                 out_of_memory=tuple(self._out_of_memory),
             )

@@ -15,6 +15,8 @@ class JoinReply:
     """The error that ended the run: then the rank must not train. Empty: none."""
     lease_token: str
     """By what the run's lease is known; empty: it has none."""
+    group: int
+    """Number of this worker group within the submission, from 1."""
     tracking_uri: str
     """The address of the MLflow server that an operator named last; empty: the config's holds."""
     out_of_memory: tuple[tuple[int, int], ...]

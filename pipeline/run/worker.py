@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -15,10 +15,12 @@ from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
 from infra.storage.base import Storage
 from infra.storage.failures import FailureClass, failure_class
+from infra.storage.lease import Lease
 from infra.storage.open import open_storage
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
+from pipeline.checkpoint.head import claim
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import Start, find_start
 from pipeline.config import TrainConfig
@@ -65,6 +67,8 @@ class Rank:
     """Index of the stage that the group trains up to."""
     report_stages: int
     """Ray Train hears of the ends of so many stages."""
+    epoch: int = 0
+    """Under which rank 0 writes checkpoints; the other ranks write none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +127,8 @@ def _train(rank: Rank) -> None:
         relay_log(package, rank.controller.note)
     storage = open_storage(f"{rank.config.storage}/{rank.config.name}")
     data = load_data(rank)
+    if rank.number == 0:  # before anything is read: what an earlier group writes from here on never becomes valid
+        rank = replace(rank, epoch=claim(storage, Lease(storage, token=rank.joined.lease_token), rank.joined.group))
     start = find_start(rank.config, storage)
     trainer, hooks = build_trainer(rank, data, start, storage)
     restore(rank, trainer, start, start.source or storage.uri)
@@ -201,6 +207,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
         rank.joined,
         storage,
         world_size=rank.world_size,
+        epoch=rank.epoch,
         fingerprint=run_fingerprint(rank.config, train=data.train, val=data.val),
         report_stages=rank.report_stages,
     )

@@ -76,6 +76,7 @@ class TrackingHooks(RankHooks):
         joined: what the controller has answered this rank.
         storage: of the run.
         world_size: number of ranks.
+        epoch: which this worker group has claimed.
         fingerprint: what is equal for runs that may stand for each other in a comparison.
         report_stages: as in `RankHooks`.
     """
@@ -88,6 +89,7 @@ class TrackingHooks(RankHooks):
         storage: Storage,
         *,
         world_size: int,
+        epoch: int,
         fingerprint: str,
         report_stages: int = 0,
     ) -> None:
@@ -97,7 +99,8 @@ class TrackingHooks(RankHooks):
         self.tracker = _tracker(config, self.tracking_uri, storage)
         self.tracker.set_tags({FINGERPRINT_TAG: fingerprint})
         lease = Lease(storage, token=joined.lease_token)
-        self.saver = Saver(storage, config.checkpoint, CheckpointListener(controller, lease, self.tracker, storage))
+        listener = CheckpointListener(controller, lease, self.tracker, storage)
+        self.saver = Saver(storage, config.checkpoint, listener, epoch=epoch)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Tag the stage and keep its first batch as a picture."""

@@ -253,7 +253,9 @@ def strip(state: TrainState) -> list[tuple[int, int, str]]:
 def test_a_run_that_was_killed_with_its_controller_repeats_them_from_the_journal(tmp_path: object) -> None:
     storage = open_storage(str(tmp_path))
     first = FakeGroup({48: advance(), 96: ask(Stop())}, loses_checkpoints_from=24)
-    writer = JournalWriter(storage, Lease(storage))
+    lease = Lease(storage)
+    lease.take()
+    writer = JournalWriter(storage, lease)
     first.run((stage(), stage()), journal=Journal(changed=writer))
     deadline = time.monotonic() + 30
     while [row.cursor for row in stored_rows(storage, [])] != [48]:  # before, it is there as asked for

@@ -36,7 +36,9 @@ def test_a_run_that_went_back_repeats_its_decisions_at_their_cursors() -> None:
 def test_a_journal_is_found_again_only_by_the_run_that_wrote_it(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     assert stored_rows(storage, [ADVANCE]) == [ADVANCE]
-    writer = pickle.loads(pickle.dumps(JournalWriter(storage, Lease(storage))))
+    lease = Lease(storage)
+    lease.take()
+    writer = pickle.loads(pickle.dumps(JournalWriter(storage, lease)))
     for _ in range(20):
         writer([ADVANCE])
     writer([ADVANCE, EXTEND])
@@ -75,12 +77,16 @@ def test_what_was_asked_for_is_kept_until_it_is_carried_out(tmp_path: Path) -> N
 def test_decisions_that_storage_did_not_take_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.control.journal.RETRY_S", 0.05)
     place = tmp_path / "runs"
-    place.write_text("a file where the folder should be")
     storage = open_storage(str(place))
-    writer = JournalWriter(storage, Lease(storage))
+    lease = Lease(storage)
+    lease.take()
+    held = place.rename(tmp_path / "held")
+    place.write_text("a file where the folder should be")
+    writer = JournalWriter(storage, lease)
     writer([ADVANCE])
     time.sleep(0.2)
     place.unlink()
+    held.rename(place)
     deadline = time.monotonic() + 10
     while stored_rows(storage, []) != [ADVANCE]:
         assert time.monotonic() < deadline
