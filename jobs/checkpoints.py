@@ -62,10 +62,22 @@ def _table(title: str, rows: Sequence[CheckpointRow]) -> Table:
         table.add_column(name, justify="right" if name in ("cursor", "stage", "MB") else "left")
     for row in rows:
         metrics = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items())
-        state = "whole" if not row.problem else "torn" if "not written to its end" in row.problem else "corrupt"
         stage = "" if row.stage is None else str(row.stage + 1)
-        table.add_row(str(row.cursor), stage, f"{row.bytes / 1e6:.1f}", metrics, state, "yes" if row.verified else "no")
+        table.add_row(
+            str(row.cursor),
+            stage,
+            f"{row.bytes / 1e6:.1f}",
+            metrics,
+            _state(row.problem),
+            "yes" if row.verified else "no",
+        )
     return table
+
+
+def _state(problem: str) -> str:
+    """Return one word for what is the matter with a checkpoint."""
+    words = {"not written to its end": "torn", "not in the head": "unlisted"}
+    return next((word for part, word in words.items() if part in problem), "corrupt") if problem else "whole"
 
 
 if __name__ == "__main__":

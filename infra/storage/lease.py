@@ -32,6 +32,8 @@ RENEW_S = 5.0
 """Pause between two renewals."""
 LOOK_S = 0.5
 """Pause between two looks at another's lease."""
+_RELEASED = b'{"released": true}'
+"""Content of a lease that was given back."""
 
 
 class LeaseError(ValueError):
@@ -64,25 +66,24 @@ class Lease:
 
     def renew(self) -> None:
         """Write the lease again. Raises `LeaseError` when another submission has taken it over."""
-        while True:
-            try:
-                found, etag = self.storage.read_with_etag(KEY)
-            except MissingKeyError:
-                found, etag = b"", ""
-            self._check_mine(found)
-            if self.storage.write_if_match(KEY, self._record(), etag):
-                return  # else the driver, which holds the same lease, renewed it in between
+        while not self.storage.write_if_match(KEY, self._record(), self._mine()):
+            pass  # the driver, which holds the same lease, renewed it in between
 
     def check(self) -> None:
         """Raise `LeaseError` unless this submission holds the lease."""
-        try:
-            self._check_mine(self.storage.read(KEY))
-        except MissingKeyError:
-            raise LeaseError(f"{self.storage.uri}: the lease of this run was given back or deleted") from None
+        self._mine()
 
-    def _check_mine(self, record: bytes) -> None:
-        if _parsed(record).get("token") != self.token:
+    def _mine(self) -> str:
+        """Return the ETag of the lease if it is this submission's, else raise `LeaseError`."""
+        try:
+            found, etag = self.storage.read_with_etag(KEY)
+        except MissingKeyError:
+            found, etag = _RELEASED, ""
+        if found == _RELEASED:
+            raise LeaseError(f"{self.storage.uri}: the lease of this run was given back or deleted")
+        if _parsed(found).get("token") != self.token:
             raise LeaseError(f"{self.storage.uri} was taken over by another submission of this run")
+        return etag
 
     def keep(self, lost: Callable[[str], None]) -> None:
         """Renew in a thread until `release`; call `lost` with a line when another has taken the lease over."""
@@ -93,11 +94,13 @@ class Lease:
         self._ended.set()
 
     def release(self) -> None:
-        """Give the lease back, if it is still held."""
+        """Give the lease back, if it is still held. Not by deleting it: that could be another's by then."""
         self.rest()
         try:
-            if _parsed(self.storage.read(KEY)).get("token") == self.token:
-                self.storage.delete(KEY)
+            while not self.storage.write_if_match(KEY, _RELEASED, self._mine()):
+                pass
+        except LeaseError:
+            log.debug("the lease is another's")
         except StorageError:  # it expires
             log.debug("the lease could not be given back")
 
@@ -124,9 +127,9 @@ class Lease:
                 return False
             holder = _parsed(found)
             first = first or etag
-            if etag != first:
+            if etag != first and found != _RELEASED:
                 raise LeaseError(_refusal(self.storage, holder))
-            if time.monotonic() > looks_until or _is_gone(holder):
+            if found == _RELEASED or time.monotonic() > looks_until or _is_gone(holder):
                 return bool(self.storage.write_if_match(KEY, self._record(), etag))
             time.sleep(LOOK_S)
 
@@ -141,6 +144,14 @@ class Lease:
             "start_ticks": _start_ticks(os.getpid()),
         }
         return json.dumps(values).encode()
+
+
+def is_held(storage: Storage) -> bool:
+    """Say whether a run's lease was taken and not given back; its holder may be gone."""
+    try:
+        return storage.read(KEY) != _RELEASED
+    except MissingKeyError:
+        return False
 
 
 def _with_token(storage: Storage, token: str) -> Lease:

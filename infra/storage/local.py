@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,16 @@ _CAUSES = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+
+LOCK_TERM_S = 10.0
+"""A process that replaces a file and does not get on for this long loses the lock to the next one."""
+LOCK_LOOK_S = 0.01
+"""Pause between two looks at a lock."""
+
+
+class _LockLostError(Exception):
+    """Another process took the lock."""
 
 
 @contextmanager
@@ -87,16 +98,46 @@ class LocalStorage(Storage):
         return True
 
     def write_if_match(self, key: str, data: Data, etag: str) -> str | None:
-        """Replace a file of this SHA-256, under a lock beside it."""
-        with explained("lock", self.location(key)), _locked(self._path(key)):
+        """Replace a file of this SHA-256, under a lock beside it that a process which was stopped loses."""
+        while True:
             try:
-                found = self.read_with_etag(key)[1]
-            except MissingKeyError:
-                return None
-            if found != etag:
-                return None
-            self.write(key, data)
+                with explained("write", self.location(key)):
+                    return self._replace(key, data, etag)
+            except _LockLostError:
+                continue
+
+    def _replace(self, key: str, data: Data, etag: str) -> str | None:
+        """Replace a file of this SHA-256; raise `_LockLostError` if another process had to take the lock.
+
+        Only the rename of the temporary file changes anything. A later holder of the lock first removes such files of
+        earlier ones, so none of them, stopped at whatever point, can rename any more once it has lost the lock.
+        """
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.replacement")
+        with _locked(path) as is_held:
+            for other in path.parent.iterdir():
+                if other.name.startswith(f".{path.name}.") and other.suffix == temporary.suffix:
+                    other.unlink(missing_ok=True)
+            try:
+                _write_synced(temporary, data)
+                if not is_held():  # asked after the file is there: who takes the lock later than this removes it
+                    raise _LockLostError
+                if self._tag(key) != etag:
+                    return None
+                try:
+                    temporary.replace(path)
+                except FileNotFoundError:
+                    raise _LockLostError from None
+                _sync_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
         return hashlib.sha256(data).hexdigest()
+
+    def _tag(self, key: str) -> str:
+        try:
+            return self.read_with_etag(key)[1]
+        except MissingKeyError:
+            return ""
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Return the keys that begin with `prefix`, in order, with their sizes in bytes."""
@@ -223,20 +264,43 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path` (released by the kernel when the process dies), and leave none behind."""
+def _locked(path: Path) -> Iterator[Callable[[], bool]]:
+    """Hold the lock file beside `path`, and leave none behind; yields what says whether it is still held.
+
+    The kernel releases it when its holder dies. From one that holds it for `LOCK_TERM_S`, as it was stopped or its
+    machine is paused, it is taken by removing the file.
+    """
     lock = path.with_name(f".{path.name}.lock")
     while True:
         _make_folder(path.parent)
         with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_same(lock, file.fileno()):
-                continue  # its last holder removed it while we waited: who comes next would make, and hold, another
-            try:
-                yield
-            finally:
+
+            def is_held(descriptor: int = file.fileno()) -> bool:
+                return _is_same(lock, descriptor)
+
+            if not _flocked(file.fileno()):
                 lock.unlink(missing_ok=True)
-            return
+            elif is_held():  # else its last holder removed it while we waited
+                try:
+                    yield is_held
+                finally:
+                    if is_held():
+                        lock.unlink(missing_ok=True)
+                return
+
+
+def _flocked(descriptor: int) -> bool:
+    """Lock an open file; False: another process has held it for `LOCK_TERM_S`."""
+    deadline = time.monotonic() + LOCK_TERM_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_LOOK_S)
+        else:
+            return True
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

@@ -6,12 +6,12 @@ import logging
 import math
 import threading
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from infra.storage.base import Storage, StorageError
-from pipeline.checkpoint.catalog import BestRule, commit, prune, prune_head
+from pipeline.checkpoint.catalog import BestRule, prune
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
-from pipeline.checkpoint.head import FencedError, unique_key
+from pipeline.checkpoint.head import FencedError, Writer, commit, unique_key
 from pipeline.config import CheckpointConfig
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,13 @@ class SaverEvents(Protocol):
         """Storage didn't take any checkpoint for too long: the run must end."""
 
 
+class _Waiting(NamedTuple):
+    """A snapshot and its folder, which stays the same when it is tried again: what an earlier try left is reused."""
+
+    snapshot: Snapshot
+    key: str
+
+
 class Saver:
     """Writes snapshots one at a time, in a thread of its own.
 
@@ -54,47 +61,64 @@ class Saver:
     Ray Train's own asynchronous upload is not used for this: with it, Ray's controller writes a list of checkpoints
     into the same storage at every report, and ends the run when storage is away at that moment.
 
-    `epoch` is the one that the worker group has claimed; 0: nobody else can write here, and there is no head.
+    `writer` is what the worker group has claimed; None: nobody else can write here, and there is no head.
     """
 
-    def __init__(self, storage: Storage, config: CheckpointConfig, events: SaverEvents, *, epoch: int = 0) -> None:
-        self.storage, self.config, self.events, self.epoch = storage, config, events, epoch
-        self._waiting: Snapshot | None = None
+    def __init__(
+        self, storage: Storage, config: CheckpointConfig, events: SaverEvents, *, writer: Writer | None = None
+    ) -> None:
+        self.storage, self.config, self.events, self.writer = storage, config, events, writer
+        self._waiting: _Waiting | None = None
+        self._fenced: FencedError | None = None
         self._busy = self._given_up = False
         self._moved_at, self._failing_since, self._refused = 0.0, math.inf, ""
         self._changed = threading.Condition()
 
     def take(self, snapshot: Snapshot) -> None:
-        """Make `snapshot` the next one to be written; returns at once."""
+        """Make `snapshot` the next one to be written; returns at once. Raises `FencedError`, as `wait`."""
+        self._check_not_fenced()
         if self._gives_up():
             return
+        cursor = snapshot.state.cursor
+        key = unique_key(cursor, self.writer.epoch) if self.writer is not None else snapshot.key
         with self._changed:
-            self._waiting = snapshot
+            self._waiting = _Waiting(snapshot, key)
             if not self._busy:
                 self._busy, self._moved_at = True, time.monotonic()
                 threading.Thread(target=self._work, name="saver", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when nothing waits or is being written; whether it came to that within `timeout` seconds."""
+        """Return when nothing waits or is being written; whether it came to that within `timeout` seconds.
+
+        Raises:
+            FencedError: a newer worker group writes now. This one's work counts for nothing: it must end.
+        """
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while True:
             with self._changed:
                 now = time.monotonic()
                 patience_s = max(0.1, self._owed_since + self.config.give_up_s - now)
-                if self._changed.wait_for(lambda: not self._busy, min(patience_s, deadline - now, 60.0)):
-                    return True
+                done = self._changed.wait_for(lambda: not self._busy, min(patience_s, deadline - now, 60.0))
+            self._check_not_fenced()
+            if done:
+                return True
             if time.monotonic() >= deadline:
                 return False
             self._gives_up()
 
+    def _check_not_fenced(self) -> None:
+        if self._fenced is not None:
+            raise self._fenced
+
     def _work(self) -> None:
         """Write the newest snapshot that waits, and those that come meanwhile."""
-        while (snapshot := self._next()) is not None:
+        while (waiting := self._next()) is not None:
             try:
-                self._write(snapshot)
+                self._write(waiting)
                 self._failing_since, self._refused = math.inf, ""
             except (SaverStoppedError, FencedError) as error:
                 log.error("no checkpoint is written any more: %s", error)
+                self._fenced = error if isinstance(error, FencedError) else None
                 self._end()
                 return
             except Exception as error:  # whatever it is, a checkpoint is missing: never silently
@@ -104,17 +128,17 @@ class Saver:
                     return
                 self.events.waits(f"a checkpoint waits for storage, training continues: {self._refused}")
                 with self._changed:
-                    self._waiting = self._waiting or snapshot
+                    self._waiting = self._waiting or waiting
                 time.sleep(RETRY_S)
 
-    def _next(self) -> Snapshot | None:
+    def _next(self) -> _Waiting | None:
         with self._changed:
-            snapshot, self._waiting = self._waiting, None
-            if snapshot is None or self._given_up:
+            waiting, self._waiting = self._waiting, None
+            if waiting is None or self._given_up:
                 self._busy = False
                 self._changed.notify_all()
                 return None
-            return snapshot
+            return waiting
 
     @property
     def _owed_since(self) -> float:
@@ -144,19 +168,15 @@ class Saver:
             self._given_up, self._busy = True, False
             self._changed.notify_all()
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, waiting: _Waiting) -> None:
         self._moved()
-        cursor = snapshot.state.cursor
-        key = unique_key(cursor, self.epoch) if self.epoch else snapshot.key
-        write_checkpoint(self.storage, snapshot, self.events.before_whole, self._moved, key=key)
-        if self.epoch:
-            commit(self.storage, key, self.epoch)
-        self.events.saved(f"{self.storage.uri}/{key}", cursor)
+        key = waiting.key
+        write_checkpoint(self.storage, waiting.snapshot, self.events.before_whole, self._moved, key=key)
+        if self.writer is not None:
+            commit(self.storage, key, self.writer)
+        self.events.saved(f"{self.storage.uri}/{key}", waiting.snapshot.state.cursor)
         try:
-            if self.epoch:
-                prune_head(self.storage, self.config.keep, best_rule(self.config), written=key, epoch=self.epoch)
-            else:
-                prune(self.storage, self.config.keep, best_rule(self.config), written=key)
+            prune(self.storage, self.config.keep, best_rule(self.config), written=key, writer=self.writer)
             self.events.pruned()
         except StorageError as error:  # the next one's turn will sweep
             log.warning("old checkpoints stay for now: %s", error)

@@ -14,11 +14,13 @@ from infra.storage.base import Data, MissingKeyError, Storage, StorageError
 from pipeline.checkpoint.head import (
     MANIFEST,
     PREFIX,
-    check_epoch,
+    Writer,
     cursor_of,
     epoch_of,
+    held_head,
     read_head,
     replace_head,
+    valid_keys,
 )
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
@@ -30,6 +32,21 @@ class CheckpointError(ValueError):
 
 class CorruptCheckpointError(CheckpointError):
     """A file of a checkpoint is missing, or is not what the checkpoint's own manifest says: it will never be whole."""
+
+
+def find_checkpoint(storage: Storage, name: str) -> str:
+    """Return the key of a checkpoint that a user names by its folder's name, or by its cursor alone.
+
+    Raises:
+        CheckpointError: none of that cursor is valid.
+    """
+    if not name.isdecimal():
+        return f"{PREFIX}/{name}"
+    valid = {cursor_of(key): key for key in list_checkpoints(storage)}
+    if (key := valid.get(int(name))) is None:
+        there = ", ".join(map(str, valid)) or "none"
+        raise CheckpointError(f"{storage.uri} has no valid checkpoint at cursor {int(name)}; there are: {there}")
+    return key
 
 
 def read_manifest(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
@@ -54,70 +71,54 @@ def _manifest(storage: Storage, key: str) -> dict[str, Any]:
 
 
 def list_checkpoints(storage: Storage) -> list[str]:
-    """Return the keys of the checkpoints that the head lists, oldest first; without a head, all with a manifest."""
-    return list(read_head(storage)[0].keys)
-
-
-def prune(storage: Storage, keep: int, best: BestRule | None = None, *, written: str) -> None:
-    """Delete all but the newest `keep` whole checkpoints and the best one, and torn ones older than those.
-
-    `written` is the one that this run has just made whole: it always stays. The run has not begun from a later one. If
-    that one is proven to be corrupt it loses its manifest, and the run will write that cursor anew; one that merely
-    could not be read, as by an older version or for want of memory, stays. Manifests go first, so what is half deleted
-    is torn, not corrupt.
-    """
-    found = list_checkpoints(storage)
-    storage.delete(*(f"{key}/{MANIFEST}" for key in found if key > written and is_corrupt(storage, key)))
-    whole = [key for key in found if key <= written]
-    newest = whole[-max(1, keep) :]
-    kept = {*newest, best_checkpoint(storage, whole, best) if best is not None else None}
-    names = [
-        name
-        for name in storage.list(f"{PREFIX}/")
-        if (folder := name.rpartition("/")[0]) < newest[0] and folder not in kept
-    ]
-    storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
-
-
-def commit(storage: Storage, key: str, epoch: int) -> None:
-    """Make a checkpoint, whose files are all written, valid: put it into the head, in place of one of its cursor.
-
-    Raises:
-        FencedError: a newer worker group writes now; nothing was changed.
-    """
+    """Return the keys of the valid checkpoints, oldest first."""
     while True:
         head, etag = read_head(storage)
-        check_epoch(storage, head, epoch)
-        others = [other for other in head.keys if cursor_of(other) != cursor_of(key)]
-        if replace_head(storage, replace(head, keys=tuple(sorted([*others, key]))), etag):
-            return
+        names = storage.list(f"{PREFIX}/")
+        # One that is listed and not there was deleted by hand, or meanwhile by the run: then the head says what came.
+        if head is None or all(f"{key}/{MANIFEST}" in names for key in head.keys) or read_head(storage)[1] == etag:
+            return valid_keys(head, names)
 
 
-def prune_head(storage: Storage, keep: int, best: BestRule | None = None, *, written: str, epoch: int) -> None:
-    """As `prune`, for a run with a head: take from it what need not stay, and delete what it proves to be garbage.
+def prune(
+    storage: Storage, keep: int, best: BestRule | None = None, *, written: str, writer: Writer | None = None
+) -> None:
+    """Delete all but the newest `keep` valid checkpoints and the best one.
 
-    That is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one into
-    the head any more but this writer, which calls this between two checkpoints.
+    `written` is the one that this run has just made valid: it always stays. The run has not begun from a later one. If
+    that one is proven to be corrupt it goes, and the run will write that cursor anew; one that merely could not be
+    read, as by an older version or for want of memory, stays.
+
+    Deleted is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one
+    into the head any more but `writer`, which calls this between two checkpoints. Without a writer, as where there is
+    no head, nobody else writes here. Manifests go first, so what is half deleted is torn, not corrupt.
 
     Raises:
         FencedError: a newer worker group writes now; nothing was deleted.
     """
     while True:
-        head, etag = read_head(storage)
-        check_epoch(storage, head, epoch)
-        later = [key for key in head.keys if key > written and not is_corrupt(storage, key)]
-        whole = [key for key in head.keys if key <= written]
-        kept = {*whole[-max(1, keep) :], *later, best_checkpoint(storage, whole, best) if best is not None else None}
-        keys = tuple(key for key in head.keys if key in kept)
-        if keys == head.keys or replace_head(storage, replace(head, keys=keys), etag):
+        head, etag = held_head(storage, writer) if writer is not None else (None, "")
+        names = storage.list(f"{PREFIX}/")
+        kept = _kept(storage, valid_keys(head, names), keep, best, written)
+        if head is None:
             break
-    folders = {name: name.rpartition("/")[0] for name in storage.list(f"{PREFIX}/")}
-    names = [
+        pruned = replace(head, keys=tuple(key for key in head.keys if key in kept))
+        if pruned == head or replace_head(storage, pruned, etag):
+            break
+    epoch = writer.epoch if writer is not None else 0
+    folders = {name: name.rpartition("/")[0] for name in names}
+    garbage = [
         name
         for name, folder in folders.items()
-        if cursor_of(folder) is not None and folder not in keys and epoch_of(folder) <= epoch
+        if cursor_of(folder) is not None and folder not in kept and epoch_of(folder) <= epoch
     ]
-    storage.delete(*sorted(names, key=lambda name: not name.endswith(MANIFEST)))
+    storage.delete(*sorted(garbage, key=lambda name: not name.endswith(MANIFEST)))
+
+
+def _kept(storage: Storage, keys: Sequence[str], keep: int, best: BestRule | None, written: str) -> set[str | None]:
+    later = [key for key in keys if key > written and not is_corrupt(storage, key)]
+    until = [key for key in keys if key <= written]
+    return {*until[-max(1, keep) :], *later, best_checkpoint(storage, until, best) if best is not None else None}
 
 
 def is_corrupt(storage: Storage, key: str) -> bool:
@@ -159,7 +160,7 @@ def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> st
     return max(found)[1] if found else None
 
 
-_UNLISTED = "{} is not in the run's list of valid ones: a newer worker group had replaced the one that wrote it"
+_UNLISTED = "is not in the head: its writer was cut off, or replaced by a newer worker group, just before that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,10 @@ def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[Chec
     keys = sorted({name.rpartition("/")[0] for name in sizes})
     rows = [_describe(storage, key, sizes, verify) for key in keys if cursor_of(key) is not None]
     valid = list_checkpoints(storage)
-    return [row if row.problem or row.key in valid else replace(row, problem=_UNLISTED.format(row.key)) for row in rows]
+    return [
+        row if row.problem or row.key in valid else replace(row, problem=f"{storage.location(row.key)} {_UNLISTED}")
+        for row in rows
+    ]
 
 
 def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:

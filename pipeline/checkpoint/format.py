@@ -1,6 +1,7 @@
 """Checkpoints: valid, or not there. Here their tensors; in `catalog.py` what needs no PyTorch.
 
-A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
+A checkpoint is a folder `checkpoints/{cursor}-{epoch}-{random}` of the run's storage, in runs of earlier versions
+`checkpoints/{cursor}`:
 
     model.safetensors       weights and buffers
     ema.safetensors         their moving average (when the run keeps one)
@@ -8,7 +9,8 @@ A checkpoint is a folder `checkpoints/{cursor}` of the run's storage:
     state.json              cursor, stages, decisions, results, config, data fingerprint, library versions
     manifest.json           size and SHA-256 of each of the others, cursor, stage, metrics; written last
 
-Without a manifest, or with one that a file doesn't meet, a checkpoint is torn: it is skipped, never resumed from.
+Without a manifest a checkpoint is torn, with one that a file doesn't meet corrupt: it is skipped, never resumed from.
+Nor is one that `checkpoints/head.json` doesn't list (`head.py`).
 Nothing that is read from storage is unpickled.
 """
 

@@ -1,6 +1,6 @@
 """Who may write a run's checkpoints, and which of them are valid: one object, replaced by conditional writes only.
 
-Every worker group claims an epoch before it reads what to resume from: one above the last. From then on a group of an
+Every worker group claims an epoch, one above the last, before it reads what to resume from. From then on a group of an
 earlier epoch, as one that was paused, can put nothing into the head any more, whatever it has checked before. Its files
 lie in folders that carry its epoch, so they never replace another's.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 from infra.storage.base import MissingKeyError, Storage, StorageError
@@ -17,32 +18,38 @@ from infra.storage.lease import Lease
 
 PREFIX = "checkpoints"
 MANIFEST = "manifest.json"
-HEAD = ".head"
-"""Beside the checkpoints' folder."""
+HEAD = f"{PREFIX}/head.json"
 
 
 class FencedError(ValueError):
-    """A newer worker group, or another submission, writes this run's checkpoints now."""
+    """A newer worker group writes this run's checkpoints now."""
 
-    failure = FailureClass.TRANSIENT  # of this group alone: the run goes on by the newer one
+    failure = FailureClass.TRANSIENT  # of this group alone: the run continues in the newer one, or in another
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Writer:
+    """The worker group that may write."""
+
+    epoch: int
+    """From 1, one above that of the run's last writer."""
+    submission: str
+    """Token of the lease that the epoch was claimed under."""
+    group: int
+    """Number of the worker group within its submission."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """The valid checkpoints of a run and the last writer's claim."""
+    """The last writer's claim, and the valid checkpoints."""
 
-    epoch: int = 0
-    """Of the worker group that may write; 0: none has claimed one, as in runs of earlier versions."""
-    submission: str = ""
-    """Token of the lease that the epoch was claimed under."""
-    group: int = 0
-    """Number of the worker group within its submission."""
+    writer: Writer
     keys: tuple[str, ...] = ()
     """Folders of the valid checkpoints, oldest first."""
 
 
 def checkpoint_key(cursor: int) -> str:
-    """Return the folder of a checkpoint that no epoch was claimed for, relative to the run's storage."""
+    """Return the folder of a checkpoint that was written without a head, relative to the run's storage."""
     return f"{PREFIX}/{cursor:015d}"
 
 
@@ -54,17 +61,17 @@ def unique_key(cursor: int, epoch: int) -> str:
 def cursor_of(key: str) -> int | None:
     """Return the cursor in a checkpoint's folder name; None: it is no such name."""
     cursor = key.rpartition("/")[2].partition("-")[0]
-    return int(cursor) if cursor.isdigit() else None
+    return int(cursor) if cursor.isdecimal() and cursor.isascii() else None
 
 
 def epoch_of(key: str) -> int:
-    """Return the epoch in a checkpoint's folder name; 0 in those of earlier versions."""
+    """Return the epoch in a checkpoint's folder name; 0 where it was written without a head."""
     parts = key.rpartition("/")[2].split("-")
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() and parts[1].isascii() else 0
 
 
-def read_head(storage: Storage) -> tuple[Head, str]:
-    """Return the head and its ETag. A run of an earlier version has none: then all with a manifest, and no ETag.
+def read_head(storage: Storage) -> tuple[Head | None, str]:
+    """Return the head and its ETag; None where there is none, as in runs of earlier versions.
 
     Raises:
         StorageError: it can't be read, or is none of this version's.
@@ -72,24 +79,38 @@ def read_head(storage: Storage) -> tuple[Head, str]:
     try:
         data, etag = storage.read_with_etag(HEAD)
     except MissingKeyError:
-        return Head(keys=_with_manifest(storage)), ""
+        return None, ""
     try:
         values = json.loads(data)
-        return Head(**values | {"keys": tuple(values["keys"])}), etag
+        return Head(writer=Writer(**values["writer"]), keys=tuple(values["keys"])), etag
     except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{storage.location(HEAD)} can't be read: use the version that wrote it") from error
+        raise StorageError(
+            f"{storage.location(HEAD)} can't be read: use the version that wrote it, or delete it to have every "
+            f"checkpoint with a {MANIFEST} taken as valid"
+        ) from error
 
 
 def replace_head(storage: Storage, head: Head, etag: str) -> bool:
     """Write the head if it is still the one of this ETag (empty: none); False: another writer was first."""
-    data = json.dumps(asdict(head), indent=1)
+    data = json.dumps(asdict(head), indent=1).encode()
     if not etag:
-        return storage.write_if_absent(HEAD, data.encode())
-    return storage.write_if_match(HEAD, data.encode(), etag) is not None
+        return storage.write_if_absent(HEAD, data)
+    return storage.write_if_match(HEAD, data, etag) is not None
 
 
-def claim(storage: Storage, lease: Lease, group: int) -> int:
-    """Return a worker group's epoch; from now on no group of an earlier one can make a checkpoint valid.
+def valid_keys(head: Head | None, names: Iterable[str]) -> list[str]:
+    """Return the folders of the valid ones among some checkpoints' files, oldest first, one a cursor.
+
+    Those with a manifest that the head lists. Without a head, and where a folder's name carries no epoch, a manifest is
+    enough: such a folder was written by an earlier version, or put there by hand.
+    """
+    whole = sorted(name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}"))
+    valid = [key for key in whole if head is None or not epoch_of(key) or key in head.keys]
+    return list({cursor: key for key in valid if (cursor := cursor_of(key)) is not None}.values())
+
+
+def claim(storage: Storage, lease: Lease, group: int) -> Writer:
+    """Make a worker group the run's writer; from now on none of an earlier epoch can make a checkpoint valid.
 
     The lease is looked at between reading and replacing the head: who takes the lease over later also claims later,
     and then this write fails or is outdone.
@@ -101,22 +122,47 @@ def claim(storage: Storage, lease: Lease, group: int) -> int:
     while True:
         head, etag = read_head(storage)
         lease.check()
-        if head.submission == lease.token and head.group > group:
+        if head is not None and head.writer.submission == lease.token and head.writer.group > group:
             raise FencedError(f"{storage.uri} is written by a newer worker group of this run: this one ends")
-        claimed = replace(head, epoch=head.epoch + 1, submission=lease.token, group=group)
-        if replace_head(storage, claimed, etag):
-            return claimed.epoch
+        if head is None:  # or it was deleted: what is there may carry epochs
+            names = storage.list(f"{PREFIX}/")
+            epoch, keys = max(map(_epoch_of_file, names), default=0), tuple(valid_keys(None, names))
+        else:
+            epoch, keys = head.writer.epoch, head.keys
+        writer = Writer(epoch=epoch + 1, submission=lease.token, group=group)
+        if replace_head(storage, Head(writer=writer, keys=keys), etag):
+            return writer
 
 
-def check_epoch(storage: Storage, head: Head, epoch: int) -> None:
-    """Raise `FencedError` unless `epoch` is the one that may write."""
-    if head.epoch != epoch:
+def held_head(storage: Storage, writer: Writer) -> tuple[Head, str]:
+    """Return the head and its ETag.
+
+    Raises:
+        FencedError: `writer` may not write any more.
+    """
+    head, etag = read_head(storage)
+    if head is None:
+        raise FencedError(f"{storage.location(HEAD)} was deleted: a new worker group begins")
+    if head.writer != writer:
         raise FencedError(
-            f"{storage.uri} is written by a newer worker group (epoch {head.epoch}, this one has {epoch}): "
-            "this one writes nothing any more"
+            f"{storage.uri} is written by a newer worker group (epoch {head.writer.epoch}, this one has "
+            f"{writer.epoch}): this one writes nothing any more"
         )
+    return head, etag
 
 
-def _with_manifest(storage: Storage) -> tuple[str, ...]:
-    names = sorted(storage.list(f"{PREFIX}/"))
-    return tuple(name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}"))
+def commit(storage: Storage, key: str, writer: Writer) -> None:
+    """Make a checkpoint, whose files are all written, valid: put it into the head, in place of one of its cursor.
+
+    Raises:
+        FencedError: a newer worker group writes now; nothing was changed.
+    """
+    while True:
+        head, etag = held_head(storage, writer)
+        others = [other for other in head.keys if cursor_of(other) != cursor_of(key)]
+        if replace_head(storage, replace(head, keys=tuple(sorted([*others, key]))), etag):
+            return
+
+
+def _epoch_of_file(name: str) -> int:
+    return epoch_of(name.rpartition("/")[0])

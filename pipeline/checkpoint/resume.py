@@ -24,6 +24,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint.catalog import (
     PREFIX,
     CheckpointError,
+    find_checkpoint,
     list_checkpoints,
     newest_state,
     read_manifest,
@@ -118,10 +119,15 @@ def reopened(state: TrainState, num_stages: int) -> TrainState:
 
 
 def locate(uri: str) -> tuple[Storage, str | None]:
-    """Return the storage of a run, and the key of the checkpoint in it if `uri` is one's own."""
-    folder, _, cursor = uri.rstrip("/").rpartition(f"/{PREFIX}/")
-    if folder and cursor_of(cursor) is not None:
-        return open_storage(folder), f"{PREFIX}/{cursor}"
+    """Return the storage of a run, and the key of the checkpoint in it if `uri` is one's own.
+
+    Raises:
+        CheckpointError: `uri` ends with a cursor at which there is none.
+    """
+    folder, _, name = uri.rstrip("/").rpartition(f"/{PREFIX}/")
+    if folder and cursor_of(name) is not None:
+        storage = open_storage(folder)
+        return storage, find_checkpoint(storage, name)
     return open_storage(uri.rstrip("/").removesuffix(f"/{PREFIX}")), None
 
 

@@ -20,7 +20,7 @@ from infra.storage.open import open_storage
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.checkpoint.head import claim
+from pipeline.checkpoint.head import Writer, claim
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import Start, find_start
 from pipeline.config import TrainConfig
@@ -67,8 +67,8 @@ class Rank:
     """Index of the stage that the group trains up to."""
     report_stages: int
     """Ray Train hears of the ends of so many stages."""
-    epoch: int = 0
-    """Under which rank 0 writes checkpoints; the other ranks write none."""
+    writer: Writer | None = None
+    """What rank 0 has claimed to write checkpoints; the other ranks write none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,12 +127,26 @@ def _train(rank: Rank) -> None:
         relay_log(package, rank.controller.note)
     storage = open_storage(f"{rank.config.storage}/{rank.config.name}")
     data = load_data(rank)
-    if rank.number == 0:  # before anything is read: what an earlier group writes from here on never becomes valid
-        rank = replace(rank, epoch=claim(storage, Lease(storage, token=rank.joined.lease_token), rank.joined.group))
+    rank = claimed(rank, storage)
     start = find_start(rank.config, storage)
     trainer, hooks = build_trainer(rank, data, start, storage)
     restore(rank, trainer, start, start.source or storage.uri)
     run(rank, trainer, hooks)
+
+
+def claimed(rank: Rank, storage: Storage) -> Rank:
+    """Have rank 0 claim the run's checkpoints, before any rank reads what to resume from.
+
+    Nothing that an earlier group still writes becomes valid any more, so all ranks find the same.
+
+    Raises:
+        LeaseError: another submission has the run.
+        FencedError: a newer group of this submission has it.
+    """
+    if rank.number == 0:
+        rank = replace(rank, writer=claim(storage, Lease(storage, token=rank.joined.lease_token), rank.joined.group))
+    gathered(rank.number)
+    return rank
 
 
 def load_data(rank: Rank) -> RunData:
@@ -193,7 +207,7 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
 
 
 def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
-    if rank.number:
+    if rank.writer is None:
         return RankHooks(
             rank.config,
             rank.controller,
@@ -207,7 +221,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
         rank.joined,
         storage,
         world_size=rank.world_size,
-        epoch=rank.epoch,
+        writer=rank.writer,
         fingerprint=run_fingerprint(rank.config, train=data.train, val=data.val),
         report_stages=rank.report_stages,
     )

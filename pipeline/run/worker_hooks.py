@@ -17,6 +17,7 @@ from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.head import Writer
 from pipeline.config import TrainConfig
 from pipeline.control.replies import JoinReply
 from pipeline.run.checkpoint_listener import CheckpointListener
@@ -76,7 +77,7 @@ class TrackingHooks(RankHooks):
         joined: what the controller has answered this rank.
         storage: of the run.
         world_size: number of ranks.
-        epoch: which this worker group has claimed.
+        writer: what this worker group has claimed.
         fingerprint: what is equal for runs that may stand for each other in a comparison.
         report_stages: as in `RankHooks`.
     """
@@ -89,7 +90,7 @@ class TrackingHooks(RankHooks):
         storage: Storage,
         *,
         world_size: int,
-        epoch: int,
+        writer: Writer,
         fingerprint: str,
         report_stages: int = 0,
     ) -> None:
@@ -100,7 +101,7 @@ class TrackingHooks(RankHooks):
         self.tracker.set_tags({FINGERPRINT_TAG: fingerprint})
         lease = Lease(storage, token=joined.lease_token)
         listener = CheckpointListener(controller, lease, self.tracker, storage)
-        self.saver = Saver(storage, config.checkpoint, listener, epoch=epoch)
+        self.saver = Saver(storage, config.checkpoint, listener, writer=writer)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Tag the stage and keep its first batch as a picture."""

@@ -19,8 +19,7 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from infra.cluster.config import ClusterError
 from infra.cluster.ray_private import is_read
-from infra.storage.lease import KEY as LEASE_KEY
-from infra.storage.lease import LeaseError
+from infra.storage.lease import LeaseError, is_held
 from infra.storage.open import open_storage
 from infra.tracking.tracker import end_record
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
@@ -121,7 +120,7 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
     """
     storage = open_storage(f"{config.storage}/{config.name}")
     for look in count():
-        if look % LOOKS_PER_TRY and storage.exists(LEASE_KEY):
+        if look % LOOKS_PER_TRY and is_held(storage):
             time.sleep(WAIT_S)  # another trial is at it, or has died: that only an attempt shows
             continue
         state, _, _ = newest_state(storage)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.storage.lease import is_held
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
@@ -162,7 +163,7 @@ def test_a_run_that_fails_says_why_in_one_line_and_is_recorded_as_failed(
     assert "error: diverged failed: the loss is nan at cursor" in said
     assert "Traceback" not in said
     assert _record(place, "diverged").info.status == "FAILED"
-    assert not (place / "runs" / "diverged" / ".lease").exists()
+    assert not is_held(open_storage(str(place / "runs" / "diverged")))
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ import pytest
 
 from infra.storage import lease as lease_module
 from infra.storage.base import Data, Storage
-from infra.storage.lease import KEY, Lease, LeaseError, check_conditional_writes
+from infra.storage.lease import KEY, Lease, LeaseError, check_conditional_writes, is_held
 from infra.storage.local import LocalStorage
 from infra.storage.open import open_storage
 
@@ -59,6 +59,7 @@ def test_of_many_at_once_one_gets_it_and_the_others_are_refused(storage: Storage
     for thread in threads:
         thread.join()
     assert len(got) == 1
+    assert is_held(storage)
     assert len(lines) == 5
     assert all("is being trained by" in line and "--name" in line for line in lines)
     got[0].release()
@@ -77,7 +78,7 @@ def test_the_controller_goes_on_with_the_drivers_lease(storage: Storage) -> None
     refused(storage)
     assert lost == []
     controller.release()
-    assert not storage.exists(KEY)
+    assert not is_held(storage)
 
 
 def test_who_writes_notices_a_takeover_that_it_has_not_heard_of(storage: Storage) -> None:
@@ -91,6 +92,22 @@ def test_who_writes_notices_a_takeover_that_it_has_not_heard_of(storage: Storage
     storage.delete(KEY)
     with pytest.raises(LeaseError, match="was given back or deleted"):
         worker.check()
+
+
+class ReleasedLate(LocalStorage):
+    """Hands the lease to another submission just before it is written."""
+
+    def write_if_match(self, key: str, data: Data, etag: str) -> str | None:
+        super().write(KEY, Lease(self)._record())
+        return super().write_if_match(key, data, etag)
+
+
+def test_who_gives_back_what_has_become_anothers_changes_nothing(tmp_path: Path) -> None:
+    storage = ReleasedLate(tmp_path)
+    mine = Lease(storage)
+    mine.take()
+    mine.release()
+    assert is_held(storage)
 
 
 def test_one_that_nobody_renews_expires(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

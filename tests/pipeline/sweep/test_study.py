@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from infra.cluster.config import ClusterConfig
+from infra.storage.lease import is_held
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from pipeline.checkpoint.catalog import newest_state
@@ -185,7 +186,7 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
     snapshot, _ = newest_whole(storage)
     assert snapshot is not None
     assert len(snapshot.state.stage_starts) == 2
-    assert not storage.exists(".lease")
+    assert not is_held(storage)
     client = MlflowClient(sqlite_uri)
     experiment = client.get_experiment_by_name("crescendo")
     assert experiment is not None
