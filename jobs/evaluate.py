@@ -31,7 +31,7 @@ class Options:
     """Options of the evaluation."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its latest valid checkpoint is meant), or a checkpoint's folder; local or s3://."""
+    """A run's name or folder (its latest valid checkpoint is meant), or FOLDER/checkpoints/CURSOR; local or s3://."""
     data: str
     """Labelled shards: a folder, s3://BUCKET/PREFIX or a brace list, with the classes that the run was trained on."""
     storage: str = "runs"

@@ -26,7 +26,7 @@ class Options:
     """Options of the export."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its latest valid checkpoint is meant), or a checkpoint's folder; local or s3://."""
+    """A run's name or folder (its latest valid checkpoint is meant), or FOLDER/checkpoints/CURSOR; local or s3://."""
     to: str
     """File to write: NAME.onnx or NAME.pt2 (torch.export). It is there only if it gives the checkpoint's results."""
     data: str = ""

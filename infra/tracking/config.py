@@ -107,6 +107,8 @@ def explained(config: TrackingConfig, error: Exception) -> TrackingError:
     """Return an error of MLflow or its database as one line without secrets."""
     if isinstance(error, TrackingError):
         return error
+    if isinstance(error, StorageError):
+        return TrackingError(str(error))
     text = one_line(error)
     where = f"tracking.uri is {redacted(config.uri)}"
     if isinstance(error, ModuleNotFoundError):

@@ -169,12 +169,26 @@ class Outbox:
                 earlier._load_line(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 log.warning("tracking: skipped a damaged line of the spool")
+        self.resume(earlier._rows, {})
         with self._lock:
-            earlier._rows.extend(self._rows)
-            self._rows = earlier._rows
             self._labels = {kind: earlier._labels[kind] | labels for kind, labels in self._labels.items()}
             self._files = earlier._files | self._files
-        self.settle({})
+
+    def resume(self, rows: Iterable[Row], last_steps: Mapping[str, int]) -> None:
+        """Put in front what an earlier process sent last, and forget repetitions of it and of `last_steps`.
+
+        Only for the thread that confirms.
+        """
+        last = dict[str, int]()
+        front = _without_repetitions(rows, last)
+        last = {key: max(last.get(key, -1), last_steps.get(key, -1)) for key in last | dict(last_steps)}
+        with self._lock:
+            kept = front + _without_repetitions(self._rows, last)
+            self._rows = deque(kept)
+            self._num_values = sum(len(row.values) for row in kept)
+            self._last_step = {
+                key: max(last.get(key, -1), self._last_step.get(key, -1)) for key in last | self._last_step
+            }
 
     def _load_line(self, line: dict[str, Any]) -> None:
         if "metrics" in line:

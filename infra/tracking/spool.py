@@ -9,6 +9,7 @@ import uuid
 
 from infra.storage.base import MissingKeyError, Storage
 from infra.tracking.outbox import Outbox
+from infra.tracking.row_log import OwnedObject
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,11 @@ SPOOL_FILE = "tracking/unsent.jsonl"
 class Spool:
     """The tracking files of a run's own folder; without a storage, nothing outlives the process. Thread-safe."""
 
-    def __init__(self, storage: Storage | None, outbox: Outbox) -> None:
+    def __init__(self, storage: Storage | None, outbox: Outbox, epoch: int | None = None) -> None:
         self._storage, self._outbox = storage, outbox
+        self._object = OwnedObject(storage, SPOOL_FILE, epoch) if storage is not None else None
         self._lock = threading.Lock()
-        self._loaded = self._exists = False
+        self._loaded = self._holds_any = False
 
     @property
     def location(self) -> str:
@@ -43,34 +45,35 @@ class Spool:
         return key
 
     def load(self) -> None:
-        """Put into the outbox, once, what an earlier process left. Raises `StorageError`."""
+        """Put into the outbox, once, what an earlier process left. Raises `StorageError` and `TakenOverError`."""
         with self._lock:
             self._load()
 
     def write(self, status: str) -> None:
-        """Keep what the outbox holds, and the end status that MLflow does not know yet. Raises `StorageError`."""
-        if self._storage is None:
+        """Keep what the outbox holds, and the end status that MLflow does not know yet.
+
+        Raises:
+            StorageError: it can't be written.
+            TakenOverError: another process keeps the run's record now.
+        """
+        if self._object is None:
             return
         with self._lock:
             self._load()  # else it would be lost under what is written now
             unsent = self._outbox.dump()
             if status:
                 unsent += _status_line(status)
-            if unsent:
-                self._storage.write(SPOOL_FILE, unsent)
-            elif self._exists:
-                self._storage.delete(SPOOL_FILE)
-            self._exists = bool(unsent)
+            if unsent or self._holds_any:  # empty, not deleted: by now it might be another's
+                while not self._object.replace(unsent):
+                    self._object.read()
+            self._holds_any = bool(unsent)
 
     def _load(self) -> None:
         if self._loaded:
             return
-        if self._storage is not None:
-            try:
-                self._outbox.load(self._storage.read(SPOOL_FILE))
-                self._exists = True
-            except MissingKeyError:
-                pass
+        if self._object is not None and (left := self._object.read()):
+            self._outbox.load(left)
+            self._holds_any = True
         self._loaded = True
 
 
@@ -93,9 +96,8 @@ def _key_in(record: bytes) -> str:
 
 def spooled_status(storage: Storage) -> str | None:
     """Return None without a spool, else the end status in it: `KILLED` where the run could not say one."""
-    try:
-        lines = storage.read(SPOOL_FILE).splitlines(keepends=True)
-    except MissingKeyError:
+    lines = OwnedObject(storage, SPOOL_FILE, None).read().splitlines(keepends=True)
+    if not lines:
         return None
     return next((status for status in ("FINISHED", "FAILED") if _status_line(status) in lines[-1:]), "KILLED")
 

@@ -18,6 +18,7 @@ from infra.tracking import mlflow_run
 from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.mlflow_run import MlflowRun, TrackingError, valid_name
 from infra.tracking.outbox import File, Outbox, Row
+from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool, spooled_status
 from infra.tracking.system_metrics import PREFIX, SystemSampler
 
@@ -41,7 +42,9 @@ class Tracker:
     the start, per metric, and is not sent again when training repeats those steps.
 
     With `storage` (the run's own folder), nothing is lost when the process dies as well: the run's identity is kept
-    there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet.
+    there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet. Rows
+    are written down there before they are sent (`row_log.py`). Of two processes that keep the record of one run, that
+    of the later `epoch` goes on, and the other sends nothing more; None: of the same one as the last.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Tracker:
         storage: Storage | None = None,
         run_id: str | None = None,
         parent_run_id: str | None = None,
+        epoch: int | None = None,
     ) -> None:
         self.config = config
         self.run_id = run_id
@@ -62,7 +66,9 @@ class Tracker:
         self._refused: set[tuple[str, str]] = set()
         self._outbox = Outbox(config.max_unsent)
         self._tables: set[str] = set()
-        self._spool = Spool(storage, self._outbox)
+        self._spool = Spool(storage, self._outbox, epoch)
+        self._row_log = RowLog(storage, epoch) if storage is not None else None
+        self._is_open = False
         self._run: MlflowRun | None = None
         self._key = ""
         self._status = ""
@@ -164,6 +170,8 @@ class Tracker:
         self._stopping = True
         self._wake.set()
         self._thread.join(1.0)
+        if self._abandoned:
+            return False
         self._write_spool("" if self._finished else status)
         if not done:
             log.warning("tracking: %d items were not sent to MLflow; kept in %s", self.unsent, self._spool.location)
@@ -187,12 +195,16 @@ class Tracker:
             try:
                 self._send()
                 pause = self.config.send_interval_s
+            except TakenOverError as error:
+                log.warning("tracking: nothing more is sent: %s", error)
+                self._abandoned = self._stopping = True
             except Exception as error:  # whatever goes wrong with tracking, training continues
                 self._note_failure(error)
                 pause = min(2 * pause, MAX_PAUSE_S)
             with self._quiet:
                 self._quiet.notify_all()
-            self._wake.wait(pause)
+            if not self._stopping:
+                self._wake.wait(pause)
             self._wake.clear()
 
     def _send(self) -> None:
@@ -200,8 +212,12 @@ class Tracker:
         run = self._run or self._connect()
         self._sample_system()
         while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
+            if self._row_log is not None:
+                self._row_log.add(run.run_id, rows)
             run.send_rows(rows)
             self._outbox.confirm_rows(rows)
+        if self._row_log is not None and (len(self._outbox) or self._status):
+            self._row_log.check()
         self._send_labels("params", run.send_params)
         self._send_labels("tags", run.send_tags)
         self._note_success()
@@ -254,6 +270,7 @@ class Tracker:
         )
         if self._down_since:
             time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
+        self._resume(run)
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
         if config.uri.startswith("http"):
@@ -262,9 +279,19 @@ class Tracker:
             self._run = run
         return run
 
+    def _resume(self, run: MlflowRun) -> None:
+        """Take over, once, what an earlier process has sent to this MLflow run, or had begun to send."""
+        if self._row_log is not None and not self._is_open:
+            sent = self._row_log.open()
+            self._outbox.resume(sent.rows, sent.last_steps if sent.run_id == run.run_id else {})
+            self._is_open = True
+
     def _write_spool(self, status: str) -> None:
         try:
             call_with_timeout(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
+        except TakenOverError as error:
+            log.warning("tracking: what was not sent is not kept: %s", error)
+            self._abandoned = self._stopping = True
         except TimeoutError:
             raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
 

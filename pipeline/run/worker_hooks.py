@@ -97,7 +97,7 @@ class TrackingHooks(RankHooks):
         super().__init__(config, controller, rank=0, world_size=world_size, report_stages=report_stages)
         self.num_stages = len(config.stages)
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
-        self.tracker = _tracker(config, self.tracking_uri, storage)
+        self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch)
         self.tracker.set_tags({FINGERPRINT_TAG: fingerprint})
         lease = Lease(storage, token=joined.lease_token)
         listener = CheckpointListener(controller, lease, self.tracker, storage)
@@ -160,9 +160,9 @@ class TrackingHooks(RankHooks):
             self.tracker.persist(timeout=30)
 
 
-def _tracker(config: TrainConfig, uri: str, storage: Storage) -> Tracker:
+def _tracker(config: TrainConfig, uri: str, storage: Storage, epoch: int) -> Tracker:
     """Return the run's tracker, with the config as its params."""
-    tracker = Tracker(replace(config.tracking, uri=uri), config.name, storage=storage)
+    tracker = Tracker(replace(config.tracking, uri=uri), config.name, storage=storage, epoch=epoch)
     own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
     tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
     tracker.set_description(describe(config))
