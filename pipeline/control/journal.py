@@ -75,7 +75,9 @@ def stored_rows(storage: Storage, done: Sequence[DecisionRecord]) -> list[Decisi
     What was asked for comes last, without what is carried out by now: the file may be older than the state.
     """
     try:
-        rows = [record_of(entry) for entry in json.loads(storage.read(JOURNAL_FILE))]
+        found = json.loads(storage.read(JOURNAL_FILE))
+        # A list alone was written by an earlier version.
+        rows = [record_of(entry) for entry in (found["decisions"] if isinstance(found, dict) else found)]
     except MissingKeyError:
         return list(done)
     except (ValueError, KeyError, TypeError) as error:
@@ -95,7 +97,7 @@ def stored_rows(storage: Storage, done: Sequence[DecisionRecord]) -> list[Decisi
 class JournalWriter:
     """Writes a journal in a thread of its own; no decision waits for storage.
 
-    What another submission has taken over is left alone: the journal is that one's from then on.
+    What another submission has taken over is left alone: the journal is that one's from its `open` on.
     """
 
     def __init__(self, storage: Storage, lease: Lease) -> None:
@@ -103,6 +105,16 @@ class JournalWriter:
         self._rows: list[DecisionRecord] | None = None
         self._busy = False
         self._lock = threading.Lock()
+
+    def open(self, done: Sequence[DecisionRecord]) -> list[DecisionRecord]:
+        """Return what `stored_rows` does, and make the journal this submission's.
+
+        Raises:
+            LeaseError: another submission has the lease.
+        """
+        rows = stored_rows(self.storage, done)
+        self._write(rows)
+        return rows
 
     def __call__(self, rows: list[DecisionRecord]) -> None:
         """Have these rows written soon, in place of those that wait."""
@@ -115,8 +127,7 @@ class JournalWriter:
     def _work(self) -> None:
         while (rows := self._next()) is not None:
             try:
-                self.lease.check()
-                self.storage.write(JOURNAL_FILE, json.dumps([row.entry() for row in rows], indent=1).encode())
+                self._write(rows)
             except LeaseError as error:
                 log.warning("decisions are not written any more: %s", error)
             except StorageError as error:
@@ -124,6 +135,22 @@ class JournalWriter:
                 with self._lock:
                     self._rows = rows if self._rows is None else self._rows
                 time.sleep(RETRY_S)
+
+    def _write(self, rows: Sequence[DecisionRecord]) -> None:
+        """Replace the journal. The lease is looked at between reading and that: a later holder's is never replaced."""
+        entries = {"submission": self.lease.token, "decisions": [row.entry() for row in rows]}
+        data, is_written = json.dumps(entries, indent=1).encode(), False
+        while not is_written:
+            try:
+                etag = self.storage.read_with_etag(JOURNAL_FILE)[1]
+            except MissingKeyError:
+                etag = ""
+            self.lease.check()
+            is_written = (
+                self.storage.write_if_match(JOURNAL_FILE, data, etag) is not None
+                if etag
+                else self.storage.write_if_absent(JOURNAL_FILE, data)
+            )
 
     def _next(self) -> list[DecisionRecord] | None:
         with self._lock:

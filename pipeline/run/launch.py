@@ -14,7 +14,7 @@ from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
-from pipeline.control.journal import Journal, JournalWriter, stored_rows
+from pipeline.control.journal import Journal, JournalWriter
 from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.preflight import Preflight, with_start
@@ -87,7 +87,8 @@ def start_controller(
 
 def _journal(storage: Storage, lease: Lease, resume: TrainState | None) -> Journal:
     done = [record for record in records_of(resume.decisions if resume else ()) if record.decision.replayed]
-    return Journal(stored_rows(storage, done), JournalWriter(storage, lease))
+    writer = JournalWriter(storage, lease)
+    return Journal(writer.open(done), writer)
 
 
 def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: int) -> None:

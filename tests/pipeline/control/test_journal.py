@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.storage.base import Data
 from infra.storage.lease import KEY, Lease
+from infra.storage.local import LocalStorage
 from infra.storage.open import open_storage
 from pipeline.control.journal import ASKED, JOURNAL_FILE, Journal, JournalWriter, stored_rows
 from pipeline.schedule.decisions import DecisionRecord, ExtendStage, NextStage, SetField, Stop
@@ -106,3 +108,32 @@ def test_a_run_that_was_taken_over_leaves_the_journal_alone(tmp_path: Path, capl
     while "taken over" not in caplog.text or stored_rows(storage, []) != [EXTEND]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+class WrittenLate(LocalStorage):
+    """Has another submission take the run over just before the first write."""
+
+    other: Lease | None = None
+
+    def write_if_match(self, key: str, data: Data, etag: str) -> str | None:
+        if key == JOURNAL_FILE and self.other is None:
+            self.other = Lease(LocalStorage(self.root))
+            self.delete(KEY)  # as if it had expired
+            self.other.take()
+            assert JournalWriter(self.other.storage, self.other).open([]) == [ADVANCE]
+        return super().write_if_match(key, data, etag)
+
+
+def test_a_write_that_was_paused_does_not_replace_a_later_submissions_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = WrittenLate(tmp_path)
+    storage.write(JOURNAL_FILE, json.dumps([ADVANCE.entry()]).encode())  # as an earlier version did
+    mine = Lease(storage)
+    mine.take()
+    JournalWriter(storage, mine)([ADVANCE, EXTEND])
+    deadline = time.monotonic() + 10
+    while "taken over" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert stored_rows(storage, []) == [ADVANCE]
