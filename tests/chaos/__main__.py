@@ -2,7 +2,8 @@
 
 A small recipe trains over an S3 server (shards and checkpoints) and an MLflow server, on a cluster of several nodes:
 once undisturbed, then while workers, nodes, the driver, the run's controller, the S3 server and the MLflow server are
-ended by SIGKILL at random steps, and come back. With the same number of workers the weights must be equal bit for bit;
+ended by SIGKILL at random steps, and come back; and a submission is paused by SIGSTOP, a second one of the same name
+goes on elsewhere, and the first one wakes. With the same number of workers the weights must be equal bit for bit;
 with a range of workers the samples must be the same ones, each used once. Every row of metrics is in MLflow once.
 """
 
@@ -24,14 +25,14 @@ from rich.table import Table
 
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
-from jobs.common.cli import run_main
+from jobs.common.cli import UsageError, run_main
 from jobs.common.display import wide_console
 from pipeline.run.sample_log import VARIABLE
 from tests.chaos.run import Killer, Place, Run
 from tests.chaos.verdict import Verdict, compare
 from tests.support.servers import MlflowServer, S3Server
 
-KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node")
+KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node", "takeover")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,8 @@ class Options:
     """How many there are in each run."""
     seed: int = 0
     """What they are drawn from."""
+    only: str = ""
+    """The one kind of them; empty: each kind about as often as the others."""
     kill_for_s: float = math.inf
     """Kills that would come later than this after a run's start, in seconds, are left out."""
     steps_a_kill: int = 15
@@ -56,6 +59,8 @@ class Options:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "kills", "steps_a_kill")
         check_above_0(self, "kill_for_s")
+        if self.only and self.only not in KINDS:
+            raise UsageError(f"--only {self.only}: expected one of {', '.join(KINDS)}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,7 +92,7 @@ def run_all(options: Options) -> list[Verdict]:
 
 def planned(options: Options, elastic: bool) -> list[str]:
     """Return the kinds of kills, each about as often as the others, in an order that the seed draws."""
-    kinds = [KINDS[index % len(KINDS)] for index in range(options.kills)]
+    kinds = [options.only or KINDS[index % len(KINDS)] for index in range(options.kills)]
     Random(options.seed + elastic).shuffle(kinds)
     return kinds
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import psutil
+
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
 from pipeline.run.sample_log import last_cursor
+from tests.support.killing import kill_family
 from tests.support.servers import MlflowServer, S3Server, Server
 from tests.support.shards import write_shards
 
@@ -61,10 +64,16 @@ class Run:
         lengths = [epochs // 4 + (index < epochs % 4) for index in range(4)]
         stages = [f"--stages.{i}.{what}" for i in range(4) for what in (f"epochs={lengths[i]}", f"batch-size={BATCH}")]
         stages += [f"--stages.{i}.image-size={size}" for i, size in enumerate((32, 32, 48, 48))]
-        cluster = ["--cluster.address", place.nodes.address, "--cluster.num-workers", *map(str, workers)]
         self._arguments = [
-            *("demo", "--name", name, "--storage", f"{place.uri}/runs", *cluster, *stages),
-            *("--cluster.max-failures", "-1", "--cluster.grow-check-s", "2"),
+            *("demo", "--name", name, "--storage", f"{place.uri}/runs", *stages),
+            *(
+                "--cluster.num-workers",
+                *map(str, workers),
+                "--cluster.max-failures",
+                "-1",
+                "--cluster.grow-check-s",
+                "2",
+            ),
             *("--data.train", f"{place.uri}/data/train", "--data.val", f"{place.uri}/data/val"),
             *("--data.cache-dir", str(place.folder / "cache"), "--trainer.log-every", "4"),
             *("--trainer.eval-every-epochs", "4", "--checkpoint.every-epochs", "1", "--checkpoint.every-s", "0"),
@@ -77,10 +86,11 @@ class Run:
         """What the submissions printed."""
         return self.place.folder / f"{self.name}.txt"
 
-    def submit(self) -> None:
-        """Submit it, or submit it again."""
+    def submit(self, address: str = "") -> None:
+        """Submit it, or submit it again: to the place's cluster, or to the one at another address."""
         self.submissions += 1
         command = [sys.executable, "-m", "jobs.train", *self._arguments]
+        command += ["--cluster.address", address or self.place.nodes.address]
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
 
@@ -89,6 +99,12 @@ class Run:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def replaced(self) -> subprocess.Popen[bytes]:
+        """Return the submission's process, which this is no longer."""
+        assert self._process is not None
+        old, self._process = self._process, None
+        return old
 
     @property
     def is_driven(self) -> bool:
@@ -176,6 +192,7 @@ class Killer:
             "node": self._kill_node,
             "driver": self.run.kill_driver,
             "controller": lambda: self._some(self.place.nodes.controllers)[0].kill(),
+            "takeover": self._take_over,
         }[kind]()
         self._wait("the next step", lambda: last_cursor(self.place.samples, but=files) >= 0)
         kill.recovered_s = time.time()
@@ -184,6 +201,27 @@ class Killer:
         nodes = self.place.nodes
         nodes.kill(self.random.choice(self._some(lambda: [node for node in nodes.nodes if nodes.train_workers(node)])))
         self._later(nodes.add)
+
+    def _take_over(self) -> None:
+        """Pause the submission, have a second one of the same name go on elsewhere, wake the first: it must give up."""
+        paused = [*self._some(self._workers), *self._some(self.place.nodes.controllers)]
+        old = self.run.replaced()
+        paused.append(psutil.Process(old.pid))
+        for process in paused:
+            process.suspend()
+        reached, files = self.run.cursor(), set(self.place.samples.glob("*.jsonl"))
+        self.run.submit("local")
+        further = reached + 4 * BATCH
+        self._wait("the second submission", lambda: last_cursor(self.place.samples, but=files) >= further)
+        self.random.shuffle(paused)
+        for process in paused:
+            process.resume()
+        if old.wait(GIVE_UP_S) != 1 or "was taken over by another submission" not in self.run.output.read_text():
+            raise RuntimeError(
+                f"{self.run.name}: the paused submission did not give up:\n{self.run.output.read_text()}"
+            )
+        if self.run.is_driven:
+            kill_family(self.run.replaced())  # back to the cluster that the other kills are for
 
     def _workers(self) -> list[Any]:
         return [worker for node in self.place.nodes.nodes for worker in self.place.nodes.train_workers(node)]

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def chaos(kills: int, *flags: str) -> dict[str, Any]:
     return dict(verdict)
 
 
-def check(verdict: dict[str, Any], kills: int) -> None:
+def check(verdict: dict[str, Any], kills: int, kinds: Sequence[str] = KINDS) -> None:
     """So many kills, of each kind as many as of the others or one more; nothing is lost, doubled or left over."""
-    shares = {kind: (kills + len(KINDS) - 1 - index) // len(KINDS) for index, kind in enumerate(KINDS)}
+    shares = {kind: (kills + len(kinds) - 1 - index) // len(kinds) for index, kind in enumerate(kinds)}
     assert Counter(kill["kind"] for kill in verdict["kills"]) == Counter(shares)
     counts = ("samples_lost", "samples_doubled", "rows_lost", "rows_doubled", "orphans")
     assert {name: verdict[name] for name in counts} == dict.fromkeys(counts, 0)
@@ -58,9 +59,18 @@ def test_a_run_of_one_to_two_workers_whose_every_part_is_killed_loses_and_double
     check(chaos(KILLS or 6, "--no-fixed", "--steps-a-kill", "40"), KILLS or 6)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(TIMEOUT_S + 20)
+def test_a_submission_that_was_paused_and_taken_over_changes_nothing_when_it_wakes() -> None:
+    verdict = chaos(2, "--no-elastic", "--only", "takeover", "--steps-a-kill", "60")
+    check(verdict, 2, ("takeover",))
+    assert verdict["different"] == []
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--only", "bribe"], r"^--only bribe: expected one of worker, "),
         (["--kills", "many"], r"^--kills: 'many' is not an integer$"),
         (["--steps-a-kill", "0"], r"^--steps-a-kill 0: must be at least 1$"),
         (["--wrong", "3"], r"^Unrecognized options: --wrong, 3$"),

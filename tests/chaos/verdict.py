@@ -75,6 +75,8 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
     stop = _newest(place, whole).state.cursor
     lost, doubled = lost_and_doubled(final_steps(trained, stop), stop=stop)
     points, expected = _points(place, run), _points(place, whole)
+    every = [(name, step) for name, found in points.items() for step, _ in found]
+    points, expected = _lasting(points), _lasting(expected)
     different: list[str] | None = None
     if exact:
         different = _different_tensors(place, run, whole)
@@ -92,7 +94,7 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
         samples_doubled=doubled,
         rows=len(rows),
         rows_lost=len(rows - have.keys()),
-        rows_doubled=sum(have.values()) - len(have) + len(have.keys() - rows),
+        rows_doubled=len(every) - len(set(every)) + len(have.keys() - rows),
         different=different,
     )
 
@@ -126,6 +128,11 @@ def _tensors(snapshot: Any) -> dict[str, Any]:
     }
 
 
+def _lasting(points: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """Return the metrics that each step has in any run; a measured time may be missing after a restart."""
+    return {name: found for name, found in points.items() if not name.endswith(TIMES)}
+
+
 def _points(place: Place, run: Run) -> dict[str, list[tuple[int, float]]]:
     """Return each metric's points in MLflow: (step, value)."""
     from mlflow.tracking import MlflowClient
@@ -134,6 +141,6 @@ def _points(place: Place, run: Run) -> dict[str, list[tuple[int, float]]]:
     experiment = client.get_experiment_by_name("crescendo")
     assert experiment is not None
     (record,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run.name}'")
-    names = [name for name in record.data.metrics if name.startswith(KEPT) and not name.endswith(TIMES)]
+    names = [name for name in record.data.metrics if name.startswith(KEPT)]
     history = {name: client.get_metric_history(record.info.run_id, name) for name in names}
     return {name: [(point.step, point.value) for point in found] for name, found in history.items()}

@@ -23,7 +23,8 @@ from infra.tracking import tracker as tracking
 from infra.tracking.config import TrackingConfig, check, prepare
 from infra.tracking.mlflow_run import TrackingError, log_below, make_client, open_run
 from infra.tracking.outbox import Row
-from infra.tracking.spool import SPOOL_FILE
+from infra.tracking.row_log import LOG_FILE
+from infra.tracking.spool import SPOOL_FILE, spooled_status
 from infra.tracking.tracker import Tracker, send_unsent
 from tests.support.servers import MlflowServer
 from tests.support.training_process import value_of
@@ -103,7 +104,7 @@ def test_a_run_is_recorded(config: TrackingConfig, storage: Storage, tmp_path: P
         ("model/weights.bin", b"weights"),
     ):
         assert Path(client.download_artifacts(run.info.run_id, path, str(tmp_path))).read_bytes() == content
-    assert storage.list() == {"tracking/run.json": storage.list()["tracking/run.json"]}
+    assert list(storage.list()) == ["tracking/run.json", LOG_FILE]
 
 
 def test_rows_that_are_sent_again_are_not_doubled(config: TrackingConfig) -> None:
@@ -265,7 +266,7 @@ def test_a_killed_training_process_loses_and_doubles_nothing(mlflow_server: Mlfl
     ]
     assert runs[0].data.params == {"lr": "0.1", "start": "0"}
     assert "changed.start" in runs[0].data.tags
-    assert not open_storage(tmp_path / "run").exists(SPOOL_FILE)
+    assert spooled_status(open_storage(tmp_path / "run")) is None
 
 
 @pytest.mark.usefixtures("hasty")
@@ -288,7 +289,7 @@ def test_what_a_run_could_not_send_is_sent_later(
     assert run.data.tags["stage"] == "2"
     assert history(config.uri, run.info.run_id, "loss") == [(4, 1.5)]
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["samples"]
-    assert not storage.exists(SPOOL_FILE)
+    assert spooled_status(storage) is None
 
 
 def test_a_resumed_run_is_the_same_one_and_a_new_one_of_that_name_is_not(
@@ -511,7 +512,7 @@ def test_a_run_that_is_anothers_now_is_left_alone(
     assert not tracker.close("KILLED")
     assert history(config.uri, tracker.run_id, "loss") == [(1, 1.0)]
     assert run_of(config.uri, tracker.run_id).info.status == "RUNNING"
-    assert not storage.exists(SPOOL_FILE)
+    assert spooled_status(storage) is None
 
 
 @pytest.mark.parametrize("code", ["INVALID_PARAMETER_VALUE", "BAD_REQUEST"])
