@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from infra.storage.base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 from infra.storage.failures import is_transient
+from infra.storage.file_lock import locked, make_folder
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or choose another storage",
@@ -26,12 +25,6 @@ _CAUSES = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
-
-
-LOCK_TERM_S = 10.0
-"""A process that replaces a file and does not get on for this long loses the lock to the next one."""
-LOCK_LOOK_S = 0.01
-"""Pause between two looks at a lock."""
 
 
 class _LockLostError(Exception):
@@ -114,7 +107,7 @@ class LocalStorage(Storage):
         """
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.replacement")
-        with _locked(path) as is_held:
+        with locked(path) as is_held:
             for other in path.parent.iterdir():
                 if other.name.startswith(f".{path.name}.") and other.suffix == temporary.suffix:
                     other.unlink(missing_ok=True)
@@ -205,7 +198,7 @@ class LocalStorage(Storage):
 def _fill_in_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder of `path` and fill the file; a delete may remove the empty folder in between, so try again."""
     for attempt in range(5):
-        _make_folder(path.parent)
+        make_folder(path.parent)
         try:
             return fill(path)
         except FileNotFoundError:
@@ -232,14 +225,6 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _make_folder(folder: Path) -> None:
-    """Make `folder`, and say `NotADirectoryError` where a file is in the way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-
-
 def _write_synced(path: Path, *data: Data) -> None:
     with path.open("wb") as file:
         file.writelines(data)
@@ -261,51 +246,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file beside `path`, and leave none behind; yields what says whether it is still held.
-
-    The kernel releases it when its holder dies. From one that holds it for `LOCK_TERM_S`, as it was stopped or its
-    machine is paused, it is taken by removing the file.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        _make_folder(path.parent)
-        with lock.open("w") as file:
-
-            def is_held(descriptor: int = file.fileno()) -> bool:
-                return _is_same(lock, descriptor)
-
-            if not _flocked(file.fileno()):
-                lock.unlink(missing_ok=True)
-            elif is_held():  # else its last holder removed it while we waited
-                try:
-                    yield is_held
-                finally:
-                    if is_held():
-                        lock.unlink(missing_ok=True)
-                return
-
-
-def _flocked(descriptor: int) -> bool:
-    """Lock an open file; False: another process has held it for `LOCK_TERM_S`."""
-    deadline = time.monotonic() + LOCK_TERM_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(LOCK_LOOK_S)
-        else:
-            return True
-
-
-def _is_same(path: Path, descriptor: int) -> bool:
-    """Say whether an open file still has this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

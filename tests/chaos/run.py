@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from infra.storage.open import open_storage
+from infra.tracking.spool import spooled_status
 from jobs.benchmark.nodes import Nodes
 from pipeline.run.sample_log import last_cursor
 from tests.support.killing import kill_family
@@ -175,6 +176,8 @@ class Killer:
             self._kill(kind)
         self._wait("the end", lambda: self.run.is_finished)
         self._bring_back(math.inf)
+        if spooled_status(open_storage(f"{self.place.uri}/runs/{self.run.name}")) is not None:
+            self.run.finish()  # MLflow was away at the end: submitted again, a finished run sends what is missing
 
     def _kill(self, kind: str) -> None:
         kill = Kill(kind, self.run.cursor(), time.time())

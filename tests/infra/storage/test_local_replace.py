@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import local
+from infra.storage import file_lock
 from infra.storage.local import LocalStorage
 
 CALLS = ("open", "fcntl.flock", "os.listdir", "os.scandir", "os.rename", "os.remove")
@@ -75,7 +75,7 @@ def replace_beside(storage: LocalStorage, stopped_at: Sequence[int]) -> None:
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStorage:
-    monkeypatch.setattr(local, "LOCK_TERM_S", 0.1)
+    monkeypatch.setattr(file_lock, "LOCK_TERM_S", 0.1)
     return LocalStorage(tmp_path)
 
 

@@ -89,7 +89,10 @@ def old_process(uri: str, storage: Storage, point: str, how: signal.Signals) -> 
         os._exit(0)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.soak, id="killed"), pytest.param(signal.SIGSTOP, id="stopped")],
+)
 @pytest.mark.parametrize("point", POINTS, ids=[f"{i}-{point}" for i, point in enumerate(POINTS)])
 def test_each_row_is_one_point_after_a_process_ended_or_was_outdone_anywhere(
     sqlite_uri: str, storage: Storage, point: str, how: signal.Signals
@@ -135,7 +138,13 @@ def test_a_process_of_an_earlier_epoch_that_comes_late_sends_nothing(sqlite_uri:
     assert _run(sqlite_uri, new).info.status == "FINISHED"
 
 
-def test_the_log_belongs_to_the_last_that_opened_it_with_the_latest_epoch(storage: Storage) -> None:
+@pytest.fixture(params=["local", "s3"])
+def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(tmp_path if request.param == "local" else request.getfixturevalue("s3_uri"))
+
+
+def test_the_log_belongs_to_the_last_that_opened_it_with_the_latest_epoch(any_storage: Storage) -> None:
+    storage = any_storage
     first, second = RowLog(storage, 1), RowLog(storage, 2)
     row = Row(3, 1000, {"loss": float("nan"), "lr": 0.5})
     first.open()
@@ -161,7 +170,8 @@ def test_a_damaged_log_is_said_and_made_anew(storage: Storage, caplog: pytest.Lo
     assert caplog.text.count("is damaged") == 3
 
 
-def test_what_was_not_sent_is_kept_by_the_later_writer_alone(storage: Storage) -> None:
+def test_what_was_not_sent_is_kept_by_the_later_writer_alone(any_storage: Storage) -> None:
+    storage = any_storage
     old, new = OwnedObject(storage, SPOOL_FILE, 1), OwnedObject(storage, SPOOL_FILE, 2)
     storage.write(SPOOL_FILE, b'{"step": 1}\n')  # of an earlier version
     assert old.read() == new.read() == b'{"step": 1}\n'

@@ -115,6 +115,7 @@ def contents(storage: Storage) -> dict[str, bytes]:
     return {name: storage.read(name) for name in storage.list("checkpoints/")}
 
 
+@pytest.mark.parametrize("storage", ["local", pytest.param("s3", marks=pytest.mark.soak)], indirect=True)
 @pytest.mark.parametrize("number", range(len(POINTS)), ids=[f"{i:02}-{point}" for i, point in enumerate(POINTS)])
 def test_a_writer_that_was_stopped_before_a_call_changes_nothing(storage: Storage, number: int) -> None:
     for taken_over_by in ("another submission", "a newer group"):

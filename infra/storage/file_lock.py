@@ -1,0 +1,72 @@
+"""A lock file that a process which was stopped, or whose machine is paused, loses to the next one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_TERM_S = 10.0
+"""A process that holds a lock for this long loses it to the next one."""
+LOCK_LOOK_S = 0.01
+"""Pause between two looks at a lock."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Callable[[], bool]]:
+    """Hold the lock file beside `path`, and leave none behind; yields what says whether it is still held.
+
+    The kernel releases it when its holder dies. From one that holds it for `LOCK_TERM_S`, as it was stopped or its
+    machine is paused, it is taken by removing the file.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        make_folder(path.parent)
+        with lock.open("w") as file:
+
+            def is_held(descriptor: int = file.fileno()) -> bool:
+                return _is_same(lock, descriptor)
+
+            if not _flocked(file.fileno()):
+                lock.unlink(missing_ok=True)
+            elif is_held():  # else its last holder removed it while we waited
+                try:
+                    yield is_held
+                finally:
+                    if is_held():
+                        lock.unlink(missing_ok=True)
+                return
+
+
+def _flocked(descriptor: int) -> bool:
+    """Lock an open file; False: another process has held it for `LOCK_TERM_S`."""
+    deadline = time.monotonic() + LOCK_TERM_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_LOOK_S)
+        else:
+            return True
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    """Say whether an open file still has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder`, and say `NotADirectoryError` where a file is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
