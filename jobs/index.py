@@ -24,8 +24,8 @@ class IndexConfig:
     A tar must be whole: what is damaged, cut within a member or joined by `cat` is refused with the byte, and so are
     two samples of one key. What is no sample (directories, links, files of other extensions) is counted by reason.
 
-    Writes manifest.json and index.npy beside the shards, or into --out: that folder is then what data.train or data.val
-    names. A shard that changes later is noticed by its size, in S3 by its ETag too.
+    Writes manifest.json and index-DIGEST.npy beside the shards, or into --out: that folder is then what data.train or
+    data.val names. A shard that changes later is noticed by its size, in S3 by its ETag too.
     """
 
     url: Annotated[str, tyro.conf.Positional]

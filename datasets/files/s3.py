@@ -48,7 +48,7 @@ def read(
     """
     if length == 0:
         return b""
-    with _opened(url, patience_s) as (storage, key):
+    with opened(url, patience_s) as (storage, key):
         data, tag = storage.read_range(key, start, length)
     if etag and tag.strip('"') != etag:
         raise changed(url, tag.strip('"'), etag)
@@ -64,39 +64,46 @@ def changed(url: str, found: str, known: str) -> DataError:
 
 def list_folder(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> list[RemoteFile]:
     """Return the objects directly under a prefix, in the order of their names."""
-    with _opened(url.rstrip("/"), patience_s) as (storage, folder):
+    with opened(url.rstrip("/"), patience_s) as (storage, folder):
         found = storage.list_folder(folder)
     return [RemoteFile(storage.location(item.key), item.size, item.etag.strip('"')) for item in found]
 
 
 def write(url: str, data: bytes, *, patience_s: float = CHECK_PATIENCE_S) -> None:
     """Write an object."""
-    with _opened(url, patience_s) as (storage, key):
+    with opened(url, patience_s) as (storage, key):
         storage.write(key, data)
 
 
 def upload(url: str, path: Path, *, patience_s: float = PATIENCE_S) -> None:
     """Write a local file as an object, in parts when it is large."""
-    with _opened(url, patience_s) as (storage, key):
+    with opened(url, patience_s) as (storage, key):
         storage.upload(key, path)
 
 
 def delete(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> None:
     """Delete an object; it may be gone already."""
-    with _opened(url, patience_s) as (storage, key):
+    with opened(url, patience_s) as (storage, key):
         storage.delete(key)
 
 
 @contextmanager
-def _opened(url: str, patience_s: float) -> Iterator[tuple[S3Storage, str]]:
+def opened(url: str, patience_s: float) -> Iterator[tuple[S3Storage, str]]:
     """Give the storage of a URL's bucket, and the key in it; what storage can't do is an error of the data here."""
     from infra.storage.s3 import S3Storage
 
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise DataError(f"{url}: no bucket in it; write s3://BUCKET/PREFIX")
-    try:
+    with data_errors():
         yield S3Storage(bucket, patience_s=patience_s), key
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Raise what storage can't do as an error of the data."""
+    try:
+        yield
     except MissingKeyError as error:
         raise MissingError(str(error)) from None
     except StorageAwayError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
+from infra.storage.base import MissingKeyError, Storage
+from infra.storage.local import LocalStorage
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -63,15 +66,46 @@ def read_file(url: str) -> bytes:
 
 
 def write_file(url: str, data: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    with _storage_of(url) as (storage, key):
+        storage.write(key, data)
+
+
+def tag_of(url: str) -> str:
+    """Return the tag of a small file's content, which is another one when the file is written again; empty: no file.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    with _storage_of(url) as (storage, key), contextlib.suppress(MissingKeyError):
+        return storage.read_with_etag(key)[1]
+    return ""
+
+
+def replace_file(url: str, data: bytes, tag: str) -> bool:
+    """Write a file if it is still the one of this tag (empty: if there is none); say whether it was.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    with _storage_of(url) as (storage, key):
+        return storage.write_if_match(key, data, tag) is not None if tag else storage.write_if_absent(key, data)
+
+
+@contextlib.contextmanager
+def _storage_of(url: str) -> Iterator[tuple[Storage, str]]:
+    """Give the storage that a file is in, and its key there."""
     if is_remote(url):
-        s3.write(url, data)
-        return
-    path = Path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+        with s3.opened(url, s3.CHECK_PATIENCE_S) as found:
+            yield found
+    else:
+        path = Path(url)
+        with s3.data_errors():
+            yield LocalStorage(path.parent), path.name
 
 
 def remove_file(url: str) -> None:
@@ -89,12 +123,9 @@ def check_writable(folder: str) -> None:
         DataError: it can't be written.
     """
     probe = join(folder, ".probe")
-    try:
-        write_file(probe, b"probe")
-        with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
-            remove_file(probe)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write there ({error.strerror})") from None
+    write_file(probe, b"probe")
+    with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
+        remove_file(probe)
 
 
 class _Ranged(io.RawIOBase):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets.files import s3
-from datasets.shards.manifest import MANIFEST_NAME
+from datasets.files.urls import folder_of
+from datasets.shards.manifest import MANIFEST_NAME, manifest_version, put_manifest
 
 
 def staging_folder(url: str) -> Path:
@@ -21,12 +22,18 @@ def upload_folder(folder: Path, url: str, *, progress: Callable[[int, int], None
     """Upload all files below a folder, manifests after everything else.
 
     Raises:
-        DataError: S3 can't be written.
+        DataError: S3 can't be written, or somebody else wrote a manifest there meanwhile.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     # A folder's manifest names its copies, so it comes after theirs.
     files.sort(key=lambda path: (path.name == MANIFEST_NAME, -len(path.parts)))
-    for done, path in enumerate(files, start=1):
-        target = f"{url.rstrip('/')}/{path.relative_to(folder)}"
-        s3.upload(target, path)
+    targets = {path: f"{url.rstrip('/')}/{path.relative_to(folder)}" for path in files}
+    versions = {
+        path: manifest_version(folder_of(target)) for path, target in targets.items() if path.name == MANIFEST_NAME
+    }
+    for done, (path, target) in enumerate(targets.items(), start=1):
+        if path in versions:
+            put_manifest(folder_of(target), path.read_bytes(), version=versions[path])
+        else:
+            s3.upload(target, path)
         progress(done, len(files))

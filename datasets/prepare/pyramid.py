@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,18 @@ from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import join, list_shards, name_of, open_shard, read_file, remove_file, write_file
 from datasets.prepare.encode import shrunk, shrunk_mask
+from datasets.prepare.folder_lock import locked
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.shards.copies import copy_folder
 from datasets.shards.index_rows import IndexRows
-from datasets.shards.manifest import DatasetManifest, ShardInfo, read_manifest, save_manifest
+from datasets.shards.manifest import (
+    ConflictError,
+    DatasetManifest,
+    ShardInfo,
+    manifest_version,
+    read_manifest,
+    save_manifest,
+)
 from datasets.shards.resolve import describe
 from datasets.shards.tar_index import MASK_EXTENSION, scan_shard
 from datasets.transforms.formats import IMAGE_EXTENSIONS
@@ -60,13 +69,27 @@ def write_copies(
         progress: called with (images written, images in all).
 
     Raises:
-        DataError: shards that can't be read. A damaged image is copied as it is.
+        DataError: shards that can't be read, or were indexed again meanwhile; another process writes copies there. A
+            damaged image is copied as it is.
     """
     folder = str(folder)
     manifest = read_manifest(folder)
     if packed := next((shard.url for shard in manifest.shards if shard.packed), None):
         raise DataError(f"{packed}: copies are made of plain tars; unpack it first")
     targets = {side: join(folder, copy_folder(side)) for side in sorted(set(short_sides))}
+    with contextlib.ExitStack() as locks:
+        if not is_remote(folder):
+            for target in map(Path, targets.values()):
+                target.mkdir(exist_ok=True)
+                locks.enter_context(locked(target, "wait for it"))
+        _write_missing(manifest, targets, workers, progress)
+    return _name_copies(folder, manifest, targets)
+
+
+def _write_missing(
+    manifest: DatasetManifest, targets: Mapping[int, str], workers: int, progress: Callable[[int, int], None]
+) -> None:
+    """Write what is missing of the copies in their folders or prefixes, by short side, then their manifests."""
     there = {side: _claim(target, manifest) for side, target in targets.items()}
     tasks = [_Task(shard, targets[side], side) for side, shard in itertools.product(targets, manifest.shards)]
     waiting = [task for task in tasks if task.shard.name not in there[task.short_side]]
@@ -75,12 +98,18 @@ def write_copies(
     run_tasks(_copy_shard, waiting, workers=workers, progress=lambda count: progress(min(kept + count, total), total))
     for side, target in targets.items():
         _index_copy(target, side, manifest)
-    now = read_manifest(folder)  # written hours after it was read: what changed meanwhile must stay
-    if now.fingerprint != manifest.fingerprint:
-        raise DataError(f"{folder}: its shards were indexed again while the copies were written; run this again")
-    manifest = replace(now, copies=tuple(sorted({*now.copies, *targets})))
-    save_manifest(folder, manifest)
-    return manifest
+
+
+def _name_copies(folder: str, manifest: DatasetManifest, sides: Iterable[int]) -> DatasetManifest:
+    """Name copies in the manifest of their shards, as it is by now: the copies may have taken hours."""
+    while True:
+        version, now = manifest_version(folder), read_manifest(folder)
+        if now.fingerprint != manifest.fingerprint:
+            raise DataError(f"{folder}: its shards were indexed again while the copies were written; run this again")
+        named = replace(now, copies=tuple(sorted({*now.copies, *sides})))
+        with contextlib.suppress(ConflictError):  # somebody named other copies just now: these come to theirs
+            save_manifest(folder, named, version=version)
+            return named
 
 
 def _claim(target: str, manifest: DatasetManifest) -> set[str]:
@@ -89,8 +118,6 @@ def _claim(target: str, manifest: DatasetManifest) -> set[str]:
     A copy of other shards is removed.
     """
     origin = join(target, _ORIGIN_NAME)
-    if not is_remote(target):
-        Path(target).mkdir(exist_ok=True)
     there = list_shards(target)
     try:
         if read_file(origin).decode() == manifest.fingerprint:
@@ -105,6 +132,7 @@ def _claim(target: str, manifest: DatasetManifest) -> set[str]:
 
 def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
     """Write a copy's index: its own places of the images, the labels of the shards themselves."""
+    version = manifest_version(target)
     index, listed = IndexRows(manifest), {name_of(file.url): file for file in list_shards(target)}
     files = [listed[shard.name] for shard in manifest.shards]
     with ThreadPoolExecutor(_SCANS_AT_ONCE if is_remote(target) else 1) as pool:
@@ -114,7 +142,9 @@ def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
             raise DataError(f"{file.url}: {len(rows)} samples, its original has {shard.samples}; remove the copy")
         rows["label"] = index.of(shard)["label"]
     source = {"short_side": side, "copy_of": manifest.fingerprint}
-    save_manifest(target, *describe(files, parts, classes=manifest.classes, kind=manifest.kind, source=source))
+    copy, index_of_copy = describe(files, parts, classes=manifest.classes, kind=manifest.kind, source=source)
+    shards = [replace(new, copy_of=old.rows) for new, old in zip(copy.shards, manifest.shards, strict=True)]
+    save_manifest(target, replace(copy, shards=tuple(shards)), index_of_copy, version=version)
 
 
 def _copy_shard(task: _Task) -> None:

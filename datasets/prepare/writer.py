@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ import webdataset as wds
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.prepare.check import checked
+from datasets.prepare.folder_lock import locked
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
-from datasets.shards.tar_index import INDEX_NAME, index_shard
+from datasets.shards.tar_index import index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
@@ -80,7 +79,7 @@ def prepare(
     _check_plan(source, plan)
     description = _describe(source, plan, config)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, "wait for it or use another --out"):
         _claim(out, description, overwrite=config.overwrite)
         done = {split: manifest for split in plan.splits if (manifest := _finished(out / split)) is not None}
         if len(done) < len(plan.splits):
@@ -156,18 +155,6 @@ def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any
     }
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{out}: another process is writing shards there; wait for it or use another --out"
-            ) from None
-        yield
-
-
 def _claim(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
     """Make the folder ours: new, or of the same description, or emptied of shards when that is asked for."""
     state, ours = out / STATE_NAME, json.dumps(description, indent=2, ensure_ascii=False)
@@ -177,7 +164,9 @@ def _claim(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
         return
     if shards and not overwrite:
         raise DataError(f"{out}: {_difference(old, description)}; use another --out, or --overwrite to replace them")
-    listings = [out / split / name for split in _ALL_SPLITS for name in (MANIFEST_NAME, INDEX_NAME)]
+    listings = [
+        path for split in _ALL_SPLITS for name in (MANIFEST_NAME, "index*.npy") for path in (out / split).glob(name)
+    ]
     for path in [*listings, *shards]:
         path.unlink(missing_ok=True)
     _replace_text(state, ours)

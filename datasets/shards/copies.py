@@ -59,5 +59,11 @@ def load_copies(manifest: DatasetManifest, url: str) -> dict[int, DatasetManifes
         shards = tuple(by_url[place] for place in wanted)
         if [shard.samples for shard in shards] != [shard.samples for shard in manifest.shards]:
             raise DataError(f"{next(iter(folders))}: not a copy of the shards {names[0]}, ...; write the copies again")
+        for shard, original in zip(shards, manifest.shards, strict=True):
+            if shard.copy_of != original.rows and shard.copy_of and original.rows:
+                raise DataError(
+                    f"{shard.url}: a copy of {original.url} as it was indexed at another time: its labels may be "
+                    "others; write the copies again"
+                )
         found[side] = replace(copy, shards=shards, kind=manifest.kind, classes=manifest.classes)
     return found

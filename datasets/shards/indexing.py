@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import read_file
 from datasets.shards.index_checks import check_captions, check_keys, report
-from datasets.shards.manifest import DatasetManifest, read_manifest, save_manifest
+from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
 from datasets.shards.resolve import describe, expand_files
 from datasets.shards.tar_index import ShardIndex, scan_shard
 
@@ -53,7 +53,9 @@ def index_shards(
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = log.warning,
 ) -> DatasetManifest:
-    """Index all shards that `url` names, and write `index.npy` and `manifest.json` into the folder `out`.
+    """Index all shards that `url` names, and write the index and `manifest.json` into the folder `out`.
+
+    The copies of shards that are indexed again and are the same stay named.
 
     Args:
         url: of the shards.
@@ -63,8 +65,10 @@ def index_shards(
         tell: takes the lines on what is no sample, has no label or looks cut off.
 
     Raises:
-        DataError: shards, labels or classes that can't be used; names shard and key.
+        DataError: shards, labels or classes that can't be used; names shard and key. Or somebody else wrote the
+            manifest meanwhile.
     """
+    version, before = manifest_version(out), _manifest_before(out)
     files = expand_files(url)
     scans = _scan(files, rules, progress)
     if not any(len(scan.rows) for scan in scans):
@@ -77,12 +81,14 @@ def index_shards(
     kind = "segmentation" if len(masks) and (masks > 0).all() else "classification"
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
-    kept = () if classes else _names_kept(out, rows)
+    kept = () if classes else _names_kept(before, rows)
     if not rules.classes and not kept:
         check_captions(url, classes, np.concatenate([part["label"] for part in rows]))
     classes = classes or kept or _numbers_as_names(rows)
     manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url})
-    save_manifest(out, manifest, index)
+    if before is not None and before.fingerprint == manifest.fingerprint:
+        manifest = replace(manifest, copies=before.copies)
+    save_manifest(out, manifest, index, version=version)
     for line in report(files, scans, rows):
         tell(line)
     return manifest
@@ -160,12 +166,16 @@ def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np
     return rows
 
 
-def _names_kept(out: str, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Return the class names of the index that was there before, where they still fit; labels in tars are numbers."""
+def _manifest_before(out: str) -> DatasetManifest | None:
     try:
-        names = read_manifest(out).classes
+        return read_manifest(out)
     except DataError:
-        return ()
+        return None
+
+
+def _names_kept(before: DatasetManifest | None, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Return the class names of the index that was there before, where they still fit; labels in tars are numbers."""
+    names = before.classes if before is not None else ()
     return names if all(part["label"].max(initial=-1) < len(names) for part in rows) else ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
-from datasets.files.urls import folder_of, is_packed, join, name_of, read_file, write_file
+from datasets.files.urls import folder_of, is_packed, join, name_of, read_file, replace_file, tag_of, write_file
 from datasets.shards.tar_index import INDEX_NAME
 
 MANIFEST_NAME = "manifest.json"
@@ -24,7 +25,8 @@ KINDS = ("classification", "segmentation")
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
 )
-_OPTIONAL = {"rows": "", "etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
+_INDEX_NAME = re.compile(r"index(-[0-9a-f]{12})?\.npy")
+_OPTIONAL = {"rows": "", "copy_of": "", "etag": "", "mtime_ns": 0, "inode": 0, "pieces": "", "unpacked_bytes": 0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,8 @@ class ShardInfo:
     """Row of its first sample in the index."""
     rows: str = ""
     """Digest of its rows of the index, so that manifest and index belong together; empty in older manifests."""
+    copy_of: str = ""
+    """`rows` of the shard that it is a smaller copy of; empty: it is none, or an older one."""
     etag: str = ""
     """ETag of the object in S3; empty for a local file."""
     mtime_ns: int = 0
@@ -57,6 +61,8 @@ class ShardInfo:
     """Size of the tar inside a compressed shard; 0 for a plain one."""
     index: str = ""
     """Folder of the index; empty: the shard's own."""
+    index_name: str = INDEX_NAME
+    """Name of the index in that folder."""
     weight: float = 1.0
     """How often an epoch uses the shard: samples per epoch / samples."""
 
@@ -74,6 +80,11 @@ class ShardInfo:
     def index_folder(self) -> str:
         """Where the index lies that the shard's rows are in."""
         return self.index or folder_of(self.url)
+
+    @property
+    def index_url(self) -> str:
+        """The index that the shard's rows are in."""
+        return join(self.index_folder, self.index_name)
 
     @property
     def used(self) -> int:
@@ -152,8 +163,12 @@ def read_manifest(folder: str | Path) -> DatasetManifest:
         raw = json.loads(read_file(place))
         if (raw["format"], raw["version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
             raise DataError(f"{place}: format {raw['format']!r} version {raw['version']!r} is not known here")
+        index = _checked_name(raw.get("index", INDEX_NAME))
         return DatasetManifest(
-            shards=tuple(ShardInfo(url=join(folder, row.pop("name")), index=folder, **row) for row in raw["shards"]),
+            shards=tuple(
+                ShardInfo(url=join(folder, row.pop("name")), index=folder, index_name=index, **row)
+                for row in raw["shards"]
+            ),
             classes=tuple(raw["classes"]),
             kind=raw["kind"],
             class_counts=tuple(raw["class_counts"]),
@@ -168,14 +183,46 @@ def read_manifest(folder: str | Path) -> DatasetManifest:
         raise DataError(f"{place}: not a readable manifest ({error!r}); {HOW_TO_MAKE}") from error
 
 
-def save_manifest(folder: str | Path, manifest: DatasetManifest, index: np.ndarray | None = None) -> None:
-    """Write the index (unless it stays as it is), then the manifest: what has a manifest is whole."""
+def _checked_name(name: str) -> str:
+    if not _INDEX_NAME.fullmatch(name):
+        raise ValueError(f"index {name!r}")
+    return name
+
+
+class ConflictError(DataError):
+    """Somebody else wrote the manifest in the meantime; theirs was left as it is."""
+
+
+def manifest_version(folder: str | Path) -> str:
+    """Return what `save_manifest` must find again: asked for before what a new manifest depends on is read."""
+    return tag_of(join(str(folder), MANIFEST_NAME))
+
+
+def save_manifest(
+    folder: str | Path, manifest: DatasetManifest, index: np.ndarray | None = None, *, version: str
+) -> None:
+    """Write the index (unless it stays as it is), then the manifest: what has a manifest is whole.
+
+    An index that is there stays there: who has read the manifest before still reads the one that it names.
+
+    Raises:
+        ConflictError: the folder's manifest is not the one of this `manifest_version` any more.
+    """
     folder = str(folder)
     if index is not None:
         stream = io.BytesIO()
         np.save(stream, index)
-        write_file(join(folder, INDEX_NAME), stream.getvalue())
-    write_file(join(folder, MANIFEST_NAME), _manifest_json(manifest, folder).encode())
+        write_file(join(folder, manifest.shards[0].index_name), stream.getvalue())
+    put_manifest(folder, _manifest_json(manifest, folder).encode(), version=version)
+
+
+def put_manifest(folder: str | Path, data: bytes, *, version: str) -> None:
+    """Write a manifest's bytes; see `save_manifest`."""
+    place = join(str(folder), MANIFEST_NAME)
+    if not replace_file(place, data, version):
+        raise ConflictError(
+            f"{place}: another command wrote it while this one was at work; it was left as it is: run this again"
+        )
 
 
 def wids_json(manifest: DatasetManifest, *, name: str) -> str:
@@ -196,6 +243,7 @@ def _manifest_json(manifest: DatasetManifest, folder: str) -> str:
         "classes": list(manifest.classes),
         "class_counts": list(manifest.class_counts),
         "copies": list(manifest.copies),
+        "index": manifest.shards[0].index_name,
     }
     lines = [f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
     rows = [json.dumps(_row(shard, folder)) for shard in manifest.shards]
@@ -206,6 +254,6 @@ def _row(shard: ShardInfo, folder: str) -> dict[str, Any]:
     """Return what is written of a shard: its name only where it lies beside the manifest."""
     row = asdict(shard)
     url = row.pop("url")
-    del row["index"], row["weight"]
+    del row["index"], row["index_name"], row["weight"]
     kept = {name: value for name, value in row.items() if _OPTIONAL.get(name) != value}
     return {"name": name_of(url) if folder_of(url) == folder.rstrip("/") else url, **kept}

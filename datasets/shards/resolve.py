@@ -20,16 +20,18 @@ from datasets.shards.manifest import (
     MANIFEST_NAME,
     DatasetManifest,
     ShardInfo,
+    manifest_version,
     read_manifest,
     save_manifest,
 )
-from datasets.shards.tar_index import index_shard, rows_digest
+from datasets.shards.tar_index import index_name, index_shard, rows_digest
 
 __all__ = [
     "MANIFEST_NAME",
     "DataError",
     "DatasetManifest",
     "ShardInfo",
+    "check_unchanged",
     "expand_files",
     "expand_urls",
     "load_manifest",
@@ -173,6 +175,19 @@ def _joined(url: str, manifests: list[DatasetManifest], shards: list[ShardInfo])
     )
 
 
+def check_unchanged(manifest: DatasetManifest) -> None:
+    """Check that local shards are still those of a manifest that was read before; one in S3 is refused by its ETag.
+
+    Raises:
+        DataError: one is gone, or changed since it was indexed.
+    """
+    for shard in manifest.shards:
+        if not is_remote(shard.url):
+            if not shard.path.exists():
+                raise DataError(f"{shard.url}: the shard is gone; {INDEX_AGAIN}")
+            _checked_shard(RemoteFile(shard.url, shard.path.stat().st_size, shard.etag), shard)
+
+
 def _checked_shard(file: RemoteFile, info: ShardInfo | None) -> ShardInfo:
     """Return what the manifest says of a shard, with the ETag that it has now: workers then read no other one."""
     if info is None:
@@ -200,7 +215,7 @@ def write_manifest(
     source: dict[str, Any] | None = None,
     copies: Sequence[int] = (),
 ) -> DatasetManifest:
-    """Index the shards of a local folder and write `index.npy` and `manifest.json` beside them, whole or not at all.
+    """Index the shards of a local folder and write the index and `manifest.json` beside them, whole or not at all.
 
     Args:
         folder: with the shards.
@@ -211,12 +226,13 @@ def write_manifest(
         copies: short sides of the smaller copies that lie in folders beside the shards.
 
     Raises:
-        DataError: a shard that can't be used; names shard and key.
+        DataError: a shard that can't be used; names shard and key. Or somebody else wrote the manifest meanwhile.
     """
+    version = manifest_version(folder)
     files = [RemoteFile(str(folder / name), (folder / name).stat().st_size, "") for name in names]
     parts = [index_shard(file.url) for file in files]
     manifest, index = describe(files, parts, classes=classes, kind=kind, source=source or {}, copies=copies)
-    save_manifest(folder, manifest, index)
+    save_manifest(folder, manifest, index, version=version)
     return manifest
 
 
@@ -233,10 +249,10 @@ def describe(
     index = np.concatenate(parts)
     labels = index["label"]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
+    shards = [_shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)]
+    name = index_name(shard.rows for shard in shards)
     manifest = DatasetManifest(
-        shards=tuple(
-            _shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)
-        ),
+        shards=tuple(replace(shard, index_name=name) for shard in shards),
         classes=tuple(classes),
         kind=kind,
         class_counts=tuple(np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()),

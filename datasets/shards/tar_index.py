@@ -11,7 +11,7 @@ import tarfile
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from datasets.shards.tar_walk import FILE, SPARSE, Member, TarError, TarWalk
 from datasets.transforms.formats import IMAGE_EXTENSIONS
 
 INDEX_NAME = "index.npy"
+"""What an index was called when it was written over by the next one; it is still read."""
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
 """One row a sample: first byte of the image in the tar, bytes of the image, label (-1 where there is none)."""
 MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size", "<i4")])
@@ -111,6 +112,11 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
 def rows_digest(rows: np.ndarray) -> str:
     """Return the digest of a shard's rows of the index: places and labels of its samples."""
     return blake2b(rows.tobytes(), digest_size=12).hexdigest()
+
+
+def index_name(digests: Iterable[str]) -> str:
+    """Return the name of the index that holds the rows of these digests: another content is never written over it."""
+    return f"index-{blake2b(' '.join(digests).encode(), digest_size=6).hexdigest()}.npy"
 
 
 def key_at(file: RemoteFile, number: int) -> str:

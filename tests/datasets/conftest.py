@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.shards import write_shards
+
+
+@pytest.fixture
+def end_children() -> Iterator[None]:
+    """Leave no forked process behind."""
+    yield
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import gzip
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -25,18 +24,13 @@ from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
+from tests.support.forked import ends_well, go_on, in_process, wait_stopped, wait_until
 from tests.support.shards import write_shards
 
-FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
 
 
-@pytest.fixture(autouse=True)
-def _end_children() -> Iterator[None]:
-    yield
-    for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
+pytestmark = pytest.mark.usefixtures("end_children")
 
 
 @pytest.fixture
@@ -67,44 +61,6 @@ def everything(tmp_path: Path) -> list[bytes]:
 
 def room_for_one(manifest: DatasetManifest) -> int:
     return max(shard.stored_bytes for shard in manifest.shards) + 100
-
-
-def in_process(function: Callable[[], object], *, user: int | None = None) -> multiprocessing.process.BaseProcess:
-    """Run a function in a forked process; its exit code is 0 if it returned."""
-
-    def run() -> None:
-        if user is not None:
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-        function()
-
-    process = FORK.Process(target=run)
-    process.start()
-    return process
-
-
-def ends_well(process: multiprocessing.process.BaseProcess, seconds: float = 120) -> bool:
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
-    return process.exitcode == 0
-
-
-def wait_stopped(process: multiprocessing.process.BaseProcess) -> None:
-    wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
-def go_on(process: multiprocessing.process.BaseProcess) -> None:
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGCONT)
 
 
 def test_processes_that_evict_each_others_compressed_shards_read_no_wrong_byte(

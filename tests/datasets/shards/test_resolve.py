@@ -14,7 +14,7 @@ import webdataset as wds
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import MANIFEST_NAME, expand_urls, load_manifest, write_manifest
-from datasets.shards.tar_index import INDEX_NAME, index_shard
+from datasets.shards.tar_index import index_shard
 from tests.support.shards import write_shards, write_tar
 
 
@@ -172,7 +172,7 @@ def test_a_folder_that_does_not_fit_its_manifest_is_refused(tmp_path: Path) -> N
 
 def test_a_missing_or_broken_manifest_or_index(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "data", [5])
-    manifest, index = folder / MANIFEST_NAME, folder / INDEX_NAME
+    manifest, (index,) = folder / MANIFEST_NAME, folder.glob("index-*.npy")
     text = manifest.read_text()
     for broken in ("{", "[]", "{}", json.dumps({**json.loads(text), "shards": [{"name": "x"}]})):
         manifest.write_text(broken)
@@ -189,7 +189,7 @@ def test_a_missing_or_broken_manifest_or_index(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="index of samples is shorter"):
         SampleReader(load_manifest(str(folder)))
     index.unlink()
-    with pytest.raises(DataError, match=r"index\.npy: not a readable index"):
+    with pytest.raises(DataError, match=r"index-\w+\.npy: not a readable index"):
         SampleReader(load_manifest(str(folder)))
 
 
@@ -200,18 +200,6 @@ def test_a_shard_cut_short_after_the_start_is_named(tmp_path: Path) -> None:
         shard.truncate(4096)
     with pytest.raises(DataError, match=r"part-000000\.tar: sample .*cut short"):
         reader.read(4)
-
-
-def test_an_index_that_is_not_the_manifests_is_refused_not_read(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "data", [12, 8])
-    manifest = load_manifest(str(folder))
-    index = np.load(folder / INDEX_NAME)
-    index["label"][:12] = index["label"][:12][::-1]
-    np.save(folder / INDEX_NAME, index)
-    reader = SampleReader(manifest)
-    reader.read(15)  # of the other shard
-    with pytest.raises(DataError, match=r"index\.npy: its rows of part-000000\.tar are not those of manifest\.json"):
-        reader.read(3)
 
 
 def test_labels_and_places_are_in_the_fingerprint_and_an_old_manifest_keeps_its_own(tmp_path: Path) -> None:
