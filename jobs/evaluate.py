@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     check_classes(saved, manifest, options.data)
     data = eval_data(saved, options.data, options.loader_workers)
     device = chosen_device(options.device)
-    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size)
+    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, manifest=manifest)
     values = about(saved) | {"data": options.data, "samples": manifest.num_samples} | report.to_dict()
     if options.json == "-":
         print(json.dumps(values, indent=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from datasets.loading.sample_order import sample_order
 from datasets.loading.samples import Request, Samples, View
 from datasets.shards.copies import choose_copy, load_copies
 from datasets.shards.manifest import DatasetManifest
-from datasets.shards.resolve import load_manifest
+from datasets.shards.resolve import check_unchanged, load_manifest
 
 __all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "sample_order"]
 
@@ -41,6 +40,7 @@ def build_loader(
     rank: int,
     world_size: int,
     crop_area: tuple[float, float] | None = None,
+    manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
 
@@ -55,12 +55,13 @@ def build_loader(
         rank: of this worker.
         world_size: R, workers that share the step.
         crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
+        manifest: of `config.train`, as a run read it when it started; None: as it is now.
 
     Raises:
         DataError: shards that can't be read, or numbers that don't divide each other.
     """
     check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
-    manifest = _manifest(config.train, config.train_weights)
+    manifest = _checked(manifest) or load_manifest(config.train, weights=config.train_weights)
     order = sample_order(config, manifest.shard_counts, seed=seed)
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
@@ -73,33 +74,35 @@ def build_loader(
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
 
 
-def build_eval_loader(config: DataConfig, *, image_size: int, batch_size: int, rank: int, world_size: int) -> Batches:
+def build_eval_loader(
+    config: DataConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    manifest: DatasetManifest | None = None,
+) -> Batches:
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
-    A sample that can't be decoded is left out and named in its batch, which may be empty then.
+    A sample that can't be decoded is left out and named in its batch, which may be empty then. `manifest` is that of
+    `config.val`, where it was read before.
 
     Raises:
         DataError: shards that can't be read.
     """
-    manifest = _manifest(config.val)
+    manifest = _checked(manifest) or load_manifest(config.val)
     steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
     view = View(image_size=image_size, training=False)
     pool = _pool("eval", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
 
 
-def _manifest(url: str, weights: tuple[float, ...] = ()) -> DatasetManifest:
-    """Return the manifest of some data; one of S3 is listed and checked once by each process, not in every stage.
-
-    What changes in S3 after that is refused by its ETag as it is read.
-    """
-    return _opened(url, weights) if "s3://" in url else load_manifest(url, weights=weights)
-
-
-@lru_cache(maxsize=8)
-def _opened(url: str, weights: tuple[float, ...]) -> DatasetManifest:
-    return load_manifest(url, weights=weights)
+def _checked(manifest: DatasetManifest | None) -> DatasetManifest | None:
+    if manifest is not None:
+        check_unchanged(manifest)
+    return manifest
 
 
 class _Requests:
@@ -175,11 +178,6 @@ class Batches:
     def short_side(self) -> int:
         """Short side in pixels of the copy that is read; 0: the shards themselves."""
         return self._view.short_side
-
-    @property
-    def data(self) -> str:
-        """Fingerprint of the samples that are read."""
-        return self._pool.manifests[0].fingerprint
 
     def __iter__(self) -> Iterator[Batch]:
         pool = self._pool

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.config import DataConfig
+from datasets.shards.manifest import DatasetManifest
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.evaluation import collect
 
@@ -71,8 +72,15 @@ def class_rows(confusion: Tensor, names: Sequence[str]) -> tuple[ClassRow, ...]:
     )
 
 
-def evaluate_saved(saved: SavedModel, data: DataConfig, *, device: torch.device, batch_size: int = 64) -> Report:
-    """Run a saved model over every sample of `data.val`, each once.
+def evaluate_saved(
+    saved: SavedModel,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
+    manifest: DatasetManifest | None = None,
+) -> Report:
+    """Run a saved model over every sample of `data.val`, each once; `manifest` is its, where it was read before.
 
     Raises:
         DataError: the data can't be read.
@@ -88,6 +96,7 @@ def evaluate_saved(saved: SavedModel, data: DataConfig, *, device: torch.device,
         metrics,
         image_size=saved.preprocessing.image_size,
         device=device,
+        manifest=manifest,
     )
     values = metrics.compute()
     confusion = values.pop("confusion").cpu()

@@ -58,7 +58,12 @@ def start_controller(
             StageController,
             config.stages[:count],
             config.cluster.num_workers,
-            SegmentRunner(config, callbacks=callbacks, report_stages=count - 1 if callbacks else 0),
+            SegmentRunner(
+                config,
+                fingerprints=ready.fingerprints,
+                callbacks=callbacks,
+                report_stages=count - 1 if callbacks else 0,
+            ),
             recipe=config.stages,
             rules=config.adaptive,
             first_stage=len(resume.stage_starts) - 1 if resume else 0,

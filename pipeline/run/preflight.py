@@ -42,6 +42,11 @@ class Preflight:
     """Lines for the user: checkpoints that were skipped, and why."""
 
     @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the training samples and their order, and of the validation samples, as they are at the run's start."""
+        return self.data_fingerprint, self.val.fingerprint
+
+    @property
     def total_samples(self) -> int:
         """Samples of the whole run."""
         return TrainingSchedule(self.config.stages, self.samples_per_epoch).total_samples
@@ -102,7 +107,7 @@ def with_start(ready: Preflight) -> Preflight:
     config = ready.config
     storage = open_storage(f"{config.storage}/{config.name}")
     start = planned_start(config, storage)
-    notes = start.notes + _check_start(config, start, storage, ready.data_fingerprint)
+    notes = start.notes + _check_start(ready, start, storage)
     if start.state is not None and start.source:
         _check_something_is_left(config, start.state, ready.samples_per_epoch)
     return replace(ready, resume_from=start.state, notes=notes)
@@ -181,15 +186,22 @@ def _check_something_is_left(config: TrainConfig, state: TrainState, samples_per
         )
 
 
-def _check_start(config: TrainConfig, start: Start, storage: Storage, fingerprint: str) -> tuple[str, ...]:
+def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str, ...]:
     """Check that what a run starts from fits it; return lines for the user."""
+    config = ready.config
     if start.state is None:
         return (f"starts with the weights of {start.source}",) if start.source else ()
     notes = () if start.source else _compare_configs(config, start, storage)
-    if start.metadata.data != fingerprint:
+    if start.metadata.data != ready.data_fingerprint:
         whose = f"resume_from is {start.source}: it" if start.source else storage.uri
         cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
         raise CheckpointError(
-            f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}"
+            f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}, or, where the "
+            "data were indexed again, index them as before"
+        )
+    if not start.source and start.metadata.val not in (ready.val.fingerprint, ""):
+        raise CheckpointError(
+            f"{storage.uri} was evaluated on other data than {config.data.val}: give this run another --name, or, "
+            "where the data were indexed again, index them as before"
         )
     return (*notes, f"resumes from {start.source}") if start.source else notes

@@ -10,7 +10,9 @@ import ray.train
 import torch
 
 from datasets.checks import check_data, data_fingerprint
+from datasets.errors import DataError
 from datasets.loading.loader import sample_order
+from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
 from infra.storage.base import Storage
@@ -67,6 +69,8 @@ class Rank:
     """Index of the stage that the group trains up to."""
     report_stages: int
     """Ray Train hears of the ends of so many stages."""
+    fingerprints: tuple[str, str]
+    """Those that the run's data had when it was started; see `RunData.fingerprints`."""
     writer: Writer | None = None
     """What rank 0 has claimed to write checkpoints; the other ranks write none."""
 
@@ -75,20 +79,29 @@ class Rank:
 class RunData:
     """What a rank knows of the samples before it reads one."""
 
-    classes: tuple[str, ...]
-    samples_per_epoch: int
-    train: str
-    """Fingerprint of the training samples and their order."""
-    val: str
-    """Fingerprint of the validation samples."""
+    train: DatasetManifest
+    val: DatasetManifest
+    train_fingerprint: str
+    """Of the training samples and their order."""
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the training samples and their order, and of the validation samples."""
+        return self.train_fingerprint, self.val.fingerprint
 
 
-def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: int, report_stages: int = 0) -> None:
+def train_worker(
+    config: TrainConfig,
+    controller: ControllerClient,
+    last_stage: int,
+    report_stages: int = 0,
+    fingerprints: tuple[str, str] = ("", ""),
+) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
     An error that trying again doesn't cure is told to the controller, which ends the run. One that may pass, as storage
     that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train hears of the ends of
-    the first `report_stages` stages.
+    the first `report_stages` stages. `fingerprints` are those that `RunData` must have, as the driver saw the data.
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
@@ -106,6 +119,7 @@ def train_worker(config: TrainConfig, controller: ControllerClient, last_stage: 
         world_size=world_size,
         last_stage=last_stage,
         report_stages=report_stages,
+        fingerprints=fingerprints,
     )
     try:
         _train(rank)
@@ -153,21 +167,24 @@ def load_data(rank: Rank) -> RunData:
     """Check the data, as the driver did: they may have changed since, or be others on this node.
 
     Raises:
-        ValueError: (or a subclass) they don't fit the config.
+        ValueError: (or a subclass) they don't fit the config, or are not those that the run was started with.
     """
     config = rank.config
-    manifest, val = check_data(
+    train, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=[rank.world_size],
     )
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    return RunData(
-        classes=tuple(manifest.classes),
-        samples_per_epoch=order.samples_per_epoch,
-        train=data_fingerprint(order, manifest),
-        val=val.fingerprint,
-    )
+    order = sample_order(config.data, train.shard_counts, seed=config.seed)
+    data = RunData(train=train, val=val, train_fingerprint=data_fingerprint(order, train))
+    places = (config.data.train, config.data.val)
+    for place, now, pinned in zip(places, data.fingerprints, rank.fingerprints, strict=True):
+        if pinned not in (now, ""):
+            raise DataError(
+                f"{place} was indexed again, or its shards changed, since this run was started: index it as before and "
+                "run the same command again, or give the run another --name"
+            )
+    return data
 
 
 def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> tuple[Trainer, RankHooks]:
@@ -177,7 +194,7 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
         ValueError: (or a subclass) the weights don't fit the model.
     """
     config = rank.config
-    task = build_task(config.task, data.classes)
+    task = build_task(config.task, data.train.classes)
     model = build_model(config.model, num_classes=task.num_outputs)
     notes = start.notes
     if start.weights is not None:
@@ -191,15 +208,16 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
         config,
         model=model,
         task=task,
-        samples_per_epoch=data.samples_per_epoch,
+        train=data.train,
+        val=data.val,
         hooks=hooks,
         metadata=RunMetadata(
             config=recorded_config(config),
-            data=data.train,
-            val=data.val,
+            data=data.train_fingerprint,
+            val=data.val.fingerprint,
             versions=versions(),
             machine=machine(),
-            classes=data.classes,
+            classes=data.train.classes,
         ),
         device=ray.train.torch.get_device(),
     )
@@ -222,7 +240,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
         storage,
         world_size=rank.world_size,
         writer=rank.writer,
-        fingerprint=run_fingerprint(rank.config, train=data.train, val=data.val),
+        fingerprint=run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint),
         report_stages=rank.report_stages,
     )
 

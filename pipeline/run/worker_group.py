@@ -29,10 +29,20 @@ FLUSH_TIMEOUT_S = 15.0
 
 
 class SegmentRunner:
-    """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries."""
+    """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries.
 
-    def __init__(self, config: TrainConfig, *, callbacks: tuple[Any, ...] = (), report_stages: int = 0) -> None:
-        self.callbacks, self.report_stages = callbacks, report_stages
+    `fingerprints` are those of the run's data when it was started, which every group must find again.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        fingerprints: tuple[str, str],
+        callbacks: tuple[Any, ...] = (),
+        report_stages: int = 0,
+    ) -> None:
+        self.callbacks, self.report_stages, self.fingerprints = callbacks, report_stages, fingerprints
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.sealed_config = pickle.dumps(config)
 
@@ -58,6 +68,7 @@ class SegmentRunner:
                 "controller": controller,
                 "last_stage": segment.last,
                 "report_stages": self.report_stages,
+                "fingerprints": self.fingerprints,
             },
             scaling_config=_scaling(self.cluster, segment.num_workers),
             torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
@@ -81,7 +92,8 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     from pipeline.run.worker import train_worker
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
-    train_worker(config, loop_config["controller"], loop_config["last_stage"], loop_config["report_stages"])
+    names = ("controller", "last_stage", "report_stages", "fingerprints")
+    train_worker(config, *(loop_config[name] for name in names))
 
 
 def record_failure(config: TrainConfig, uri: str = "") -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader
+from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
 from pipeline.training.distributed import gathered
 from pipeline.training.memory import largest_that_fits
@@ -41,13 +42,20 @@ def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, task: Task, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+    model: nn.Module,
+    task: Task,
+    data: DataConfig,
+    config: TrainerConfig,
+    *,
+    image_size: int,
+    device: torch.device,
+    manifest: DatasetManifest | None = None,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
 
     The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
     `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it. Samples that
-    can't be decoded are left out and said.
+    can't be decoded are left out and said. `manifest` is that of `data.val`, where it was read before.
 
     Raises:
         DataError: too many samples can't be decoded.
@@ -55,7 +63,8 @@ def evaluate(
     metrics = task.metrics()
     if len(task.classes) <= MAX_CONFUSED:
         metrics.add_metrics({"confusion": task.confusion()})
-    values = collect(model, task, data, config, metrics, image_size=image_size, device=device).compute()
+    collected = collect(model, task, data, config, metrics, image_size=image_size, device=device, manifest=manifest)
+    values = collected.compute()
     confusion: Tensor | None = values.pop("confusion", None)
     return {name: float(value) for name, value in values.items()}, confusion
 
@@ -70,6 +79,7 @@ def collect(
     *,
     image_size: int,
     device: torch.device,
+    manifest: DatasetManifest | None = None,
 ) -> MetricCollection:
     """Return `metrics` with every validation sample of this worker in them."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -80,7 +90,12 @@ def collect(
     model.eval()
     metrics = metrics.to(device)
     loader = build_eval_loader(
-        data, image_size=image_size, batch_size=config.eval_batch_size, rank=rank, world_size=world_size
+        data,
+        image_size=image_size,
+        batch_size=config.eval_batch_size,
+        rank=rank,
+        world_size=world_size,
+        manifest=manifest,
     )
     most, seen, damaged = config.eval_batch_size, 0, list[str]()
     for batch in loader:
@@ -111,11 +126,19 @@ def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:
 
 @torch.inference_mode()
 def first_batch(
-    model: nn.Module, data: DataConfig, config: TrainerConfig, *, image_size: int, device: torch.device
+    model: nn.Module,
+    data: DataConfig,
+    config: TrainerConfig,
+    *,
+    image_size: int,
+    device: torch.device,
+    manifest: DatasetManifest | None = None,
 ) -> tuple[Batch, Tensor]:
     """Return the first validation images and their logits."""
     model.eval()
-    loader = build_eval_loader(data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1)
+    loader = build_eval_loader(
+        data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1, manifest=manifest
+    )
     batch = next(batch for batch in loader if len(batch.labels))
     return batch, logits_of(model, batch.images, config, device, config.eval_batch_size)[0]
 

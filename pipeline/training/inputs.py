@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datasets.loading.batch import Batch
 from datasets.loading.loader import Batches, build_loader
+from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.mixing import mix
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
@@ -15,9 +16,16 @@ from pipeline.training.task import Task
 
 
 def stage_batches(
-    config: TrainConfig, stage: TrainingStage, *, start: int, stop: int, rank: int, world_size: int
+    config: TrainConfig,
+    stage: TrainingStage,
+    *,
+    start: int,
+    stop: int,
+    rank: int,
+    world_size: int,
+    manifest: DatasetManifest | None = None,
 ) -> Batches:
-    """Return a rank's batches of a stage, from cursor `start` to `stop`.
+    """Return a rank's batches of a stage, from cursor `start` to `stop`, of a manifest that was read before or is now.
 
     Raises:
         DataError: shards that can't be read, or numbers that don't divide each other.
@@ -33,6 +41,7 @@ def stage_batches(
         rank=rank,
         world_size=world_size,
         crop_area=stage.crop_area,
+        manifest=manifest,
     )
 
 

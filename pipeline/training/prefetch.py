@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from datasets.errors import DataError
 from datasets.loading.batch import Batch
+from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.inputs import stage_batches
@@ -18,12 +18,11 @@ BATCHES_AHEAD = 2
 
 
 class Feed:
-    """Gives one rank the batches of each stage."""
+    """Gives one rank the batches of each stage, all of the same manifest, whatever is indexed again meanwhile."""
 
-    def __init__(self, config: TrainConfig, rank: int, world_size: int) -> None:
-        self.config, self.rank, self.world_size = config, rank, world_size
+    def __init__(self, config: TrainConfig, manifest: DatasetManifest, rank: int, world_size: int) -> None:
+        self.config, self.manifest, self.rank, self.world_size = config, manifest, rank, world_size
         self._ahead: Ahead | None = None
-        self._data = ""
 
     def batches(self, span: StageSpan, cursor: int) -> Iterable[Batch]:
         """Return the batches from the cursor to the stage's end: those that were made ready, or a new loader's."""
@@ -48,17 +47,15 @@ class Feed:
 
     def loader(self, span: StageSpan) -> Iterable[Batch]:
         """Return a new loader of a span."""
-        batches = stage_batches(
-            self.config, span.stage, start=span.start, stop=span.stop, rank=self.rank, world_size=self.world_size
+        return stage_batches(
+            self.config,
+            span.stage,
+            start=span.start,
+            stop=span.stop,
+            rank=self.rank,
+            world_size=self.world_size,
+            manifest=self.manifest,
         )
-        self._data = self._data or batches.data
-        if batches.data != self._data:
-            raise DataError(
-                f"{self.config.data.train} was indexed or written again during the run: a run keeps the samples and "
-                "labels that it began with; put the shards and their index back and resume, or give the run "
-                "another --name"
-            )
-        return batches
 
 
 class Ahead:

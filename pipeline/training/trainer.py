@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from datasets.loading.loader import Batch
+from datasets.loading.loader import Batch, sample_order
+from datasets.shards.manifest import DatasetManifest
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
@@ -67,7 +68,8 @@ class Trainer:
         *,
         model: nn.Module,
         task: Task,
-        samples_per_epoch: int,
+        train: DatasetManifest,
+        val: DatasetManifest,
         hooks: TrainHooks,
         metadata: RunMetadata,
         device: torch.device | None = None,
@@ -75,10 +77,11 @@ class Trainer:
         self.config, self.task, self.hooks, self.metadata = config, task, hooks, metadata
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = device or torch.device("cpu")
-        self.progress = TrainingProgress(config, samples_per_epoch)
+        order = sample_order(config.data, train.shard_counts, seed=config.seed)
+        self.progress = TrainingProgress(config, order.samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
-        self.feed = Feed(config, self.rank, self.world_size)
+        self.feed, self._val = Feed(config, train, self.rank, self.world_size), val
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._confusion: Tensor | None = None
         self._damaged: list[str] = []
@@ -254,7 +257,12 @@ class Trainer:
         """
         size = self.config.trainer.eval_size(self.config.stages[-1].image_size)
         batch, logits = first_batch(
-            self.learner.evaluated_model, self.config.data, self.config.trainer, image_size=size, device=self.device
+            self.learner.evaluated_model,
+            self.config.data,
+            self.config.trainer,
+            image_size=size,
+            device=self.device,
+            manifest=self._val,
         )
         pictures = {"predictions.png": self.task.picture(batch, logits)}
         if self._confusion is not None:
@@ -270,6 +278,7 @@ class Trainer:
             self.config.trainer,
             image_size=image_size,
             device=self.device,
+            manifest=self._val,
         )
         return metrics
 

@@ -101,14 +101,17 @@ def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: obje
 def train_here(config: TrainConfig) -> None:
     """Train a run from its start to its end in this process, with its checkpoints in its storage."""
     torch.manual_seed(config.seed)
-    manifest, _ = check_data(config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=[1])
+    manifest, val = check_data(
+        config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=[1]
+    )
     order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
     task = build_task(config.task, manifest.classes)
     Trainer(
         config,
         model=build_model(config.model, num_classes=task.num_outputs),
         task=task,
-        samples_per_epoch=order.samples_per_epoch,
+        train=manifest,
+        val=val,
         hooks=_Writer(Path(config.storage) / config.name),
         metadata=RunMetadata(
             config=recorded_config(config),

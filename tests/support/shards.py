@@ -11,7 +11,9 @@ import simplejpeg
 import webdataset as wds
 from PIL import Image
 
-from datasets.shards.resolve import write_manifest
+from datasets.files.s3 import RemoteFile
+from datasets.shards.manifest import manifest_version, save_manifest
+from datasets.shards.resolve import describe, load_manifest, write_manifest
 
 
 def image_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:
@@ -38,6 +40,17 @@ def write_shards(
         names.append(path.name)
     write_manifest(folder, names, classes=[f"class {label}" for label in range(classes)])
     return folder
+
+
+def index_again(folder: Path) -> None:
+    """Index a folder's shards of 4 classes again, with label 3 - L where it was L."""
+    manifest = load_manifest(str(folder))
+    index = np.load(manifest.shards[0].index_url)
+    index["label"] = 3 - index["label"]
+    rows = np.split(index, [shard.first_row for shard in manifest.shards][1:])
+    files = [RemoteFile(shard.url, shard.num_bytes, "") for shard in manifest.shards]
+    again = describe(files, rows, classes=manifest.classes, kind=manifest.kind, source={})
+    save_manifest(folder, *again, version=manifest_version(folder))
 
 
 def mask_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from datasets.checks import check_data
-from datasets.loading.loader import sample_order
 from model.factory import build_model
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
@@ -17,14 +16,14 @@ from pipeline.training.trainer import Trainer
 
 def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
     torch.manual_seed(config.seed)
-    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
-    task = build_task(config.task, manifest.classes)
+    train, val = check_data(config.data, batch_sizes=[], worker_counts=[])
+    task = build_task(config.task, train.classes)
     return Trainer(
         config,
         model=build_model(config.model, num_classes=task.num_outputs),
         task=task,
-        samples_per_epoch=order.samples_per_epoch,
+        train=train,
+        val=val,
         hooks=hooks,
         metadata=RunMetadata(),
     )

@@ -17,9 +17,8 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.loading.loader import Batch, build_eval_loader, build_loader
-from datasets.shards.manifest import MANIFEST_NAME
+from datasets.shards.manifest import MANIFEST_NAME, read_manifest
 from datasets.shards.resolve import load_manifest
-from datasets.shards.tar_index import INDEX_NAME
 from jobs.index import main as index
 from jobs.prepare import main as prepare
 from tests.support.s3 import put
@@ -87,7 +86,8 @@ def test_an_index_elsewhere_stands_for_shards_that_cannot_be_written_beside(
 ) -> None:
     put(shard_folder, s3_uri)
     assert index([s3_uri, "--out", str(tmp_path / "index")]) == 0
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [INDEX_NAME, MANIFEST_NAME]
+    name = read_manifest(tmp_path / "index").shards[0].index_name
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [name, MANIFEST_NAME]
     assert same(load(config(str(tmp_path / "index"), tmp_path / "c")), load(config(str(shard_folder), "none")))
 
 
@@ -113,16 +113,19 @@ def test_a_shard_that_changes_during_the_run_is_refused_too(s3_shards: str) -> N
         list(loader)
 
 
-def test_a_process_lists_and_checks_a_dataset_once(
+def test_a_manifest_that_was_read_before_is_neither_read_nor_listed_again(
     s3_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[str] = []
     real = s3.list_folder
+    manifest = load_manifest(s3_shards)
+    s3.delete(f"{s3_shards}/{MANIFEST_NAME}")
     monkeypatch.setattr(s3, "list_folder", lambda url, **options: listed.append(url) or real(url, **options))
     for size in (16, 32):
-        load(config(s3_shards, tmp_path), image_size=size, stop=16)
-        list(build_eval_loader(config(s3_shards, tmp_path), image_size=size, batch_size=100, rank=0, world_size=1))
-    assert listed == [s3_shards]
+        load(config(s3_shards, tmp_path), image_size=size, stop=16, manifest=manifest)
+        whole = {"batch_size": 100, "rank": 0, "world_size": 1, "manifest": manifest}
+        list(build_eval_loader(config(s3_shards, tmp_path), image_size=size, **whole))
+    assert listed == []
 
 
 def test_errors_are_one_line_and_hold_no_secret(s3_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.run.preflight import absolute, check_run, preflight, with_start
 from pipeline.run.provenance import recorded_config
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
+from tests.support.shards import index_again
 from tests.support.trainers import make_trainer
 
 
@@ -35,7 +37,7 @@ def storage_of(config: TrainConfig) -> Storage:
 def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) -> Snapshot:
     """Write a checkpoint with a model of the config whose classifier's bias is `bias`, its average's -bias."""
     config = absolute(config)
-    manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
+    manifest, val = check_data(config.data, batch_sizes=[], worker_counts=[])
     model = build_model(config.model, num_classes=len(manifest.classes)).state_dict()
     model["classifier.1.bias"].fill_(bias)
     ema = {f"module.{name}": value.clone() for name, value in model.items()} | {"n_averaged": torch.tensor(3)}
@@ -46,7 +48,7 @@ def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) ->
         model=model,
         ema=ema,
         optimizer={"state": {}, "param_groups": []},
-        metadata=RunMetadata(config=recorded_config(config), data=data),
+        metadata=RunMetadata(config=recorded_config(config), data=data, val=val.fingerprint),
     )
     write_checkpoint(storage, snapshot)
     return snapshot
@@ -171,6 +173,22 @@ def test_what_another_submission_did_before_this_one_got_the_lease_counts(
     saved(replace(config, seed=5), storage_of(config), 48, bias=0)
     with pytest.raises(CheckpointError, match="seed: 5 -> 0"):
         with_start(ready)
+
+
+@pytest.mark.parametrize(("part", "verb"), [("train", "trained"), ("val", "evaluated")])
+def test_a_set_that_was_indexed_again_since_is_refused_at_the_start(
+    make_config: MakeConfig, tmp_path: Path, part: str, verb: str
+) -> None:
+    base = make_config()
+    shutil.copytree(getattr(base.data, part), tmp_path / part)
+    config = replace(base, data=replace(base.data, **{part: str(tmp_path / part)}))
+    saved(config, storage_of(config), 24, bias=0)
+    assert with_start(check_run(config)).resume_from is not None
+    index_again(tmp_path / part)
+    with pytest.raises(CheckpointError, match=f"was {verb} on other data than .*/{part}.* index them as before"):
+        with_start(check_run(config))
+    index_again(tmp_path / part)  # as before
+    assert with_start(check_run(config)).resume_from is not None
 
 
 def test_secrets_in_urls_are_not_written_down(make_config: MakeConfig) -> None:

@@ -5,21 +5,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from datasets.errors import DataError
-from datasets.files.s3 import RemoteFile
 from datasets.loading.loader import Batch
-from datasets.shards.manifest import save_manifest
-from datasets.shards.resolve import describe, load_manifest
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.prefetch import BATCHES_AHEAD, Feed
+from pipeline.training.trainer import Trainer
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
+from tests.support.shards import index_again
 from tests.support.trainers import assert_same_weights, make_trainer
 
 
@@ -27,7 +25,7 @@ class Watched(Feed):
     """Says which loaders are made and how many batches were taken from each."""
 
     def __init__(self, feed: Feed) -> None:
-        super().__init__(feed.config, feed.rank, feed.world_size)
+        super().__init__(feed.config, feed.manifest, feed.rank, feed.world_size)
         self.made: list[StageSpan] = []
         self.taken: dict[int, int] = {}
 
@@ -102,7 +100,7 @@ def test_an_error_of_the_loader_is_raised_where_its_batches_are_used(make_config
     config = make_config()
     trainer = make_trainer(config, Recorder())
     spans = trainer.progress.schedule.spans
-    feed = Feed(replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0)), 0, 1)
+    feed = Feed(replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0)), trainer.feed.manifest, 0, 1)
     feed.make_ready(spans[0], spans[0].stop, spans[1])
     with pytest.raises(ValueError, match="corrupt"):
         list(feed.batches(spans[1], spans[1].start))
@@ -120,17 +118,24 @@ def test_each_stage_has_its_own_crops(make_config: MakeConfig) -> None:
     assert not torch.equal(first_images(None), first_images((0.1, 0.2)))
 
 
-def test_data_that_are_indexed_again_during_a_run_end_it(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_run_keeps_the_samples_that_it_began_with_when_its_data_are_indexed_again(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     base = make_config()
-    shutil.copytree(base.data.train, tmp_path / "train")
-    feed = Feed(replace(base, data=replace(base.data, train=str(tmp_path / "train"))), 0, 1)
-    spans = make_trainer(base, Recorder()).progress.schedule.spans
-    feed.loader(spans[0])
-    manifest = load_manifest(str(tmp_path / "train"))
-    index = np.load(tmp_path / "train" / "index.npy")
-    index["label"] = 3 - index["label"]
-    rows = np.split(index, [shard.first_row for shard in manifest.shards][1:])
-    files = [RemoteFile(shard.url, shard.num_bytes, "") for shard in manifest.shards]
-    save_manifest(tmp_path / "train", *describe(files, rows, classes=manifest.classes, kind=manifest.kind, source={}))
-    with pytest.raises(DataError, match=r"/train was indexed or written again during the run: .* another --name"):
-        feed.loader(spans[1])
+    folder = tmp_path / "train"
+    shutil.copytree(base.data.train, folder)
+    config = replace(base, data=replace(base.data, train=str(folder), val=str(folder)))
+    trainer = make_trainer(config, Recorder())
+    spans = trainer.progress.schedule.spans
+
+    def seen(trainer: Trainer) -> tuple[list[list[int]], dict[str, float]]:
+        return [batch.labels.tolist() for span in spans for batch in trainer.feed.loader(span)], trainer.evaluate(32)
+
+    before = seen(trainer)
+    index_again(folder)
+    assert seen(trainer) == before
+    assert seen(make_trainer(config, Recorder()))[0] == [[3 - label for label in labels] for labels in before[0]]
+    shard = trainer.feed.manifest.shards[0].path
+    shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(DataError, match=f"{shard.name}: its time or content is not what manifest.json was made for"):
+        trainer.feed.loader(spans[0])
