@@ -40,17 +40,23 @@ class DataReport:
             *(_split_line(split, counts) for split, counts in self.images.items()),
             *self._empty_classes(),
             *self.notes,
-            *(f"left out, {why}: {files:,} ({example})" for why, (files, example) in self.left_out.items()),
+            *self._left_out(),
             *(f"same image {where}: {images:,} ({example})" for where, (images, example) in self.repeated.items()),
         ]
         return ["data report", *(f"  {part}" for part in parts)]
 
     def _empty_classes(self) -> list[str]:
-        return [
-            f"{split} has no image of {_listed(empty)}"
-            for split, counts in self.images.items()
-            if (empty := [name for name, images in counts.items() if not images])
-        ]
+        splits: dict[tuple[str, ...], list[str]] = {}
+        for split, counts in self.images.items():
+            splits.setdefault(tuple(name for name, images in counts.items() if not images), []).append(split)
+        return [f"no image of {_listed(empty)} in {', '.join(where)}" for empty, where in splits.items() if empty]
+
+    def _left_out(self) -> list[str]:
+        if not self.left_out:
+            return []
+        total = sum(files for files, _ in self.left_out.values())
+        parts = (f"  {why}: {files:,} ({example})" for why, (files, example) in self.left_out.items())
+        return [f"left out: {total:,} file{'s' if total > 1 else ''}", *parts]
 
 
 def report_of(manifest: DatasetManifest) -> list[str]:
