@@ -38,10 +38,10 @@ def check_data(
         _check_labels(name, manifest)
         _check_cache(config, manifest)
     if train.kind != val.kind:
-        raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both at once")
+        raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both together")
     if train.classes != val.classes:
         raise DataError(
-            f"data.val has other classes than data.train ({config.val}, {config.train}); prepare both at once"
+            f"data.val has different classes than data.train ({config.val}, {config.train}); prepare both together"
         )
     if train.shard_counts.sum() < config.num_lanes:
         raise DataError(
@@ -70,7 +70,7 @@ def _check_labels(name: str, manifest: DatasetManifest) -> None:
             what, file = ("mask", ".mask.png") if manifest.kind == "segmentation" else ("label", ".cls")
             raise DataError(
                 f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no {what}; "
-                f"each image needs a {file} file beside it"
+                f"each image needs a {file} file next to it"
             )
         if shard.max_label > last:
             raise DataError(

@@ -92,7 +92,7 @@ def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker
         if batch_size % lanes or batch_size < 1:
             low = batch_size // lanes * lanes
             near = " or ".join(str(size) for size in (low, low + lanes) if size > 0)
-            raise DataError(f"batch_size {batch_size} is no multiple of data.num_lanes={lanes}; the nearest are {near}")
+            raise DataError(f"batch_size {batch_size} is not a multiple of data.num_lanes={lanes}; nearest: {near}")
     for workers in worker_counts:
         if workers < 1 or lanes % workers:
             allowed = ", ".join(str(count) for count in range(1, lanes + 1) if lanes % count == 0)

@@ -64,7 +64,7 @@ def drain(address: str, left_s: int) -> None:
     if not nodes:
         raise ClusterError(f"no living node of the cluster at {address} has the address {host}")
     for node in nodes:
-        drain_node(address, node, left_s=left_s, why="AWS takes this spot node away")
+        drain_node(address, node, left_s=left_s, why="AWS is reclaiming this spot node")
 
 
 def drain_in_time(address: str, found: dict[str, str]) -> None:
@@ -77,10 +77,10 @@ def drain_in_time(address: str, found: dict[str, str]) -> None:
             raise
         except Exception as error:
             why = str(error).strip().partition("\n")[0]
-            print(f"Ray is not told yet: {why}; next try in {PAUSE_S:g} s, {left_s} s left", flush=True)
+            print(f"Ray could not be told yet: {why}; next try in {PAUSE_S:g} s, {left_s} s left", flush=True)
             time.sleep(PAUSE_S)
         else:
-            print(f"Ray drains this node, with {left_s} s left", flush=True)
+            print(f"Ray is draining this node, with {left_s} s left", flush=True)
             return
 
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Look every few seconds; end after the notice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True, help="of the cluster, as HOST:6379")
-    parser.add_argument("--metadata", default=METADATA, help="where AWS's metadata service answers")
+    parser.add_argument("--metadata", default=METADATA, help="URL of AWS's metadata service")
     options = parser.parse_args(argv)
     while (found := notice(options.metadata)) is None:
         time.sleep(PAUSE_S)

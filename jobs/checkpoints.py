@@ -33,7 +33,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the checkpoints of a run. Exit code 1: one of them is torn or corrupt."""
+    """Show the checkpoints of a run. Exit code 1: one of them is incomplete or corrupt."""
     options = parse(
         Options,
         argv,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if not rows:
         raise UsageError(f"{storage.uri} holds no checkpoints: is --storage the one that the run was given?")
     if options.as_json:
-        print(json.dumps([asdict(row) | {"whole": not row.problem} for row in rows], indent=1))
+        print(json.dumps([asdict(row) | {"valid": not row.problem} for row in rows], indent=1))
     else:
         Console(width=120).print(_table(storage.uri, rows))
         for row in rows:
@@ -75,9 +75,9 @@ def _table(title: str, rows: Sequence[CheckpointRow]) -> Table:
 
 
 def _state(problem: str) -> str:
-    """Return one word for what is the matter with a checkpoint."""
-    words = {"not written to its end": "torn", "not in the head": "unlisted"}
-    return next((word for part, word in words.items() if part in problem), "corrupt") if problem else "whole"
+    """Return one word for the state of a checkpoint."""
+    words = {"it is incomplete": "incomplete", "not in the head": "unlisted"}
+    return next((word for part, word in words.items() if part in problem), "corrupt") if problem else "valid"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class _Compare:
         if not self.metric:
             raise CompareError("checkpoint.best_metric is empty: a comparison needs the metric that it is about")
         if base.resume_from:
-            raise CompareError("resume_from is another run's: compared runs start anew, or from --model.init-from")
+            raise CompareError("resume_from: compared runs start from scratch, or from --model.init-from")
 
     def run(self) -> int:
         """Train what is missing, then report."""

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{options.to}: {saved.model_config.name} at {saved.preprocessing.image_size} px, "
         f"{len(saved.task.classes)} classes, {size:.1f} MB\n"
-        f"its logits on {len(images)} real images are those of {saved.uri} to {difference:.1e} of the largest"
+        f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of the largest"
     )
     if options.register:
         version = _register(saved, options)

@@ -64,7 +64,7 @@ def _folder(url: str) -> str:
     """Return the folder that the shards lie in."""
     folders = sorted({folder_of(file.url) for file in expand_files(url)})
     if len(folders) > 1:
-        raise DataError(f"{url}: the shards lie in {len(folders)} folders; index them one by one, or name an --out")
+        raise DataError(f"{url}: the shards are in {len(folders)} folders; index them one by one, or name an --out")
     return folders[0]
 
 

@@ -74,7 +74,7 @@ def _send_unsent(console: Console, ready: Preflight) -> int:
         return 0
     where = redacted(config.tracking.uri)
     console.print(
-        f"what MLflow had missed of it is at {where} now" if sent else f"error: {where} still misses part of it",
+        f"its missing metrics are now at {where}" if sent else f"error: {where} still lacks part of its metrics",
         markup=False,
         highlight=False,
         soft_wrap=True,

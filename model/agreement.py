@@ -92,7 +92,7 @@ def _libraries() -> dict[str, Callable[[str], nn.Module]]:
         import timm
     except ImportError:
         raise ValueError(
-            "timm is not installed, with which the logits are compared; `uv pip install timm` adds it"
+            "timm, which the logits are compared with, is not installed; `uv pip install timm` adds it"
         ) from None
     return {"torchvision": models.get_model, "timm": timm.create_model}
 

@@ -62,7 +62,7 @@ class EfficientUNet(nn.Module):
             if name.startswith("features.") and int(name.split(".")[1]) < last
         }
         fresh = {name for name in self.state_dict() if not name.startswith("encoder.")}
-        return kept, fresh, ["decoder and head start fresh: the file is a classifier's, of which the encoder is used"]
+        return kept, fresh, ["decoder and head start from random weights: the file is a classifier's"]
 
 
 def _strides_and_channels(encoder: nn.Sequential) -> tuple[list[int], list[int]]:

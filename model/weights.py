@@ -100,7 +100,7 @@ def _leave_changed_head(model: nn.Module, state: StateDict, fresh: set[str]) -> 
         weight = state.get(f"{name}.weight")
         if isinstance(head, TaskHead) and weight is not None and weight.shape[0] != head.weight.shape[0]:
             classes, here = weight.shape[0], head.weight.shape[0]
-            notes.append(f"{name}: {classes} classes in the file, {here} here: starts fresh")
+            notes.append(f"{name}: {classes} classes in the file, {here} here: starts from random weights")
             for parameter in ("weight", "bias"):
                 fresh.add(f"{name}.{parameter}")
                 state.pop(f"{name}.{parameter}", None)

@@ -43,9 +43,9 @@ RUNS = {
     r"jobs\.plan RECIPE": Run("demo"),
     r"jobs\.plan demo --data.train data/mine/train .*": Run("mine"),
     r"jobs\.train( demo)? --help": Run("usage"),
-    r"jobs\.checkpoints (NAME|RUN) (\[?--verify\]?)": Run("whole"),
+    r"jobs\.checkpoints (NAME|RUN) (\[?--verify\]?)": Run("valid"),
     r"jobs\.evaluate (NAME --data URL|demo --data data/elpv/val --pictures pics)": Run("accuracy"),
-    r"jobs\.export demo --to.*": Run("its logits on 8 real images are those of"),
+    r"jobs\.export demo --to.*": Run("its logits on 8 real images match"),
     r"jobs\.predict (MODEL IMAGE\.\.\.|cells.onnx cells)": Run("probability"),
 }
 """Pattern of a whole command, without `python -m` -> how it is run."""

@@ -89,7 +89,7 @@ class Prefetcher:
                 raise failed[0]
             if self._said:
                 self._said.clear()
-                log.info("the shard cache is filled again")
+                log.info("the shard cache is being filled again")
             if not self._stop.is_set():
                 self._changed.wait(_LOOK_AGAIN_S if self._due else None)
 
@@ -98,7 +98,7 @@ class Prefetcher:
         line = str(error) if known else f"{type(error).__name__}: {error}"
         if (kind := re.sub(r"[\d.]+", "", line)) not in self._said:
             self._said.add(kind)
-            log.error("the shard cache is not filled now, reading continues by ranges: %s", line, exc_info=not known)
+            log.error("the shard cache is not being filled, reading continues by range: %s", line, exc_info=not known)
 
     def _make_plan(self, published: PublishedPlan) -> None:
         self._planned = self._cursor

@@ -147,7 +147,7 @@ class ShardCache:
             if fetched is not Fetched.PRESENT:
                 if time.monotonic() > say_at:
                     say_at = float("inf")
-                    log.warning("%s is waited for in data.cache_dir %s: %s", shard.url, self.folder, fetched.value)
+                    log.warning("waiting for %s in data.cache_dir %s: %s", shard.url, self.folder, fetched.value)
                 time.sleep(_WAIT_S)
         return descriptor
 
@@ -245,7 +245,7 @@ class ShardCache:
                 raise self._disk_full(needed) from None
             cure = "name another folder, or `none`"
             if isinstance(error, PermissionError):
-                cure = "give all who share it the right to write there (chmod -R a+rwX), or name another folder"
+                cure = "give everyone who shares it write permission (chmod -R a+rwX), or name another folder"
             raise DataAccessError(f"data.cache_dir {self.folder}: {error.strerror}; {cure}") from error
 
     def _disk_full(self, needed: int) -> DataError:

@@ -32,7 +32,7 @@ class TrainSteps:
         world_size: int,
     ) -> None:
         if cursor % order.num_lanes:
-            raise DataError(f"cursor {cursor} is no multiple of data.num_lanes={order.num_lanes}")
+            raise DataError(f"cursor {cursor} is not a multiple of data.num_lanes={order.num_lanes}")
         self.order, self.batch_size, self.cursors = order, batch_size, range(cursor, stop, batch_size)
         self._ahead = order.fresh()
         self._mix = None if all(shard.weight == 1 for shard in manifest.shards) else _Mix(manifest)

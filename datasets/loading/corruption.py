@@ -42,5 +42,5 @@ def corruption_error(count: int, samples: int, max_share: float, what: str, mess
     known = sorted(set(messages))
     shown = "; ".join(known[:MAX_MESSAGES]) + ("; and more" if count > min(len(known), MAX_MESSAGES) else "")
     return DataError(
-        f"{count} of the {samples} samples of {what} are damaged, more than data.max_damaged={max_share:g}: {shown}"
+        f"{count} of the {samples} samples of {what} are corrupt, more than data.max_damaged={max_share:g}: {shown}"
     )

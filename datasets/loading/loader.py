@@ -169,7 +169,7 @@ class Batches:
         self._pool, self._view, self._steps, self._config = pool, view, steps, config
         self._plan, self._cursor, self._step = plan, cursor, step
         if view.short_side:
-            log.info("images of %d px are made from the copy of short side %d", view.image_size, view.short_side)
+            log.info("images of %d px are read from the copy with short side %d", view.image_size, view.short_side)
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -124,7 +124,7 @@ class SampleReader:
     def _check(self, place: _Place) -> None:
         if self.manifest.kind == "segmentation":
             if not place.mask_size:
-                raise DataError(f"{self._describe(place)}: it has no mask; each image needs a .mask.png file beside it")
+                raise DataError(f"{self._describe(place)}: no mask; each image needs a .mask.png file next to it")
         elif not 0 <= place.label < len(self.manifest.classes):
             raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
 
@@ -139,7 +139,7 @@ class SampleReader:
 
     def _label_problem(self, label: int) -> str:
         if label < 0:
-            return "it has no label; each image needs a .cls file beside it"
+            return "it has no label; each image needs a .cls file next to it"
         last = len(self.manifest.classes) - 1
         return f"its label is {label}, but the manifest's {last + 1} classes allow 0 to {last}"
 

@@ -69,7 +69,7 @@ def checked(
     for split in ("val", "test"):
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
-            raise DataError(f"{source.name}: every image of {split} is in train too ({example}); give it other images")
+            raise DataError(f"{source.name}: every image of {split} is in train too ({example}); use different images")
     return plan, _report(plan, twice)
 
 

@@ -77,7 +77,7 @@ def find_splits(path: Path) -> dict[str, Path]:
         raise DataError(f"{first}: a split without {path / 'train'} beside it; add that, or rename the folder")
     if len(nested) == 1 and (beside := [folder for folder in others if _has_images(folder)]):
         raise DataError(
-            f"{path}: is train/ a split, or a class as {beside[0].name}/ is? Rename it, or move the other folders away"
+            f"{path}: is train/ a split, or a class like {beside[0].name}/? Rename it, or move the other folders away"
         )
     return nested
 
@@ -94,7 +94,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
     below = [{path.name.lower() for path in folders(path)} for path in found.values()]
     splits = {name for names in ROLES.values() for name in names}
     if all(len(names) > 1 and names <= splits and names & {*ROLES["train"]} for names in below):
-        raise DataError(f"{folder}: the splits lie below the classes; move the images to {folder}/train/CLASS/NAME.jpg")
+        raise DataError(f"{folder}: the splits are in the classes; move the images to {folder}/train/CLASS/NAME.jpg")
     return found
 
 
@@ -118,9 +118,9 @@ def count_beside(path: Path, root: Path, left_out: LeftOut, *, used: set[Path]) 
         elif is_folder:
             if entry not in used:
                 unused = list(image_files(entry, root, left_out))
-                left_out.add("beside the split folders", _name(entry, root), len(unused))
+                left_out.add("next to the split folders", _name(entry, root), len(unused))
         elif _is_sample(entry, root, left_out):
-            left_out.add("in no class folder", _name(entry, root))
+            left_out.add("outside class folders", _name(entry, root))
 
 
 def _walk(folder: Path, root: Path, left_out: LeftOut, above: set[Path]) -> Iterator[Path]:
@@ -130,7 +130,7 @@ def _walk(folder: Path, root: Path, left_out: LeftOut, above: set[Path]) -> Iter
         elif is_folder:
             real = entry.resolve()
             if real in above:
-                left_out.add("a link to a folder that it lies in", _name(entry, root))
+                left_out.add("a link to a folder that contains it", _name(entry, root))
             else:
                 yield from _walk(entry, root, left_out, above | {real})
         elif _is_sample(entry, root, left_out):
@@ -145,9 +145,9 @@ def _entries(folder: Path) -> list[tuple[Path, bool]]:
 
 def _is_sample(file: Path, root: Path, left_out: LeftOut) -> bool:
     if not file.is_file():
-        left_out.add("a link to nothing" if file.is_symlink() else "no regular file", _name(file, root))
+        left_out.add("a broken link" if file.is_symlink() else "not a regular file", _name(file, root))
     elif not is_image_name(file.name):
-        left_out.add(f"no image: {file.suffix.lower() or 'without extension'}", _name(file, root))
+        left_out.add(f"not an image: {file.suffix.lower() or 'without extension'}", _name(file, root))
     else:
         return True
     return False
@@ -155,7 +155,7 @@ def _is_sample(file: Path, root: Path, left_out: LeftOut) -> bool:
 
 def _count_hidden(entry: Path, root: Path, left_out: LeftOut) -> None:
     files = [Path(base, name) for base, _, names in os.walk(entry) for name in sorted(names)] or [entry]
-    left_out.add("hidden, or the system's", _name(files[0], root), len(files))
+    left_out.add("hidden or system files", _name(files[0], root), len(files))
 
 
 def _has_images(folder: Path) -> bool:

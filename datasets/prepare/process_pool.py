@@ -69,7 +69,7 @@ def run_tasks(
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise DataError(
-            "a writing process was killed (out of memory?); run again to continue, or with fewer --workers"
+            "a worker process was killed (out of memory?); run again to continue, or with fewer --workers"
         ) from error
     finally:
         stop.set()

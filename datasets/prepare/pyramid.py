@@ -105,7 +105,7 @@ def _name_copies(folder: str, manifest: DatasetManifest, sides: Iterable[int]) -
     while True:
         version, now = manifest_version(folder), read_manifest(folder)
         if now.fingerprint != manifest.fingerprint:
-            raise DataError(f"{folder}: its shards were indexed again while the copies were written; run this again")
+            raise DataError(f"{folder}: its shards were re-indexed while the copies were written; run this again")
         named = replace(now, copies=tuple(sorted({*now.copies, *sides})))
         with contextlib.suppress(ConflictError):  # somebody named other copies just now: these come to theirs
             save_manifest(folder, named, version=version)
@@ -183,7 +183,7 @@ def _write_copy(shard: ShardInfo, path: Path, short_side: int) -> None:
                 elif extension == MASK_EXTENSION:
                     data = shrunk_mask(data, short_side)
             except (OSError, SyntaxError, ValueError) as error:  # in training it is damaged then as it is now
-                log.warning("%s: %r is damaged (%s) and copied as it is", shard.url, info.name, error)
+                log.warning("%s: %r is corrupt (%s) and is copied unchanged", shard.url, info.name, error)
             copy = tarfile.TarInfo(name)
             copy.size = len(data)
             target.addfile(copy, io.BytesIO(data))

@@ -181,7 +181,7 @@ def _difference(old: str, new: dict[str, Any]) -> str:
         return "holds shards that were not written by this command"
     changed = [name for name in wanted if flat.get(name) != wanted[name] and name != "images"]
     if not changed:
-        return "holds shards of this source as it was before; its images changed since"
+        return "holds shards of an earlier state of this source: its images have changed since"
     return "holds shards made with " + ", ".join(
         f"{name}={flat.get(name)!r} (now {wanted[name]!r})" for name in changed
     )

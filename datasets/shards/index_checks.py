@@ -26,7 +26,7 @@ def check_keys(files: Sequence[RemoteFile], scans: Sequence[ShardIndex]) -> None
         if key == key_at(files[second[0]], second[1]):  # equal digests of other keys are possible
             raise DataError(
                 f"{files[first[0]].url} and {files[second[0]].url} both have a sample {key!r}: are the same samples "
-                "there twice? Leave one of the shards out, or index with --repeated-keys where keys begin anew in each"
+                "there twice? Leave one of the shards out, or index with --repeated-keys where keys start again in each"
             )
 
 
@@ -55,7 +55,7 @@ def check_captions(url: str, names: Sequence[str], labels: np.ndarray) -> None:
     if len(once) >= _CAPTIONS and 2 * len(once) > len(used):
         example = names[once[0]][:60] if names else str(once[0])
         raise DataError(
-            f"{url}: {len(once)} of {len(used)} labels are on one sample each, such as {example!r}: captions or "
+            f"{url}: {len(once)} of {len(used)} labels belong to one sample each, such as {example!r}: captions or "
             "numbers of images? Take the label from another --json-field or from .cls files; if they are classes, name "
             "them in a file with --classes"
         )
@@ -71,7 +71,7 @@ def report(files: Sequence[RemoteFile], scans: Sequence[ShardIndex], rows: Seque
         shard = next(shard for shard, scan in enumerate(scans) if reason in scan.examples)
         lines.append(f"skipped {count} {reason}, such as {scans[shard].examples[reason]!r} in {files[shard].url}")
     lines += [
-        f"warning: {file.url}: no sample in it" for file, scan in zip(files, scans, strict=True) if not scan.names
+        f"warning: {file.url}: contains no samples" for file, scan in zip(files, scans, strict=True) if not scan.names
     ]
     masks = any((part["mask_size"] > 0).any() for part in rows)
     without = [part["mask_size"] == 0 if masks else part["label"] < 0 for part in rows]

@@ -36,7 +36,7 @@ class IndexRules:
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
     repeated_keys: bool = False
-    """Accept the same key in several shards, where keys begin anew in each; within a shard it is always refused."""
+    """Accept the same key in several shards, where keys start again in each; within a shard it is always refused."""
     workers: int = 16
     """Shards that are read at a time: in threads where they are in S3, in at most one process a core elsewhere."""
 
@@ -72,7 +72,7 @@ def index_shards(
     files = expand_files(url)
     scans = _scan(files, rules, progress)
     if not any(len(scan.rows) for scan in scans):
-        raise DataError(f"{url}: there is no sample in it")
+        raise DataError(f"{url}: it contains no samples")
     if not rules.repeated_keys:
         check_keys(files, scans)
     classes, numbers = _classes(rules.classes, scans)

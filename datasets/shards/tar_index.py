@@ -221,11 +221,11 @@ def _samples(file: RemoteFile, members: _Members) -> Iterator[tuple[str, _Sample
             if sample:
                 yield current, sample
             if key in seen:
-                raise DataError(f"{file.url}: the members of sample {key!r} lie apart, or it is there twice; {_UNIQUE}")
+                raise DataError(f"{file.url}: sample {key!r} occurs twice, or its members are not adjacent; {_UNIQUE}")
             current, sample = key, {}
             seen.add(key)
         if extension in sample:
-            raise DataError(f"{file.url}: '{key}.{extension}' is there twice; {_UNIQUE}")
+            raise DataError(f"{file.url}: '{key}.{extension}' occurs twice; {_UNIQUE}")
         sample[extension] = part
     if sample:
         yield current, sample

@@ -220,7 +220,7 @@ def _pax_records(data: bytes, offset: int) -> dict[str, str]:
         match = _PAX_RECORD.match(data, at)
         end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise TarError(f"the extended header at byte {offset} is no list of PAX records")
+            raise TarError(f"the extended header at byte {offset} is not a list of PAX records")
         records[_decoded(match[2])] = _decoded(data[match.end() : end - 1])
         at = end
     return records

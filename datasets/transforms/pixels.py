@@ -106,8 +106,8 @@ def opened(data: bytes, *, load: bool = False) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        reason = "no image of a kind that is read" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"damaged image, or none ({reason})") from error
+        reason = "not an image of a supported format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"corrupt, or not an image ({reason})") from error
 
 
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -128,7 +128,7 @@ def stored_pixels(data: bytes, header: Header) -> np.ndarray:
     """
     pixels = decode_jpeg(data) if header.is_plain_jpeg else _rgb(opened(data, load=True), data)
     if pixels.shape[:2] != header.stored_shape:
-        raise ValueError(f"damaged image: {pixels.shape[:2]} pixels, its header says {header.stored_shape}")
+        raise ValueError(f"corrupt image: {pixels.shape[:2]} pixels, its header says {header.stored_shape}")
     return pixels
 
 
@@ -168,7 +168,7 @@ def _rgb(image: Image.Image, data: bytes) -> np.ndarray:
         over = image.convert("RGBA")
         return np.array(Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB"))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"damaged image, or of colours that have no rule (mode {image.mode}: {error})") from error
+        raise ValueError(f"corrupt image, or unsupported colours (mode {image.mode}: {error})") from error
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:
@@ -195,7 +195,7 @@ def _check_range(values: np.ndarray, largest: int) -> None:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= largest):  # NaN neither
         raise ValueError(
-            f"grey values from {low:.6g} to {high:.6g}: only 0 to {largest} has a rule; save it with 8 or 16 bits"
+            f"grey values from {low:.6g} to {high:.6g}: only 0 to {largest} is supported; save it with 8 or 16 bits"
         )
 
 

@@ -113,8 +113,10 @@ def token_problem() -> str:
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode.lower() != "token":
         where = f"{token} is sent then" if token else _OTHER_TOKEN
-        return f"wants a token, and RAY_AUTH_MODE is {mode or 'not set'}: export RAY_AUTH_MODE=token ({where})"
-    return f"does not take {token}: {_OTHER_TOKEN}" if token else f"wants a token, and here is none: {_OTHER_TOKEN}"
+        return f"requires a token, and RAY_AUTH_MODE is {mode or 'not set'}: export RAY_AUTH_MODE=token ({where})"
+    return (
+        f"does not accept {token}: {_OTHER_TOKEN}" if token else f"requires a token, and there is none: {_OTHER_TOKEN}"
+    )
 
 
 def _own_token() -> str:

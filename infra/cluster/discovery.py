@@ -79,7 +79,7 @@ def visit(address: str, look: Callable[[], Seen]) -> dict[str, Seen]:
 
 
 def is_local(address: str) -> bool:
-    """Say whether no address is asked for: then clusters are looked for on this machine."""
+    """Say whether no address is given: then clusters are looked for on this machine."""
     return not address and not os.environ.get("RAY_ADDRESS")
 
 

@@ -54,7 +54,7 @@ def open_client(dashboard: str = "") -> JobSubmissionClient:
     except (ConnectionError, ValueError) as error:
         raise ClusterError(
             f"no Ray dashboard answers at {address} ({type(error).__name__}): name its URL with --dashboard or "
-            "RAY_API_SERVER_ADDRESS; to a cluster elsewhere, `ray dashboard CLUSTER.yaml` opens the way"
+            "RAY_API_SERVER_ADDRESS; to a cluster elsewhere, `ray dashboard CLUSTER.yaml` opens a tunnel"
         ) from None
     except RuntimeError as error:
         if "401" in str(error) or "403" in str(error):
@@ -112,7 +112,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
         except (RuntimeError, OSError) as error:
             if time.monotonic() - heard > LOST_AFTER_S:
                 raise ClusterError(
-                    f"the Ray dashboard does not answer any more ({type(error).__name__}); the job may well continue: "
+                    f"the Ray dashboard no longer answers ({type(error).__name__}); the job may still be running: "
                     f"`ray job status {job_id}` once it is back"
                 ) from None
         time.sleep(RECONNECT_S)

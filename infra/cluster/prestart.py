@@ -52,4 +52,4 @@ def _start_quietly() -> None:
         node = next(node for node in ray.nodes() if node["NodeID"] == here)
         prestart_workers(node, current_environment())
     except Exception as error:
-        log.info("no spare process: %s", error)
+        log.info("could not start a spare process: %s", error)

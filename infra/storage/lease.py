@@ -102,7 +102,7 @@ class Lease:
         except LeaseError:
             log.debug("the lease is another's")
         except StorageError:  # it expires
-            log.debug("the lease could not be given back")
+            log.debug("the lease could not be released")
 
     def _keep(self, lost: Callable[[str], None]) -> None:
         while not self._ended.is_set():
@@ -171,9 +171,7 @@ def check_conditional_writes(storage: Storage) -> bool:
 
 def _refusal(storage: Storage, holder: dict[str, Any]) -> str:
     where = f"{holder.get('host', 'another machine')} (process {holder.get('pid', '?')})"
-    return (
-        f"{storage.uri} is being trained by {where}: wait for its end, stop it, or start a new run with another --name"
-    )
+    return f"{storage.uri} is being trained by {where}: wait for it, stop it, or start a new run with another --name"
 
 
 def _parsed(record: bytes) -> dict[str, Any]:

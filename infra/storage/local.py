@@ -16,12 +16,12 @@ from infra.storage.failures import is_transient
 from infra.storage.file_lock import locked, make_folder
 
 _CAUSES = {
-    errno.ENOSPC: "the disk is full; free some space, or choose another storage",
-    errno.EDQUOT: "the disk quota is used up; free some space, or choose another storage",
-    errno.EROFS: "the filesystem is read-only; choose a storage that can be written",
-    errno.EACCES: "no permission; change the folder's owner or mode, or choose another storage",
-    errno.EPERM: "no permission; change the folder's owner or mode, or choose another storage",
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another storage",
+    errno.ENOSPC: "the disk is full; free some space, or choose other storage",
+    errno.EDQUOT: "the disk quota is used up; free some space, or choose other storage",
+    errno.EROFS: "the filesystem is read-only; choose writable storage",
+    errno.EACCES: "no permission; change the folder's owner or mode, or choose other storage",
+    errno.EPERM: "no permission; change the folder's owner or mode, or choose other storage",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose other storage",
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }

@@ -39,5 +39,5 @@ def _open_s3(uri: str) -> S3Storage:
     if "@" in parts.netloc:
         raise StorageError("storage: an S3 URI holds no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if not parts.netloc or parts.query or parts.fragment:
-        raise StorageError(f"storage: {uri!r} is no S3 URI; expected s3://bucket/prefix")
+        raise StorageError(f"storage: {uri!r} is not an S3 URI; expected s3://bucket/prefix")
     return S3Storage(parts.netloc, parts.path.strip("/"))

@@ -214,7 +214,7 @@ class S3Storage(Storage):
                     raise failure from None
                 if waited > SAY_AFTER_S and not said:
                     said = True
-                    log.warning("%s; trying again for up to %.0f s", failure, self.patience_s)
+                    log.warning("%s; retrying for up to %.0f s", failure, self.patience_s)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
 

@@ -168,7 +168,7 @@ class Outbox:
             try:
                 earlier._load_line(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError):
-                log.warning("tracking: skipped a damaged line of the spool")
+                log.warning("tracking: skipped a corrupt line of the spool")
         self.resume(earlier._rows, {})
         with self._lock:
             self._labels = {kind: earlier._labels[kind] | labels for kind, labels in self._labels.items()}
@@ -202,7 +202,7 @@ class Outbox:
 
     def _drop(self, count: int) -> None:
         if not self.dropped:
-            log.warning("tracking: the server has been away for too long; what comes now is dropped, to save memory")
+            log.warning("tracking: the server has been unavailable for too long; new items are dropped to save memory")
         self.dropped += count
 
 

@@ -40,7 +40,7 @@ class Spool:
         self._storage.write_if_absent(KEY_FILE, record)
         if found := _key_in(self._storage.read(KEY_FILE)):
             return found
-        log.warning("tracking: %s is damaged; a new record is started", self._storage.location(KEY_FILE))
+        log.warning("tracking: %s is corrupt; a new record is started", self._storage.location(KEY_FILE))
         self._storage.write(KEY_FILE, record)
         return key
 

@@ -330,7 +330,7 @@ class Tracker:
 
     def _note_success(self) -> None:
         if self._down_since:
-            log.warning("tracking resumed after %.0f s: all is sent", time.monotonic() - self._down_since)
+            log.warning("tracking resumed after %.0f s: everything is sent", time.monotonic() - self._down_since)
         self._down_since, self._problem = 0.0, ""
 
 

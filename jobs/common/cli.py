@@ -37,8 +37,8 @@ T = TypeVar("T")
 _PLAIN = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not an integer",
     r"could not convert string to float: (.*)": r"\1 is not a number",
-    r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not take \1",
-    r"Could not find valid parse for arguments: \[(.*)\]": r"it does not take \1",
+    r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not accept \1",
+    r"Could not find valid parse for arguments: \[(.*)\]": r"it does not accept \1",
 }
 """What Python says of a value -> what a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}

@@ -31,7 +31,7 @@ def run_view(status: RunStatus) -> RenderableType:
     head = Text(f"{status.run.name}: {status.phase}", style="bold")
     progress = status.progress
     if status.workers is None:
-        return Group(head, Text("  of another version of this program: no more is known"))
+        return Group(head, Text("  its controller runs another version of this program: nothing more is known"))
     if progress is None:
         return Group(head, *_lines(status, status.workers))
     per_epoch, spans = progress.samples_per_epoch, progress.spans
@@ -101,7 +101,7 @@ def _lines(status: RunStatus, workers: GroupStatus) -> list[Text]:
     progress = status.progress
     rows = [_speed(progress, status.metrics, workers) if progress else "", _safety(status, workers)]
     rows += [_settings(progress)] if progress else []
-    rows += [f"asked for: {', '.join(status.pending)}"] if status.pending else []
+    rows += [f"requested: {', '.join(status.pending)}"] if status.pending else []
     decided = records_of(progress.decisions[-SHOWN:]) if progress else ()
     rows += [f"decided: {format_decision(record)}" for record in decided]
     rows += [f"note: {line}" for line in status.notes[-SHOWN:]]
@@ -114,9 +114,9 @@ def _speed(progress: Progress, metrics: dict[str, float], workers: GroupStatus) 
         return ""
     rate = metrics["train/images_per_s"]
     parts = [
-        f"{rate:.0f} images/s in all, {rate / progress.num_workers:.0f} a worker",
+        f"{rate:.0f} images/s total, {rate / progress.num_workers:.0f} per worker",
         f"{_counted(progress.num_workers, 'worker')} on {_counted(workers.nodes, 'node')}",
-        f"{metrics.get('train/data_wait_share', 0):.0%} of the time waits for data",
+        f"{metrics.get('train/data_wait_share', 0):.0%} of the time waiting for data",
         f"loss {metrics['train/loss']:.3f}",
     ]
     parts += [
@@ -133,10 +133,10 @@ def _safety(status: RunStatus, workers: GroupStatus) -> str:
     if saved and saved.age_s is not None:
         at += f", {duration(saved.age_s)} old"
     faults = status.recoveries
-    parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"heard {duration(status.age_s)} ago"]
+    parts = [at, f"{faults} fault{'' if faults == 1 else 's'} survived", f"last report {duration(status.age_s)} ago"]
     quiet = workers.quietest
     if quiet and quiet.age_s > 30 and status.phase == "training":
-        parts.append(f"rank {quiet.rank} has said nothing for {duration(quiet.age_s)}")
+        parts.append(f"rank {quiet.rank} has not reported for {duration(quiet.age_s)}")
     return " | ".join(parts)
 
 

@@ -49,7 +49,7 @@ def random_sizes(stages: Stages) -> Stages:
 def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
     _check_grows(base)
-    notes = ["Factors of the learning rate count where sizes grow."]
+    notes = ["Learning-rate factors apply only where sizes grow."]
     if base.adaptive.closed_loop:  # it would choose the regularization that the variants differ in
         base = replace(base, adaptive=replace(base.adaptive, closed_loop=False))
         notes.append("The recipe's closed loop is off: regularization is the stages'.")
@@ -89,7 +89,7 @@ def distinct(comparison: Comparison) -> Comparison:
         if same is None:
             kept[name] = config
         else:
-            left_out[name] = f"left out, of this recipe it is the same run as {same}"
+            left_out[name] = f"left out: for this recipe it is the same run as {same}"
     return replace(comparison, variants=kept, about={**comparison.about, **left_out})
 
 
@@ -231,9 +231,9 @@ def schedulers(base: TrainConfig) -> Comparison:
     if regularization_ranges(base.stages):
         variants["closed loop"] = adaptive(replace(off, closed_loop=True))
     else:
-        notes.append("The closed loop is left out: no regularization of this recipe has a range to move in.")
+        notes.append("The closed loop is left out: no regularization of this recipe has a range to vary over.")
     if len(variants) == 1:
-        raise CompareError(f"schedulers: nothing of {base.name} can differ. {' '.join(notes)}")
+        raise CompareError(f"schedulers: nothing in {base.name} can differ. {' '.join(notes)}")
     return Comparison(
         name="schedulers",
         question="A linear ramp, stages that end on a plateau, and regularization in a closed loop.",

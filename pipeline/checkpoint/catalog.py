@@ -27,11 +27,11 @@ from pipeline.checkpoint.state import TrainState
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is torn or corrupt, can't be read by this version, or doesn't fit this run."""
+    """A checkpoint is incomplete or corrupt, can't be read by this version, or doesn't fit this run."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing, or is not what the checkpoint's own manifest says: it will never be whole."""
+    """A file of a checkpoint is missing, or is not what the checkpoint's own manifest says: it will never be valid."""
 
 
 def find_checkpoint(storage: Storage, name: str) -> str:
@@ -50,7 +50,7 @@ def find_checkpoint(storage: Storage, name: str) -> str:
 
 
 def read_manifest(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
-    """Return a checkpoint's file names with their sizes and hashes, or raise CheckpointError if it is torn."""
+    """Return a checkpoint's file names with their sizes and hashes, or raise CheckpointError if it is incomplete."""
     return _manifest(storage, key)["files"]
 
 
@@ -59,11 +59,11 @@ def _manifest(storage: Storage, key: str) -> dict[str, Any]:
         manifest = json.loads(storage.read(f"{key}/{MANIFEST}"))
         for name, facts in manifest["files"].items():
             if "/" in name or "\\" in name or name.startswith("."):
-                raise ValueError(f"{name!r} is no file of a checkpoint")
+                raise ValueError(f"{name!r} is not a file of a checkpoint")
             int(facts["bytes"]), str(facts["sha256"])
         return manifest
     except MissingKeyError as error:
-        raise CheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it was not written to its end") from error
+        raise CheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it is incomplete") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StorageError):
             raise
@@ -91,7 +91,7 @@ def prune(
 
     Deleted is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one
     into the head any more but `writer`, which calls this between two checkpoints. Without a writer, as where there is
-    no head, nobody else writes here. Manifests go first, so what is half deleted is torn, not corrupt.
+    no head, nobody else writes here. Manifests go first, so what is half deleted is incomplete, not corrupt.
 
     Raises:
         FencedError: a newer worker group writes now; nothing was deleted.

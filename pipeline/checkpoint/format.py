@@ -9,8 +9,8 @@ A checkpoint is a folder `checkpoints/{cursor}-{epoch}-{random}` of the run's st
     state.json              cursor, stages, decisions, results, config, data fingerprint, library versions
     manifest.json           size and SHA-256 of each of the others, cursor, stage, metrics; written last
 
-Without a manifest a checkpoint is torn, with one that a file doesn't meet corrupt: it is skipped, never resumed from.
-Nor is one that `checkpoints/head.json` doesn't list (`head.py`).
+Without a manifest a checkpoint is incomplete, with one that a file doesn't match corrupt: it is skipped and never
+resumed from. The same holds for one that `checkpoints/head.json` doesn't list (`head.py`).
 Nothing that is read from storage is unpickled.
 """
 

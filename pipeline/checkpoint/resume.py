@@ -1,6 +1,6 @@
 """What a run starts from, in this order of cases:
 
-1. The run's own storage holds valid checkpoints: the latest one. Newer ones that are torn or
+1. The run's own storage holds valid checkpoints: the latest one. Newer ones that are incomplete or
    damaged are skipped, each with a line that says so.
 2. `resume_from` names a checkpoint, or a run whose latest valid one is meant: everything of it, that is weights, moving
    average, optimizer, cursor, stages and decisions. The data and their order must be the same. Of a run that has ended
@@ -94,7 +94,7 @@ def find_start(config: TrainConfig, storage: Storage) -> Start:
         other, key = locate(config.resume_from)
         snapshot, more = (read_checkpoint(other, key), []) if key else newest_whole(other)
         if snapshot is None:
-            raise CheckpointError(f"resume_from is {config.resume_from}: it holds no whole checkpoint")
+            raise CheckpointError(f"resume_from is {config.resume_from}: it holds no valid checkpoint")
         notes += tuple(f"skipped a checkpoint: {line}" for line in more)
         snapshot = replace(snapshot, state=reopened(snapshot.state, len(config.stages)))
         return Start(snapshot.state, snapshot.metadata, snapshot, source=config.resume_from, notes=notes)
@@ -177,7 +177,7 @@ def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
         if state is None:
             raise CheckpointError(
                 f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
-                "nor a run with a whole checkpoint"
+                "nor a run with a valid checkpoint"
             )
         key = next(key for key in list_checkpoints(storage) if cursor_of(key) == state.cursor)
     files = read_manifest(storage, key)
@@ -196,5 +196,5 @@ def _state_at(uri: str) -> tuple[TrainState, RunMetadata]:
     except MissingKeyError:
         state, metadata = None, RunMetadata()
     if state is None:
-        raise CheckpointError(f"resume_from is {uri}: it is no checkpoint, nor a run with a whole one")
+        raise CheckpointError(f"resume_from is {uri}: it is neither a checkpoint nor a run with a valid one")
     return state, metadata

@@ -86,7 +86,7 @@ def find_run(run: Planned, metric: str) -> tuple[History | None, Planned]:
     try:
         params = runs_by_tag(config.tracking.uri, config.tracking.experiment, FINGERPRINT_TAG, run.fingerprint)
     except Exception as error:  # MLflow is away: what is in storage under its own name was looked at
-        log.warning("MLflow was not asked for earlier runs: %s", one_line(error))
+        log.warning("earlier runs were not looked up in MLflow: %s", one_line(error))
         return None, run
     for one in params:
         with suppress(StorageError, CheckpointError, SpoiltRunError):

@@ -153,13 +153,13 @@ class StageController:
         with self._lock:
             if self._phase in ("failed", "finished", "stopped") or self._stop:
                 return (
-                    f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} does nothing"
+                    f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} has no effect"
                 )
             if isinstance(decision, Resume) and not self._pending.paused and not self._pending.will_pause:
                 return "the run isn't paused"
             stage = self._stage
             if stage == self._num_stages:
-                return f"the run is about to end: {decision.words} does nothing"
+                return f"the run is about to end: {decision.words} has no effect"
             self._pending.ask(replace(decision, time_s=time.time()), stage)
             wait_s = PAUSE_POLL_S if self._pending.paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"

@@ -129,7 +129,7 @@ class JournalWriter:
             try:
                 self._write(rows)
             except LeaseError as error:
-                log.warning("decisions are not written any more: %s", error)
+                log.warning("decisions are no longer written: %s", error)
             except StorageError as error:
                 log.warning("decisions wait for storage: %s", error)
                 with self._lock:

@@ -76,7 +76,7 @@ class RunStatus:
     """Seconds that each stage has still to go, as estimated; empty: not known."""
     checkpoint: CheckpointStatus | None = None
     checkpoint_waits: int = 0
-    """Times that storage did not take a checkpoint."""
+    """Times that a checkpoint could not be written to storage."""
     workers: GroupStatus | None = None
     """None: the controller is of another version, and no more than name and phase is known."""
     age_s: float = 0.0
@@ -88,7 +88,7 @@ class RunStatus:
     error: str = ""
     """Why the run failed, or an empty text."""
     recoveries: int = 0
-    """Worker groups that were started again after a failure."""
+    """Worker groups restarted after a failure."""
     pending: tuple[str, ...] = ()
     """What was asked for and is still to be carried out, in words."""
     started_s: float = 0.0

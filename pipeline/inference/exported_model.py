@@ -107,7 +107,7 @@ def _open_onnx(path: Path) -> tuple[dict[str, Any], Run]:
         raise ExportError(f"{path}: onnxruntime can't load it: {str(error).splitlines()[0]}") from error
     texts = session.get_modelmeta().custom_metadata_map
     if "crescendo" not in texts:
-        raise ExportError(f"{path}: lacks the facts that `python -m jobs.export` writes into a model")
+        raise ExportError(f"{path}: lacks the metadata that `python -m jobs.export` writes into a model")
     facts = {name: text if name in ("task", "model") else json.loads(text) for name, text in texts.items()}
     return facts, lambda images: session.run(["logits"], {"images": images})[0]
 
@@ -122,7 +122,7 @@ def _open_pt2(path: Path) -> tuple[dict[str, Any], Run]:
     except Exception as error:  # of the many parts of an archive, each fails in a way of its own
         raise ExportError(f"{path}: torch.export can't load it: {str(error).splitlines()[0]}") from error
     if not extra[FACTS_FILE]:
-        raise ExportError(f"{path}: lacks the facts that `python -m jobs.export` writes into a model")
+        raise ExportError(f"{path}: lacks the metadata that `python -m jobs.export` writes into a model")
     model = program.module()
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, em
     if model.endswith(SUFFIXES):
         if image_size:
             raise ValueError(
-                f"image_size is {image_size}: {model} has its size inside; export another for another size"
+                f"image_size is {image_size}: {model} has a fixed image size; export it again for another size"
             )
         facts, run = open_exported(Path(model))
         preprocessing = Preprocessing.from_facts(facts["preprocessing"])

@@ -73,13 +73,13 @@ def _checked_program(data: bytes) -> bytes:
     program["guards_code"] = []  # Python text, which the loader would run
     for key, value in _pairs(program):
         if key == "target" and not _OPERATOR.fullmatch(str(value)):
-            raise UnsafeArchiveError(f"it calls {value!r}, which is no operator of PyTorch's own")
+            raise UnsafeArchiveError(f"it calls {value!r}, which is not one of PyTorch's own operators")
         if key == "expr_str" and not _EXPRESSION.fullmatch(str(value)):
-            raise UnsafeArchiveError(f"its size {value!r} is no formula")
+            raise UnsafeArchiveError(f"its size {value!r} is not a formula")
         if key in ("in_spec", "out_spec") and any(
             name == "type" and kind not in _CONTAINERS for name, kind in _pairs(json.loads(value))
         ):
-            raise UnsafeArchiveError(f"it takes or gives {value!r}, which are no tensors")
+            raise UnsafeArchiveError(f"it takes or gives {value!r}, which are not tensors")
     for node in program["graph_module"]["graph"]["nodes"]:
         node["metadata"] = {}
     return json.dumps(program).encode()

@@ -136,7 +136,7 @@ def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str,
             if len(keys) == 1:
                 raise
             skipped.append(f"skipped a checkpoint: {error}")
-    raise CheckpointError(f"{storage.uri} holds no whole checkpoint: name a run, its folder, or a checkpoint's")
+    raise CheckpointError(f"{storage.uri} holds no valid checkpoint: name a run, its folder, or a checkpoint's")
 
 
 def _best(storage: Storage) -> str:
@@ -146,7 +146,7 @@ def _best(storage: Storage) -> str:
         rule = BestRule(rules["best_metric"], rules["best_is"] == "highest")
         if found := best_checkpoint(storage, list_checkpoints(storage), rule):
             return found
-    raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the newest one")
+    raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the latest one")
 
 
 def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | SegmentationConfig:

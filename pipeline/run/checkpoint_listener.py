@@ -36,7 +36,7 @@ class CheckpointListener(SaverEvents):
 
     def saved(self, uri: str, cursor: int) -> None:
         """Tell the controller of the newest checkpoint, and tag the MLflow run with it."""
-        log.info("checkpoint %s is whole", uri, extra={"cursor": cursor})
+        log.info("checkpoint %s is complete", uri, extra={"cursor": cursor})
         self.controller.saved(uri, cursor)
         self.tracker.set_tags({"checkpoint": uri})
 

@@ -78,10 +78,10 @@ def _storage(storage: Storage) -> Iterator[Finding]:
         same = hashlib.sha256(storage.read("large")).digest() == hashlib.sha256(content).digest()
     finally:
         storage.delete("large")
-    cure = "" if same else "the server gave other bytes back than were written: don't use it for checkpoints"
+    cure = "" if same else "the server returned different bytes than were written: don't use it for checkpoints"
     yield Finding("storage, in parts", f"{LARGE_BYTES >> 20} MiB at {LARGE_BYTES / took / 1e6:.0f} MB/s", cure)
     guarded = check_conditional_writes(storage)
-    cure = "" if guarded else "two submissions of one run in the same second would both train; see to it yourself"
+    cure = "" if guarded else "submit a run only once: two submissions in the same second would both train"
     text = "honoured: one submission of a run at a time" if guarded else "ignored by this server"
     yield Finding("storage, conditional writes", text, cure)
 
@@ -131,7 +131,7 @@ def _cluster(config: TrainConfig, disk_gb: float) -> Iterator[Finding]:
         try:
             facts = ray.get(call, timeout=NODE_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
-            yield Finding(name, f"no answer in {NODE_TIMEOUT_S:.0f} s", "look at it with `ray status` and `ray logs`")
+            yield Finding(name, f"no answer in {NODE_TIMEOUT_S:.0f} s", "inspect it with `ray status` and `ray logs`")
         except ray.exceptions.RayError as error:
             cause = str(error).strip().splitlines()[-1]
             yield Finding(name, "can't run our code", f"{cause}: install requirements.lock there")
@@ -178,7 +178,7 @@ def node_findings(name: str, facts: dict[str, Any], here: dict[str, str], *, dis
     yield Finding(f"{name}, clock", "within a minute of this one" if not cure else "differs", cure)
     free = facts["disk_free"] / 1e9
     cure = (
-        "" if free >= disk_gb else f"{disk_gb:.0f} GB are wanted: free some, lower data.cache_gb or set data.cache_dir"
+        "" if free >= disk_gb else f"{disk_gb:.0f} GB are needed: free some, lower data.cache_gb or set data.cache_dir"
     )
     yield Finding(f"{name}, disk", f"{free:.0f} GB free in {facts['disk']}", cure)
     shared = facts["shared_memory"]

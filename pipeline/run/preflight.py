@@ -196,12 +196,12 @@ def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str,
         whose = f"resume_from is {start.source}: it" if start.source else storage.uri
         cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
         raise CheckpointError(
-            f"{whose} was trained on other data than {config.data.train}, or in another order: {cure}, or, where the "
-            "data were indexed again, index them as before"
+            f"{whose} was trained on different data than {config.data.train}, or in another order: {cure}, or, if the "
+            "data was indexed again, restore its index"
         )
     if not start.source and start.metadata.val not in (ready.val.fingerprint, ""):
         raise CheckpointError(
-            f"{storage.uri} was evaluated on other data than {config.data.val}: give this run another --name, or, "
-            "where the data were indexed again, index them as before"
+            f"{storage.uri} was evaluated on different data than {config.data.val}: give this run another --name, or, "
+            "if the data was indexed again, restore its index"
         )
     return (*notes, f"resumes from {start.source}") if start.source else notes

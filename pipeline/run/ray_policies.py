@@ -137,7 +137,7 @@ class LanePolicy(ElasticScalingPolicy):
                     environment = self.controller.within(CALL_TIMEOUT_S).environment()
                     prestart_workers(node, environment, min(more, slots[name]))
         except Exception as error:  # it costs a slower start
-            log.info("no spare process: %s", error)
+            log.info("could not start a spare process: %s", error)
         return all(time.monotonic() - self._asked[name] > WARM_S for name in new & self._asked.keys())
 
     def _slots(self, resources: dict[str, float]) -> int:
@@ -160,7 +160,7 @@ class LanePolicy(ElasticScalingPolicy):
             reserved = ray.get(call, timeout=CALL_TIMEOUT_S)
             usable = usable_nodes(ray.nodes())
         except Exception as error:  # the cluster is changing under it: look again in a second
-            log.warning("the cluster's resources are not known now: %s", error)
+            log.warning("cannot read the cluster's resources: %s", error)
             reserved, usable = None, set()
         self._known = None if reserved is None else {node: reserved[node] for node in reserved if node in usable}
         return self._known
@@ -218,7 +218,7 @@ class DrainWatch(WorkerGroupCallback):
         try:
             leaving = self._nodes & draining_nodes()
         except Exception as error:  # the cluster's head is busy or away: look again in a second
-            log.warning("which nodes are about to be taken away is not known now: %s", error)
+            log.warning("cannot tell which nodes are draining: %s", error)
             return
         for node in leaving:
             self.controller.on_node_draining(node)

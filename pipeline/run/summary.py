@@ -78,7 +78,7 @@ def checkpoint_table(rows: Sequence[CheckpointRow], where: str) -> str:
             "" if row.stage is None else row.stage + 1,
             round(row.bytes / 1e6, 1),
             ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items()),
-            row.problem or "whole",
+            row.problem or "valid",
             f"{where}/{row.key}",
         ]
         for row in reversed(rows)

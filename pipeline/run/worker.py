@@ -129,7 +129,7 @@ def train_worker(
     except Exception as error:
         failure = failure_class(error)
         if failure is FailureClass.TRANSIENT:
-            controller.note(f"tries again in a new worker group: {error}")
+            controller.note(f"retrying in a new worker group: {error}")
         elif failure in CURABLE:
             controller.failed(str(error))
         raise  # Ray Train tries again unless the run has failed; a bug so often as `max_failures` allows
@@ -254,7 +254,7 @@ def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
     """
     if start.snapshot is not None:
         if start.metadata.data != trainer.metadata.data:
-            raise CheckpointError(f"{source} was trained on other data or another sample order")
+            raise CheckpointError(f"{source} was trained on different data or with another sample order")
         trainer.restore(start.snapshot)
         if rank.number == 0:
             state = trainer.state

@@ -29,7 +29,7 @@ def plateau(config: AdaptiveConfig, evaluations: Sequence[dict[str, float]], pat
         best, since = (value, 0) if better else (best, since + 1)
     if since < patience:
         return ""
-    return f"{config.metric} has not been better than {sign * best:.4g} for {since} evaluations"
+    return f"{config.metric} has not improved on {sign * best:.4g} for {since} evaluations"
 
 
 def regularization_ranges(recipe: Sequence[TrainingStage]) -> dict[str, tuple[float, float]]:

@@ -121,7 +121,7 @@ def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:
         messages = [message for part in parts for message in part[2]]
         raise corruption_error(count, total, data.max_damaged, data.val, messages)
     if count and (not dist.is_initialized() or dist.get_rank() == 0):
-        log.warning("%d of the %d samples of %s are damaged and left out", count, total, data.val)
+        log.warning("%d of the %d samples of %s are corrupt and left out", count, total, data.val)
 
 
 @torch.inference_mode()

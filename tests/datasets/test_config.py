@@ -28,7 +28,7 @@ def test_good_data_passes_and_returns_both_manifests(shard_folder: Path) -> None
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (100, "batch_size 100 is no multiple of data.num_lanes=12; the nearest are 96 or 108"),
+        (100, "batch_size 100 is not a multiple of data.num_lanes=12; the nearest are 96 or 108"),
         (7, "the nearest are 12"),
         (0, "batch_size 0"),
     ],

@@ -92,11 +92,11 @@ def test_the_watcher_goes_on_until_ray_is_told(
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("AWS will terminate this node in ")
     assert [line.partition(";")[0] for line in lines[1:4]] == [
-        "Ray is not told yet: refused",
-        "Ray is not told yet: no living node",
-        "Ray is not told yet: head is busy",
+        "Ray could not be told yet: refused",
+        "Ray could not be told yet: no living node",
+        "Ray could not be told yet: head is busy",
     ]
-    assert lines[4].startswith("Ray drains this node")
+    assert lines[4].startswith("Ray is draining this node")
 
 
 def test_another_ray_is_no_failure_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:

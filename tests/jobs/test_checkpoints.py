@@ -21,10 +21,10 @@ def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.Capt
     storage.delete("checkpoints/000000000000048/manifest.json")
     assert main(["mine", "--storage", str(tmp_path), "--verify", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["cursor"], row["whole"], row["verified"]) for row in rows] == [(24, True, True), (48, False, False)]
+    assert [(row["cursor"], row["valid"], row["verified"]) for row in rows] == [(24, True, True), (48, False, False)]
     assert main(["mine", "--storage", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert "torn" in out
+    assert "incomplete" in out
     assert "was not written to its end" in out
 
 

@@ -144,7 +144,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
     assert list(alike.variants) == ["fixed", "progressive", "random sizes", DATAS_CROPS]
     assert {stage.crop_area for stage in alike.variants[DATAS_CROPS].stages} == {None}
-    same = "left out, of this recipe it is the same run as progressive"
+    same = "left out: for this recipe it is the same run as progressive"
     assert f"progressive sizes only: {same}." in alike.lines
     assert COMPARISONS["progressive-vs-fixed"](fonts_small()).about.keys() == {*alike.about} - {DATAS_CROPS}
     command = ["progressive-vs-fixed", "--recipe", "fonts_progressive", "--variants"]

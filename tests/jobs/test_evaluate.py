@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, trained_segmenter
     run, val = str(trained_classifier.folder), str(trained_classifier.data / "val")
     other = write_shards(tmp_path / "other", [4], classes=3)
     for arguments, message in (
-        (["nothing", "--storage", str(tmp_path), "--data", val], "nothing holds no whole checkpoint"),
+        (["nothing", "--storage", str(tmp_path), "--data", val], "nothing holds no valid checkpoint"),
         ([run, "--data", str(trained_segmenter.data / "val")], "is for segmentation, but"),
         ([run, "--data", str(other)], r"has other classes \(3: class 0, .*than .*\(4: "),
         ([run, "--data", val, "--image-size", "8"], "image_size=8: efficientnet_v2_tiny has a total stride of 16"),

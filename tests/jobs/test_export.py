@@ -152,7 +152,7 @@ def _older_format(entries: dict[str, bytes], evil: bytes, code: str) -> None:
         (_inputs, "Weights only load failed"),
         (_pickled_weight, "holds pickled objects"),
         (_opaque_constant, "opaque_obj_0, which no model needs"),
-        (_expression, "is no formula"),
+        (_expression, "is not a formula"),
         (_guard, ""),
         (_function, r"calls 'torch\.os\.system'"),
         (_library, r"model\.so, which no model needs"),
@@ -189,7 +189,7 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
             [run, "--to", str(tmp_path / "m.onnx"), "--data", str(tmp_path)],
             "name shards for the comparison with --data",
         ),
-        ([str(tmp_path), "--to", str(tmp_path / "m.onnx")], "holds no whole checkpoint"),
+        ([str(tmp_path), "--to", str(tmp_path / "m.onnx")], "holds no valid checkpoint"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             main(arguments)

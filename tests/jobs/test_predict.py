@@ -93,7 +93,7 @@ def test_a_table_and_a_damaged_file(
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     assert main([str(trained_classifier.folder), str(tmp_path / "broken.jpg"), str(images), "--top", "1"]) == 1
     shown = capsys.readouterr()
-    assert "broken.jpg: damaged image" in shown.err
+    assert "broken.jpg: corrupt" in shown.err
     assert shown.out.count("class ") == COUNT
 
 

@@ -121,7 +121,7 @@ def _check_record(place: Path, name: str) -> None:
     assert files >= {"predictions.png", "confusion-matrix.png", "checkpoints.json"}
     kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
     there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
-    assert [row[-2:] for row in kept["data"]] == [["whole", uri] for uri in reversed(there)]
+    assert [row[-2:] for row in kept["data"]] == [["valid", uri] for uri in reversed(there)]
 
 
 def _lose_a_row(place: Path, name: str) -> None:

@@ -47,7 +47,7 @@ def test_the_file_says_what_it_is(lite0: Path) -> None:
 def test_another_class_count_starts_a_fresh_head(lite0: Path) -> None:
     model = build_model(elpv_transfer().model, num_classes=2)
     (note,) = load_weights(model, read_weights(lite0))
-    assert note == "classifier.1: 1000 classes in the file, 2 here: starts fresh"
+    assert note == "classifier.1: 1000 classes in the file, 2 here: starts from random weights"
 
 
 def test_what_the_user_can_put_right_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_a_changed_head_and_image_channels_are_noted() -> None:
     notes = load_weights(grey, source.state_dict())
     assert notes == [
         "features.0.0.weight: 3 image channels in the file, 1 here: summed and spread evenly",
-        "classifier.1: 10 classes in the file, 4 here: starts fresh",
+        "classifier.1: 10 classes in the file, 4 here: starts from random weights",
     ]
     assert torch.equal(grey.state_dict()["classifier.1.weight"], head)
     image = torch.randn(1, 1, 64, 64)

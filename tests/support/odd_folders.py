@@ -10,18 +10,18 @@ from PIL import Image
 from tests.support.shards import image_of
 
 NO_SAMPLES = {
-    "hidden, or the system's": (
+    "hidden or system files": (
         *(".DS_Store", "train/Thumbs.db", "train/cat/desktop.ini", "train/cat/._cat-0.png"),
         *("train/cat/.ipynb_checkpoints/cat-0-checkpoint.png", "train/dog/.trash/deep/old.png"),
         *("train/@eaDir/SYNOPHOTO.jpg", "__MACOSX/train/cat/._cat-1.png", "val/cat/@eaDir/x/y.jpg"),
     ),
-    "no image: .txt": ("train/cat/notes.txt", "readme.txt"),
-    "no image: .heic": ("val/dog/photo.heic",),
+    "not an image: .txt": ("train/cat/notes.txt", "readme.txt"),
+    "not an image: .heic": ("val/dog/photo.heic",),
     "no image: without extension": ("train/LICENCE",),
-    "in no class folder": ("train/stray.png", "cover.png"),
-    "beside the split folders": ("unlabelled/more/a.png", "unlabelled/b.png"),
-    "a link to nothing": ("train/dog/gone.png",),
-    "a link to a folder that it lies in": ("train/dog/again",),
+    "outside class folders": ("train/stray.png", "cover.png"),
+    "next to the split folders": ("unlabelled/more/a.png", "unlabelled/b.png"),
+    "a broken link": ("train/dog/gone.png",),
+    "a link to a folder that contains it": ("train/dog/again",),
     "broken": ("train/cat/empty.png", "val/dog/cut.jpg", "train/dog/zz.gif"),
 }
 """Reason in the data report -> what lies there for it."""

@@ -218,10 +218,10 @@ def test_a_full_disk_is_said_once_and_the_cache_is_filled_when_there_is_room_aga
     wait_until(lambda: "disk is full" in caplog.text or "No space left" in caplog.text)
     assert len(reader.read(3).data) > 0
     time.sleep(0.3)
-    assert caplog.text.count("the shard cache is not filled now, reading continues by ranges") <= 2
+    assert caplog.text.count("the shard cache is not being filled, reading continues by range") <= 2
     ballast.unlink()
     wait_until(lambda: len(list(cache.folder.glob("*.tar"))) == 2)
-    wait_until(lambda: "the shard cache is filled again" in caplog.text)
+    wait_until(lambda: "the shard cache is being filled again" in caplog.text)
     filler.close()
     filler._thread.join(60)
     assert not list(cache.folder.glob("*.part"))
@@ -308,7 +308,7 @@ def test_another_users_folder_is_read_and_its_cure_is_said(
         wait_until(said.read_text)
         filler.close()
         filler._thread.join(60)
-        with pytest.raises(DataError, match=r"Permission denied; give all who share it the right to write there"):
+        with pytest.raises(DataError, match=r"Permission denied; give everyone who shares it write permission"):
             theirs.fetch(plain.shards[1])
 
     assert ends_well(in_process(train, user=NOBODY))

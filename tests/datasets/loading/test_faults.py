@@ -130,4 +130,4 @@ def test_what_never_answers_ends_with_one_line_when_patience_is_over(
             f"{uri}/part-000000.tar", length=10, patience_s=4.0
         )  # a request that is tried twice may take over a second
     assert "\n" not in str(caught.value)
-    assert any("trying again for up to 4 s" in record.message for record in caplog.records)
+    assert any("retrying for up to 4 s" in record.message for record in caplog.records)

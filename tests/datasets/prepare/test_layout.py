@@ -38,7 +38,7 @@ def test_the_report_counts_all_that_is_written_and_all_that_is_not(
         why: len(names) for why, names in NO_SAMPLES.items()
     }
     for why, (_, example) in report["left_out"].items():
-        if why not in ("broken", "beside the split folders"):
+        if why not in ("broken", "next to the split folders"):
             assert example in NO_SAMPLES[why]
     assert set(report["repeated"]) == {"in train and val", "in train and test", "under two classes"}
     assert {split: load_manifest(str(out / split)).num_samples for split in ("train", "val", "test")} == {
@@ -116,7 +116,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "splits below classes": (
         lambda path: [class_tree(path / name, {"train": 2, "val": 1}) for name in ("cat", "dog")],
-        r"the splits lie below the classes",
+        r"the splits are in the classes",
     ),
     "one class": (lambda path: class_tree(path, {"cat": 4}), r"only 'cat' has images"),
     "no image": (lambda path: put(path / "cat" / "a.txt", b"x"), r"no class has images"),

@@ -92,7 +92,10 @@ def test_a_broken_checksum_of_a_compressed_shard_is_an_error(tmp_path: Path, who
     [
         (["a.jpg", "a.cls", "a.jpg", "a.cls"], r"'a\.jpg' is there twice"),
         (["a.jpg", "a.cls", "a.JPG"], r"'a\.jpg' is there twice"),
-        (["a.jpg", "a.cls", "b.jpg", "b.cls", "a.jpg", "a.cls"], r"sample 'a' lie apart, or it is there twice"),
+        (
+            ["a.jpg", "a.cls", "b.jpg", "b.cls", "a.jpg", "a.cls"],
+            r"sample 'a' occurs twice, or its members are not adjacent",
+        ),
         (["a.jpg", "b.jpg", "a.cls", "b.cls"], r"sample 'a' lie apart"),
         (["a.v1.jpg", "a.v2.jpg"], r"sample 'a' has no image, only v1\.jpg, v2\.jpg; a key ends at the first dot"),
     ],
@@ -119,7 +122,7 @@ def test_labels_of_one_sample_each_are_refused(tmp_path: Path, extension: str) -
         label = f"a photo of thing {number}" if extension == "txt" else str(number)
         members += [(f"{number}.jpg", b"x"), (f"{number}.{extension}", label.encode())]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    with pytest.raises(DataError, match=r"150 of 150 labels are on one sample each, such as .*--classes"):
+    with pytest.raises(DataError, match=r"150 of 150 labels belong to one sample each, such as .*--classes"):
         index([str(tmp_path)])
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"a photo of thing {number}" for number in range(150)))

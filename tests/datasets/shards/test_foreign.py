@@ -115,7 +115,7 @@ def test_indexing_again_keeps_the_class_names_of_numbers(tmp_path: Path) -> None
 
 def test_shards_in_several_folders_share_an_index_elsewhere(tmp_path: Path) -> None:
     one, two = write_shards(tmp_path / "one", [5]), write_shards(tmp_path / "two", [6])
-    with pytest.raises(DataError, match=r"the shards lie in 2 folders; .*--out"):
+    with pytest.raises(DataError, match=r"the shards are in 2 folders; .*--out"):
         index([f"{one}::{two}"])
     with pytest.raises(
         DataError, match=r"one/part-000000\.tar and .*two/part-000000\.tar both have a sample '0000000\d'"

@@ -89,9 +89,9 @@ def test_a_refusal_names_the_token_that_is_missing_or_wrong(
         assert f"RAY_AUTH_MODE is {mode or 'not set'}" in said
         assert ("is sent then" in said) == bool(in_home or variable)
     elif variable:
-        assert said.startswith(f"does not take the token of {variable}:")
+        assert said.startswith(f"does not accept the token of {variable}:")
     elif in_home:
-        assert said.startswith(f"does not take the token in {home}/.ray/auth_token:")
+        assert said.startswith(f"does not accept the token in {home}/.ray/auth_token:")
     else:
         assert "here is none" in said
 
@@ -99,8 +99,8 @@ def test_a_refusal_names_the_token_that_is_missing_or_wrong(
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (refusal(), ClusterError, "the Ray cluster there wants a token"),
-        (ray.exceptions.AuthenticationError("no authentication token was found"), ClusterError, "wants a token"),
+        (refusal(), ClusterError, "the Ray cluster there requires a token"),
+        (ray.exceptions.AuthenticationError("no authentication token was found"), ClusterError, "requires a token"),
         (ConnectionError("Failed to connect to Ray cluster"), ClusterError, "no Ray cluster answers there"),
         (RuntimeError("Failed to get node info"), ClusterError, "no Ray cluster answers there"),
         (ray.exceptions.RaySystemError("lost"), ClusterError, "no Ray cluster answers there"),

@@ -24,7 +24,7 @@ def test_a_record_is_a_line_with_run_rank_and_stage(capsys: pytest.CaptureFixtur
     log_as_json(run="mine", rank=1)  # takes the place of the one before
     add_to_log(stage=2)
     log = logging.getLogger("pipeline.run.worker")
-    log.info("checkpoint %s is whole", "a/b", extra={"cursor": 48})
+    log.info("checkpoint %s is complete", "a/b", extra={"cursor": 48})
     try:
         raise ValueError("three\nlines\nlong")
     except ValueError:

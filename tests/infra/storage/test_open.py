@@ -194,7 +194,7 @@ def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
     ("uri", "message"),
     [
         ("gs://bucket/x", "gs:// is not supported"),
-        ("s3:///x", "is no S3 URI"),
+        ("s3:///x", "is not an S3 URI"),
         ("", "the URI is empty"),
     ],
 )

@@ -151,7 +151,7 @@ def test_s3_that_is_killed_in_between_gets_the_checkpoint_later(s3_server: S3Ser
     assert skipped == []
 
 
-def test_the_listing_says_what_is_whole_torn_and_damaged(s3_uri: str) -> None:
+def test_the_listing_says_what_is_valid_incomplete_and_corrupt(s3_uri: str) -> None:
     _listed(open_storage(s3_uri))
 
 

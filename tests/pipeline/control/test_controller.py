@@ -110,7 +110,7 @@ def test_stop_ends_the_run_and_starts_no_other_segment() -> None:
     status = group.run((stage(1), stage(2)))
     assert status.phase == "stopped"
     assert len(group.fitted) == 1
-    assert "does nothing" in group.controller.ask(Checkpoint())
+    assert "has no effect" in group.controller.ask(Checkpoint())
 
 
 def test_a_stop_whose_group_dies_before_it_ends_still_stops_the_run() -> None:
@@ -319,7 +319,7 @@ def test_a_stage_ends_on_its_plateau_and_the_last_one_gets_what_was_left() -> No
     group = FakeGroup(val_loss=lambda cursor: 1.0)
     group.run((stage(epochs=6), stage(epochs=6)), rules)
     assert group.told == [(360, "next stage"), (1440, "next stage")]
-    assert "val/loss has not been better than 1 for 2 evaluations" in group.decisions[0][1].reason
+    assert "val/loss has not improved on 1 for 2 evaluations" in group.decisions[0][1].reason
     better = FakeGroup(val_loss=lambda cursor: 1.0 / cursor)
     better.run((stage(epochs=6), stage(epochs=6)), rules)
     assert better.told == [(720, "next stage"), (1440, "next stage")]

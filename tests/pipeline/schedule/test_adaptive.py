@@ -31,7 +31,7 @@ def test_a_plateau_is_so_many_evaluations_without_a_better_one(values: tuple[flo
 def test_the_lowest_can_be_the_best_and_other_metrics_are_not_looked_at() -> None:
     rules = AdaptiveConfig(metric="val/loss", better="lowest")
     history = [{"val/loss": value, "val/accuracy": 0.0} for value in (1.0, 0.9, 0.95, 0.92)]
-    assert plateau(rules, history, patience=2) == "val/loss has not been better than 0.9 for 2 evaluations"
+    assert plateau(rules, history, patience=2) == "val/loss has not improved on 0.9 for 2 evaluations"
     assert not plateau(rules, rows(1, 1, 1, 1), patience=1)
 
 

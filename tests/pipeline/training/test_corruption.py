@@ -94,15 +94,15 @@ def test_damaged_validation_samples_are_left_out_and_said(tmp_path: Path, caplog
     trainer = make_trainer(config_of(tmp_path, set(), val=damaged, max_damaged=0.5), Recorder())
     metrics = trainer.evaluate(32)
     assert 0 <= metrics["accuracy"] <= 1
-    assert f"16 of the 48 samples of {tmp_path}/val are damaged and left out" in caplog.text
+    assert f"16 of the 48 samples of {tmp_path}/val are corrupt and left out" in caplog.text
     strict = replace(trainer.config, data=replace(trainer.config.data, max_damaged=0.3))
     with pytest.raises(
-        DataError, match=r"16 of the 48 samples of .*/val are damaged, more than data\.max_damaged=0\.3: .*'0016'"
+        DataError, match=r"16 of the 48 samples of .*/val are corrupt, more than data\.max_damaged=0\.3: .*'0016'"
     ):
         make_trainer(strict, Recorder()).evaluate(32)
 
 
 def test_an_evaluation_without_any_sample_is_an_error(tmp_path: Path) -> None:
     config = config_of(tmp_path, set(), val=set(range(48)), max_damaged=1.0)
-    with pytest.raises(DataError, match=r"48 of the 48 samples of .*/val are damaged"):
+    with pytest.raises(DataError, match=r"48 of the 48 samples of .*/val are corrupt"):
         make_trainer(config, Recorder()).evaluate(32)
