@@ -22,7 +22,7 @@ demo: setup ## Prepare real photographs, train the demo recipe on two local work
 up: setup ## Start the local stack: S3 server, MLflow server, Ray head with dashboard, all on loopback
 	@$(PY) -m jobs.stack up
 
-down: setup ## Stop the local stack (its data stay in .stack/)
+down: setup ## Stop the local stack (its data stays in .stack/)
 	@$(PY) -m jobs.stack down
 
 demo-s3: up ## The demo on the local stack: shards and checkpoints in S3, a submitted Ray job, MLflow server

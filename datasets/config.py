@@ -21,44 +21,45 @@ class DataConfig:
     val: str = "data/val"
     """Validation shards, as `train`."""
     train_weights: tuple[float, ...] = ()
-    """A mix: one number for each part of `train`. An epoch takes round(weight * n) of a shard's n samples and continues
-    in the next epoch where it ended in this one, so that over the epochs all are used equally often. Empty: all of
-    everything."""
+    """Weights of a mixture, one for each part of `train`. An epoch takes round(weight * n) of a shard's n samples, and
+    the next epoch continues where this one ended, so over the epochs all are used equally often. Empty: all samples of
+    all parts."""
     pyramid: bool = True
-    """Read the smallest of the training shards' copies that a stage's image size allows, where there are any."""
+    """Read the smallest copy of the training shards that a stage's image size allows, if there are copies."""
     cache_dir: str = ""
-    """Folder of the node's cache of shards in S3, shared by all its processes and by later runs. Empty: a folder below
-    XDG_CACHE_HOME; `none`: no disk is used, every image is read from S3 by a range."""
+    """Folder of the node's cache for shards in S3, shared by all its processes and by later runs. Empty: a folder in
+    XDG_CACHE_HOME; `none`: no cache, every image is a ranged read from S3."""
     cache_gb: float = 100.0
-    """Size that the cached shards may have together, in GB (10^9 bytes)."""
+    """Size limit of the cache, in GB (10^9 bytes)."""
     num_lanes: int = 12
-    """Fixed streams that an epoch is cut into. Worker counts must divide it; it must divide every batch size."""
+    """Number of fixed streams that an epoch is divided into. Every worker count must divide it, and it must divide
+    every batch size."""
     block_size: int = 256
-    """Samples of one shard that stay together when an epoch is permuted: fewer where there are few samples, more where
-    an epoch would have over a million of these blocks."""
+    """Samples of one shard that stay together when an epoch is permuted: fewer if the dataset is small, more if an
+    epoch would have over a million of these blocks."""
     window_blocks: int = 64
     """Blocks that are shuffled together inside a lane."""
     loader_workers: int = 2
-    """Loader processes for each training worker; 0 decodes in the training process itself."""
+    """Loader processes per training worker; 0: decode in the training process itself."""
     prefetch_batches: int = 3
     """Batches that each loader process keeps ready."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Smallest and largest share of the image's area that a training crop takes."""
+    """Smallest and largest share of the image's area that a training crop covers."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a training crop."""
     flip: bool = True
-    """Mirror half of the training images left to right; off where left and right differ, as in text."""
+    """Mirror half of the training images horizontally. Turn it off where left and right matter, as in text."""
     randaugment_layers: int = 2
-    """RandAugment operations for each image. Their magnitude is the stage's."""
+    """RandAugment operations per image. The stage sets their magnitude."""
     eval_crop: EvalCrop = "central_below_320"
-    """What evaluation looks at: `central` square of size / (size + 32) of the short side, `whole` image squeezed to a
-    square, or the first below 320 px and the second from there on."""
+    """The crop for evaluation. central: a square of size / (size + 32) of the short side; whole: the whole image,
+    squeezed to a square; central_below_320: central below 320 px, whole from there on."""
 
     max_pixels: int = 80_000_000
-    """Largest image that is decoded, in pixels; a larger one counts as damaged (a decompression bomb)."""
+    """Largest image to decode, in pixels; a larger one counts as corrupt (it may be a decompression bomb)."""
     max_damaged: float = 0.01
-    """Largest share of an epoch's samples, and of the validation set's, that may be damaged; when more are (at least
-    10), the run ends with their list."""
+    """Largest share of an epoch's samples, and of the validation set, that may be corrupt; beyond it, and beyond 10
+    samples, the run ends with a list of them."""
 
     def __post_init__(self) -> None:
         for name in ("num_lanes", "block_size", "window_blocks", "prefetch_batches"):

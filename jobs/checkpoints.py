@@ -25,9 +25,9 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """Name of the run."""
     storage: str = "runs"
-    """Folder or `s3://bucket/prefix` that the run was given as --storage."""
+    """The run's --storage: a folder or `s3://bucket/prefix`."""
     verify: bool = False
-    """Read every file through and compare its SHA-256 with the manifest's."""
+    """Read every file and compare its SHA-256 with the manifest's."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON instead of a table."""
 

@@ -42,9 +42,9 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Callable[..., Decision]]] = {
     "stop": ((), Stop),
     "set": (("FIELD", "VALUE"), lambda name, value: SetField(name=name.replace("-", "_"), value=_number(value))),
 }
-"""What can be said: its arguments, and the decision that it asks for."""
+"""Command -> its arguments, and the decision that it requests."""
 TRACKING = "tracking"
-"""Is no decision: it changes nothing of what is trained."""
+"""Not a decision, since it does not affect training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +54,13 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """Name of the run."""
     command: Annotated[str, tyro.conf.Positional]
-    """What it is to do."""
+    """The command."""
     arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Of the command: EPOCHS for extend, FIELD VALUE for set, URI for tracking."""
+    """Arguments of the command: EPOCHS for extend, FIELD VALUE for set, URI for tracking."""
     address: str = ""
-    """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
+    """Address of the Ray cluster. Empty: RAY_ADDRESS, or else the clusters on this machine."""
     reason: str = ""
-    """Why, for the record."""
+    """The reason, which is recorded with the decision."""
 
 
 def decision_of(command: str, arguments: Sequence[str]) -> Decision:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     for finding in diagnose(config, cluster=cluster):
         show(console, finding)
         to_do += bool(finding.cure)
-    console.print("all is well" if not to_do else f"{to_do} to do")
+    console.print("no problems found" if not to_do else f"{to_do} problem{'' if to_do == 1 else 's'} found")
     return 1 if to_do else 0
 
 

@@ -31,23 +31,23 @@ class Options:
     """Options of the evaluation."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its latest valid checkpoint is meant), or FOLDER/checkpoints/CURSOR; local or s3://."""
+    """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
     data: str
     """Labelled shards: a folder, s3://BUCKET/PREFIX or a brace list, with the classes that the run was trained on."""
     storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX in which a run is looked for by its name."""
+    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
-    """Take the run's best checkpoint instead of its newest."""
+    """Use the run's best checkpoint instead of its latest one."""
     image_size: int = 0
-    """Side of the images in pixels; 0: as in the run's own evaluations."""
+    """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Evaluate the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     batch_size: int = 64
-    """Images that are run at once."""
+    """Images per batch."""
     loader_workers: int = 2
-    """Processes that decode images; 0 decodes in this one."""
+    """Processes that decode images; 0: decode in this process."""
     device: str = ""
-    """Where to run, such as cuda:1 or cpu; empty: a GPU if there is one."""
+    """Device, such as cuda:1 or cpu; empty: a GPU if there is one."""
     json: str = ""
     """File for the report as JSON; `-` prints it instead of the tables."""
     pictures: str = ""

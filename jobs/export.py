@@ -26,25 +26,25 @@ class Options:
     """Options of the export."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its latest valid checkpoint is meant), or FOLDER/checkpoints/CURSOR; local or s3://."""
+    """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
     to: str
-    """File to write: NAME.onnx or NAME.pt2 (torch.export). It is there only if it gives the checkpoint's results."""
+    """File to write: NAME.onnx or NAME.pt2 (torch.export). It is written only if its results match the checkpoint's."""
     data: str = ""
-    """Shards of which some images are run through both models; empty: the run's own validation data."""
+    """Shards whose first images are used to compare the two models; empty: the run's own validation data."""
     storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX in which a run is looked for by its name."""
+    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
-    """Take the run's best checkpoint instead of its newest."""
+    """Use the run's best checkpoint instead of its latest one."""
     image_size: int = 0
-    """Side of the model's input in pixels; 0: as in the run's own evaluations."""
+    """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     compared: int = 8
-    """Images that are run through both models."""
+    """Number of images with which the two models are compared."""
     register: str = ""
     """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name."""
     tracking_uri: str = ""
-    """With --register: MLflow's URI; empty: the one that the run was recorded at."""
+    """With --register: URI of the MLflow server; empty: the one that recorded the run."""
 
     def __post_init__(self) -> None:
         if not self.to.endswith((".onnx", ".pt2")):

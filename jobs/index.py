@@ -31,9 +31,10 @@ class IndexConfig:
     url: Annotated[str, tyro.conf.Positional]
     """Folder, s3://BUCKET/PREFIX, brace list, or several of these joined by `::`."""
     out: str = ""
-    """Folder or s3://BUCKET/PREFIX for the index, where the shards' own can't be written or they lie in several."""
+    """Folder or s3://BUCKET/PREFIX for the index, if the shards' own folder can't be written to or the shards are in
+    several folders."""
     wids: str = ""
-    """File to which the list of shards is written in the JSON form of wids as well."""
+    """File for the list of shards in wids' JSON format."""
     rules: tyro.conf.OmitArgPrefixes[IndexRules] = field(default_factory=IndexRules)
 
 

@@ -32,11 +32,11 @@ class Options:
     """Which models, and what of them."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Models to count, timm/NAME too; none: all."""
+    """Models to list, including timm/NAME; none given: all."""
     json: bool = False
     """Print JSON instead of a table."""
     check_logits: bool = False
-    """Compare logits with torchvision's and timm's."""
+    """Compare logits with torchvision's and timm's models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

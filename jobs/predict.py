@@ -24,22 +24,22 @@ class Options:
     """Options of the prediction."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (its latest valid checkpoint is meant), a checkpoint's folder, or a file that
-    `jobs.export` wrote. A .pt2 file is a program: use only one whose origin you know."""
+    """A run's name or folder (for its latest valid checkpoint), a checkpoint's folder, or a file that `jobs.export`
+    wrote. A .pt2 file is a program: use one only if you trust its origin."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of them."""
     top: int = 5
-    """Labels that are printed for each image, at most."""
+    """Number of labels to print for each image, at most."""
     out: str = ""
     """Segmentation: folder for the masks, as palette PNGs whose values are the classes and whose colours show them."""
     storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX in which a run is looked for by its name."""
+    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     image_size: int = 0
-    """Side of the model's input in pixels; 0: as in the run's own evaluations."""
+    """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Take the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     batch_size: int = 16
-    """Images that are run at once."""
+    """Images per batch."""
     json: bool = False
     """Print JSON instead of a table."""
 

@@ -43,7 +43,8 @@ class PrepareConfig:
     source: tyro.conf.OmitArgPrefixes[AnySource]
     """Where the images come from."""
     out: str
-    """Folder for the shards, made if missing, or s3://BUCKET/PREFIX: written on this machine first, then uploaded."""
+    """Folder for the shards, created if missing, or s3://BUCKET/PREFIX: they are written on this machine first, then
+    uploaded."""
     also_short_side: ShortSides = ()
     """Short sides in pixels of smaller copies of the training shards, as in `256,160`: a stage reads the smallest copy
     whose short side is at least 1.25 times its image size, and so reads and decodes less."""

@@ -24,12 +24,12 @@ class PyramidConfig:
     """
 
     url: Annotated[str, tyro.conf.Positional]
-    """Folder or s3://BUCKET/PREFIX of a manifest."""
+    """Folder or s3://BUCKET/PREFIX of shards with a manifest."""
     short_side: ShortSides
     """Short sides in pixels, as in `256,160`: a stage reads the smallest copy whose short side is at least 1.25 times
     its image size."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes; each has one shard from S3 on the disk at a time."""
+    """Number of processes; each has one shard from S3 on disk at a time."""
 
     def __post_init__(self) -> None:
         if not self.short_side or any(side < 16 for side in self.short_side):

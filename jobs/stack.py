@@ -11,8 +11,8 @@ from jobs.common.cli import UsageError, run_main
 USAGE = """usage: python -m jobs.stack VERB
 
   up               start the S3 server, the MLflow server and a Ray head with its dashboard, all on loopback
-  down             stop them; data stay in .stack/
-  status           say where they are and whether they run
+  down             stop them; the data stays in .stack/
+  status           print their addresses and whether they are running
   run COMMAND...   run a command with their addresses and keys in its environment
 
 In a shell of your own: set -a; . .stack/env; set +a"""
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         stack.up()
     if verb == "down":
         stack.down()
-        print("the local stack is down; its data stay in .stack/")
+        print("the local stack is down; its data stays in .stack/")
         return 0
     return show(stack)
 

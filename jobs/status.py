@@ -29,13 +29,13 @@ class Options:
     """What is shown, and how."""
 
     run: Annotated[str, tyro.conf.Positional] = ""
-    """Name of a run, or of a sweep or search, for its active trials; none: all runs."""
+    """Name of a run, or of a sweep or search for its active trials; none given: all runs."""
     watch: bool = False
-    """Show it again and again, until the runs have ended."""
+    """Repeat until the runs have ended."""
     every_s: float = 2.0
-    """With --watch: seconds between two looks."""
+    """With --watch: seconds between two updates."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON, a line for each look, instead of tables."""
+    """Print JSON, one line per update, instead of tables."""
     address: str = ""
     """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
 

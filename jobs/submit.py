@@ -21,9 +21,9 @@ class Options:
     """Flags of the submission; all others are the run's."""
 
     dashboard: str = ""
-    """URL of the cluster's dashboard. Empty: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    """URL of the cluster's dashboard. Empty: RAY_API_SERVER_ADDRESS, or else http://127.0.0.1:8265."""
     detach: bool = False
-    """Return once the job is submitted, instead of showing what it prints."""
+    """Return once the job is submitted, instead of showing its output."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
-    mixed = f" ({ready.samples_per_epoch} an epoch)" if config.data.train_weights else ""
+    mixed = f" ({ready.samples_per_epoch} per epoch)" if config.data.train_weights else ""
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "

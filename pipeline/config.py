@@ -47,10 +47,10 @@ class SegmentationConfig:
     """A class for every pixel. Mixup blends masks as soft targets where a stage's `mixup_alpha` is above 0."""
 
     dice_weight: float = 1.0
-    """The loss is the cross-entropy plus this times the Dice loss; 0: cross-entropy alone."""
+    """Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy alone."""
     ignore_index: int = 255
-    """Mask value of pixels that count neither in the loss nor in the metrics; 255 is also what lies outside of an
-    image that was moved."""
+    """Mask value of pixels that are ignored by the loss and the metrics; 255 also fills the area outside a shifted
+    image."""
 
     def __post_init__(self) -> None:
         if not self.dice_weight >= 0:
@@ -70,7 +70,7 @@ class OptimizerConfig:
     optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"
     """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, or AdamW."""
     lr: float = 0.256
-    """Peak learning rate, for the global batch that the stages give."""
+    """Peak learning rate, for the stages' global batch."""
     momentum: float = 0.9
     """Momentum of RMSProp and SGD; AdamW's first beta."""
     decay: float = 0.9
@@ -78,23 +78,24 @@ class OptimizerConfig:
     eps: float = 1e-3
     """Added inside RMSProp's root. AdamW has 1e-8 outside of it."""
     weight_decay: float = 1e-5
-    """L2 decay; decoupled in AdamW. Biases, norms and position tables have none."""
+    """L2 weight decay; decoupled in AdamW. Not applied to biases, normalization parameters and position embeddings."""
     warmup_epochs: float = 5.0
-    """Epochs in which the rate grows linearly from 0."""
+    """Epochs in which the learning rate grows linearly from 0."""
     schedule: Literal["exponential", "cosine", "constant"] = "exponential"
-    """What follows: exponential decay, a cosine from the peak to 0 at the run's end, or nothing."""
+    """The schedule after the warm-up: exponential decay, a cosine from the peak to 0 at the run's end, or constant."""
     decay_factor: float = 0.97
-    """Exponential: the rate's factor per `decay_epochs`."""
+    """Exponential schedule: the factor per `decay_epochs`."""
     decay_epochs: float = 2.4
-    """Exponential: epochs per factor, counted from the run's start, warm-up included (as in the authors' code)."""
+    """Exponential schedule: epochs per factor, counted from the start of the run including the warm-up (as in the
+    authors' code)."""
     staircase: bool = True
-    """Exponential: decay in steps; otherwise smoothly."""
+    """Exponential schedule: decay in steps instead of smoothly."""
     min_lr: float = 0.0
-    """The schedule never goes below this, except in the warm-up."""
+    """Lower limit of the learning rate, except in the warm-up."""
     ema_decay: float = 0.9999
     """Decay of the weights' moving average per step, ramped up as min(decay, (1 + n) / (10 + n)); 0: no average."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; None: not clipped."""
+    """Gradients are clipped to this global norm; None: no clipping."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 0, "lr", "eps", "weight_decay", "warmup_epochs", "min_lr")
@@ -120,25 +121,26 @@ class TrainerConfig:
     """How steps are run."""
 
     micro_batch_size: int = 0
-    """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the whole batch."""
+    """Samples per forward pass on one worker; gradients are accumulated to the stage's batch. 0: the worker's whole
+    share of the batch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast: bf16 on a GPU that has it (auto), never (fp32), always (bf16)."""
+    """Autocast: to bf16 on a GPU that supports it (auto), never (fp32), always (bf16)."""
     probe_memory: Literal["auto", "always", "never"] = "auto"
-    """Whether the largest forward and backward pass that fits is looked for before the first step, where
-    `micro_batch_size` is 0; each stage's micro-batch follows from it. auto: on a GPU."""
+    """Whether to search for the largest micro-batch that fits into memory before the first step, if `micro_batch_size`
+    is 0; each stage's micro-batch follows from it. auto: on a GPU."""
     compile: bool = False
-    """Whether to run the model through torch.compile: one compilation a stage, all before the first step."""
+    """Whether to use torch.compile: one compilation per stage, all before the first step."""
     eval_every_epochs: float = 1.0
-    """Training samples between two evaluations, in epochs. One is also made at each stage's end."""
+    """Epochs between two evaluations. Each stage also ends with one."""
     eval_scale: float = 1.0
     """Evaluation image size as a multiple of the stage's training size (the paper's S: 384/300)."""
     eval_batch_size: int = 64
     """Samples per evaluation batch on one worker."""
     log_every: int = 10
-    """Optimizer steps between two log rows; also how often the controller is asked what comes next."""
+    """Optimizer steps between two log rows, and between two decision points."""
     profile_steps: int = 0
-    """Steps of rank 0 that torch.profiler traces, once its worker group has taken a few; the trace is an artifact. 0:
-    none. The command line takes it as `--profile` too."""
+    """Steps of rank 0 to trace with torch.profiler, soon after its worker group has started; the trace becomes an
+    artifact. 0: none. `--profile` is a short form of this flag."""
     pixel_mean: float = 128.0
     """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
     pixel_std: float = 128.0
@@ -162,17 +164,19 @@ class CheckpointConfig:
     """When checkpoints are written, and which stay."""
 
     every_s: float = 300.0
-    """Longest time between two checkpoints, in seconds; looked at on log steps. 0: no limit."""
+    """Longest time between two checkpoints, in seconds, checked on log steps. 0: no limit."""
     every_epochs: float = 1.0
-    """Samples between two checkpoints, in epochs; one is also written at each stage's end. 0: no limit."""
+    """Epochs between two checkpoints; one is also written at each stage's end. 0: no limit."""
     keep: int = 3
-    """Newest checkpoints that stay; older ones are deleted once a newer one is whole."""
+    """How many of the latest checkpoints to keep; older ones are deleted once a newer one is complete."""
     best_metric: str = "val/accuracy"
-    """The checkpoint with the best value of this metric stays as well, of those made at an evaluation. Empty: none."""
+    """Of the checkpoints made at an evaluation, the one with the best value of this metric is kept as well. Empty:
+    none."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of `best_metric` is the best."""
     give_up_s: float = 900.0
-    """Storage that took no checkpoint for this long, in seconds, ends the run: too much would be lost."""
+    """If no checkpoint could be written for this long, in seconds, the run ends, since too much work would be at
+    risk."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -191,32 +195,33 @@ class TrainConfig:
     name: str
     """Name of the run. Submitting the same name again resumes it."""
     storage: str = "runs"
-    """Folder or `s3://bucket/prefix` under which the run's checkpoints go, in a folder of the run's name."""
+    """Folder or `s3://bucket/prefix` for runs; this run's checkpoints are written to a folder with its name in it."""
     resume_from: str = ""
-    """Another run's folder or checkpoint, local or `s3://`, that this run resumes from with everything: weights,
-    optimizer, cursor. Only until it has a checkpoint of its own. For weights alone there is `model.init_from`."""
+    """Another run's folder or checkpoint, local or `s3://`, to continue from with its complete state: weights,
+    optimizer, cursor. Ignored once this run has a checkpoint of its own. To take only weights, use
+    `model.init_from`."""
     seed: int = 0
-    """Seed of everything random: weights, sample order, augmentation, Mixup, dropout."""
+    """Seed of all randomness: initial weights, sample order, augmentation, Mixup, dropout."""
     stages: tuple[TrainingStage, ...]
     """The stages of progressive learning, in order."""
     adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
-    """How stages adapt to how the run goes: plateaus, closed-loop regularization, automatic batch sizes."""
+    """How stages adapt to the run's progress: plateaus, closed-loop regularization, automatic batch sizes."""
     data: DataConfig
-    """What is trained on, and how it is read and augmented."""
+    """The data: where it is, and how it is read and augmented."""
     model: ModelConfig
     """The network."""
     task: ClassificationConfig | SegmentationConfig = field(default_factory=ClassificationConfig)
-    """What is learned: targets, loss, metrics."""
+    """The task: targets, loss, metrics."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer, learning rate, weight decay, moving average."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How steps are run: precision, accumulation, evaluation, logging."""
+    """The training loop: precision, gradient accumulation, evaluation, logging."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are written and which are kept."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is recorded."""
+    """Where the run is recorded in MLflow."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """The Ray cluster, the workers and what each gets."""
+    """The Ray cluster, the number of workers and the resources of each."""
 
     def __post_init__(self) -> None:
         check_run_name(self.name)

@@ -35,13 +35,13 @@ class WriterConfig:
     """How shards are written."""
 
     samples_per_shard: int = 1000
-    """Images in one shard, at most."""
+    """Maximum number of images per shard."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that write shards."""
+    """Number of processes that write shards."""
     overwrite: bool = False
-    """Replace shards in the output folder that were made from something else."""
+    """Replace shards in the output folder that were made from other data."""
     skip_broken: bool = False
-    """Leave out files that can't be decoded; the data report counts them. Otherwise they end the command."""
+    """Leave out files that can't be decoded, and count them in the data report, instead of ending with an error."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "workers"):

@@ -30,15 +30,15 @@ class IndexRules:
     """How shards are indexed."""
 
     classes: str = ""
-    """File with the class names: a JSON list in label order, a JSON object of name and number, a manifest.json, or one
-    name a line. Empty: the names that the labels are, sorted; where the labels are numbers, the names of the index that
-    was there before, or else the numbers."""
+    """File with the class names: a JSON list in label order, a JSON object from name to number, a manifest.json, or one
+    name per line. Empty: the names found in the labels, sorted; for numeric labels, the names of the previous index, or
+    else the numbers."""
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
     repeated_keys: bool = False
-    """Accept the same key in several shards, where keys start again in each; within a shard it is always refused."""
+    """Accept the same key in several shards, if keys start again in each; within a shard it is always refused."""
     workers: int = 16
-    """Shards that are read at a time: in threads where they are in S3, in at most one process a core elsewhere."""
+    """Shards read at a time: in threads for S3, otherwise in at most one process per core."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

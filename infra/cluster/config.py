@@ -23,23 +23,23 @@ class ClusterConfig:
     address: str = ""
     """Address of a Ray cluster (`auto`, `host:port`, `ray://host:port`). Empty: RAY_ADDRESS, else a local one."""
     num_workers: int | tuple[int, int] = 2
-    """Training workers (DDP ranks) of a stage that doesn't name its own number. A range, as `1 4`: as many as the
-    cluster has room for, of those that divide `data.num_lanes`; fewer after a node is lost, more when one joins."""
+    """Training workers (DDP ranks) for stages that set no number of their own. A range, such as `1 4`: as many as the
+    cluster has room for, among those that divide `data.num_lanes`; fewer after a node is lost, more when one joins."""
     grow_check_s: float = 30.0
-    """With a range: pause between two looks for room for more workers, in seconds. To grow, a group ends with a
-    checkpoint and starts anew."""
+    """With a range: seconds between two checks for room for more workers. To grow, a worker group saves a checkpoint
+    and a larger one starts."""
     ask_ahead_s: float = 300.0
-    """How long before a stage with more workers begins its nodes are asked for, in seconds, where nodes come and go by
-    an autoscaler; 0: only when it begins."""
+    """On a cluster with an autoscaler: how long before a stage with more workers begins its nodes are requested, in
+    seconds; 0: only when it begins."""
     cpus_per_worker: float = 1
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
     """GPUs that each worker reserves; 0 trains on CPU."""
     standby: bool = True
-    """Keep beside each worker a spare process that has everything imported, once its group has trained for a while: a
-    lost worker is replaced in seconds. Costs about half a gigabyte of host memory for each worker."""
+    """Keep a spare process with everything imported for each worker, once its group has trained for a while: a lost
+    worker is then replaced in seconds. Costs about half a gigabyte of host memory per worker."""
     max_failures: int = 3
-    """Failures in a row, with no step further than before in between, that a run recovers from. -1: any number."""
+    """Number of consecutive failures, without progress in between, that a run recovers from. -1: any number."""
 
     def __post_init__(self) -> None:
         low, high = (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers

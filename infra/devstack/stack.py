@@ -102,7 +102,7 @@ class Stack:
         s3_port = free_ports(S3Server.num_ports, also_plus=10000)
         ray_port = free_ports(RayHead.num_ports)
         lines = [
-            "# How to reach the local stack. Made by `make up`; holds keys: don't share it.",
+            "# How to reach the local stack. Made by `make up`; contains keys: do not share it.",
             f"AWS_ENDPOINT_URL=http://127.0.0.1:{s3_port}",
             f"AWS_ACCESS_KEY_ID={secrets.token_hex(10)}",
             f"AWS_SECRET_ACCESS_KEY={secrets.token_hex(20)}",

@@ -19,24 +19,25 @@ class TrackingConfig:
     """Where and how a run is recorded in MLflow."""
 
     uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
-    """MLflow server (`http://host:5000`) or database. By default MLFLOW_TRACKING_URI, without it a SQLite file, which
-    serves runs on one machine."""
+    """MLflow server (`http://host:5000`) or database. Default: MLFLOW_TRACKING_URI, or else a SQLite file, which serves
+    runs on one machine only."""
     experiment: str = "crescendo"
-    """MLflow experiment that holds the run; made if there is none."""
+    """MLflow experiment for the run; created if it does not exist."""
     artifact_location: str = ""
-    """Where a new experiment keeps its artifacts. Empty: the server's default, or beside the SQLite file."""
+    """Where a new experiment keeps its artifacts. Empty: the server's default, or next to the SQLite file."""
     system_metrics: bool = True
-    """Record the load of rank 0's machine: CPU, memory, disk, network, GPU."""
+    """Record system metrics of rank 0's machine: CPU, memory, disk, network, GPU."""
     system_interval_s: float = 10.0
-    """Seconds between two records of that load."""
+    """Seconds between two records of the system metrics."""
     send_interval_s: float = 1.0
-    """Seconds for which metrics are gathered before they are sent together."""
+    """Seconds for which metrics are collected before they are sent together."""
     parent_run_id: str = ""
-    """MLflow run below which this one is shown: a sweep's or a search's."""
+    """Parent MLflow run of this one: that of a sweep or a search."""
     extra_params: tuple[tuple[str, str], ...] = ()
-    """Further params of the record, as name and value, beside the config's."""
+    """Additional MLflow params, as name and value."""
     max_unsent: int = 1_000_000
-    """Metric values that are kept while MLflow is away (about 100 bytes of memory each); later ones are dropped."""
+    """Metric values that are kept while MLflow is unavailable (about 100 bytes of memory each); later ones are
+    dropped."""
 
     def __post_init__(self) -> None:
         if self.uri.partition(":")[0].partition("+")[0].lower() not in SCHEMES:

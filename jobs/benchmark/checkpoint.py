@@ -37,19 +37,19 @@ class Options:
     """Options of the benchmark."""
 
     storage: str = ""
-    """Folder or `s3://bucket/prefix` for the checkpoints; empty: an S3 server (SeaweedFS) that is started here."""
+    """Folder or `s3://bucket/prefix` for the checkpoints; empty: start an S3 server (SeaweedFS) here."""
     model: str = "efficientnet_v2_s"
-    """Model that trains."""
+    """Model to train."""
     image_size: int = 128
-    """Image side in pixels."""
+    """Image size in pixels."""
     batch_size: int = 8
-    """Samples a step."""
+    """Samples per step."""
     checkpoints: int = 5
-    """How many are taken."""
+    """Number of checkpoints."""
     gap_s: float = 30.0
-    """Time without a checkpoint before each, in seconds, to compare with."""
+    """Seconds of training without a checkpoint before each one, for comparison."""
     every_s: float = 60.0
-    """The pace of checkpoints for which the share is given, in seconds."""
+    """Assumed seconds between checkpoints for the reported share of training time."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "batch_size", "checkpoints")
@@ -230,7 +230,7 @@ def _show(options: Options, trainee: _Trainee, memory: PeakMemory) -> None:
         "copy, within a step": measured.copies(),
         "writing, in a thread": [whole - copied for _, copied, whole in measured.checkpoints],
         "lost beside": measured.beside(_elapsed),
-        "but for waiting for a CPU": measured.beside(lambda step: _elapsed(step) - step[2]),
+        "without CPU contention": measured.beside(lambda step: _elapsed(step) - step[2]),
         "CPU time of the threads": [writer for writer, _ in measured.cpu],
         "CPU time of the server": [server for _, server in measured.cpu],
     }
@@ -244,6 +244,6 @@ def _show(options: Options, trainee: _Trainee, memory: PeakMemory) -> None:
         table.add_row(name, *(f"{value:.2f}" for value in shown))
     console = wide_console()
     console.print(table)
-    shares = f"{(copy + beside) / options.every_s:.2%}, but for waiting for a CPU {(copy + own) / options.every_s:.2%}"
+    shares = f"{(copy + beside) / options.every_s:.2%}, without CPU contention {(copy + own) / options.every_s:.2%}"
     console.print(f"share of training time lost at one checkpoint in {options.every_s:g} s: {shares}")
     console.print(f"peak of extra host memory: {(memory.peak - memory.base) / 1e6:.0f} MB")

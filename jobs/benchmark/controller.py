@@ -38,17 +38,17 @@ class Options:
     """Options of the benchmark."""
 
     workers: int = 1000
-    """Simulated workers, each of which reports once a second."""
+    """Simulated workers, each of which reports once per second."""
     operators: int = 10
-    """Simulated operators, each of which asks for the status again as soon as it is `every_s` older."""
+    """Simulated operators, each of which asks for the status every `every_s` seconds."""
     every_s: float = 1.0
-    """Seconds between two questions of an operator."""
+    """Seconds between two requests of an operator."""
     seconds: float = 30.0
-    """How long they do so."""
+    """Length of the measurement, in seconds."""
     day_s: float = 86_400.0
-    """Length of the day whose reports are gone through in the memory test, in seconds; 0: no memory test."""
+    """Simulated time of the memory test, in seconds; 0: no memory test."""
     day_workers: int = 1000
-    """Workers of that day, each of which reports once in every second of it."""
+    """Simulated workers of the memory test, each of which reports once per simulated second."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(asdict(result), indent=1))
         return 0
     table = Table(
-        title=f"{options.workers} workers reporting once a second, {options.operators} operators, "
+        title=f"{options.workers} workers reporting once per second, {options.operators} operators, "
         f"{options.seconds:g} s",
         title_justify="left",
     )

@@ -43,19 +43,19 @@ class Options:
     """Options of the benchmark."""
 
     data: Path = field(default_factory=lambda: Path("data/photographs"))
-    """Where the photographs are, as shards; made there if missing."""
+    """Folder with the photographs as shards; created if missing."""
     images: int = 1024
-    """Photographs of 500x375 px."""
+    """Number of photographs, of 500x375 px."""
     image_sizes: tuple[int, ...] = (128, 192, 300)
-    """Sides of the crops, in pixels."""
+    """Image sizes, in pixels."""
     batch_size: int = 64
-    """Images of a batch."""
+    """Images per batch."""
     batches: int = 3
-    """Batches that each contender makes in a round."""
+    """Batches per contender and round."""
     rounds: int = 7
-    """Timed rounds; in each, every contender runs once, in an order that changes."""
+    """Timed rounds; in each, every contender runs once, in alternating order."""
     clock: Literal["cpu", "wall"] = "cpu"
-    """cpu: CPU time of the process, which other processes disturb less; wall: the time that passes."""
+    """cpu: CPU time of the process, which is less sensitive to other load; wall: elapsed time."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -195,7 +195,7 @@ def as_table(measured: Sequence[Measured], options: Options) -> Table:
     """The results for the terminal."""
     manifest = load_manifest(str(options.data / "train"))
     table = Table(
-        title=f"images a second of one core: {manifest.num_samples} photographs of 500x375 px, "
+        title=f"images/s of one core: {manifest.num_samples} photographs of 500x375 px, "
         f"{manifest.num_bytes / manifest.num_samples / 1000:.0f} kB each, in shards; copies of short side "
         f"{', '.join(map(str, SIDES))} px\nRandAugment {LAYERS} x {MAGNITUDE:g}, batch {options.batch_size}; "
         f"medians of {options.rounds} rounds, {options.clock} time",

@@ -34,19 +34,19 @@ class Options:
     """Options of the benchmark."""
 
     shards: int = 100_000
-    """Shards of the huge dataset."""
+    """Number of shards of the simulated dataset."""
     samples: int = 1_000_000_000
-    """Its samples."""
+    """Number of samples of the simulated dataset."""
     rounds: int = 9
-    """How often the seek is timed."""
+    """Number of timed starts."""
     data: Path = field(default_factory=lambda: Path("data/photographs/train"))
     """Shards for the loader process to read, such as those of `jobs.benchmark loader`."""
     image_size: int = 300
-    """Side of its crops, in pixels."""
+    """Its image size, in pixels."""
     batch_size: int = 64
-    """Images of its batches."""
+    """Images per batch."""
     batches: int = 20
-    """Batches until its memory is looked at."""
+    """Number of batches before its memory is measured."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -159,12 +159,12 @@ def as_table(found: dict[str, float], options: Options) -> Table:
     table.add_column("measured", justify="right")
     batch = f"{options.batch_size} x {options.image_size} px"
     for what, value in (
-        (f"from a cold start to a first batch's ids, median of {options.rounds}", f"{found['seek_wall_ms']:.0f} ms"),
+        (f"cold start to the first batch's sample ids, median of {options.rounds}", f"{found['seek_wall_ms']:.0f} ms"),
         ("the same, CPU time", f"{found['seek_cpu_ms']:.0f} ms"),
-        ("the order: kept / at its peak", f"{found['order_mb']:.1f} / {found['order_peak_mb']:.1f} MB"),
+        ("sample order: resident / peak", f"{found['order_mb']:.1f} / {found['order_peak_mb']:.1f} MB"),
         ("the manifest", f"{found['manifest_mb']:.1f} MB"),
-        (f"a loader process, {batch}: peak, shared pages included", f"{found['worker_peak_rss_mb']:.0f} MB"),
-        ("the same, its own pages only", f"{found['worker_own_mb']:.0f} MB"),
+        (f"a loader process, {batch}: peak with shared pages", f"{found['worker_peak_rss_mb']:.0f} MB"),
+        ("the same, private pages only", f"{found['worker_own_mb']:.0f} MB"),
     ):
         table.add_row(what, value)
     return table

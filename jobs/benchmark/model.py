@@ -49,19 +49,20 @@ class Options:
     names: tuple[str, ...] = ("efficientnet_b0", "efficientnet_v2_b0", "efficientnet_v2_s")
     """Models to time."""
     batch_size: int = 16
-    """Images a step."""
+    """Images per step."""
     image_size: int = 128
-    """Side of the images, in pixels."""
+    """Image size, in pixels."""
     rounds: int = 15
-    """Timed rounds; in each, every library's model is timed once, in an order that changes."""
+    """Timed rounds; in each, every library's model runs once, in alternating order."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to run."""
+    """Device."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: under autocast."""
     threads: int = 0
-    """CPU threads; 0: as many as PyTorch takes."""
+    """CPU threads; 0: PyTorch's default."""
     clock: Literal["wall", "cpu"] = "wall"
-    """cpu: this process's CPU time, which other processes disturb less; for one thread, since waiting threads count."""
+    """cpu: CPU time of this process, which is less sensitive to other load; for one thread only, since waiting threads
+    count. wall: elapsed time."""
     compile: bool = False
     """Compile all of the models."""
     json: bool = False

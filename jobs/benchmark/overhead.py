@@ -39,15 +39,15 @@ class Options:
     recipe: Annotated[str, tyro.conf.Positional] = "demo"
     """Recipe whose last stage is trained."""
     workers: int = 2
-    """Training processes."""
+    """Number of training processes."""
     steps: int = 300
-    """Steps of a round."""
+    """Steps per round."""
     warm_up: int = 50
-    """First steps, not counted."""
+    """Steps at the start that are not counted."""
     checkpoint_every_s: float = 60.0
-    """Pace of the run's checkpoints, in seconds."""
+    """Seconds between the run's checkpoints."""
     rounds: int = 3
-    """How often each is measured."""
+    """Number of rounds."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     options = read_flags(Options, argv, __doc__)
     counted = options.steps - 1 - options.warm_up
     one_stage(options, folder="")  # data or workers that won't do are said here, in one line, not by torchrun
-    table = Table(title=f"steps a second, {options.workers} workers, {counted} steps a round", title_justify="left")
+    table = Table(title=f"steps/s, {options.workers} workers, {counted} steps a round", title_justify="left")
     for name in ("round", "plain", "whole", "checkpoints", "ratio"):
         table.add_column(name, justify="right")
     ratios, saved = [], 0
@@ -93,7 +93,9 @@ def one_stage(options: Options, folder: str) -> TrainConfig:
     base = RECIPES[options.recipe]()
     trainer = base.trainer
     if trainer.compile or trainer.micro_batch_size:
-        raise UsageError(f"{options.recipe}: the plain loop knows neither trainer.compile nor trainer.micro_batch_size")
+        raise UsageError(
+            f"{options.recipe}: the plain loop supports neither trainer.compile nor trainer.micro_batch_size"
+        )
     if base.optimizer.clip_norm is not None:
         raise UsageError(f"{options.recipe}: the plain loop doesn't clip gradients, as optimizer.clip_norm has it")
     stage = base.stages[-1]

@@ -28,11 +28,11 @@ class Options:
     """Options of the benchmark."""
 
     rounds: int = 3
-    """How often each is killed."""
+    """Number of kills of a worker and of a node."""
     settle_s: float = 60.0
-    """How long the run trains between a recovery and the next kill, in seconds."""
+    """Seconds of training between a recovery and the next kill."""
     standby: bool = True
-    """Whether the workers keep spare processes."""
+    """Whether workers keep standby processes."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "rounds")
@@ -128,7 +128,7 @@ def _show(times: dict[str, list[float]]) -> None:
         "start": "submission",
         "worker": "a worker's SIGKILL",
         "node": "a node's SIGKILL (continues with one worker)",
-        "grow": "the node being back (with two workers)",
+        "grow": "the node's return (with two workers)",
         "hand over": "the last one of the smaller group",
     }
     for name, values in times.items():

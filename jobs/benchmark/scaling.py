@@ -42,13 +42,14 @@ class Options:
     """Flags of the benchmark itself; the recipe's fields are flags as well."""
 
     workers: int = 2
-    """R, training processes of this machine, one thread each."""
+    """R: training processes on this machine, with one thread each."""
     steps: int = 4
-    """Steps that are timed of each stage and part in a round."""
+    """Timed steps per stage, part and round."""
     rounds: int = 3
-    """How often one worker, all workers and the parts are measured, in turns; the fastest step counts."""
+    """Number of rounds, in which one worker, all workers and the parts are measured in turn; the fastest step
+    counts."""
     clock: Literal["wall", "cpu"] = "wall"
-    """wall: the time that passes; cpu: CPU time of rank 0, for a machine that others use too: waiting isn't in it."""
+    """wall: elapsed time; cpu: CPU time of rank 0, without waiting, for a machine with other load."""
     json: bool = False
     """Print JSON instead of a table."""
 

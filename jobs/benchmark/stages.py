@@ -26,7 +26,7 @@ class Options:
     epochs: float = 0.25
     """Length of each stage, in epochs."""
     rounds: int = 2
-    """How often the schedule of four stages is gone through; each gives three switches and one back to small images."""
+    """Number of passes through the schedule of four stages; each has three switches and one back to small images."""
 
     def __post_init__(self) -> None:
         check_above_0(self, "epochs")

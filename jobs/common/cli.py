@@ -40,7 +40,7 @@ _PLAIN = {
     r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not accept \1",
     r"Could not find valid parse for arguments: \[(.*)\]": r"it does not accept \1",
 }
-"""What Python says of a value -> what a user can read"""
+"""Python's message about a value -> one that a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
 _BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
@@ -52,7 +52,7 @@ class _Rows:
     """What every job that takes a recipe takes as well."""
 
     model_rows: str = ""
-    """JSON file of architecture rows in place of the model's own, as `jobs.search` writes it."""
+    """JSON file of architecture rows that replace the model's own, as written by `jobs.search`."""
 
 
 class UsageError(ValueError):

@@ -18,9 +18,9 @@ class PlanFlags:
     json: bool = False
     """Print JSON instead of a table."""
     samples: int = 0
-    """Training images to assume where the data can't be read from here; 0: read the data's manifest."""
+    """Number of training images to assume, if the data can't be read from here; 0: read the data's manifest."""
     bytes_per_sample: int = 0
-    """Bytes of a stored image to assume, with `samples`."""
+    """With `samples`: average size of an image file to assume, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)

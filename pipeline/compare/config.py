@@ -31,13 +31,13 @@ class Comparison:
 
     name: str
     question: str
-    """What it is to answer, in one or two sentences, for the report's top."""
+    """The question that it answers, in one or two sentences, for the top of the report."""
     variants: Mapping[str, TrainConfig]
-    """Configs by the variants' names; name and seed of each run are the comparison's to say."""
+    """Configs by the variants' names; the comparison sets name and seed of each run."""
     baseline: str
     """The variant that times and accuracies are compared with."""
     peers: frozenset[str] = frozenset()
-    """Variants that another library's loop trains."""
+    """Variants that are trained by another library's loop."""
     grid: Grid | None = None
     """How variants cross, where they do."""
     about: Mapping[str, str] = field(default_factory=dict)
@@ -56,21 +56,21 @@ class CompareOptions:
     """Options of a comparison. Every field of the recipe is a flag too."""
 
     recipe: str = "fonts_small"
-    """Recipe that a ready-made comparison makes its variants of."""
+    """Recipe from which a predefined comparison makes its variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the runs of each variant."""
+    """Seeds with which each variant is trained."""
     epochs: float = 0.0
-    """Epochs of all stages together, the recipe's lengths and warm-up in proportion; 0: the recipe's."""
+    """Epochs of all stages together; stage lengths and warm-up scale in proportion. 0: the recipe's."""
     variants: tuple[str, ...] = ()
-    """Which variants, by name, besides the baseline; none named: all."""
+    """Variants to train, by name, besides the baseline; none given: all."""
     target: float = 0.0
-    """Score whose time is compared; 0: what the baseline ends with, in the mean over the seeds."""
+    """Score for the comparison of times; 0: the baseline's mean final score."""
     peer: Literal["none", "timm"] = "none"
-    """Train a twin of the baseline's recipe, at its last size, by another library's loader and loop as well."""
+    """Also train the baseline's recipe at its last size with another library's loader and loop."""
     out: str = ""
-    """Folder for the report besides the comparison's own in the storage."""
+    """Folder for a copy of the report, which is also written to the storage."""
     dry_run: bool = False
-    """Print the variants and what they cost; start nothing."""
+    """Print the variants and their cost, and start nothing."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -219,8 +219,8 @@ class StageController:
 
     def on_node_draining(self, node: str) -> None:
         """A node of the group is about to be taken away: let the group end with a checkpoint."""
-        self._ask_new_group(f"node {node[:8]} is about to be taken away")
-        self.note(f"a node is about to be taken away ({node[:8]}): checkpoint at the next decision point")
+        self._ask_new_group(f"node {node[:8]} is draining")
+        self.note(f"node {node[:8]} is draining: checkpoint at the next decision point")
 
     def _ask_new_group(self, reason: str) -> None:
         with self._lock:
@@ -264,7 +264,7 @@ class StageController:
         with self._lock:
             if (stage, samples) not in self._out_of_memory:
                 self._out_of_memory.append((stage, samples))
-        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: continues with half of it")
+        self.note(f"out of memory in stage {stage + 1} with {samples} samples in a pass: continuing with half of them")
 
     def decide(self, progress: Progress) -> DecisionReply:
         """Take rank 0's progress and say what all ranks do next."""

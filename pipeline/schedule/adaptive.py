@@ -67,6 +67,6 @@ def next_regularization(
     values = {name: low + (high - low) * strength for name, (low, high) in ranges.items()}
     reason = (
         f"regularization {before:.2f} -> {strength:.2f} of the recipe's range: validation loss {val:.3f}, "
-        f"training loss {train:.3f}, a gap of {val - train:.3f} where {config.gap:g} is wanted"
+        f"training loss {train:.3f}, a gap of {val - train:.3f} (target: {config.gap:g})"
     )
     return values, reason

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Literal
 
 AUTO = 0
-"""As a stage's batch size: follow the image size."""
+"""A stage's batch size that follows the image size."""
 Workers = int | tuple[int, int]
 """A number of workers, or a range of it: (smallest, largest)."""
 
@@ -31,12 +31,13 @@ class TrainingStage:
     epochs: float
     """Length, in passes over the training data."""
     batch_size: int
-    """Global batch, in samples over all workers; gradient accumulation holds it whatever fits in memory. 0 (`auto` on
-    the command line): the last stage's, grown as the images are smaller (see `adaptive.batch_growth`)."""
+    """Global batch, in samples over all workers; gradient accumulation keeps it independent of what fits in memory. 0
+    (`auto` on the command line): the last stage's batch size, enlarged as far as the images are smaller (see
+    `adaptive.batch_growth`)."""
     crop_area: tuple[float, float] | None = None
-    """Smallest and largest share of the image's area that a training crop takes in this stage; None: `data.crop_area`.
-    Smaller crops where images are small keep objects as large, in pixels, as later stages and evaluations show them
-    (the scale that a resize changes is FixRes's, arXiv 1906.06423)."""
+    """Smallest and largest share of the image's area that a training crop covers in this stage; None: `data.crop_area`.
+    Smaller crops in stages with small images keep objects at the size in pixels that later stages and evaluations show
+    (compare FixRes, arXiv 1906.06423)."""
     randaugment_magnitude: float = 0.0
     """Strength of RandAugment on the paper's scale: 10 is the full range of each operation; 0 turns it off."""
     mixup_alpha: float = 0.0
@@ -47,12 +48,12 @@ class TrainingStage:
     dropout: float = 0.0
     """Dropout rate before the classifier."""
     stochastic_depth: float | None = None
-    """Drop probability of the last residual block, the others in proportion; None: `model.stochastic_depth`."""
+    """Drop probability of the last residual block, with the others in proportion; None: `model.stochastic_depth`."""
     lr_factor: float = 1.0
     """Factor of the learning rate in this stage. An automatic batch size sets it, by `adaptive.batch_lr_rule`."""
     num_workers: Workers = 0
-    """Workers that train this stage, or a range (smallest, largest); 0: the cluster config's. Neighbours of equal
-    number share a group."""
+    """Number of workers for this stage, or a range (smallest, largest); 0: `cluster.num_workers`. Neighbouring stages
+    with the same number share a worker group."""
 
     def __post_init__(self) -> None:
         workers = worker_range(self.num_workers)
@@ -97,35 +98,36 @@ class AdaptiveConfig:
     image size. All off by default: the paper's fixed stages."""
 
     plateau: bool = False
-    """Whether a stage may end before its length, when `metric` has not got better for `patience` evaluations."""
+    """Whether a stage ends early when `metric` has not improved for `patience` evaluations."""
     metric: str = "val/accuracy"
-    """The metric that is watched for a plateau."""
+    """The metric to watch for a plateau."""
     better: Literal["highest", "lowest"] = "highest"
-    """Which value of `metric` is the best."""
+    """Whether the highest or the lowest value of `metric` is the best."""
     patience: int = 3
-    """Evaluations without a better value after which a stage ends."""
+    """Number of evaluations without improvement after which a stage ends."""
     min_delta: float = 0.0
-    """A value is better when it beats the best one by more than this."""
+    """A value counts as an improvement if it exceeds the best one by more than this."""
     min_epochs: float = 1.0
     """A stage doesn't end on a plateau before this many epochs."""
     max_epochs: float = 0.0
-    """Most epochs of a stage, with what earlier stages passed on to it; 0: any number."""
+    """Largest length of a stage in epochs, including those that earlier stages passed on to it; 0: no limit."""
     unused: Literal["later", "saved"] = "later"
-    """Where the epochs go that a stage didn't use: to the later stages, in proportion to their lengths (the last stage
-    then always has its whole length), or nowhere, so that the run ends sooner."""
+    """What happens to the epochs that a stage did not use: they go to the later stages, in proportion to their lengths
+    (the last stage then always has its full length), or are saved, so that the run ends sooner."""
     closed_loop: bool = False
     """Whether the next stage's regularization is chosen from the gap between validation and training loss, within the
-    range from the first stage's to the last one's, and not from the linear ramp."""
+    range from the first stage's to the last stage's, instead of from the linear ramp."""
     gap: float = 0.0
-    """The gap, validation loss minus training loss, that the closed loop holds."""
+    """The target of the closed loop: validation loss minus training loss."""
     gain: float = 1.0
-    """Closed loop: change of the strength (0: the first stage's regularization, 1: the last one's) per unit of gap."""
+    """Closed loop: change of the strength (0: the first stage's regularization, 1: the last stage's) per unit of
+    gap."""
     batch_growth: float = 4.0
-    """Largest factor by which an automatic batch size is larger than the last stage's. Within it the batch grows as the
-    pixels of an image shrink, so that a step of every stage costs about the same."""
+    """Largest ratio of an automatic batch size to the last stage's. Within it the batch grows as the images get
+    smaller, so that a step of every stage costs about the same."""
     batch_lr_rule: Literal["none", "sqrt", "linear"] = "sqrt"
-    """What an automatic batch size multiplies the stage's learning rate by: nothing, the square root of the factor by
-    which the batch grew, or that factor."""
+    """How an automatic batch size scales the stage's learning rate: not at all, by the square root of the batch's
+    growth, or linearly with it."""
 
     def __post_init__(self) -> None:
         if self.patience < 1:

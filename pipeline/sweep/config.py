@@ -27,15 +27,17 @@ class StudyOptions:
     """How trials are chosen, how many, and how long."""
 
     max_trials: int = 12
-    """Trials, the recipe's own values being the first. The same command with a larger number continues."""
+    """Number of trials, including the recipe's own values, which are the first. The same command with a larger number
+    continues."""
     max_hours: float = 0.0
-    """Longest time of this submission, in hours; trials that run then are saved and resumed by the next. 0: none."""
+    """Time limit of this submission, in hours; running trials are saved, and the next submission resumes them. 0:
+    none."""
     concurrent: int = 0
-    """Trials at a time; never more than the cluster has workers for. 0: as many as that."""
+    """Trials at a time, at most as many as fit into the cluster. 0: as many as fit."""
     search_seed: int = 0
-    """Seed of the choice of trials. The seed of training is `seed`, and is every trial's."""
+    """Seed of the choice of trials. Every trial trains with the seed `seed`."""
     max_failures: int = 2
-    """How often a trial that dies is taken up again from its checkpoint."""
+    """How often a trial that dies is resumed from its checkpoint."""
 
     def __post_init__(self) -> None:
         if self.max_trials < 1:
@@ -50,18 +52,18 @@ class SweepOptions(StudyOptions):
     """Options of a sweep."""
 
     search: Literal["random", "tpe"] = "random"
-    """Where trials come from: drawn at random, or chosen by Optuna's TPE from what earlier ones gave."""
+    """How trials are chosen: at random, or by Optuna's TPE from the results of earlier ones."""
     scheduler: Literal["none", "asha", "halving"] = "none"
-    """What ends trials at a stage's end: nothing; asha: at once, those that are not in the best 1/eta so far; halving:
-    all trials wait for each other, then the best 1/eta continue."""
+    """How trials are ended after a stage. none: all train to the end; asha: a trial ends at once if it is not among the
+    best 1/eta so far; halving: all trials wait for each other, then the best 1/eta continue."""
     eta: int = 2
-    """Reduction factor: of so many trials, one continues after a stage at which trials end."""
+    """Reduction factor: one in `eta` trials continues after a stage."""
     share: bool = True
-    """Train equal first stages of several trials once, and resume from there."""
+    """Train first stages that several trials have in common only once."""
     confirm: int = 0
-    """After the sweep, train its winner and the recipe's own values over so many further seeds, and compare."""
+    """After the sweep, train the winner and the recipe's own values with this many further seeds, and compare them."""
     dry_run: bool = False
-    """Print the tree of stages and what it costs; start nothing."""
+    """Print the tree of stages and its cost, and start nothing."""
 
     def __post_init__(self) -> None:
         StudyOptions.__post_init__(self)
@@ -76,17 +78,18 @@ class SearchOptions(StudyOptions):
     """Options of an architecture search."""
 
     max_trials: int = 20
-    """Candidates, the base table being the first. The same command with a larger number continues."""
+    """Number of candidates, including the base table, which is the first. The same command with a larger number
+    continues."""
     search: Literal["random", "evolution", "tpe"] = "evolution"
-    """Where candidates come from: drawn at random, regularized evolution, or Optuna's TPE."""
+    """How candidates are chosen: at random, by regularized evolution, or by Optuna's TPE."""
     epochs: float = 6.0
-    """Length of a candidate's training."""
+    """Length of a candidate's training, in epochs."""
     image_size: int = 0
-    """Image size of a candidate's training, in pixels. 0: the recipe's first stage's."""
+    """Image size of a candidate's training, in pixels. 0: that of the recipe's first stage."""
     latency_repeats: int = 7
-    """Steps that are timed for each entry of the latency table; their median is taken."""
+    """Timed steps for each entry of the latency table, of which the median counts."""
     latency_checks: int = 6
-    """Random candidates that are timed as a whole as well, to know the table's error."""
+    """Random candidates that are also timed as a whole, to measure the table's error."""
 
     def __post_init__(self) -> None:
         StudyOptions.__post_init__(self)

@@ -25,7 +25,7 @@ def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.Capt
     assert main(["mine", "--storage", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "incomplete" in out
-    assert "was not written to its end" in out
+    assert "it is incomplete" in out
 
 
 def test_a_run_without_checkpoints_is_one_line(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ class BlueMarble:
     crop: int = 160
     """Side of the images that are cut out of a block's four corners, in pixels."""
     val_share: float = 0.25
-    """Share of the blocks that are for validation, chosen by hash."""
+    """Share of the blocks used for validation, chosen by hash."""
     least_land: float = 0.02
-    """Share of land below which a crop is left out: open sea teaches nothing."""
+    """Crops with a smaller share of land are left out, since there is nothing to learn from open sea."""
 
     def __post_init__(self) -> None:
         if not 32 <= self.crop <= self.block:

@@ -38,25 +38,26 @@ class Fonts:
     )
 
     families: int = 60
-    """Classes: the first so many families of the table (or of `font_folder`)."""
+    """Number of classes: the first families of the table (or of `font_folder`)."""
     train_images: int = 60
-    """Training images for each class."""
+    """Training images per class."""
     val_images: int = 20
-    """Validation images for each class."""
+    """Validation images per class."""
     size: int = 128
     """Side of the images in pixels."""
     text_size: tuple[int, int] = (24, 44)
-    """Smallest and largest font size in pixels. Small text is lost when an early stage scales the image down."""
+    """Smallest and largest font size in pixels. Small text becomes illegible when an early stage scales the image
+    down."""
     rotation: float = 12.0
-    """Largest rotation in degrees, either way."""
+    """Largest rotation in degrees, in either direction."""
     noise: float = 14.0
     """Largest standard deviation of the pixel noise, in grey levels of 255."""
     seed: int = 0
-    """Of everything that is drawn; another seed gives other images of other words."""
+    """Seed of everything that is drawn; another seed gives other words and images."""
     font_folder: Path | None = None
-    """Use the .ttf and .otf files below this folder, one class a file, instead of fetching fonts."""
+    """Use the .ttf and .otf files in this folder, one class per file, instead of downloading fonts."""
     font_cache: Path = field(default_factory=_default_cache)
-    """Where fetched fonts are kept."""
+    """Cache folder for downloaded fonts."""
 
     def __post_init__(self) -> None:
         for name in ("train_images", "val_images"):

@@ -24,7 +24,7 @@ class ImageFolder:
     path: Path
     """Folder with the images."""
     val_share: float = 0.1
-    """Share of each class held out for validation where there is no val folder; fixed by the files' names."""
+    """Share of each class held out for validation if there is no val folder; the file names decide which."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:

@@ -41,15 +41,16 @@ class Photographs:
     )
 
     train_images: int = 1024
-    """Training images."""
+    """Number of training images."""
     val_images: int = 64
-    """Validation images."""
+    """Number of validation images."""
     quality: int = 99
-    """JPEG quality. Crops of these photographs are smoother than ImageNet's, so that 99 gives its 120 kB an image."""
+    """JPEG quality. Crops of these photographs are smoother than ImageNet's images, so it takes 99 to get ImageNet's
+    120 kB per image."""
     subsampling: Literal["4:4:4", "4:2:0"] = "4:2:0"
-    """Colour resolution of the JPEGs."""
+    """Chroma subsampling of the JPEGs."""
     cache: Path = field(default_factory=_default_cache)
-    """Where the fetched package is kept."""
+    """Cache folder for the downloaded package."""
 
     def plan(self) -> Plan:
         """Deal out the images over the photographs.

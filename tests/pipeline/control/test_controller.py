@@ -450,7 +450,7 @@ def test_a_group_whose_node_leaves_ends_with_a_checkpoint_and_goes_on() -> None:
     group = FakeGroup({48: lambda controller: controller.on_node_draining("0123456789abcdef")})
     status = group.run((stage((1, 2)),))  # type: ignore[arg-type]
     assert group.told == [(48, "new group"), (120, "next stage")]
-    assert any("about to be taken away (01234567)" in note for note in status.notes)
+    assert any("node 01234567 is draining" in note for note in status.notes)
 
 
 def test_a_node_that_leaves_while_the_run_is_paused_is_left_and_the_run_stays_paused() -> None:

@@ -118,7 +118,7 @@ def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, run: Ru
     nodes.kill(nodes.nodes[1])
     run.wait_for_group(3, workers=1, steps=60)
     printed = run.stop()
-    assert "a node is about to be taken away" in printed
+    assert "a node is draining" in printed
     assert printed.count("grows from 1 to 2 workers") == 1  # the same line again is not repeated
     trained = _check_samples(run, [2, 1, 2, 1])
     for before, after in ((1, 2), (2, 3)):  # grown, drained: handed over, nothing is trained twice
