@@ -106,7 +106,7 @@ def opened(data: bytes, *, load: bool = False) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        reason = "not an image of a supported format" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "unsupported format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"corrupt, or not an image ({reason})") from error
 
 

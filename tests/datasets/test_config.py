@@ -28,8 +28,8 @@ def test_good_data_passes_and_returns_both_manifests(shard_folder: Path) -> None
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (100, "batch_size 100 is not a multiple of data.num_lanes=12; the nearest are 96 or 108"),
-        (7, "the nearest are 12"),
+        (100, "batch_size 100 is not a multiple of data.num_lanes=12; nearest: 96 or 108"),
+        (7, "nearest: 12"),
         (0, "batch_size 0"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_run_goes_on_only_with_the_same_samples_in_the_same_order(tmp_path: Pa
 
 
 def test_other_classes_in_val_and_too_few_samples(tmp_path: Path, shard_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.val has other classes than data\.train"):
+    with pytest.raises(DataError, match=r"data\.val has different classes than data\.train"):
         check(shard_folder, val=write_shards(tmp_path / "other", [30], classes=3))
     with pytest.raises(DataError, match=r"has 10 samples for data\.num_lanes=12"):
         check(write_shards(tmp_path / "few", [10]))

@@ -135,7 +135,7 @@ def test_a_unet_takes_a_classifiers_weights_into_its_encoder() -> None:
     unet = build_model(ModelConfig(name="unet_efficientnet_b0"), num_classes=6)
     decoder = unet.state_dict()["decoder.0.0.weight"].clone()
     (note,) = load_weights(unet, source.state_dict())
-    assert "decoder and head start fresh" in note
+    assert "decoder and head start from random weights" in note
     assert torch.equal(unet.encoder[3][0].block[1][0].weight, source.features[3][0].block[1][0].weight)
     assert torch.equal(unet.state_dict()["decoder.0.0.weight"], decoder)
     timms = timm.create_model("efficientnet_b0")

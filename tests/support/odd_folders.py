@@ -17,7 +17,7 @@ NO_SAMPLES = {
     ),
     "not an image: .txt": ("train/cat/notes.txt", "readme.txt"),
     "not an image: .heic": ("val/dog/photo.heic",),
-    "no image: without extension": ("train/LICENCE",),
+    "not an image: without extension": ("train/LICENCE",),
     "outside class folders": ("train/stray.png", "cover.png"),
     "next to the split folders": ("unlabelled/more/a.png", "unlabelled/b.png"),
     "a broken link": ("train/dog/gone.png",),

@@ -234,7 +234,7 @@ def test_a_plan_that_fails_is_said_with_its_traceback(
         raise KeyError("no such shard")
 
     filler = Prefetcher(ShardCache(tmp_path / "cache", 10**9), plain.shards, plan, cursor=0, replan_every=10)
-    wait_until(lambda: "reading continues by ranges: KeyError" in caplog.text)
+    wait_until(lambda: "reading continues by range: KeyError" in caplog.text)
     assert "Traceback" in caplog.text
     filler.close()
     filler._thread.join(60)
@@ -313,4 +313,4 @@ def test_another_users_folder_is_read_and_its_cure_is_said(
 
     assert ends_well(in_process(train, user=NOBODY))
     assert "Permission denied" in said.read_text()
-    assert said.read_text().count("reading continues by ranges") == 1
+    assert said.read_text().count("reading continues by range") == 1

@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no train": (lambda path: [class_tree(path / name, TWO) for name in ("val", "test")], r"a split without .*train"),
     "train among classes": (
         lambda path: [class_tree(path / "train", TWO), class_tree(path, {"bus": 2})],
-        r"is train/ a split, or a class as bus/ is",
+        r"is train/ a split, or a class like bus/\?",
     ),
     "empty val": (lambda path: [class_tree(path / "train", TWO), (path / "val").mkdir()], r"val split has no class"),
     "flat splits": (

@@ -118,7 +118,7 @@ def test_other_options_or_other_images_are_refused_and_overwrite_replaces(tree: 
     with pytest.raises(DataError, match=r"samples_per_shard=8 \(now 5\)"):
         prepare(ImageFolder(path=tree), out, config(samples_per_shard=5))
     save(tree / "cats" / "new.jpg", 77)
-    with pytest.raises(DataError, match="its images changed since"):
+    with pytest.raises(DataError, match="its images have changed since"):
         prepare(ImageFolder(path=tree), out, config())
     manifests = prepare(ImageFolder(path=tree), out, config(samples_per_shard=5, overwrite=True))
     assert sum(manifest.num_samples for manifest in manifests.values()) == 41

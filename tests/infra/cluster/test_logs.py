@@ -34,6 +34,6 @@ def test_a_record_is_a_line_with_run_rank_and_stage(capsys: pytest.CaptureFixtur
     assert first.pop("time").endswith("+00:00")
     assert first == {
         "level": "INFO", "logger": "pipeline.run.worker", "run": "mine", "rank": 1, "stage": 2, "cursor": 48,
-        "message": "checkpoint a/b is whole",
+        "message": "checkpoint a/b is complete",
     }  # fmt: skip
     assert "three\nlines" in second["exception"]

@@ -47,7 +47,7 @@ def test_regularization_follows_the_gap_within_the_recipes_range(val: float, str
     values, reason = next_regularization(RULES, STAGES, now, [{"train/loss": 1.0, "val/loss": val}])
     assert values == pytest.approx({"randaugment_magnitude": 2 + 8 * strength, "dropout": 0.1 + 0.2 * strength})
     assert f"0.50 -> {strength:.2f}" in reason
-    assert f"a gap of {val - 1:.3f} where 0.1 is wanted" in reason
+    assert f"a gap of {val - 1:.3f} (target: 0.1)" in reason
 
 
 def test_nothing_measured_or_no_range_leaves_the_ramp() -> None:
