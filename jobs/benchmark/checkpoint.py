@@ -59,7 +59,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Measured:
+class CheckpointCosts:
     """Steps as (start, end, waited for a CPU), checkpoints as (taken, copied, whole), in seconds of one clock."""
 
     steps: list[tuple[float, float, float]] = field(default_factory=list)
@@ -155,7 +155,7 @@ class _Trainee:
         shape = (options.batch_size, 3, options.image_size, options.image_size)
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.targets = torch.full((options.batch_size, len(classes)), 1 / len(classes), device=device)
-        self.events, self.measured, self.state = Events(), Measured(), TrainState()
+        self.events, self.measured, self.state = Events(), CheckpointCosts(), TrainState()
         self.storage, self.server = open_storage(storage), server
         self.saver = Saver(self.storage, config.checkpoint, self.events)
 

@@ -59,7 +59,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ControllerLoad:
     """What was measured."""
 
     reports_per_s: float
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(options: Options) -> Result:
+def measure(options: Options) -> ControllerLoad:
     """Return what the controller costs."""
     import ray
 
@@ -190,7 +190,7 @@ def measure(options: Options) -> Result:
     decide_s, count = np.array(ray.get(decided)), sum(ray.get(reports))
     after, rss = ray.get(actor.usage.remote())
     took = time.perf_counter() - started
-    return Result(
+    return ControllerLoad(
         reports_per_s=count / took,
         answers=len(status_s),
         status_p50_ms=1000 * float(np.percentile(status_s, 50)),

@@ -68,7 +68,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class LoaderRate:
     """One contender at one image size."""
 
     image_size: int
@@ -91,7 +91,7 @@ _USUAL = ("usual, Pillow", "usual, tensors")
 _OURS, _CEILING = "this loader", "decode + resize"
 
 
-def run(options: Options) -> list[Measured]:
+def run(options: Options) -> list[LoaderRate]:
     """Make the photographs if they are missing, and time all contenders."""
     torch.set_num_threads(1)
     folder = _photographs(options)
@@ -177,11 +177,11 @@ def _rate(batches: Batches, options: Options) -> float:
     return options.batches * options.batch_size / (clock() - start)
 
 
-def _measured(key: _Key, rates: dict[_Key, list[float]]) -> Measured:
+def _measured(key: _Key, rates: dict[_Key, list[float]]) -> LoaderRate:
     size, source, contender = key
     usual = max((rates[size, "shards", name] for name in _USUAL), key=statistics.median)
     ceiling = rates[size, source, _CEILING]
-    return Measured(
+    return LoaderRate(
         image_size=size,
         source=source,
         contender=contender,
@@ -191,7 +191,7 @@ def _measured(key: _Key, rates: dict[_Key, list[float]]) -> Measured:
     )
 
 
-def as_table(measured: Sequence[Measured], options: Options) -> Table:
+def as_table(measured: Sequence[LoaderRate], options: Options) -> Table:
     """The results for the terminal."""
     manifest = load_manifest(str(options.data / "train"))
     table = Table(

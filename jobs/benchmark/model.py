@@ -80,7 +80,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class SpeedRatio:
     """One model of ours beside one library's, for one kind of step."""
 
     name: str
@@ -98,7 +98,7 @@ class Comparison:
     """Third quartile of that ratio."""
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> list[SpeedRatio]:
     """Time all models, one name after another."""
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -175,10 +175,10 @@ def _now(options: Options) -> float:
     return time.process_time() if options.clock == "cpu" else time.perf_counter()
 
 
-def _compare(name: str, step: str, library: str, seconds: dict[str, list[float]]) -> Comparison:
+def _compare(name: str, step: str, library: str, seconds: dict[str, list[float]]) -> SpeedRatio:
     ratios = [theirs / ours for theirs, ours in zip(seconds[library], seconds["ours"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return Comparison(
+    return SpeedRatio(
         name=name,
         step=step,
         library=library,
@@ -190,7 +190,7 @@ def _compare(name: str, step: str, library: str, seconds: dict[str, list[float]]
     )
 
 
-def as_table(comparisons: Sequence[Comparison], options: Options) -> Table:
+def as_table(comparisons: Sequence[SpeedRatio], options: Options) -> Table:
     """The comparisons for the terminal."""
     compiled = ", compiled" if options.compile else ""
     title = (

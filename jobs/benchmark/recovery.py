@@ -39,7 +39,7 @@ class Options:
         check_at_least(self, 0, "settle_s")
 
 
-class Run:
+class TrainingProcess:
     """A run on the cluster, seen from its controller."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     began_s = time.time()
     times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow", "hand over")}
     with Nodes(2) as nodes:
-        run = Run(_config(base, nodes.address, options.standby))
+        run = TrainingProcess(_config(base, nodes.address, options.standby))
         times["start"].append(run.wait_for_step(began_s) - began_s)
         for _ in range(options.rounds):
             time.sleep(options.settle_s)
@@ -92,13 +92,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _timed(run: Run, kill: Callable[[], None]) -> float:
+def _timed(run: TrainingProcess, kill: Callable[[], None]) -> float:
     killed_s = time.time()
     kill()
     return run.wait_for_step(killed_s) - killed_s
 
 
-def _stop(run: Run) -> None:
+def _stop(run: TrainingProcess) -> None:
     import ray
 
     run.controller.ask(Stop())

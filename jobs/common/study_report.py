@@ -15,7 +15,7 @@ from model.rows import rows_as_json, rows_as_table
 from model.tables import Block
 from pipeline.run.provenance import config_values, differences
 from pipeline.search.reward import Candidate, pareto_front
-from pipeline.sweep.confirm import Comparison
+from pipeline.sweep.confirm import Confirmation
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.report import importances, plots, report_markdown, scatter
 from pipeline.sweep.strategy import Point
@@ -53,7 +53,7 @@ def show_sweep(console: Console, study: Study, records: Sequence[Record], recipe
     console.print(winner_command(study, best[0].point, recipe), highlight=False, soft_wrap=True)
 
 
-def show_comparison(console: Console, found: Comparison, score_name: str) -> None:
+def show_comparison(console: Console, found: Confirmation, score_name: str) -> None:
     """Print what recipe and winner gave over further seeds."""
     table = Table(box=SIMPLE_HEAD)
     for name in ("seed", "recipe", "winner"):

@@ -11,7 +11,7 @@ from pipeline.sweep.config import StudyOptions
 
 if TYPE_CHECKING:
     from pipeline.sweep.ledger import Ledger, Record
-    from pipeline.sweep.runner import Result
+    from pipeline.sweep.runner import StudyResult
     from pipeline.sweep.study import Study
 
 Files = Callable[[Sequence["Record"]], dict[str, bytes]]
@@ -24,7 +24,7 @@ def no_files(records: Sequence[Record]) -> dict[str, bytes]:
 
 def train_study(
     console: Console, study: Study, options: StudyOptions, ledger: Ledger, *, files: Files = no_files
-) -> Result:
+) -> StudyResult:
     """Train the trials; Ctrl-C saves what runs and ends. Says how to continue where trials are left."""
     from jobs.common.trials_view import TrialsBoard
     from pipeline.sweep.runner import StudyRunner

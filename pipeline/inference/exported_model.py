@@ -24,7 +24,7 @@ from pipeline.inference.trained_model import SavedModel
 
 SUFFIXES = (".onnx", ".pt2")
 FACTS_FILE = "facts.json"
-Run = Callable[[np.ndarray], np.ndarray]
+Inference = Callable[[np.ndarray], np.ndarray]
 """From images, uint8 [B, 3, S, S], to logits, float32 [B, K, ...]."""
 
 
@@ -84,7 +84,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def open_exported(path: Path) -> tuple[dict[str, Any], Run]:
+def open_exported(path: Path) -> tuple[dict[str, Any], Inference]:
     """Return an exported model's facts, and the function that runs it on the CPU.
 
     Raises:
@@ -95,7 +95,7 @@ def open_exported(path: Path) -> tuple[dict[str, Any], Run]:
     return _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
 
 
-def _open_onnx(path: Path) -> tuple[dict[str, Any], Run]:
+def _open_onnx(path: Path) -> tuple[dict[str, Any], Inference]:
     _require("onnxruntime")
     import onnxruntime
 
@@ -112,7 +112,7 @@ def _open_onnx(path: Path) -> tuple[dict[str, Any], Run]:
     return facts, lambda images: session.run(["logits"], {"images": images})[0]
 
 
-def _open_pt2(path: Path) -> tuple[dict[str, Any], Run]:
+def _open_pt2(path: Path) -> tuple[dict[str, Any], Inference]:
     extra = {FACTS_FILE: ""}
     try:
         with _quiet():
@@ -133,7 +133,7 @@ def _open_pt2(path: Path) -> tuple[dict[str, Any], Run]:
     return json.loads(extra[FACTS_FILE]), run
 
 
-def largest_difference(saved: SavedModel, run: Run, images: np.ndarray) -> float:
+def largest_difference(saved: SavedModel, run: Inference, images: np.ndarray) -> float:
     """Return how far an exported model's logits are from the checkpoint's, as a share of the largest of these.
 
     Asks for one image and for all of them, so that a fixed batch can't pass.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.transforms.decode import MAX_PIXELS, Box, Header
-from pipeline.inference.exported_model import SUFFIXES, Run, open_exported
+from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.trained_model import find_run, open_saved
 
@@ -37,7 +37,7 @@ class Predictor:
     """`classification` or `segmentation`."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    run: Run
+    run: Inference
     notes: tuple[str, ...] = ()
     """Lines for the user."""
 

@@ -61,7 +61,7 @@ def confirmation(study: Study, winner: Point, num_seeds: int, *, share: bool) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Confirmation:
     """Scores of both, by seed."""
 
     recipe: dict[int, float]
@@ -82,10 +82,10 @@ class Comparison:
         return [self.winner[seed] - self.recipe[seed] for seed in self.recipe if seed in self.winner]
 
 
-def comparison(study: Study, records: Sequence[Record]) -> Comparison:
+def comparison(study: Study, records: Sequence[Record]) -> Confirmation:
     """Return what a confirmation gave."""
     found: dict[str, dict[int, float]] = {RECIPE: {}, WINNER: {}}
     for record in records:
         if record.state == "finished":
             found[record.point["values"]][record.point["seed"]] = study.scores(record)[-1]
-    return Comparison(found[RECIPE], found[WINNER])
+    return Confirmation(found[RECIPE], found[WINNER])

@@ -32,7 +32,7 @@ for something: one byte."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class StudyResult:
     """How a study ended."""
 
     records: list[Record]
@@ -63,7 +63,7 @@ class StudyRunner:
         self._scheduler: Any = None
         self._parent_run_id = ""
 
-    def run(self) -> Result:
+    def run(self) -> StudyResult:
         """Train; return when the trials are done, the time is over, or the user stopped it.
 
         Raises:
@@ -85,7 +85,7 @@ class StudyRunner:
             self._report(tracker)
         finally:
             tracker.close("FINISHED" if whole else "KILLED")
-        return Result(self.ledger.records, whole, self._parent_run_id)
+        return StudyResult(self.ledger.records, whole, self._parent_run_id)
 
     def _report(self, tracker: Tracker) -> None:
         """Keep the report in storage and in MLflow."""
