@@ -1,4 +1,4 @@
-"""What is checked of the data on the driver, before any worker starts, and the fingerprint that a resume must match."""
+"""The driver's checks of the data before any worker starts, and the fingerprint that a resumed run must match."""
 
 from __future__ import annotations
 

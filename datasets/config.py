@@ -1,4 +1,4 @@
-"""What a run reads and how an image becomes a sample, and the checks of it that the driver makes before any worker."""
+"""`DataConfig`: what a run reads and how an image becomes a sample, with its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user of the data can cause."""
+"""Errors that a user of the data can cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors, addresses, flags and records as text that may be shown: no user, no password, no key.
+"""Redacts users, passwords and keys from errors, addresses, flags and records.
 
 A secret is known by its place in a URL (user and password before the host) or by its key (`password=`, `"api_key":`,
 `--x-secret-key`). Where an unescaped character leaves open how far a secret goes, more is taken out, not less.

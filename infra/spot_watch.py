@@ -1,4 +1,4 @@
-"""Tells Ray that AWS is about to take this spot node away: `python -m infra.spot_watch`, beside `ray start`.
+"""Drains this node when AWS reclaims its spot instance: `python -m infra.spot_watch`, next to `ray start`.
 
 AWS gives two minutes' notice, in the machine's metadata. Ray then drains the node, and a run that has workers on it
 writes a checkpoint and continues elsewhere.

@@ -1,4 +1,4 @@
-"""Tell a run what to do: `python -m jobs.control RUN COMMAND [ARGUMENTS] [--address HOST:PORT]`.
+"""Control an active run: `python -m jobs.control RUN COMMAND [ARGUMENTS] [--address HOST:PORT]`.
 
 Commands: advance (end the stage), extend EPOCHS (make the stage longer), checkpoint, pause, resume, stop (with a
 checkpoint; the same submission resumes it), set FIELD VALUE (lr_scale, patience, log_every),

@@ -1,4 +1,4 @@
-"""`python -m jobs.index URL`: index WebDataset shards that are there already, local or in S3, for runs to use."""
+"""`python -m jobs.index URL`: index existing WebDataset shards, local or in S3."""
 
 from __future__ import annotations
 

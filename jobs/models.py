@@ -1,4 +1,4 @@
-"""`python -m jobs.models [NAME ...] [--json]`: what every model costs, beside the published figures.
+"""`python -m jobs.models [NAME ...] [--json]`: parameters and multiply-adds of every model, next to the published ones.
 
 `--check-logits` instead compares our logits with torchvision's and timm's, given the same weights.
 """

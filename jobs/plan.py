@@ -1,4 +1,4 @@
-"""Show what a recipe would do, without starting anything: `python -m jobs.plan RECIPE [--field value ...] [--json]`.
+"""Print the resolved plan of a recipe, and start nothing: `python -m jobs.plan RECIPE [--field value ...] [--json]`.
 
 `python -m jobs.plan --diff A B [--json]` shows what differs between two recipes.
 """

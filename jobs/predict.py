@@ -1,4 +1,4 @@
-"""Ask a trained model about images: `python -m jobs.predict MODEL IMAGE...`."""
+"""Predict images with a trained model: `python -m jobs.predict MODEL IMAGE...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweep over a recipe's regularization: `python -m jobs.sweep RECIPE [--field value ...]`. It resumes."""
+"""Sweep over a recipe's regularization: `python -m jobs.sweep RECIPE [--field value ...]`. Running it again resumes."""
 
 from __future__ import annotations
 

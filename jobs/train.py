@@ -1,4 +1,4 @@
-"""Train a recipe: `python -m jobs.train RECIPE [--field value ...]`. The same name again resumes the run."""
+"""Train a recipe: `python -m jobs.train RECIPE [--field value ...]`. Running it again resumes the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretrained weights as a file that recipes start from: `python -m jobs.weights MODEL --out FILE.safetensors`."""
+"""Pretrained weights as a file for `model.init_from`: `python -m jobs.weights MODEL --out FILE.safetensors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether our models compute what the libraries' own models of the same name do, given the same weights."""
+"""Compares the outputs of our models with the libraries' models of the same name and weights."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is checked of a model's config on the driver: checks build models, which the config itself never does."""
+"""The driver's checks of a model's config. They build models, which the config itself never does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ModelConfig`: which model, and what of it stays the same from stage to stage."""
+"""`ModelConfig`: the model, and its settings that stay the same from stage to stage."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds."""
+"""The cost of a model: parameters and multiply-adds."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`build_model(ModelConfig)`: every model by name, and what can be known of it before it is built."""
+"""`build_model(ModelConfig)`: every model by name, and its properties that are known without building it."""
 
 from torch import nn
 

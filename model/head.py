@@ -1,4 +1,4 @@
-"""The two ends of a network that a task changes: the first convolution, and the classifier with its dropout."""
+"""The two parts of a network that depend on the task: the first convolution, and the classifier with its dropout."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

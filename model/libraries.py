@@ -1,4 +1,4 @@
-"""Models of other libraries, as they are but for the ends that a task changes: torchvision's and timm's."""
+"""Models of torchvision and timm, unchanged except for the parts that depend on the task."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches

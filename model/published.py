@@ -1,4 +1,4 @@
-"""Published figures of the models, to hold ours against.
+"""Published figures of the models, for comparison with ours.
 
 Parameters and multiply-adds of V1, V2-S/M/L, Swin and ResNet are torchvision's metadata, exact or to three digits;
 parameters of V2-B0..B3 and XL are timm's, and all of V2's multiply-adds are the released code's, in the digits printed.

@@ -1,4 +1,4 @@
-"""What of a model follows the training stage, and what of it is frozen: set on the live model."""
+"""Sets on the live model what follows the training stage (dropout, stochastic depth), and what is frozen."""
 
 from collections.abc import Iterator
 from functools import cache

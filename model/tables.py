@@ -1,4 +1,4 @@
-"""The architecture tables: rows that can be held against the papers' tables by eye.
+"""The architecture tables: rows that can be compared with the papers' tables by eye.
 
 Sources: EfficientNet (arXiv 1905.11946, table 1 and the released scaling coefficients), EfficientNet-Lite (released
 code), EfficientNetV2 (arXiv 2104.00298, table 4 and the released code for M, L, XL and B0-B3).

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: by name, over three naming schemes, with nothing left unsaid.
+"""Loads weights from a file into a model: by name, in three naming schemes, reporting every difference.
 
 The models' own names are torchvision's. EfficientNet weights may also have timm's names (`conv_stem`,
 `blocks.1.0.conv_pw`) or those of the package efficientnet-pytorch (`_conv_stem`, `_blocks.1._expand_conv`).

@@ -1,6 +1,7 @@
-"""`TrainConfig`: everything that a run is. The package's config types are here, away from the code that they configure:
+"""`TrainConfig`: the complete definition of a run, and this package's other configs.
 
-that code imports PyTorch, which takes seconds, and a command line must answer at once.
+They are here, away from the code that they configure, because that code imports PyTorch, which takes seconds, and a
+command line must answer at once.
 """
 
 from __future__ import annotations

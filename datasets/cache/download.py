@@ -1,4 +1,4 @@
-"""A shard from S3, or a compressed one from anywhere, into a file of this node."""
+"""Downloads a shard from S3, or unpacks a compressed one, into a file on this node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards and manifests in S3 by URL: the storage client's calls, with its errors as those of the data."""
+"""Shards and manifests in S3 by URL, through the storage client, with its errors as data errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files by URL, on a local path or in S3: what folders hold, small files whole, and a shard as a stream to seek in."""
+"""Files by URL, local or in S3: listing folders, reading small files, and a shard as a seekable stream."""
 
 from __future__ import annotations
 

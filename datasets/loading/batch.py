@@ -1,4 +1,4 @@
-"""What a loader hands over for each step."""
+"""The batch that a loader passes on for each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which samples each step takes: batch samplers over the sample order, and over the validation set."""
+"""The samples of each step: batch samplers over the sample order, and over the validation set."""
 
 from __future__ import annotations
 

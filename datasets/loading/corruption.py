@@ -1,4 +1,4 @@
-"""Damaged samples: logged once each; too many of an epoch's, or of a validation set's, end the run with their list."""
+"""Corrupt samples: logged once each; too many of an epoch, or of a validation set, end the run with a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the cursor to batches: which samples, read by offset, decoded and augmented into one uint8 tensor a batch."""
+"""The loader: from the cursor to batches of samples, read by offset, decoded and augmented, one uint8 tensor each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples by their global id: which shard, which bytes; one `pread`, or one request where the shard is not here yet."""
+"""Reads samples by their global id: one `pread`, or one ranged request while the shard is not in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From sample ids to a batch: read, decoded, augmented, and what is damaged replaced; runs in the loader processes."""
+"""From sample ids to a batch: reads, decodes, augments, and replaces corrupt samples; runs in loader processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file is read and decoded before a shard is written: all broken ones are named at once."""
+"""Reads and decodes every file before a shard is written, so that all broken ones are listed at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What in a folder is a sample: which files are images, which folders are classes and which are splits."""
+"""The layout of an image folder: which files are samples, which folders are classes and which are splits."""
 
 from __future__ import annotations
 

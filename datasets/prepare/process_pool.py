@@ -1,4 +1,4 @@
-"""Independent tasks over processes, with progress inside the tasks, that leave no process behind however they end."""
+"""Runs independent tasks in processes, with progress from inside a task, and leaves no process behind."""
 
 from __future__ import annotations
 

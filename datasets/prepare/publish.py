@@ -1,4 +1,4 @@
-"""Prepared shards into S3: uploaded from a folder of this machine, what makes them a dataset last."""
+"""Uploads prepared shards to S3; the manifest comes last, so that an incomplete upload is not a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the shard pyramid: copies of a folder's shards with smaller images, and everything else as it is."""
+"""Writes the shard pyramid: copies of a folder's shards with smaller images and everything else unchanged."""
 
 from __future__ import annotations
 

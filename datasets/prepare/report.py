@@ -1,4 +1,4 @@
-"""The data report: what was written of each class and split, what was left out and why, and what looks wrong."""
+"""The data report: images per class and split, what was left out and why, and what looks wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards from a source: planned first, written in parallel, whole or not at all, gone on with after an interruption."""
+"""Writes shards from a source: planned first, written in parallel and atomically, resumed after an interruption."""
 
 from __future__ import annotations
 

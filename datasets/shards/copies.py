@@ -1,4 +1,4 @@
-"""The shard pyramid: smaller copies of a dataset's shards, for the stages that look at small images."""
+"""The shard pyramid: smaller copies of a dataset's shards, for the stages with small images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a local shard is still the one that was indexed; an object in S3 has an ETag for that, a file has none.
+"""Whether a local shard is still the one that was indexed. In S3 the ETag tells; a file has none.
 
 The time of the last change is looked at first: while it is as recorded, nothing is read. The same file, by its inode,
 with another time was changed in place. Another file with another time may be a mere copy: then pieces all over it are

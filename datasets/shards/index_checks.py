@@ -1,4 +1,4 @@
-"""What is refused of indexed shards taken together, and what is said of them: every member is accounted for."""
+"""Checks over all indexed shards together, and the report on them: every member is accounted for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a dataset's index, shard by shard: mapped from a local file, or fetched from S3 as they are needed."""
+"""The rows of a dataset's index, shard by shard: mapped from a local file, or fetched from S3 when needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Index the shards that somebody else wrote: one parallel pass over their headers."""
+"""Indexes existing shards in one parallel pass over their headers."""
 
 from __future__ import annotations
 

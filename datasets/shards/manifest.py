@@ -1,4 +1,4 @@
-"""The dataset manifest: what it says of the shards, and its file `manifest.json` beside them or elsewhere."""
+"""The dataset manifest: counts, sizes and classes of the shards, in the file `manifest.json`."""
 
 from __future__ import annotations
 

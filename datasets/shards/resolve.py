@@ -1,4 +1,4 @@
-"""Shards by URL: folders, brace lists and lists of these, local or in S3, with what their manifests say of them."""
+"""Resolves URLs (folders, brace lists, lists of these; local or in S3) to shards and their manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the samples of a tar are: the index that lets one `pread`, or one request of a range, fetch an image."""
+"""The index of a tar: where its samples are, so that one `pread` or ranged request fetches an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walk the headers of a tar, and hold the whole file to account: what is no header must be zeros up to the end.
+"""Walks the headers of a tar and accounts for every byte: what follows the last member must be zeros.
 
 Python's `tarfile` takes a header that it can't read for the end of the archive, so a flipped byte, a zeroed sector or a
 second tar behind the first one would lose all samples from there on without a word. Only the parsing of one header

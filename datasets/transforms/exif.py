@@ -1,4 +1,4 @@
-"""How an image must be turned to be shown: EXIF's orientation, wherever in a file it lies."""
+"""EXIF orientation, wherever it is in a file."""
 
 from __future__ import annotations
 

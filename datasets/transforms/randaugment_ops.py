@@ -1,4 +1,4 @@
-"""RandAugment's operations on uint8 arrays, each the one that torchvision has, at the same strength.
+"""RandAugment's operations on uint8 arrays, equal to torchvision's at the same strength.
 
 The values are those of Pillow's C code, which torchvision calls, within rounding; whole-array arithmetic in float32 and
 uint16 is several times faster than Pillow's objects and tables.

@@ -1,4 +1,4 @@
-"""The code that Ray copies to the nodes: the project's modules, whatever else lies in the checkout."""
+"""The code that Ray copies to the nodes: the project's modules and nothing else from the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray cluster: connect to it or start one here, and make an object an actor."""
+"""Connects to a Ray cluster or starts one here, and turns an object into an actor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Active runs: their controllers, found from any process that reaches their Ray cluster."""
+"""Finds the controllers of active runs, from any process that reaches their Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, through its dashboard's address: submit one, follow what it prints, stop it."""
+"""Jobs on a Ray cluster, through its dashboard's address: submit one, follow its output, stop it."""
 
 from __future__ import annotations
 

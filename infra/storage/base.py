@@ -1,4 +1,4 @@
-"""What every storage can do, and its one error type."""
+"""The interface of every storage, and its error types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffers as one file, for what wants a file to read from."""
+"""Several buffers as one readable file."""
 
 from __future__ import annotations
 

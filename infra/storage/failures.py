@@ -1,4 +1,4 @@
-"""The class of a failure, which decides whether a thing is tried again; never the exception's type by accident."""
+"""The class of a failure, which decides whether an operation is retried; never the exception's type by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This process's connections to S3: made on first use for what the environment says, and anew in a forked process."""
+"""This process's S3 clients: made on first use from the environment, and again in a forked process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong with S3: one table of causes, and of what is tried again."""
+"""S3 errors: one table of causes and their failure classes."""
 
 from __future__ import annotations
 

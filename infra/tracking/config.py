@@ -1,4 +1,4 @@
-"""Where runs are recorded, and whether that works: known on the driver, before any worker starts."""
+"""`TrackingConfig`: where runs are recorded, with the driver's check that it works."""
 
 from __future__ import annotations
 

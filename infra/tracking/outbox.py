@@ -1,4 +1,4 @@
-"""What is to be sent to the tracking server and is not confirmed yet."""
+"""Items for the tracking server that it has not confirmed yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a run's record outlives its processes: who the run is, and what MLflow has not confirmed."""
+"""The part of a run's record that outlives its processes: its identity, and what MLflow has not confirmed."""
 
 from __future__ import annotations
 

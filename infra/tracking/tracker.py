@@ -1,4 +1,4 @@
-"""A run's record in MLflow, kept by a thread of its own: never in the way of training, each metric exactly once."""
+"""Records a run in MLflow from a thread of its own: training never waits, and each metric arrives exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The usual recipe, to compare with: webdataset, Pillow and torchvision's v2 transforms, as their documents show."""
+"""The baseline loader: webdataset, Pillow and torchvision's v2 transforms, as in their documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checkpoints cost: time that training steps lose to them, as a share, and host memory.
+"""The cost of checkpoints: the share of training time lost to them, and host memory.
 
 A model trains on random images in this process; checkpoints are taken as in a run. A checkpoint costs the copy of the
 state to host memory, within a step, and what the steps beside its writing take longer than the others. The S3 server

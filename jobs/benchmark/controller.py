@@ -1,4 +1,4 @@
-"""What a run's controller costs: many workers report once a second, operators ask for its status all the time.
+"""The cost of a run's controller while many workers report once per second and operators ask for its status.
 
 A controller as it is, in an actor; simulated workers and operators in processes of their own. Then a day's worth of
 reports and decisions, as fast as they go, into one in this process, to see whether its memory stays bounded.

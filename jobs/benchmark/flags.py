@@ -1,4 +1,4 @@
-"""Flags of the benchmarks: all are read alike, and what is wrong with them is one line."""
+"""The benchmarks' flags: read in one way, with one-line errors."""
 
 from __future__ import annotations
 

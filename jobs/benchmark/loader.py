@@ -1,4 +1,4 @@
-"""Images a second of one core: this loader, the usual recipe, and decoding alone, in turn, on the same photographs."""
+"""Images/s of one core: this loader, the baseline loader and decoding alone, in turn, on the same photographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and time of a start: the sample order and the manifest of a huge dataset, and a loader process at work."""
+"""Memory and start-up time: sample order and manifest of a huge dataset, and a loader process at work."""
 
 from __future__ import annotations
 

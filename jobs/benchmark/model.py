@@ -1,4 +1,4 @@
-"""Speed of our models beside torchvision's and timm's of the same name, in turn, in one process."""
+"""Speed of our models compared with torchvision's and timm's of the same name, in turn, in one process."""
 
 from __future__ import annotations
 

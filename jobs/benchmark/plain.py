@@ -1,4 +1,4 @@
-"""The plain loop to compare with: what one would write for `torchrun`, with no cluster, controller, record or state.
+"""The plain loop to compare with, as one would write it for `torchrun`: no cluster, controller, tracking or state.
 
 `jobs.benchmark overhead` starts it under torchrun. Loader, inputs, model, optimizer and moving average are those of the
 run beside it; the loop is written out.

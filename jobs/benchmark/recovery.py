@@ -1,4 +1,4 @@
-"""How long a run stands still: seconds from a SIGKILL to the next training step, for a worker and for a whole node."""
+"""Recovery time: seconds from the SIGKILL of a worker, or of a whole node, to the next training step."""
 
 from __future__ import annotations
 

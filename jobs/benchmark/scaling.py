@@ -1,4 +1,4 @@
-"""Scaling on this machine: a recipe's steps on 1 and on R workers, beside the parts that a step is made of.
+"""Scaling on this machine: a recipe's steps on 1 and on R workers, and the parts of a step.
 
 `python -m jobs.benchmark scaling [RECIPE] [--workers R]`. Plain processes over gloo, one thread each, with the loader,
 the model and the optimizer of a run; they decode between steps. See docs/scaling.md.

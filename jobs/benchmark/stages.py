@@ -1,4 +1,4 @@
-"""What a stage switch costs: seconds from a stage's end (evaluated, saved) to the next one's first step."""
+"""Time of a stage switch: seconds from a stage's end (evaluated, saved) to the next stage's first step."""
 
 from __future__ import annotations
 

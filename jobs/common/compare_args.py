@@ -1,4 +1,4 @@
-"""What a comparison's command line asks for: a ready-made comparison of a recipe, or several recipes."""
+"""The command line of a comparison: a predefined comparison of one recipe, or several recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much data a plan is made for: that of the recipe, or the numbers that are given."""
+"""The size of the data for a plan: that of the recipe, or given numbers."""
 
 from __future__ import annotations
 

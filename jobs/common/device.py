@@ -1,4 +1,4 @@
-"""The device that a job computes on, where its user may choose."""
+"""The device of a job whose user may choose one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run followed to its end: its progress is shown, and Ctrl-C stops it with a checkpoint."""
+"""Follow a run to its end: show its progress, and stop it with a checkpoint on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's status for the terminal: its stages as a table, and lines on speed, safety and what was decided."""
+"""A run's status for the terminal: its stages as a table, then speed, checkpoints and decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study found: in the terminal, in its storage, and as artifacts of its MLflow run."""
+"""The results of a study: in the terminal, in its storage, and as artifacts of its MLflow run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a study with its table of trials on the screen; what sweeps and searches do alike."""
+"""Trains a study and shows its table of trials: the common part of sweeps and searches."""
 
 from __future__ import annotations
 

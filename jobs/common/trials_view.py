@@ -1,4 +1,4 @@
-"""All trials of a study as one table: live in a terminal, a line for each change elsewhere."""
+"""All trials of a study as a table: live in a terminal, otherwise a line for each change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes by name. A recipe is a function that returns a whole `TrainConfig`; a variant calls its base."""
+"""The recipes by name. A recipe is a function that returns a complete `TrainConfig`; a variant calls its base."""
 
 from __future__ import annotations
 

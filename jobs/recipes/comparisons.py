@@ -1,4 +1,4 @@
-"""The ready-made comparisons: each a function from a recipe's config to named variants of it."""
+"""The predefined comparisons: each a function from a recipe's config to named variants of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Font identification on rendered words: a set on which image size and regularization matter."""
+"""Font identification on rendered words: a dataset on which image size and regularization matter."""
 
 from __future__ import annotations
 

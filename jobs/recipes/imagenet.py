@@ -1,4 +1,4 @@
-"""EfficientNetV2-S/M/L on ImageNet, as the paper prints them and as the authors' released code makes them."""
+"""EfficientNetV2-S/M/L on ImageNet, as printed in the paper and as in the authors' released code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints beside training: no step waits for storage, and storage that is away for a while costs nothing."""
+"""Writes checkpoints in a thread: no step waits for storage, not even while it is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are there, whole, the best, and what of them may go. Needs no PyTorch."""
+"""The checkpoints of a run: which exist, are valid, are the best, or may be deleted. Needs no PyTorch."""
 
 from __future__ import annotations
 

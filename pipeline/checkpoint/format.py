@@ -1,4 +1,4 @@
-"""Checkpoints: valid, or not there. Here their tensors; in `catalog.py` what needs no PyTorch.
+"""The checkpoint format: writing and reading the tensors. What needs no PyTorch is in `catalog.py`.
 
 A checkpoint is a folder `checkpoints/{cursor}-{epoch}-{random}` of the run's storage, in runs of earlier versions
 `checkpoints/{cursor}`:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run besides state and tensors."""
+"""What a checkpoint records about its run besides state and tensors."""
 
 from __future__ import annotations
 

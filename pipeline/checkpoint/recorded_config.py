@@ -1,4 +1,4 @@
-"""A config read back from the plain values that were written down of it (`pipeline.run.provenance.recorded_config`)."""
+"""Reads a config back from its recorded plain values (`pipeline.run.provenance.recorded_config`)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""What a run starts from, in this order of cases:
+"""Where a run starts: the first of these cases that applies.
 
 1. The run's own storage holds valid checkpoints: the latest one. Newer ones that are incomplete or
-   damaged are skipped, each with a line that says so.
-2. `resume_from` names a checkpoint, or a run whose latest valid one is meant: everything of it, that is weights, moving
-   average, optimizer, cursor, stages and decisions. The data and their order must be the same. Of a run that has ended
-   its last stage, that stage continues: the config may give it more epochs.
-3. `model.init_from` names weights: a file, or a checkpoint or run, of which the moving average is taken if there is
-   one. Nothing but weights; the run begins at cursor 0.
-4. None of these: fresh weights, made from the seed.
+   corrupt are skipped, each with a line that says so.
+2. `resume_from` names a checkpoint, or a run (then its latest valid one): its complete state, that is weights, moving
+   average, optimizer, cursor, stages and decisions. The data and its order must be the same. The last stage of a
+   finished run continues if the config gives it more epochs.
+3. `model.init_from` names weights: a file, or a checkpoint or run (then its moving average, if there is one). Only
+   weights are taken; the run begins at cursor 0.
+4. None of these: fresh weights, drawn from the seed.
 
-`planned_start` says it on the driver, by names and sizes; `find_start` does it in a worker, which reads and verifies.
+`planned_start` decides it on the driver, by names and sizes; `find_start` in a worker, which reads and verifies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's state but its tensors: what is trained up to which cursor, and what was decided."""
+"""A run's state without its tensors: cursor, stages, decisions, evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, made without a copy of them: as buffers that are written one after the other.
+"""Tensors as safetensors files without copying them: a list of buffers to write one after the other.
 
 The library's own writer wants each tensor as bytes of its own, which for a checkpoint is its whole size once more. Its
 reader reads these files; the format is a length, a JSON header and the tensors' bytes.

@@ -1,4 +1,4 @@
-"""A comparison's pictures, as PNG."""
+"""A comparison's charts, as PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison is, and its options. Light to import, as everything that a command line needs."""
+"""The definition and the options of a comparison. Light to import, since command lines need it."""
 
 from __future__ import annotations
 

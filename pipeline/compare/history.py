@@ -1,4 +1,4 @@
-"""What runs went through, and the figures of a variant over its seeds. Pure: no storage, no cluster."""
+"""The evaluations of runs, and the figures of a variant over its seeds. Pure: no storage, no cluster."""
 
 from __future__ import annotations
 

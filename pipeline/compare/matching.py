@@ -1,4 +1,4 @@
-"""Which model of another family costs as much: found by counted multiply-adds, without weights or time spent."""
+"""The model of another family with the nearest cost, by counted multiply-adds."""
 
 from __future__ import annotations
 

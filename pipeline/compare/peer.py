@@ -1,4 +1,4 @@
-"""The same model trained by timm's loader and loop building blocks, on the same shards, in a process like a worker's.
+"""Trains the same model with timm's loader and building blocks, on the same shards, in a process like a worker's.
 
 What is the same: the model and its initial weights, shards, epochs, batch, crop areas, flips, label smoothing, the
 optimizer's settings, the rate's curve, the moving average's decay, the precision, the evaluation's crop, one process

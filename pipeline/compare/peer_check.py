@@ -1,4 +1,4 @@
-"""Which runs another library can train a twin of: looked at before anything starts."""
+"""Checks before anything starts whether another library can reproduce a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function's result from a process that has what a training worker has."""
+"""Calls a function in a process with the resources of a training worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison's report: JSON with everything, Markdown, and one HTML page with its pictures inside."""
+"""A comparison's report: JSON with everything, Markdown, and one HTML page with embedded charts."""
 
 from __future__ import annotations
 

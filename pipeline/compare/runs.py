@@ -1,4 +1,4 @@
-"""A comparison's runs: what each is called, and which have been trained already."""
+"""A comparison's runs: their names, and which have been trained already."""
 
 from __future__ import annotations
 

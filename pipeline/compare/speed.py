@@ -1,4 +1,4 @@
-"""What a variant's model costs: counted, and its inference timed where a training worker would run."""
+"""The cost of a variant's model: counted, and its inference timed where a training worker would run."""
 
 from __future__ import annotations
 

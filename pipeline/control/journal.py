@@ -1,4 +1,4 @@
-"""Decisions that were carried out, kept beside the checkpoints: a run that resumes from before them repeats them.
+"""Recorded decisions, stored next to the checkpoints: a run that resumes from before them repeats them.
 
 What was asked for and isn't carried out yet is kept with them: a controller may be lost in between.
 """

@@ -1,4 +1,4 @@
-"""The next segment's nodes are asked for while the one before it still trains: an autoscaler takes minutes."""
+"""Requests the next segment's nodes while the current one still trains, since an autoscaler takes minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to happen at a run's next decision point: what is due again, what was asked for, and what the rules say."""
+"""The decisions for a run's next decision point: repeated ones, operators' requests, and those of the rules."""
 
 from __future__ import annotations
 

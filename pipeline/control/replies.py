@@ -1,4 +1,4 @@
-"""What a run's controller answers its workers: all that a call needs, in one reply."""
+"""The controller's replies to its workers: all that a call needs in one value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`RunStatus`: what a controller knows of its run, as one frozen value. `jobs.status --json` prints its `to_json`."""
+"""`RunStatus`: what a controller knows about its run, frozen. `jobs.status --json` prints its `to_json`."""
 
 from __future__ import annotations
 

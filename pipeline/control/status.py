@@ -1,4 +1,4 @@
-"""What a run's controller has heard, for those who ask: kept small however long the run is."""
+"""Collects what the workers report, for status requests; bounded in memory for runs of any length."""
 
 from __future__ import annotations
 

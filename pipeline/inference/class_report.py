@@ -1,4 +1,4 @@
-"""What an evaluation found, in numbers: of the whole, and of each class out of the confusion matrix."""
+"""The result of an evaluation in numbers: overall, and per class from the confusion matrix."""
 
 from __future__ import annotations
 

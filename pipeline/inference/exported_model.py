@@ -1,4 +1,4 @@
-"""Models in files that other programs run: ONNX, and PyTorch's `.pt2`, with everything that using them needs.
+"""Exported models for other programs: ONNX and PyTorch's `.pt2`, with the metadata that their use needs.
 
 The input is `images`, uint8 [B, 3, S, S] in RGB, for any B: an image as it is decoded, so no scale can be mistaken;
 mean and std are inside the graph. The output is `logits`, float32 [B, K] or, of a U-Net, [B, K, S, S].

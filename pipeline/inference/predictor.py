@@ -1,4 +1,4 @@
-"""A model that can be asked, from a checkpoint or an exported file, with the run's own preprocessing."""
+"""Prediction with a checkpoint or an exported file, with the run's own preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image's bytes to what a model takes: the same for evaluation, exported models and predictions."""
+"""From an image's bytes to the model's input: the same for evaluation, exported models and predictions."""
 
 from __future__ import annotations
 

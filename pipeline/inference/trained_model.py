@@ -1,4 +1,4 @@
-"""A trained model out of a checkpoint, with what must be known to use it. Needs no cluster, no data and no recipe."""
+"""Loads a trained model from a checkpoint, with what is needed to use it. Needs no cluster, no data and no recipe."""
 
 from __future__ import annotations
 

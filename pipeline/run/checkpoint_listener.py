@@ -1,4 +1,4 @@
-"""What rank 0 does as its checkpoints become whole, wait or fail. Called in the thread that writes them."""
+"""What rank 0 does when a checkpoint is complete, waits or fails. Called in the thread that writes them."""
 
 from __future__ import annotations
 

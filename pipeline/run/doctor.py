@@ -1,4 +1,4 @@
-"""What a run needs from its surroundings, tried one by one: storage, MLflow, data, and each node of the cluster."""
+"""Checks what a run needs, one by one: storage, MLflow, data, and each node of the cluster."""
 
 from __future__ import annotations
 

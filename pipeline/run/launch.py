@@ -1,4 +1,4 @@
-"""From a checked run to a running controller: the edge where a plain class becomes an actor."""
+"""Starts the controller of a checked run: here the plain class becomes an actor."""
 
 from __future__ import annotations
 

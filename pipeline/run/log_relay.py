@@ -1,4 +1,4 @@
-"""What the data have to say, told to the user: a worker's own log is on its node, where nobody looks."""
+"""Relays the data's log lines to the user, since a worker's own log stays on its node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the driver finds out before any worker starts: bad input ends here, in one clear line."""
+"""The driver's checks before any worker starts: bad input ends here, with one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was made with: its config as plain values, the libraries' versions, and how two configs differ."""
+"""The origin of a run: its config as plain values, library versions, and how two configs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many workers a group gets, and how many failures a run survives: policies for Ray Train, by its private classes.
+"""Ray Train's policies for group size and failures, by its private classes.
 
 Ray's own elastic policy may pick any number in the range, counts nodes from a view that is up to 20 s old, and restarts
 a running group without a checkpoint when it could be larger. `LanePolicy` picks divisors of the lanes, asks each node

@@ -1,4 +1,4 @@
-"""Where a run reads and writes, seen from a cluster: a job's working folder is a copy that is deleted after it."""
+"""Checks that a submitted job can reach data, storage and tracking: its working folder is a temporary copy."""
 
 from __future__ import annotations
 

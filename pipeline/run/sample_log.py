@@ -1,4 +1,4 @@
-"""Which samples each step used, where somebody wants to know: for tests, and for a run that is under suspicion.
+"""Logs the samples of each step, for tests and for debugging a run.
 
 With the environment variable `CRESCENDO_SAMPLE_LOG` naming a folder, each rank writes a line of JSON a step there.
 """

@@ -1,4 +1,4 @@
-"""What a worker process runs first, also a spare one that waits for its use: the imports of training."""
+"""The imports that a worker process runs first, spare processes included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that adapt a run to how it goes: when a stage has nothing more to give, and how strongly to regularize next.
+"""Rules that adapt a run to its progress: when a stage ends early, and how strongly to regularize the next.
 
 Pure functions of what was measured; their results become decisions, which are recorded.
 """

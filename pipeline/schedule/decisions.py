@@ -1,4 +1,4 @@
-"""Decisions as data: what all ranks do at a decision point, why, when and on whose word, and how it is written down.
+"""Decisions as data: what all ranks do at a decision point, why, when and on whose request, and their JSON form.
 
 A decision that changes what is trained (`replayed`) is carried out again at the same cursor when a run is resumed from
 before it. The others are history: a checkpoint, a pause or a stop is not for a run that was resumed.

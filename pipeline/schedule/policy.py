@@ -1,4 +1,4 @@
-"""What happens next in a run: pure functions from what is known about it to decisions."""
+"""Decides what happens next in a run: pure functions from its progress to decisions."""
 
 from __future__ import annotations
 

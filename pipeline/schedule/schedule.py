@@ -1,4 +1,4 @@
-"""The schedule as a run really goes through it: a pure function of the recipe's stages and the recorded decisions."""
+"""The schedule as a run actually follows it: a pure function of the recipe's stages and the recorded decisions."""
 
 from __future__ import annotations
 

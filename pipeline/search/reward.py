@@ -1,4 +1,4 @@
-"""What a search maximizes, and which candidates none other beats."""
+"""The reward of a search, and the Pareto front of its candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latency table of a search: measured once, where candidates train, and kept in the search's storage."""
+"""The latency table of a search: measured once on a worker, and kept in the search's storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a sweep and of a search. Light to import, as everything that a command line needs."""
+"""Options of a sweep and of a search. Light to import, since command lines need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the winner of a sweep beat the recipe's own ranges? Both, trained over further seeds, as a study of its own."""
+"""Trains a sweep's winner and the recipe's own values with further seeds, as a study of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends a study's runs with checkpoints: a scheduler's choice, or all on Ctrl-C or when the time is over."""
+"""Ends a study's runs with checkpoints: one that the scheduler ends, or all on Ctrl-C or at the time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep or search has tried, in its storage: the one thing that a killed one continues from."""
+"""The trials of a study in its storage, from which it resumes."""
 
 from __future__ import annotations
 

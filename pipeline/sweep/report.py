@@ -1,4 +1,4 @@
-"""What a study found, as files: best trials, importance of each range, plots. They go to storage and to MLflow."""
+"""The report of a study as files: best trials, importance of each range, plots."""
 
 from __future__ import annotations
 

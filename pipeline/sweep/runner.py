@@ -1,4 +1,4 @@
-"""Trains the trials of a study through Ray Tune: how many at a time, which are ended early, which are tried again."""
+"""Trains the trials of a study through Ray Tune: concurrency, early ending, retries."""
 
 from __future__ import annotations
 

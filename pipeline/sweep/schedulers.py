@@ -1,4 +1,4 @@
-"""What ends trials early, at stages' ends only: ASHA by Ray Tune, and successive halving as rungs of whole rounds."""
+"""Schedulers that end trials early, at the ends of stages: Ray Tune's ASHA, and synchronous successive halving."""
 
 from __future__ import annotations
 

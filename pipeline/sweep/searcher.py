@@ -1,4 +1,4 @@
-"""Between Ray Tune and the ledger: gives Tune open trials first, then new ones, and writes down what they give."""
+"""Between Ray Tune and the ledger: gives Tune open trials first, then new ones, and records their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search space of a sweep: ranges of what a recipe's stages go from and to, and how a point of it becomes a run."""
+"""The search space of a sweep: ranges for the stages' start and end values, and how a point becomes a run."""
 
 from __future__ import annotations
 

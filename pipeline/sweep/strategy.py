@@ -1,4 +1,4 @@
-"""Where trials come from: at random, by Optuna's TPE, by evolution. Asked for points, told what they gave; no Ray."""
+"""Strategies that propose trials and learn from results: random, Optuna's TPE, evolution. No Ray."""
 
 from __future__ import annotations
 

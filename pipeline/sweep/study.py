@@ -1,4 +1,4 @@
-"""A study: trials over a space, each a whole training run, through Ray Tune. Sweeps and searches are studies.
+"""A study: trials over a space, each a complete training run, through Ray Tune. Sweeps and searches are studies.
 
 What Tune is for here: how many trials run, which are ended early, which are tried again. What outlives it is ours: the
 ledger says what was tried, and a trial's run has its own checkpoints. So a study that is killed anywhere resumes by the

@@ -1,4 +1,4 @@
-"""Which trials may share their first stages, and what that saves. Pure planning: no run is started here.
+"""Plans which trials share their first stages, and what that saves. Starts no run.
 
 A stage's weights depend on all that came before it and on nothing that comes after it, the run's length aside (a cosine
 ends with the run). So trials that are equal up to a stage's end are one run up to there, bit for bit.

@@ -1,4 +1,4 @@
-"""A trial: a whole training run with a controller of its own, inside Ray Tune's trainable.
+"""A trial: a complete training run with its own controller, inside Ray Tune's trainable.
 
 The trainable takes no CPU: it waits for its run, whose workers take them. Tune hears of each stage's end from the
 workers, through Ray Train (`TuneReportCallback`), and of the last one only when the run is whole, so that no scheduler

@@ -1,4 +1,4 @@
-"""How a model is run: the trainer's settings, the network's inputs, precision, and exact evaluation."""
+"""Exact evaluation: the network's inputs, precision, and sums that are the same for any worker count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned, as PNG: made with Pillow, from plain tensors."""
+"""Images of samples, predictions and the confusion matrix as PNG, made with Pillow from plain tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the loop reaches the outside world."""
+"""The training loop's interface to the outside world."""
 
 from __future__ import annotations
 

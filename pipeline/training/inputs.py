@@ -1,4 +1,4 @@
-"""What a step of a stage is fed: one rank's batches as the stage wants them, and a batch as the network takes it."""
+"""The inputs of a step: one rank's batches for a stage, and a batch as the network takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learns: model, optimizer and moving average over all ranks, and one step of them."""
+"""Model, optimizer and moving average over all ranks, and one step of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory first: how many samples one forward and backward pass takes, found before the first step.
+"""Micro-batch auto-tuning: how many samples fit into one forward and backward pass, found before the first step.
 
 The last stage has the largest images. What fits there says what fits in every stage, since what a pass keeps in memory
 grows with the pixels of its images. The global batch stays what the stage says; gradients are accumulated.

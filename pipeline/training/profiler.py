@@ -1,4 +1,4 @@
-"""A trace of some steps by torch.profiler."""
+"""Traces some steps with torch.profiler."""
 
 from __future__ import annotations
 

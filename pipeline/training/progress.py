@@ -1,4 +1,4 @@
-"""Where a run is: its state, the schedule that follows from what was decided, and the learning rate."""
+"""The progress of a run: its state, the schedule that follows from the decisions, and the learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done before a run's first step: see what fits into memory, and compile the model for all stages."""
+"""Before a run's first step: find the micro-batch that fits into memory, and compile the model for all stages."""
 
 from __future__ import annotations
 

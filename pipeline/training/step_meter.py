@@ -1,4 +1,4 @@
-"""What happens between two log rows: sums on the device, times on the host."""
+"""Metrics between two log rows: sums on the device, times on the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files out of Debian packages without being root: `apt-get download` with lists of our own, then `dpkg -x`."""
+"""Files from Debian packages, without root: `apt-get download` with separate lists, then `dpkg -x`."""
 
 from __future__ import annotations
 

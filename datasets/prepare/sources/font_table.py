@@ -1,4 +1,4 @@
-"""The font families of the font set: free fonts of Debian's main archive, one regular face a family."""
+"""The font families: free fonts of Debian's main archive, one regular face per family."""
 
 from __future__ import annotations
 

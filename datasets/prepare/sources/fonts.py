@@ -1,4 +1,4 @@
-"""Font identification: words drawn in free fonts; the class is the family. Size and regularization show on it."""
+"""Font identification: words drawn in free fonts; the class is the family. Size and regularization matter here."""
 
 from __future__ import annotations
 

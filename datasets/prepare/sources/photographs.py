@@ -1,4 +1,4 @@
-"""Photographs of ImageNet's usual size, for benchmarks: crops of free photographs that are fetched or installed."""
+"""Photographs of ImageNet's usual size, for benchmarks: crops of free photographs, downloaded or installed."""
 
 from __future__ import annotations
 

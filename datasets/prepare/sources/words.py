@@ -1,4 +1,4 @@
-"""Made-up words that belong to one split each, so that validation shows no word of training."""
+"""Made-up words that belong to one split each, so that no training word occurs in validation."""
 
 from __future__ import annotations
 
