@@ -12,6 +12,7 @@ from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 from infra.storage.base import MissingKeyError, Storage
+from infra.storage.buffers import SeekableReader
 from infra.storage.local import LocalStorage
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -128,27 +129,15 @@ def check_writable(folder: str) -> None:
         remove_file(probe)
 
 
-class _Ranged(io.RawIOBase):
+class _Ranged(SeekableReader):
     """An object in S3 as a raw stream to seek in: each read is one request."""
 
     def __init__(self, file: RemoteFile) -> None:
-        self._file, self._position = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        return self._position
+        super().__init__(file.size)
+        self._file = file
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        length = min(len(buffer), self._file.size - self._position)
+        length = min(len(buffer), self._size - self._position)
         if length <= 0:
             return 0
         file = self._file

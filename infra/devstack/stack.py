@@ -8,16 +8,8 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.devstack.servers import (
-    LOOPBACK_RAY,
-    MlflowServer,
-    RayHead,
-    S3Server,
-    Server,
-    ServerError,
-    free_ports,
-    is_free,
-)
+from infra.devstack.server import Server, ServerError, free_ports, is_free
+from infra.devstack.servers import LOOPBACK_RAY, MlflowServer, RayHead, S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "crescendo"

@@ -10,13 +10,11 @@ from itertools import accumulate
 from infra.storage.base import Data
 
 
-class Joined(io.RawIOBase):
-    """Some buffers, one after the other, as a file to read from."""
+class SeekableReader(io.RawIOBase):
+    """A readable stream of `size` bytes whose position can be set."""
 
-    def __init__(self, buffers: Sequence[Data]) -> None:
-        self._buffers = [memoryview(buffer) for buffer in buffers]
-        self._ends = list(accumulate(len(buffer) for buffer in self._buffers))
-        self._position = 0
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         """Always."""
@@ -32,8 +30,17 @@ class Joined(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position and return it."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         return self._position
+
+
+class Joined(SeekableReader):
+    """Some buffers, one after the other, as a file to read from."""
+
+    def __init__(self, buffers: Sequence[Data]) -> None:
+        self._buffers = [memoryview(buffer) for buffer in buffers]
+        self._ends = list(accumulate(len(buffer) for buffer in self._buffers))
+        super().__init__(self._ends[-1])
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes, copied once."""

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from infra.devstack.servers import S3Server, free_ports
+from infra.devstack.server import free_ports
+from infra.devstack.servers import S3Server
 from infra.storage.open import open_storage
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.peak_memory import PeakMemory

@@ -197,11 +197,11 @@ def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str,
         cure = "start from its weights alone with --model.init-from" if start.source else "give this run another --name"
         raise CheckpointError(
             f"{whose} was trained on different data than {config.data.train}, or in another order: {cure}, or, if the "
-            "data was indexed again, restore its index"
+            "data was indexed again, index it as before"
         )
     if not start.source and start.metadata.val not in (ready.val.fingerprint, ""):
         raise CheckpointError(
             f"{storage.uri} was evaluated on different data than {config.data.val}: give this run another --name, or, "
-            "if the data was indexed again, restore its index"
+            "if the data was indexed again, index it as before"
         )
     return (*notes, f"resumes from {start.source}") if start.source else notes

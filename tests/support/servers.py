@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 import infra.devstack.servers
-from infra.devstack.servers import Server, free_ports
+from infra.devstack.server import Server, free_ports
 
 __all__ = ["MlflowServer", "S3Server", "Server", "free_ports"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.devstack.servers import BIN, free_ports, is_free
+from infra.devstack.server import BIN, free_ports, is_free
 
 ROOT = Path(__file__).resolve().parents[3]
 ASK = """

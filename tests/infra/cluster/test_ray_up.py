@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.devstack.servers import BIN
+from infra.devstack.server import BIN
 from tests.support.hosts import Hosts, missing
 from tests.support.shards import write_shards
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.devstack.servers import MlflowServer, Server, free_ports, is_free
+from infra.devstack.server import Server, free_ports, is_free
+from infra.devstack.servers import MlflowServer
 from infra.mlflow_serve import settings
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig, check

@@ -185,7 +185,7 @@ def test_a_set_that_was_indexed_again_since_is_refused_at_the_start(
     saved(config, storage_of(config), 24, bias=0)
     assert with_start(check_run(config)).resume_from is not None
     index_again(tmp_path / part)
-    with pytest.raises(CheckpointError, match=f"was {verb} on other data than .*/{part}.* index them as before"):
+    with pytest.raises(CheckpointError, match=f"was {verb} on different data than .*/{part}.* index it as before"):
         with_start(check_run(config))
     index_again(tmp_path / part)  # as before
     assert with_start(check_run(config)).resume_from is not None
