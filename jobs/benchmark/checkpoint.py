@@ -80,12 +80,12 @@ class CheckpointCosts:
 
 
 class Events:
-    """Hears when a checkpoint is whole."""
+    """Records when a checkpoint is complete."""
 
     def __init__(self) -> None:
         self.whole_at = 0.0
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         """Nothing to make safe."""
 
     def saved(self, uri: str, cursor: int) -> None:
@@ -175,7 +175,7 @@ class _Trainee:
             self.step()
 
     def checkpoint(self) -> None:
-        """Take a checkpoint, and train on until it is whole."""
+        """Take a checkpoint, and train on until it is complete."""
         from pipeline.checkpoint.format import Snapshot
         from pipeline.checkpoint.metadata import RunMetadata
         from pipeline.checkpoint.state import TrainState

@@ -21,17 +21,17 @@ RETRY_S = 5.0
 
 
 class SaverStoppedError(Exception):
-    """Raised by `before_whole`: this run may make no checkpoint whole any more."""
+    """Raised by `before_manifest`: this run may complete no more checkpoints."""
 
 
 class SaverEvents(Protocol):
     """What a saver tells. Called in the thread that writes."""
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         """Called between a checkpoint's files and its manifest: make safe what a resumed run won't make again."""
 
     def saved(self, uri: str, cursor: int) -> None:
-        """A checkpoint is whole."""
+        """A checkpoint is complete."""
 
     def pruned(self) -> None:
         """Older checkpoints that aren't kept are gone. May raise StorageError: the next one's turn will do."""
@@ -171,7 +171,7 @@ class Saver:
     def _write(self, waiting: _Waiting) -> None:
         self._moved()
         key = waiting.key
-        write_checkpoint(self.storage, waiting.snapshot, self.events.before_whole, self._moved, key=key)
+        write_checkpoint(self.storage, waiting.snapshot, self.events.before_manifest, self._moved, key=key)
         if self.writer is not None:
             commit(self.storage, key, self.writer)
         self.events.saved(f"{self.storage.uri}/{key}", waiting.snapshot.state.cursor)

@@ -176,13 +176,13 @@ class CheckpointRow:
     metrics: dict[str, float]
     """What was measured at this cursor."""
     problem: str
-    """Why it can't be resumed from, or an empty text: it is whole."""
+    """Why it can't be resumed from, or an empty text: it is valid."""
     verified: bool
     """Whether every file was read and has the manifest's SHA-256."""
 
 
 def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
-    """Return a row for each checkpoint, whole or not, oldest first; with `verify` every file is read through."""
+    """Return a row for each checkpoint, valid or not, oldest first; with `verify` every file is read through."""
     sizes = storage.list(f"{PREFIX}/")
     keys = sorted({name.rpartition("/")[0] for name in sizes})
     rows = [_describe(storage, key, sizes, verify) for key in keys if cursor_of(key) is not None]
@@ -222,7 +222,7 @@ def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], s
 
 
 def newest_state(storage: Storage) -> tuple[TrainState | None, RunMetadata, list[str]]:
-    """Return state and metadata of the newest checkpoint that seems whole, and a line for each newer one that doesn't.
+    """Return state and metadata of the latest checkpoint that seems valid, and a line for each newer one that doesn't.
 
     Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
     """

@@ -75,21 +75,21 @@ def to_host(value: Any) -> Any:
 def write_checkpoint(
     storage: Storage,
     snapshot: Snapshot,
-    before_whole: Callable[[], None] = lambda: None,
+    before_manifest: Callable[[], None] = lambda: None,
     wrote_file: Callable[[], None] = lambda: None,
     *,
     key: str = "",
 ) -> str:
-    """Write a whole checkpoint and return its key. The manifest goes last: it is what makes it whole.
+    """Write a checkpoint and return its key. The manifest goes last: it makes the checkpoint complete.
 
-    The files are written from the snapshot's own memory, one after the other. `before_whole` is called just before the
+    The files are written from the snapshot's own memory, one after the other. `before_manifest` is called just before the
     manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file. `key` is the
     folder: one of its own where others might write; empty: the cursor's.
     """
     key = key or snapshot.key
     files: dict[str, dict[str, Any]] = {}
     # A second checkpoint at one cursor differs from the first by its decisions alone. Its state has another name, so
-    # that the first one is whole until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
+    # that the first one is valid until the manifest is replaced. Listed, not looked up: S3 gives no reasons there.
     manifest = f"{key}/{MANIFEST}"
     again = manifest in storage.list(manifest)
     state_name = f"state-{uuid.uuid4().hex[:8]}.json" if again else "state.json"
@@ -98,7 +98,7 @@ def write_checkpoint(
         files[name] = {"bytes": sum(len(part) for part in data), "sha256": sha256(*data)}
         storage.write(f"{key}/{name}", *data)
         wrote_file()
-    before_whole()
+    before_manifest()
     state = snapshot.state
     about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
     storage.write(f"{key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
@@ -180,7 +180,7 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
     return StoredWeights(state, metadata, name, tensors)
 
 
-def newest_whole(storage: Storage) -> tuple[Snapshot | None, list[str]]:
+def latest_valid(storage: Storage) -> tuple[Snapshot | None, list[str]]:
     """Return the latest valid checkpoint, and a line for each newer one that is not.
 
     The order of cases: newest first; a corrupt one is skipped with its reason; none at all is a fresh start.

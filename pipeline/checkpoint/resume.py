@@ -84,15 +84,15 @@ def find_start(config: TrainConfig, storage: Storage) -> Start:
     Raises:
         CheckpointError: `resume_from` or `model.init_from` names nothing that can be started from.
     """
-    from pipeline.checkpoint.format import newest_whole, read_checkpoint
+    from pipeline.checkpoint.format import latest_valid, read_checkpoint
 
-    snapshot, skipped = newest_whole(storage)
+    snapshot, skipped = latest_valid(storage)
     notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
     if snapshot is not None:
         return Start(snapshot.state, snapshot.metadata, snapshot, notes=notes)
     if config.resume_from:
         other, key = locate(config.resume_from)
-        snapshot, more = (read_checkpoint(other, key), []) if key else newest_whole(other)
+        snapshot, more = (read_checkpoint(other, key), []) if key else latest_valid(other)
         if snapshot is None:
             raise CheckpointError(f"resume_from is {config.resume_from}: it holds no valid checkpoint")
         notes += tuple(f"skipped a checkpoint: {line}" for line in more)

@@ -218,7 +218,7 @@ class StageController:
         self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
 
     def on_node_draining(self, node: str) -> None:
-        """A node of the group is about to be taken away: let the group end with a checkpoint."""
+        """A node of the group is draining: let the group end with a checkpoint."""
         self._ask_new_group(f"node {node[:8]} is draining")
         self.note(f"node {node[:8]} is draining: checkpoint at the next decision point")
 
@@ -249,7 +249,7 @@ class StageController:
             self._board.reported(rank, cursor, wait_share)
 
     def saved(self, uri: str, cursor: int) -> None:
-        """A checkpoint is whole."""
+        """A checkpoint is complete."""
         with self._lock:
             self._board.saved(uri, cursor)
 

@@ -71,7 +71,7 @@ class StatusBoard:
         self.seen |= progress.metrics
 
     def saved(self, uri: str, cursor: int) -> None:
-        """A checkpoint is whole."""
+        """A checkpoint is complete."""
         self.checkpoint = CheckpointStatus(uri=uri, cursor=cursor, saved_s=time.time(), age_s=0.0)
 
     def on_resume(self, source: str, cursor: int, taken_s: float | None) -> None:

@@ -70,7 +70,7 @@ def find_run(checkpoint: str, storage: str) -> str:
 
 
 def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: int = 0) -> SavedModel:
-    """Read the model of a checkpoint, or of a run's newest (or best) whole one.
+    """Read the model of a checkpoint, or of a run's latest (or best) valid one.
 
     Args:
         uri: a checkpoint's or a run's folder, local or `s3://`.
@@ -127,7 +127,7 @@ def _model(config: ModelConfig, task: Task, tensors: dict[str, Tensor], where: s
 
 
 def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str, StoredWeights, tuple[str, ...]]:
-    """Return the first of `keys` that is whole, what it holds, and a line for each before it that is not."""
+    """Return the first of `keys` that is valid, what it holds, and a line for each before it that is not."""
     skipped: list[str] = []
     for key in keys:
         try:

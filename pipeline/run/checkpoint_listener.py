@@ -21,7 +21,7 @@ class CheckpointListener(SaverEvents):
     def __init__(self, controller: ControllerClient, lease: Lease, tracker: Tracker, storage: Storage) -> None:
         self.controller, self.lease, self.tracker, self.storage = controller, lease, tracker, storage
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         """Make the rows up to a checkpoint outlive this process: a resumed run won't make them again.
 
         A run that has ended, as by losing its lease to another submission, makes no checkpoint whole any more.

@@ -160,7 +160,7 @@ class ControllerClient:
         self._start(StageController.on_capacity, num_workers, possible)
 
     def on_node_draining(self, node: str) -> None:
-        """Tell that a node of the group is about to be taken away."""
+        """Tell that a node of the group is draining."""
         self._start(StageController.on_node_draining, node)
 
     def saved(self, uri: str, cursor: int) -> None:

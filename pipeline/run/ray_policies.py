@@ -81,7 +81,7 @@ ANSWER_TIMEOUT_S = 1.0
 """A node whose raylet takes no connection within this time is not counted, in seconds."""
 CALL_TIMEOUT_S = 5.0
 DRAIN_CHECK_S = 1.0
-"""Pause between two looks for nodes that are about to be taken away, in seconds."""
+"""Pause between two looks for nodes that are draining, in seconds."""
 WARM_S = 20.0
 """What a new node gets to warm up spare workers before a group ends in order to grow onto it, in seconds."""
 
@@ -194,7 +194,7 @@ class ProgressPolicy(DefaultFailurePolicy):
 
 
 class DrainWatch(WorkerGroupCallback):
-    """Tells the run's controller when a node of the running group is about to be taken away.
+    """Tells the run's controller when a node of the running group is draining.
 
     Ray's own watcher is an actor of its own, which imports beside the workers that are started; this one looks from
     where Ray Train looks after its workers anyway.

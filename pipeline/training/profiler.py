@@ -19,7 +19,7 @@ class StepProfiler:
 
     Args:
         num_steps: steps in the trace.
-        keep: takes the trace when it is whole: gzipped JSON that Perfetto, Chrome and TensorBoard show.
+        keep: takes the complete trace: gzipped JSON that Perfetto, Chrome and TensorBoard show.
     """
 
     def __init__(self, num_steps: int, keep: Callable[[bytes], None]) -> None:

@@ -100,9 +100,9 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
 
 
 def _newest(place: Place, run: Run) -> Any:
-    from pipeline.checkpoint.format import newest_whole
+    from pipeline.checkpoint.format import latest_valid
 
-    found, _ = newest_whole(open_storage(f"{place.uri}/runs/{run.name}"))
+    found, _ = latest_valid(open_storage(f"{place.uri}/runs/{run.name}"))
     if found is None:
         raise RuntimeError(f"{run.name} has no checkpoint:\n{run.output.read_text()[-5000:]}")
     return found

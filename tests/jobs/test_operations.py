@@ -20,7 +20,7 @@ import pytest
 import jobs.submit
 from infra.devstack.stack import BUCKET, Stack
 from infra.storage.open import open_storage
-from pipeline.checkpoint.format import newest_whole
+from pipeline.checkpoint.format import latest_valid
 from tests.support.browser import CHROMIUM, missing
 from tests.support.shards import write_shards
 
@@ -132,7 +132,7 @@ def rest_of(job: subprocess.Popen[str]) -> str:
 
 
 def newest_cursor(name: str) -> int:
-    found = newest_whole(open_storage(f"s3://{BUCKET}/runs/{name}"))[0]
+    found = latest_valid(open_storage(f"s3://{BUCKET}/runs/{name}"))[0]
     assert found is not None
     return found.state.cursor
 

@@ -16,7 +16,7 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.train import main
 from pipeline.checkpoint.catalog import list_checkpoints
-from pipeline.checkpoint.format import Snapshot, newest_whole
+from pipeline.checkpoint.format import Snapshot, latest_valid
 from tests.support.killing import ROOT, done_once, run_until
 from tests.support.shards import write_shards
 
@@ -61,7 +61,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def newest(place: Path, name: str) -> Snapshot | None:
-    return newest_whole(open_storage(str(place / "runs" / name)))[0]
+    return latest_valid(open_storage(str(place / "runs" / name)))[0]
 
 
 @pytest.mark.slow

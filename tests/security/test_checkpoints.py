@@ -17,7 +17,7 @@ from infra.storage.lease import KEY, Lease
 from infra.storage.open import open_storage
 from model.weights import WeightsError
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints, newest_state
-from pipeline.checkpoint.format import newest_whole, read_stored_weights, write_checkpoint
+from pipeline.checkpoint.format import latest_valid, read_stored_weights, write_checkpoint
 from pipeline.checkpoint.resume import read_initial_weights
 from tests.support.pickles import KINDS
 from tests.support.snapshots import snapshot
@@ -54,7 +54,7 @@ def test_a_checkpoint_with_a_pickle_is_skipped_by_driver_and_workers(tmp_path: P
     write_checkpoint(storage, snapshot(24))
     key = write_checkpoint(storage, snapshot(48))
     forge(storage, key, name, evil)
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert found.state.cursor == 24
     assert len(skipped) == 1

@@ -23,7 +23,7 @@ class Events:
         self.lines: list[str] = []
         self.ended = ""
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         self.go.wait()
 
     def saved(self, uri: str, cursor: int) -> None:

@@ -12,7 +12,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, best_checkpoint, describe_checkpoints, list_checkpoints
-from pipeline.checkpoint.format import newest_whole
+from pipeline.checkpoint.format import latest_valid
 from pipeline.config import CheckpointConfig
 from tests.support.recorders import Events
 from tests.support.servers import S3Server
@@ -145,7 +145,7 @@ def test_s3_that_is_killed_in_between_gets_the_checkpoint_later(s3_server: S3Ser
     assert events.saved_at == []
     s3_server.start()
     assert saver.wait(60)
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert found.state.cursor == 24
     assert skipped == []

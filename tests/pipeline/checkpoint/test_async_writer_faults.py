@@ -17,7 +17,7 @@ from infra.storage.local import LocalStorage
 from infra.storage.s3 import S3Storage
 from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
-from pipeline.checkpoint.format import newest_whole
+from pipeline.checkpoint.format import latest_valid
 from pipeline.config import CheckpointConfig
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.recorders import Events
@@ -58,7 +58,7 @@ def waits_and_is_saved(storage: Storage, line: str, cure: Callable[[], object]) 
     cure()
     assert saver.wait(30)
     assert events.saved_at[-1] == 48
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert (found.state.cursor, skipped, events.ended) == (48, [], "")
 

@@ -17,7 +17,7 @@ from infra.storage.base import Storage, StorageAwayError
 from infra.storage.open import open_storage
 from pipeline.checkpoint import catalog
 from pipeline.checkpoint.catalog import CheckpointError, list_checkpoints, newest_state, prune
-from pipeline.checkpoint.format import newest_whole, read_checkpoint, write_checkpoint
+from pipeline.checkpoint.format import latest_valid, read_checkpoint, write_checkpoint
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
 from tests.support.snapshots import snapshot
@@ -66,7 +66,7 @@ def test_a_checkpoint_without_manifest_is_not_there(storage: Storage) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(storage, snapshot(48), dies)
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert found.state.cursor == 24
     assert skipped == []
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_line_that_says_so(storage: Stora
     else:
         data[-1] ^= 1
         storage.write(name, bytes(data[: len(data) // 2] if damage in ("cut", "manifest") else data))
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert found.state.cursor == 24
     assert len(skipped) == 1
@@ -106,11 +106,11 @@ def test_prune_keeps_what_was_just_written_when_later_ones_are_damaged(storage: 
         key = write_checkpoint(storage, snapshot(cursor))
         if cursor > 24:
             storage.write(f"{key}/model.safetensors", b"damaged")
-    assert newest_whole(storage)[0].state.cursor == 24  # type: ignore[union-attr]
+    assert latest_valid(storage)[0].state.cursor == 24  # type: ignore[union-attr]
     written = write_checkpoint(storage, snapshot(48))  # the run that continued from there
     prune(storage, keep=1, written=written)
     assert list_checkpoints(storage) == [written]
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert (found.state.cursor, skipped) == (48, [])
 
@@ -192,13 +192,13 @@ def test_a_second_one_at_a_cursor_leaves_the_first_whole_until_it_is_whole_itsel
 def test_checkpoints_of_which_none_can_be_read_are_no_fresh_start(storage: Storage) -> None:
     for cursor in (24, 48):
         storage.write(f"{write_checkpoint(storage, snapshot(cursor))}/model.safetensors", b"damaged")
-    for find in (newest_whole, newest_state):
+    for find in (latest_valid, newest_state):
         with pytest.raises(CheckpointError, match="none of the 2 checkpoints of"):
             find(storage)
 
 
 def test_no_checkpoint_is_a_fresh_start(storage: Storage) -> None:
-    assert newest_whole(storage) == (None, [])
+    assert latest_valid(storage) == (None, [])
 
 
 def test_a_run_without_moving_average_has_no_such_file(storage: Storage) -> None:

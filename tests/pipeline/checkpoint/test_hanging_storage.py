@@ -70,7 +70,7 @@ class Rank0(Events):
         self.tracker = Tracker(NOBODY, "hangs", storage=storage)
         self.record = ""
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         self.tracker.persist(0.1)
 
     def __call__(self, segment: Segment) -> None:

@@ -17,7 +17,7 @@ from infra.storage.lease import KEY, Lease, LeaseError
 from infra.storage.open import open_storage
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints, list_checkpoints
-from pipeline.checkpoint.format import newest_whole, write_checkpoint
+from pipeline.checkpoint.format import latest_valid, write_checkpoint
 from pipeline.checkpoint.head import HEAD, FencedError, Writer, claim, cursor_of, epoch_of, held_head
 from pipeline.checkpoint.resume import locate
 from pipeline.config import CheckpointConfig
@@ -50,7 +50,7 @@ class OfThisLease(Events):
         super().__init__()
         self.lease = lease
 
-    def before_whole(self) -> None:
+    def before_manifest(self) -> None:
         try:
             self.lease.check()
         except LeaseError as error:
@@ -146,7 +146,7 @@ def outdone(storage: Storage, number: int, taken_over_by: str) -> None:
     after = contents(storage)
     assert before.items() <= after.items()
     assert [cursor_of(key) for key in list_checkpoints(storage)] == [300]
-    found, skipped = newest_whole(storage)
+    found, skipped = latest_valid(storage)
     assert found is not None
     assert (found.state.cursor, skipped) == (300, [])
     # What it had left to do at the last point was to delete what nobody needs.
@@ -259,7 +259,7 @@ def test_checkpoints_that_were_deleted_by_hand_are_not_there_and_hold_up_nothing
         assert saver.wait(60)
     shutil.rmtree(tmp_path / list_checkpoints(storage)[-1])
     assert cursors(storage) == [24]
-    assert newest_whole(storage)[1] == []
+    assert latest_valid(storage)[1] == []
     for cursor in (36, 60):
         saver.take(snapshot(cursor))
         assert saver.wait(60)
@@ -267,7 +267,7 @@ def test_checkpoints_that_were_deleted_by_hand_are_not_there_and_hold_up_nothing
     assert [cursor_of(key) for key in held_head(storage, writer)[0].keys] == [36, 60]
     for folder in list_checkpoints(storage):
         shutil.rmtree(tmp_path / folder)
-    assert newest_whole(storage) == (None, [])  # as in a new run
+    assert latest_valid(storage) == (None, [])  # as in a new run
 
 
 def test_a_checkpoint_is_named_by_its_cursor_or_by_its_folder(tmp_path: Path) -> None:

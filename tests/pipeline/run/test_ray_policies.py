@@ -20,7 +20,7 @@ from datasets.loading.loader import sample_order
 from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes
-from pipeline.checkpoint.format import newest_whole
+from pipeline.checkpoint.format import latest_valid
 from pipeline.run.sample_log import VARIABLE
 from tests.support.shards import write_shards
 from tests.support.used_samples import Group, check_each_once, final_steps, groups
@@ -130,7 +130,7 @@ def _check_samples(run: Run, num_workers: list[int]) -> list[Group]:
     """The groups had so many workers, and used each sample once; return them."""
     trained = run.groups()
     assert [group.world_size for group in trained] == num_workers
-    saved, skipped = newest_whole(open_storage(run.folder / "runs" / "elastic"))
+    saved, skipped = latest_valid(open_storage(run.folder / "runs" / "elastic"))
     assert saved is not None
     assert skipped == []
     stop = saved.state.cursor

@@ -48,14 +48,14 @@ def listener(told: Told, lease: Lease, storage: Storage) -> CheckpointListener:
 
 def test_rows_are_safe_before_a_checkpoint_is_whole(lease: Lease, tmp_path: Path) -> None:
     told = Told()
-    listener(told, lease, open_storage(tmp_path)).before_whole()
+    listener(told, lease, open_storage(tmp_path)).before_manifest()
     assert told.calls == [("persist",)]
 
 
 def test_a_run_that_has_ended_makes_no_checkpoint_whole(lease: Lease, tmp_path: Path) -> None:
     told = Told(ended="shard 3 is damaged")
     with pytest.raises(SaverStoppedError, match="shard 3 is damaged"):
-        listener(told, lease, open_storage(tmp_path)).before_whole()
+        listener(told, lease, open_storage(tmp_path)).before_manifest()
     assert told.calls == []
 
 
@@ -63,7 +63,7 @@ def test_a_run_that_another_submission_has_taken_over_makes_no_checkpoint_whole(
     told, storage = Told(), open_storage(tmp_path)
     other = Lease(storage, token="another submission's")
     with pytest.raises(SaverStoppedError):
-        listener(told, other, storage).before_whole()
+        listener(told, other, storage).before_manifest()
     assert told.calls == []
 
 

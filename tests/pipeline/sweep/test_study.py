@@ -17,7 +17,7 @@ from infra.storage.lease import is_held
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from pipeline.checkpoint.catalog import newest_state
-from pipeline.checkpoint.format import newest_whole
+from pipeline.checkpoint.format import latest_valid
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import preflight
 from pipeline.sweep.config import SweepOptions
@@ -69,7 +69,7 @@ def check_nothing_is_left() -> None:
 def check_is_as_alone(study: Study, record: Record) -> None:
     """A trial ended with the weights of a run that nothing was shared with or happened to, bit for bit."""
     train_here(replace(study.configure(record.point), name="alone"))
-    mine, other = (newest_whole(open_storage(f"{study.base.storage}/{name}"))[0] for name in (record.name, "alone"))
+    mine, other = (latest_valid(open_storage(f"{study.base.storage}/{name}"))[0] for name in (record.name, "alone"))
     assert mine is not None
     assert other is not None
     assert mine.state.cursor == other.state.cursor
@@ -183,7 +183,7 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
     assert len(result.records[2].stages) == 1
     check_nothing_is_left()
     storage = open_storage(f"{config.storage}/{result.records[2].name}")
-    snapshot, _ = newest_whole(storage)
+    snapshot, _ = latest_valid(storage)
     assert snapshot is not None
     assert len(snapshot.state.stage_starts) == 2
     assert not is_held(storage)
