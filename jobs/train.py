@@ -74,7 +74,7 @@ def _send_unsent(console: Console, ready: Preflight) -> int:
         return 0
     where = redacted(config.tracking.uri)
     console.print(
-        f"its missing metrics are now at {where}" if sent else f"error: {where} still lacks part of its metrics",
+        f"its missing metrics are now at {where}" if sent else f"error: {where} still lacks some of its metrics",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -78,9 +78,11 @@ def _check_flags(names: Sequence[str], rest: Sequence[str]) -> None:
     """Refuse flags that would do nothing."""
     flags = {argument.partition("=")[0] for argument in rest}
     if "--seed" in flags:
-        raise UsageError("--seed is each run's own in a comparison: name them all as --seeds 0 1 2")
+        raise UsageError("--seed differs between the runs of a comparison: give all seeds as --seeds 0 1 2")
     if "--recipe" in flags and not COMPARISONS.keys() & {*names}:
-        raise UsageError(f"--recipe is a ready-made comparison's ({', '.join(COMPARISONS)}); recipes need none")
+        raise UsageError(
+            f"--recipe is for a predefined comparison ({', '.join(COMPARISONS)}); leave it out for recipes"
+        )
 
 
 def _recipe_flag(rest: Sequence[str]) -> str:

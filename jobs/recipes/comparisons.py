@@ -221,7 +221,7 @@ def schedulers(base: TrainConfig) -> Comparison:
         variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
     if _may_end_early(base, base.stages):
         variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
-        notes.append(f"Evaluations without a better one that make a plateau: {patience}.")
+        notes.append(f"Evaluations without improvement that make a plateau: {patience}.")
     else:
         notes.append(
             f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "

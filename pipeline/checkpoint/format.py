@@ -82,8 +82,8 @@ def write_checkpoint(
 ) -> str:
     """Write a checkpoint and return its key. The manifest goes last: it makes the checkpoint complete.
 
-    The files are written from the snapshot's own memory, one after the other. `before_manifest` is called just before the
-    manifest: what must be safe once a run can resume from here; `wrote_file` is called after each file. `key` is the
+    The files are written from the snapshot's own memory, one after the other. `before_manifest` is called just before
+    the manifest: to make safe what a resumed run needs; `wrote_file` is called after each file. `key` is the
     folder: one of its own where others might write; empty: the cursor's.
     """
     key = key or snapshot.key

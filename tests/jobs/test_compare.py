@@ -116,7 +116,7 @@ def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
     assert list(comparison.variants) == ["linear", "plateau, epochs saved"]  # the baseline is always there
     assert comparison.variants["plateau, epochs saved"].adaptive.patience == 1
     assert comparison.variants["linear"] == scaled(fonts_small(), 12)  # its run is used again
-    assert comparison.notes[0] == "Evaluations without a better one that make a plateau: 1."
+    assert comparison.notes[0] == "Evaluations without improvement that make a plateau: 1."
     grid, _ = parse(["size-vs-regularization", "--variants", "32 px, RandAugment 2"])
     assert (len(grid.variants), grid.grid) == (2, None)
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
         parse(["progressive-vs-fixed", "fonts_small"])
     with pytest.raises(UsageError, match="one comparison at a time"):
         parse(["progressive-vs-fixed", "fused"])
-    with pytest.raises(UsageError, match="--recipe is a ready-made comparison's"):
+    with pytest.raises(UsageError, match="--recipe is for a predefined comparison"):
         parse(["demo", "fonts_small", "--recipe=nosuch"])
     with pytest.raises(UsageError, match="name them all as --seeds 0 1 2"):
         parse(["fused", "--seed", "3"])
@@ -203,7 +203,7 @@ def test_metrics_that_no_evaluation_gives_and_another_runs_rest_are_one_line(tmp
         CompareError, match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/loss$"
     ):
         main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", "val/acc", "--dry-run"))
-    with pytest.raises(CompareError, match=r"^resume_from is another run's.*--model\.init-from"):
+    with pytest.raises(CompareError, match=r"^resume_from: .*--model\.init-from"):
         main(arguments(tmp_path, sqlite_uri, "--resume-from", "/runs/x", "--dry-run"))
     plateau = ("--adaptive.plateau", "True", "--adaptive.metric", "accuracy")
     with pytest.raises(CompareError, match=r"adaptive\.metric is 'accuracy'"):

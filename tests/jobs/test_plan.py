@@ -83,7 +83,7 @@ def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe:
     ("flags", "message"),
     [
         (["--stages.0.image-size", "12"], "image_size=12"),
-        (["--stages.0.batch-size", "50"], "50 is no multiple"),
+        (["--stages.0.batch-size", "50"], "50 is not a multiple"),
         (["--cluster.num-workers", "5"], "5 workers"),
         (["--model.name", "efficientnet_v2_t"], "efficientnet_v2_s"),
     ],

@@ -116,7 +116,7 @@ def test_mistakes_are_one_line(
             "named 0 too",
         ),
         ([str(tmp_path / "none.onnx"), file], r"none\.onnx: there is no such file"),
-        ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has its size inside"),
+        ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has a fixed image size"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             main(arguments)

@@ -145,7 +145,7 @@ def test_submitting_a_finished_run_says_so_and_another_config_is_refused(
     _lose_a_row(place, "twice")
     last = run(*twice)
     assert (last.returncode, last.stderr) == (0, "")
-    assert "what MLflow had missed of it is at sqlite:///" in last.stdout
+    assert "its missing metrics are now at sqlite:///" in last.stdout
     client, record = _client(place), _record(place, "twice")
     assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
     assert record.info.status == "FINISHED"
