@@ -80,7 +80,7 @@ class Lease:
         except MissingKeyError:
             found, etag = _RELEASED, ""
         if found == _RELEASED:
-            raise LeaseError(f"{self.storage.uri}: the lease of this run was given back or deleted")
+            raise LeaseError(f"{self.storage.uri}: the lease of this run was released or deleted")
         if _parsed(found).get("token") != self.token:
             raise LeaseError(f"{self.storage.uri} was taken over by another submission of this run")
         return etag

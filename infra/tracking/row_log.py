@@ -139,5 +139,5 @@ def _parsed(content: bytes) -> Sent:
         rows = [Row(int(step), int(time_ms), dict(metrics)) for step, time_ms, metrics in values["rows"]]
         return Sent(str(values["run_id"]), dict(values["last_steps"]), rows)
     except (ValueError, TypeError, KeyError):
-        log.warning("tracking: the log of what was sent is damaged; what MLflow has is asked of it alone")
+        log.warning("tracking: the log of sent rows is corrupt; MLflow is asked which rows it has")
         return Sent()

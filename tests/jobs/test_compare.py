@@ -138,7 +138,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(often.stages, (1, 1, 1, 8), strict=True))
     last = COMPARISONS["schedulers"](replace(often, stages=stages))
     assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop"]
-    with pytest.raises(CompareError, match=r"nothing of fonts-progressive can differ.*give --epochs"):
+    with pytest.raises(CompareError, match=r"nothing in fonts-progressive can differ.*give --epochs"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 
     alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
@@ -170,7 +170,7 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
         parse(["progressive-vs-fixed", "fused"])
     with pytest.raises(UsageError, match="--recipe is for a predefined comparison"):
         parse(["demo", "fonts_small", "--recipe=nosuch"])
-    with pytest.raises(UsageError, match="name them all as --seeds 0 1 2"):
+    with pytest.raises(UsageError, match="give all seeds as --seeds 0 1 2"):
         parse(["fused", "--seed", "3"])
     with pytest.raises(ValueError, match="name at least one, and none twice"):
         parse(["fused", "--seeds", "1", "1"])

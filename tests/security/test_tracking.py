@@ -40,4 +40,4 @@ def test_a_spool_sends_no_file_of_this_machine_and_leaves_no_folder(
     assert tracker.run_id
     assert [item.path for item in make_client(sqlite_uri).list_artifacts(tracker.run_id)] == ["fine.txt"]
     assert not list(tmp_path.rglob("up.txt"))
-    assert "damaged line" in caplog.text
+    assert "corrupt line" in caplog.text

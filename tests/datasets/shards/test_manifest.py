@@ -168,7 +168,7 @@ def test_copies_of_shards_that_are_indexed_again_meanwhile_are_not_named(place: 
     def copy() -> None:
         real = pyramid_module._name_copies
         pyramid_module._name_copies = lambda *arguments: stop_here() or real(*arguments)
-        with pytest.raises(DataError, match=r"its shards were indexed again while the copies were written; run this"):
+        with pytest.raises(DataError, match=r"its shards were re-indexed while the copies were written; run this"):
             write_copies(place, [40], workers=1)
 
     writer = in_process(copy)

@@ -90,7 +90,7 @@ def test_who_writes_notices_a_takeover_that_it_has_not_heard_of(storage: Storage
     with pytest.raises(LeaseError, match="was taken over by another submission"):
         worker.check()
     storage.delete(KEY)
-    with pytest.raises(LeaseError, match="was given back or deleted"):
+    with pytest.raises(LeaseError, match="was released or deleted"):
         worker.check()
 
 

@@ -167,7 +167,7 @@ def test_a_damaged_log_is_said_and_made_anew(storage: Storage, caplog: pytest.Lo
     for content in (b"\x80\x04pickle", b'{"epoch": "\n{}', b'{"epoch": 1, "owner": ""}\n{"rows": 3}'):
         storage.write(LOG_FILE, content)
         assert RowLog(storage, 1).open() == Sent()
-    assert caplog.text.count("is damaged") == 3
+    assert caplog.text.count("is corrupt") == 3
 
 
 def test_what_was_not_sent_is_kept_by_the_later_writer_alone(any_storage: Storage) -> None:

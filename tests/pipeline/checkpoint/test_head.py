@@ -191,7 +191,7 @@ def test_an_old_group_of_the_same_submission_and_one_without_a_lease_claim_nothi
     with pytest.raises(FencedError, match="newer worker group of this run"):
         claim(storage, lease, 1)
     lease.release()
-    with pytest.raises(LeaseError, match="was given back or deleted"):
+    with pytest.raises(LeaseError, match="was released or deleted"):
         claim(storage, lease, 3)
 
 

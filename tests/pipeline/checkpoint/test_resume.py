@@ -61,7 +61,7 @@ def damage(storage: Storage, cursor: int, name: str) -> None:
     storage.write(key, bytes(data))
 
 
-def test_case_1_the_newest_whole_one_and_a_line_for_each_that_is_not(make_config: MakeConfig) -> None:
+def test_case_1_the_latest_valid_one_and_a_line_for_each_that_is_not(make_config: MakeConfig) -> None:
     config = make_config(resume_from="/nowhere")
     storage = storage_of(config)
     for cursor in (24, 48, 72, 96):
