@@ -21,10 +21,10 @@ from jobs.common.display import shown_progress, summary
 class IndexConfig:
     """Count and locate every sample of some shards in one parallel pass over the tars' headers.
 
-    A tar must be whole: what is damaged, cut within a member or joined by `cat` is refused with the byte, and so are
+    A tar must be complete: what is damaged, cut within a member or joined by `cat` is refused with the byte, and so are
     two samples of one key. What is no sample (directories, links, files of other extensions) is counted by reason.
 
-    Writes manifest.json and index-DIGEST.npy beside the shards, or into --out: that folder is then what data.train or
+    Writes manifest.json and index-DIGEST.npy next to the shards, or into --out: that folder is then what data.train or
     data.val names. A shard that changes later is noticed by its size, in S3 by its ETag too.
     """
 

@@ -19,7 +19,7 @@ processor's kernels and grows with depth (6e-5 on one machine); what a mistake w
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A model of ours beside a library's."""
+    """One of our models compared with a library's."""
 
     name: str
     library: str

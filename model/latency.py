@@ -42,7 +42,7 @@ class LatencyTable:
     """Seconds of blocks and of all that is no block."""
 
     rest_s: float
-    """Stem, head, classifier and loss: what the base takes beside its blocks."""
+    """Stem, head, classifier and loss: what the base takes outside its blocks."""
     blocks: Mapping[tuple[int, str, int, int, bool], float]
     """Seconds by row, operator, kernel, expansion, and whether it is the row's first block."""
 

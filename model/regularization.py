@@ -37,7 +37,7 @@ def set_stochastic_depth(model: nn.Module, rate: float) -> None:
 
 def _scale_timm(model: nn.Module, rate: float) -> None:
     drops: list[Any] = [module for module in model.modules() if type(module).__name__ == "DropPath"]
-    # The proportions are the model's own; they are kept beside, since a rate of 0 would lose them.
+    # The proportions are the model's own; they are kept separately, since a rate of 0 would lose them.
     for module in drops:
         if not hasattr(module, "full_drop_prob"):
             module.full_drop_prob = module.drop_prob

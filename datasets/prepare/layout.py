@@ -56,7 +56,7 @@ def find_splits(path: Path) -> dict[str, Path]:
 
     Raises:
         DataError: what can only be a mistake: two folders of one split, splits without `train`, a split without class
-            folders, or `train` beside folders that may be classes.
+            folders, or `train` next to folders that may be classes.
     """
     named = [(role, folder) for folder in folders(path) for role in ROLES if folder.name.lower() in ROLES[role]]
     others = [folder for folder in folders(path) if folder not in {folder for _, folder in named}]
@@ -74,7 +74,7 @@ def find_splits(path: Path) -> dict[str, Path]:
             raise DataError(f"{folder}: the {role} split has no class folders; fill it or remove it")
     if "train" not in nested:
         first = next(iter(nested.values()))
-        raise DataError(f"{first}: a split without {path / 'train'} beside it; add that, or rename the folder")
+        raise DataError(f"{first}: a split without {path / 'train'} next to it; add that, or rename the folder")
     if len(nested) == 1 and (beside := [folder for folder in others if _has_images(folder)]):
         raise DataError(
             f"{path}: is train/ a split, or a class like {beside[0].name}/? Rename it, or move the other folders away"
@@ -111,7 +111,7 @@ def image_files(folder: Path, root: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def count_beside(path: Path, root: Path, left_out: LeftOut, *, used: set[Path]) -> None:
-    """Count what lies beside class or split folders: files, and folders that aren't used."""
+    """Count what is next to class or split folders: files, and folders that aren't used."""
     for entry, is_folder in _entries(path):
         if is_hidden(entry.name):
             _count_hidden(entry, root, left_out)

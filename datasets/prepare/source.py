@@ -28,7 +28,7 @@ class Plan:
     splits: dict[str, tuple[Item, ...]]
     """Items of `train` and `val`, and of `test` where there is one."""
     kind: str = "classification"
-    """What is learned from them: `classification`, or `segmentation` with `Source.mask` beside each image."""
+    """What is learned from them: `classification`, or `segmentation` with `Source.mask` next to each image."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the manifest records about where the images come from (licence, package versions, ...)."""
     is_listed: bool = False

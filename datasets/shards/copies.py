@@ -16,7 +16,7 @@ ROOM = 1.25
 
 
 def copy_folder(short_side: int) -> str:
-    """Return the name of a copy's folder, beside the shards."""
+    """Return the name of a copy's folder, next to the shards."""
     return f"short-{short_side}"
 
 

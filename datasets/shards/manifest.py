@@ -122,7 +122,7 @@ class DatasetManifest:
     source: dict[str, Any] = field(default_factory=dict)
     """What the shards were made from and how, as `jobs.prepare` recorded it."""
     copies: tuple[int, ...] = ()
-    """Short sides in pixels of the smaller copies that lie in the folders `short-SIDE` beside the shards."""
+    """Short sides in pixels of the smaller copies in the folders `short-SIDE` next to the shards."""
 
     @property
     def num_samples(self) -> int:
@@ -251,7 +251,7 @@ def _manifest_json(manifest: DatasetManifest, folder: str) -> str:
 
 
 def _row(shard: ShardInfo, folder: str) -> dict[str, Any]:
-    """Return what is written of a shard: its name only where it lies beside the manifest."""
+    """Return what is written of a shard: its name only if it is in the manifest's folder."""
     row = asdict(shard)
     url = row.pop("url")
     del row["index"], row["index_name"], row["weight"]

@@ -191,7 +191,7 @@ def check_unchanged(manifest: DatasetManifest) -> None:
 def _checked_shard(file: RemoteFile, info: ShardInfo | None) -> ShardInfo:
     """Return what the manifest says of a shard, with the ETag that it has now: workers then read no other one."""
     if info is None:
-        raise DataError(f"{file.url}: {MANIFEST_NAME} beside it does not list this shard; {INDEX_AGAIN}")
+        raise DataError(f"{file.url}: {MANIFEST_NAME} next to it does not list this shard; {INDEX_AGAIN}")
     if file.size != info.num_bytes:
         raise DataError(
             f"{file.url}: {file.size} bytes, but {MANIFEST_NAME} says {info.num_bytes}: changed since; {INDEX_AGAIN}"
@@ -215,7 +215,7 @@ def write_manifest(
     source: dict[str, Any] | None = None,
     copies: Sequence[int] = (),
 ) -> DatasetManifest:
-    """Index the shards of a local folder and write the index and `manifest.json` beside them, whole or not at all.
+    """Index the shards of a local folder and write the index and `manifest.json` next to them, atomically.
 
     Args:
         folder: with the shards.
@@ -223,7 +223,7 @@ def write_manifest(
         classes: names in label order.
         kind: what the labels are.
         source: what to record about the shards' making.
-        copies: short sides of the smaller copies that lie in folders beside the shards.
+        copies: short sides of the smaller copies in folders next to the shards.
 
     Raises:
         DataError: a shard that can't be used; names shard and key. Or somebody else wrote the manifest meanwhile.

@@ -108,7 +108,7 @@ def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     scale.
 
     Raises:
-        ValueError: the data is damaged.
+        ValueError: the data is corrupt.
     """
     stored, box = _stored(header, box)
     pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)

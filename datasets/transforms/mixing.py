@@ -21,7 +21,7 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply Mixup, CutMix, or, where both are on, one of them to each lane's part of the batch.
 
-    Which one a lane gets is drawn anew for each batch, half and half on average; the released code of EfficientNetV2
+    Which one a lane gets is redrawn for each batch, half and half on average; the released code of EfficientNetV2
     splits its batches into halves. For the arguments see `mixup` and `cutmix`.
     """
     rest = {"seed": seed, "stream_index": stream_index, "num_lanes_of_rank": num_lanes_of_rank}

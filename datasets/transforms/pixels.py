@@ -147,7 +147,7 @@ def decode_jpeg(data: bytes, **scale: int) -> np.ndarray:
     """Decode a plain JPEG with simplejpeg, at its own scale or a smaller one.
 
     Raises:
-        ValueError: the data is damaged.
+        ValueError: the data is corrupt.
     """
     try:
         return simplejpeg.decode_jpeg(data, **scale)

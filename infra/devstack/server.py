@@ -43,7 +43,7 @@ class Server:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Return what its environment has beside this process's."""
+        """Return additions to this process's environment."""
         return {}
 
     def is_ready(self) -> bool:

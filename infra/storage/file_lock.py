@@ -18,7 +18,7 @@ LOCK_LOOK_S = 0.01
 
 @contextmanager
 def locked(path: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file beside `path`, and leave none behind; yields what says whether it is still held.
+    """Hold the lock file next to `path`, and leave none behind; yields what says whether it is still held.
 
     The kernel releases it when its holder dies. From one that holds it for `LOCK_TERM_S`, as it was stopped or its
     machine is paused, it is taken by removing the file.

@@ -117,7 +117,7 @@ class Lease:
             self._ended.wait(RENEW_S)
 
     def _take_over(self) -> bool:
-        """Watch another's lease and take it once it has expired. False: it is gone, and may be made anew."""
+        """Watch another's lease and take it once it has expired. False: it is gone, and may be created again."""
         first = ""
         looks_until = time.monotonic() + TERM_S
         while True:

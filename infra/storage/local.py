@@ -45,7 +45,7 @@ def explained(action: str, location: str) -> Iterator[None]:
 
 
 class LocalStorage(Storage):
-    """A folder. A write goes to a temporary name beside its target, is flushed to the disk, then renamed."""
+    """A folder. A write goes to a temporary name next to its target, is flushed to the disk, then renamed."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -91,7 +91,7 @@ class LocalStorage(Storage):
         return True
 
     def write_if_match(self, key: str, data: Data, etag: str) -> str | None:
-        """Replace a file of this SHA-256, under a lock beside it that a process which was stopped loses."""
+        """Replace a file of this SHA-256, under a lock next to it that a process which was stopped loses."""
         while True:
             try:
                 with explained("write", self.location(key)):

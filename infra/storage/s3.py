@@ -107,7 +107,7 @@ class S3Storage(Storage):
         self._call("write", key, put)
 
     def download(self, key: str, path: str | Path) -> None:
-        """Write an object into a local file, by a temporary name beside it."""
+        """Write an object into a local file, by a temporary name next to it."""
 
         def get(temporary: Path) -> None:
             at = self._at(key)

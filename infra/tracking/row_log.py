@@ -1,8 +1,8 @@
 """Which rows were given to MLflow, written down before they are sent: a row that is sent again is the same row.
 
 MLflow takes two points of a step for one if their time and value are the same. A throughput that is measured again is
-another value. So the rows of each request are written here first, by whoever may: a process that goes on after a kill
-finds them and sends those, not its own; one that was paused, and whose run another process goes on with, can't write
+another value. So the rows of each request are written here first, by whoever may: a process that continues after a kill
+finds them and sends those, not its own; one that was paused, and whose run another process continues, can't write
 here any more and so sends nothing but what the other sends as well.
 """
 

@@ -44,7 +44,7 @@ class Tracker:
     With `storage` (the run's own folder), nothing is lost when the process dies as well: the run's identity is kept
     there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet. Rows
     are written down there before they are sent (`row_log.py`). Of two processes that keep the record of one run, that
-    of the later `epoch` goes on, and the other sends nothing more; None: of the same one as the last.
+    of the later `epoch` continues, and the other sends nothing more; None: of the same one as the last.
     """
 
     def __init__(

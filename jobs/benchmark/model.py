@@ -81,7 +81,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedRatio:
-    """One model of ours beside one library's, for one kind of step."""
+    """One of our models compared with one library's, for one kind of step."""
 
     name: str
     step: str

@@ -1,4 +1,4 @@
-"""What the whole costs beside plain training: steps a second of a run (Ray, controller, MLflow, checkpoints), and of a
+"""End-to-end overhead over plain training: steps/s of a run (Ray, controller, MLflow, checkpoints), and of a
 `torchrun` loop with the same loader, model and optimizer, in turns.
 """
 

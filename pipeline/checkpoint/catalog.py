@@ -86,8 +86,8 @@ def prune(
     """Delete all but the newest `keep` valid checkpoints and the best one.
 
     `written` is the one that this run has just made valid: it always stays. The run has not begun from a later one. If
-    that one is proven to be corrupt it goes, and the run will write that cursor anew; one that merely could not be
-    read, as by an older version or for want of memory, stays.
+    that one is proven to be corrupt it goes, and the run will write that cursor again; one that merely could not be
+    read, as by an older version or for lack of memory, stays.
 
     Deleted is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one
     into the head any more but `writer`, which calls this between two checkpoints. Without a writer, as where there is
@@ -255,10 +255,10 @@ def state_file(files: Iterable[str]) -> str:
 
 
 def none_readable(storage: Storage, problems: Sequence[str]) -> CheckpointError:
-    """Return the error for a run that has checkpoints, of which none can be read: to begin anew would lose them."""
+    """Return the error for a run that has checkpoints, of which none can be read: starting over would lose them."""
     return CheckpointError(
         f"none of the {len(problems)} checkpoints of {storage.uri} can be read ({problems[0]}); give the run another "
-        "--name, or delete that folder to begin anew"
+        "--name, or delete that folder to start over"
     )
 
 

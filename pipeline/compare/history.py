@@ -19,7 +19,7 @@ Clock = Literal["train_s", "cpu_s", "pixels"]
 CLOCKS: tuple[Clock, ...] = ("train_s", "cpu_s", "pixels")
 """What accuracy is drawn over: seconds of training without evaluations, CPU seconds of it, images times pixels."""
 BESIDE = 0.01
-"""Share of a run below which two evaluations lie beside each other."""
+"""Share of a run below which two evaluations count as one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

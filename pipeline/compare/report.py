@@ -210,7 +210,7 @@ def headline(found: Findings) -> list[str]:
 
 
 def markdown(found: Findings, pictures: Sequence[str]) -> str:
-    """Return the report as Markdown; pictures are files beside it."""
+    """Return the report as Markdown; charts are files next to it."""
     lines = [f"# {found.comparison.name}", "", *(line for text in headline(found) for line in (text, ""))]
     for title, table in found.tables.items():
         lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in table[:1])]

@@ -28,7 +28,7 @@ class Journal:
     """The replayed decisions of a run, in the order of their cursors; a run that went back goes through them again.
 
     A training state holds the first k of them. What comes after those in here was decided by the same run later, before
-    it rolled back, and is due again at the same cursors. What is decided anew meanwhile comes before them.
+    it rolled back, and is due again at the same cursors. New decisions come before them.
 
     Args:
         rows: known so far, those at the cursor `ASKED` last.

@@ -37,7 +37,7 @@ class Preprocessing:
         """Return RGB uint8 [image_size, image_size, 3], and the image's header and the part of it that this is.
 
         Raises:
-            ValueError: the image is damaged or larger than `max_pixels`.
+            ValueError: the image is corrupt or larger than `max_pixels`.
         """
         header = read_header(data, max_pixels=max_pixels)
         box = eval_crop(header, self.image_size, rule=self.eval_crop)

@@ -2,7 +2,7 @@
 
 That loader unpickles objects that an archive holds, loads compiled libraries out of it, evaluates sizes and guards that
 are text, and calls any function below `torch` that a node names. So an archive is read here, by a list of what a model
-needs, and written anew: the loader sees nothing else of the file.
+needs, and rewritten: the loader sees nothing else of the file.
 """
 
 from __future__ import annotations

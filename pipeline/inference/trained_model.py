@@ -79,7 +79,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         image_size: side of the model's input in pixels; 0: that of the evaluations in the checkpoint's stage.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or this version can't read it.
+        CheckpointError: there is none, it is corrupt, or this version can't read it.
         ValueError: the model doesn't take this image size.
     """
     storage, key = locate(uri)

@@ -40,7 +40,7 @@ class ControllerAwayError(ControllerError):
 
 
 class ControllerLostError(ControllerError):
-    """The controller has ended, or was lost with its process or its node."""
+    """The controller has ended, or was lost with its process or node."""
 
 
 class ControllerClient:

@@ -107,7 +107,7 @@ class LanePolicy(ElasticScalingPolicy):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ask for resources in the run's name, and so take over what a controller that was killed had asked for.
 
-        Ray names each start anew, and would hold the dead one's share for three minutes.
+        Ray gives each start a new name, and would hold the dead one's share for three minutes.
         """
         super().after_controller_start(SimpleNamespace(run_id=train_run_context.run_config.name))
 
@@ -167,7 +167,7 @@ class LanePolicy(ElasticScalingPolicy):
 
 
 class ProgressPolicy(DefaultFailurePolicy):
-    """Ray's failure policy, which counts failures over a whole run; this one begins anew when the run has got further.
+    """Ray's failure policy, which counts failures over a whole run; this one starts counting again when the run has made progress.
 
     So a run of weeks survives any number of lost machines, and one that fails at the same place again and again ends.
     A worker that is lost while its group starts is a loss like any other; Ray would end the run if that happens between

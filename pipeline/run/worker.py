@@ -123,7 +123,7 @@ def train_worker(
     )
     try:
         _train(rank)
-    except OutOfMemoryError as error:  # the other ranks wait for this one: all start anew, with smaller passes
+    except OutOfMemoryError as error:  # the other ranks wait for this one: all restart with smaller passes
         controller.ran_out_of_memory(error.stage, error.limit)
         raise
     except Exception as error:

@@ -65,7 +65,7 @@ class RankHooks(TrainHooks):
             ray.train.report(stage_report(span.index + 1, result, self.metric))
 
     def close(self, status: str | None, timeout: float | None = None) -> None:
-        """End what continues beside the loop: on ranks other than 0, nothing."""
+        """End what runs next to the loop: on ranks other than 0, nothing."""
 
 
 class TrackingHooks(RankHooks):

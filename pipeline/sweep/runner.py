@@ -258,7 +258,7 @@ _TUNE_SETTINGS = {
 
 
 def trials_at_a_time(config: TrainConfig, asked: int) -> int:
-    """Return how many trials have room beside each other, at most `asked` if that is above 0."""
+    """Return how many trials fit at a time, at most `asked` if that is above 0."""
     import ray
 
     total, workers = ray.cluster_resources(), max(config.worker_counts)

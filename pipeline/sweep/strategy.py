@@ -123,7 +123,7 @@ def random_point(space: Space, source: random.Random) -> Point:
 
 
 def mutated(point: Point, space: Space, source: random.Random) -> Point:
-    """Return the point with one value drawn anew, and another than it was."""
+    """Return the point with one value redrawn, different from before."""
     name = source.choice([name for name, distribution in space.items() if not distribution.single()])
     value = point[name]
     while value == point[name]:

@@ -51,7 +51,7 @@ class Study:
     eta: int = 2
     """Reduction factor: of so many trials, one continues."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """What must be the same when the study continues, beside the config."""
+    """What must be the same when the study continues, besides the config."""
 
     def scores(self, record: Record) -> list[float]:
         """Return a trial's score at each stage's end."""

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
     """Wrap a model for training over all ranks; its gradient buckets are settled from the first step on.
 
-    DDP packs gradients into buckets in the order of the parameters, and packs them anew after its first backward pass,
+    DDP packs gradients into buckets in the order of the parameters, and repacks them after its first backward pass,
     in the order in which the gradients came. With three and more ranks an all-reduce adds up a number's parts in an
     order that depends on its place in its bucket. So the first step after every start would round in another way than
     the same step in the middle of a run, and a resumed run would end with other weights. One backward pass without an

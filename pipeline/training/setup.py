@@ -40,7 +40,7 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed) ->
 def compile_ahead(progress: TrainingProgress, learner: Learner, world_size: int, last_stage: int | None) -> None:
     """Compile the model for all stages that are to come, before the first step: later none waits for it.
 
-    Not beside training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
+    Not during training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
     that a closed loop chooses later, or a new batch size, are compiled when their stage begins.
     """
     spans = progress.schedule.spans[progress.stage : None if last_stage is None else last_stage + 1]

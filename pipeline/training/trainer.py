@@ -52,7 +52,7 @@ from pipeline.training.task import Task
 log = logging.getLogger(__name__)
 
 STAGE_METRICS = ("image_size", "batch_size", "lr_factor", *REGULARIZATION)
-"""Fields of a stage that are logged beside its metrics, so that charts show where a stage begins."""
+"""Fields of a stage that are logged with its metrics, so that charts show where a stage begins."""
 
 
 class TrainingError(ValueError):

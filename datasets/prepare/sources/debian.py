@@ -74,7 +74,7 @@ def _require_tools() -> None:
 
 
 def _unpack(package: Path, folder: Path) -> None:
-    """Unpack beside the target and rename, so that a folder that is there is whole."""
+    """Unpack to a temporary name and rename, so that an existing folder is complete."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -158,7 +158,7 @@ def test_a_folder_that_does_not_fit_its_manifest_is_refused(tmp_path: Path) -> N
     folder = write_shards(tmp_path / "data", [5, 5])
     extra, second = folder / "part-000002.tar", folder / "part-000001.tar"
     shutil.copy(second, extra)
-    with pytest.raises(DataError, match=r"part-000002\.tar: manifest\.json beside it does not list"):
+    with pytest.raises(DataError, match=r"part-000002\.tar: manifest\.json next to it does not list"):
         load_manifest(str(folder))
     extra.unlink()
     content = second.read_bytes()
