@@ -167,7 +167,7 @@ class LanePolicy(ElasticScalingPolicy):
 
 
 class ProgressPolicy(DefaultFailurePolicy):
-    """Ray's failure policy, which counts failures over a whole run; this one starts counting again when the run has made progress.
+    """Ray's failure policy counts failures over a whole run; this one starts counting again after progress.
 
     So a run of weeks survives any number of lost machines, and one that fails at the same place again and again ends.
     A worker that is lost while its group starts is a loss like any other; Ray would end the run if that happens between
