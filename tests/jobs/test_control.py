@@ -100,7 +100,7 @@ def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> Non
     text = shown(controller.status())
     for part in (
         "fake: training, stage 1 of 2, epoch 0.4 of 2.0, cursor 48 of 240, 13s left",
-        "24 images/s total, 12 a worker | 2 workers on 2 nodes | 25% of the time waiting for data",
+        "24 images/s total, 12 per worker | 2 workers on 2 nodes | 25% of the time waiting for data",
         "checkpoint at cursor 24, 0s old | ",
         "learning rate x 0.5",
         "requested: next stage (asked by ann@here)",
