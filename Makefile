@@ -31,13 +31,13 @@ demo-s3: up ## The demo on the local stack: shards and checkpoints in S3, a subm
 		--data.val $(BUCKET)/elpv/val --storage $(BUCKET)/runs $(ARGS)
 
 test: setup ## Run the tests but the long ones (`make soak`)
-	$(PY) -m pytest -m "not soak" --durations=15
+	$(PY) -m pytest -m "not soak" -n 2 --no-loadscope-reorder --durations=15
 
 soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
 	$(PY) -m pytest -m soak --durations=15
 
 test-fast: setup ## Run the tests without those marked slow
-	$(PY) -m pytest -m "not slow and not soak" --durations=10
+	$(PY) -m pytest -m "not slow and not soak" -n 2 --durations=10
 
 lint: setup ## Check format, lint rules, types and the layer rule
 	$(PY) -m ruff format --check .

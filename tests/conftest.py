@@ -1,4 +1,4 @@
-"""Servers and a Ray cluster that tests ask for by name; each starts when the first test asks, once a session."""
+"""Servers and a Ray cluster that tests ask for by name; each starts when the first test asks, once a pytest process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,75 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.cluster.connect import start_ray
 from tests.support.runs import TrainedRun, train_classifier, train_segmenter
 from tests.support.servers import MlflowServer, S3Server
 
 ROOT = Path(__file__).parents[1]
+SHARED = {
+    "ray": (
+        "tests/jobs/test_train.py",
+        "tests/jobs/test_operations.py",
+        "tests/jobs/test_control.py",
+        "tests/jobs/test_live_control.py",
+        "tests/jobs/test_search.py",
+        "tests/jobs/test_sweep.py",
+        "tests/jobs/test_compare.py",
+        "tests/jobs/benchmark/test_scaling.py",
+        "tests/pipeline/run/test_ray_policies.py",
+        "tests/pipeline/run/test_group_policies.py",
+        "tests/pipeline/run/test_controller_client.py",
+        "tests/pipeline/run/test_moved_mlflow.py",
+        "tests/pipeline/sweep/test_study.py",
+        "tests/pipeline/compare/test_compare.py",
+        "tests/infra/test_spot_watch.py",
+        "tests/infra/cluster/test_cluster_files.py",
+        "tests/infra/cluster/test_prometheus.py",
+        "tests/infra/cluster/test_connect.py",
+        "tests/infra/cluster/test_prestart.py",
+    ),
+    "trained": (
+        "tests/test_documented_commands.py",
+        "tests/jobs/test_evaluate.py",
+        "tests/jobs/test_export.py",
+        "tests/jobs/test_predict.py",
+    ),
+}
+"""Files whose tests share something that takes long to start: they run in one of pytest's processes."""
+
+# Two pytest processes share two cores: threads of one that spin would take the other's time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Spread tests over pytest's processes by file: all files that use Ray to one, as its processes fill the cores."""
+    return ByResource(config, log)
+
+
+class ByResource(LoadScopeScheduling):
+    """Tests of one file, of one trained run or of the Ray cluster share a process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return resource(nodeid)
+
+
+def resource(nodeid: str) -> str:
+    """Return what a test shares with others: `ray`, `trained` or its file."""
+    file = nodeid.split("::")[0]
+    return next((name for name, files in SHARED.items() if file in files), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that both processes end at about the same time."""
+    for item in items:
+        needs = {"ray_cluster", "trained_classifier", "trained_segmenter"} & {*getattr(item, "fixturenames", ())}
+        if needs and resource(item.nodeid) not in SHARED:
+            raise pytest.UsageError(f"{item.nodeid} uses {needs}: name its file in SHARED of tests/conftest.py")
+    order = list(SHARED)
+    items.sort(key=lambda item: order.index(r) if (r := resource(item.nodeid)) in order else len(order))
 
 
 @pytest.fixture
