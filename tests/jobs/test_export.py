@@ -201,10 +201,15 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
 
 
 def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
-    trained_classifier: TrainedRun, sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_classifier: TrainedRun,
+    sqlite_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)  # as MLflow itself sets it here: undone after the test
     folder = tmp_path / "runs" / "recorded"
     shutil.copytree(trained_classifier.folder / "checkpoints", folder / "checkpoints")
     told = [str(folder), "--to", str(tmp_path / "model.onnx"), "--register", "shapes", "--tracking-uri", sqlite_uri]

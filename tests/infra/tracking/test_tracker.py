@@ -483,6 +483,7 @@ def test_a_sqlite_file_of_another_machine_is_said(tmp_path: Path, storage: Stora
 
 
 def test_the_default_file_means_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     config = TrackingConfig().absolute()
     monkeypatch.chdir("/")
