@@ -61,6 +61,12 @@ def _tell(client: ControllerClient) -> str:
     return client.ask(Stop())
 
 
+def _ask_for_ever(client: ControllerClient) -> None:
+    """Ray ends a process some time after `kill`."""
+    while True:
+        client.status()
+
+
 def test_a_client_works_from_every_process_and_says_what_is_wrong(controller: ControllerClient) -> None:
     import ray
 
@@ -76,8 +82,7 @@ def test_a_client_works_from_every_process_and_says_what_is_wrong(controller: Co
     assert run.done(0)
     controller.kill()
     with pytest.raises(ControllerLostError, match="the run's controller was lost"):
-        while True:  # Ray ends the process some time after the call
-            controller.status()
+        _ask_for_ever(controller)
     with pytest.raises(ControllerLostError, match="nobody has no controller"):
         ControllerClient.of_run("nobody")
 
