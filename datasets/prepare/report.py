@@ -49,7 +49,7 @@ class DataReport:
         splits: dict[tuple[str, ...], list[str]] = {}
         for split, counts in self.images.items():
             splits.setdefault(tuple(name for name, images in counts.items() if not images), []).append(split)
-        return [f"no image of {_listed(empty)} in {', '.join(where)}" for empty, where in splits.items() if empty]
+        return [f"no images of {_listed(empty)} in {', '.join(where)}" for empty, where in splits.items() if empty]
 
     def _left_out(self) -> list[str]:
         if not self.left_out:

@@ -290,7 +290,7 @@ class Tracker:
         try:
             call_with_timeout(SPOOL_TIMEOUT_S, lambda: self._spool.write(status))
         except TakenOverError as error:
-            log.warning("tracking: what was not sent is not kept: %s", error)
+            log.warning("tracking: unsent rows are not kept: %s", error)
             self._abandoned = self._stopping = True
         except TimeoutError:
             raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None

@@ -117,7 +117,7 @@ class Saver:
                 self._write(waiting)
                 self._failing_since, self._refused = math.inf, ""
             except (SaverStoppedError, FencedError) as error:
-                log.error("no checkpoint is written any more: %s", error)
+                log.error("no more checkpoints are written: %s", error)
                 self._fenced = error if isinstance(error, FencedError) else None
                 self._end()
                 return

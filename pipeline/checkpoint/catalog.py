@@ -160,7 +160,7 @@ def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> st
     return max(found)[1] if found else None
 
 
-_UNLISTED = "is not in the head: its writer was cut off, or replaced by a newer worker group, just before that"
+_UNLISTED = "is not in the head: its writer was cut off, or replaced by a newer worker group, just before it finished"
 
 
 @dataclass(frozen=True, slots=True)

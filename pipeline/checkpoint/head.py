@@ -146,7 +146,7 @@ def held_head(storage: Storage, writer: Writer) -> tuple[Head, str]:
     if head.writer != writer:
         raise FencedError(
             f"{storage.uri} is written by a newer worker group (epoch {head.writer.epoch}, this one has "
-            f"{writer.epoch}): this one writes nothing any more"
+            f"{writer.epoch}): this one no longer writes"
         )
     return head, etag
 

@@ -47,7 +47,7 @@ def test_the_report_counts_all_that_is_written_and_all_that_is_not(
         "test": 5,
     }
     shown = capsys.readouterr().out
-    assert "no image of newt in train, val, test" in shown
+    assert "no images of newt in train, val, test" in shown
     assert "left out: 22 files" in shown
     assert "    broken: 3" in shown
     assert "same image in train and val: 1 (train/cat/cat-0.png = val/cat/twin.png)" in shown
