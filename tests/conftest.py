@@ -24,6 +24,7 @@ SHARED = {
         "tests/jobs/test_operations.py",
         "tests/jobs/test_control.py",
         "tests/jobs/test_live_control.py",
+        "tests/jobs/test_hang.py",
         "tests/jobs/test_search.py",
         "tests/jobs/test_sweep.py",
         "tests/jobs/test_compare.py",

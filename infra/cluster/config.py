@@ -40,6 +40,11 @@ class ClusterConfig:
     worker is then replaced in seconds. Costs about half a gigabyte of host memory per worker."""
     max_failures: int = 3
     """Number of consecutive failures, without progress in between, that a run recovers from. -1: any number."""
+    step_timeout_s: float = 1200.0
+    """Longest time without progress of a rank, in seconds: no step, no evaluation batch, no check whether a pause has
+    ended. The rank then saves its stack traces in the run's `stacks/` and exits, and a new worker group resumes. Keep
+    it above the 15 minutes for which S3 may be unavailable, and above the time that downloading a compressed shard or
+    compiling a stage takes. 0: no limit."""
 
     def __post_init__(self) -> None:
         low, high = (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
@@ -51,6 +56,8 @@ class ClusterConfig:
             raise ValueError(f"cluster.grow_check_s is {self.grow_check_s}: it must be above 0")
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ValueError("cluster.cpus_per_worker must be above 0 and cluster.gpus_per_worker at least 0")
+        if not self.step_timeout_s >= 0:
+            raise ValueError(f"cluster.step_timeout_s is {self.step_timeout_s}: it must be 0 (off) or more")
         if self.max_failures < -1:
             raise ValueError(f"cluster.max_failures is {self.max_failures}: use -1 for any number, or 0 and more")
 

@@ -141,6 +141,10 @@ class ControllerClient:
         """Return the highest cursor that was reported so far, -1 before any."""
         return self._wait(StageController.reached)
 
+    def tell(self, line: str) -> None:
+        """Tell the user a line; the controller knows it when this returns, whatever becomes of the caller."""
+        self._wait(StageController.note, line)
+
     # From a worker group: calls that only tell -----------------------------------------------------------------------
 
     def note(self, line: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import ray
 import ray.train
@@ -30,8 +32,10 @@ from pipeline.control.replies import JoinReply
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.log_relay import relay_log
 from pipeline.run.provenance import machine, recorded_config, run_fingerprint, versions
+from pipeline.run.stacks import Stacks
+from pipeline.run.watchdog import TELL_TIMEOUT_S, Watchdog, end_stuck_rank
 from pipeline.run.worker_hooks import RankHooks, TrackingHooks
-from pipeline.schedule.decisions import NewGroup, Stop
+from pipeline.schedule.decisions import Decision, NewGroup, Stop
 from pipeline.training.distributed import agreed, gathered
 from pipeline.training.memory import OutOfMemoryError
 from pipeline.training.task import build_task
@@ -140,12 +144,24 @@ def _train(rank: Rank) -> None:
     for package in ("datasets", "infra.storage"):
         relay_log(package, rank.controller.note)
     storage = open_storage(f"{rank.config.storage}/{rank.config.name}")
-    data = load_data(rank)
-    rank = claimed(rank, storage)
-    start = find_start(rank.config, storage)
-    trainer, hooks = build_trainer(rank, data, start, storage)
-    restore(rank, trainer, start, start.source or storage.uri)
-    run(rank, trainer, hooks)
+    with watch(rank, storage) as watchdog:
+        data = load_data(rank)
+        watchdog.heartbeat()
+        rank = claimed(rank, storage)
+        start = find_start(rank.config, storage)
+        watchdog.heartbeat()
+        trainer, hooks = build_trainer(rank, data, start, storage, watchdog.heartbeat)
+        restore(rank, trainer, start, start.source or storage.uri)
+        decision = run(rank, trainer, hooks)
+    # What follows waits for storage, MLflow and the controller, each with a limit of its own.
+    end(rank, hooks, decision)
+
+
+def watch(rank: Rank, storage: Storage) -> Watchdog:
+    """Return what ends this rank when it hangs: from the data's check to its last step. Before loaders are started."""
+    timeout_s = rank.config.cluster.step_timeout_s
+    tell = rank.controller.within(TELL_TIMEOUT_S).tell
+    return Watchdog(timeout_s, partial(end_stuck_rank, storage, rank.number, timeout_s, Stacks(), tell))
 
 
 def claimed(rank: Rank, storage: Storage) -> Rank:
@@ -187,8 +203,10 @@ def load_data(rank: Rank) -> RunData:
     return data
 
 
-def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> tuple[Trainer, RankHooks]:
-    """Build task, model (with the weights that the run starts from), hooks and trainer.
+def build_trainer(
+    rank: Rank, data: RunData, start: Start, storage: Storage, heartbeat: Callable[[], None]
+) -> tuple[Trainer, RankHooks]:
+    """Build task, model (with the weights that the run starts from), hooks (which tell each `heartbeat`) and trainer.
 
     Raises:
         ValueError: (or a subclass) the weights don't fit the model.
@@ -203,7 +221,7 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
         for line in notes:
             log.info(line)
             rank.controller.note(line)
-    hooks = _hooks(rank, data, storage)
+    hooks = _hooks(rank, data, storage, heartbeat)
     trainer = Trainer(
         config,
         model=model,
@@ -224,13 +242,14 @@ def build_trainer(rank: Rank, data: RunData, start: Start, storage: Storage) -> 
     return trainer, hooks
 
 
-def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
+def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], None]) -> RankHooks:
     if rank.writer is None:
         return RankHooks(
             rank.config,
             rank.controller,
             rank=rank.number,
             world_size=rank.world_size,
+            heartbeat=heartbeat,
             report_stages=rank.report_stages,
         )
     return TrackingHooks(
@@ -241,6 +260,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage) -> RankHooks:
         world_size=rank.world_size,
         writer=rank.writer,
         fingerprint=run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint),
+        heartbeat=heartbeat,
         report_stages=rank.report_stages,
     )
 
@@ -264,16 +284,20 @@ def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
     trainer.progress.lower_limits(agreed(rank.joined.out_of_memory, trainer.device), rank.world_size)
 
 
-def run(rank: Rank, trainer: Trainer, hooks: RankHooks) -> None:
-    """Train to the end of the last stage; end the record as the run has ended, or leave it to the next group."""
+def run(rank: Rank, trainer: Trainer, hooks: RankHooks) -> Decision:
+    """Train to the end of the last stage, or to the decision with which the group ends; return that."""
     if rank.config.cluster.standby:
         start_standby(STANDBY_DELAY_S)
     try:
-        decision = trainer.run(rank.last_stage)
+        return trainer.run(rank.last_stage)
     except Exception as error:
         if failure_class(error) in CURABLE:
             hooks.close("FAILED", timeout=FAILED_TIMEOUT_S)
         raise
+
+
+def end(rank: Rank, hooks: RankHooks, decision: Decision) -> None:
+    """Wait for what is on its way; end the record as the run has ended, or leave it to the next group."""
     done = rank.last_stage == len(rank.config.stages) - 1
     going_on = isinstance(decision, NewGroup) or not done
     hooks.close("KILLED" if isinstance(decision, Stop) else None if going_on else "FINISHED")

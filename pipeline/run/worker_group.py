@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from pipeline.schedule.stages import Segment, Workers
 
 
-GROUP_TIMEOUT_S = round(PATIENCE_S + 300)
-"""A collective operation that one rank doesn't come to ends the group after this long; a rank that died, at once.
-
-A rank may wait for its samples for the whole of `PATIENCE_S`, and the others for it.
-"""
-
-
+MARGIN_S = 300.0
 FLUSH_TIMEOUT_S = 15.0
 
 
@@ -71,7 +65,7 @@ class SegmentRunner:
                 "fingerprints": self.fingerprints,
             },
             scaling_config=_scaling(self.cluster, segment.num_workers),
-            torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
+            torch_config=TorchConfig(timeout_s=group_timeout_s(self.cluster.step_timeout_s)),
             run_config=RunConfig(
                 name=self.name,
                 storage_path=scratch,
@@ -85,6 +79,15 @@ class SegmentRunner:
             trainer.fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def group_timeout_s(step_timeout_s: float) -> int:
+    """Return after how long a collective that one rank doesn't come to ends the group; a rank that died does at once.
+
+    Ranks that wait for one that hangs leave their stacks first (`cluster.step_timeout_s`). Without that limit, a rank
+    may still wait for its samples for the whole of `PATIENCE_S`, and the others for it.
+    """
+    return round((step_timeout_s or PATIENCE_S) + MARGIN_S)
 
 
 def train_entry(loop_config: dict[str, Any]) -> None:

@@ -41,11 +41,22 @@ class RankHooks(TrainHooks):
     """
 
     def __init__(
-        self, config: TrainConfig, controller: ControllerClient, *, rank: int, world_size: int, report_stages: int = 0
+        self,
+        config: TrainConfig,
+        controller: ControllerClient,
+        *,
+        rank: int,
+        world_size: int,
+        heartbeat: Callable[[], None] = lambda: None,
+        report_stages: int = 0,
     ) -> None:
-        self.controller, self.rank = controller, rank
+        self.controller, self.rank, self._heartbeat = controller, rank, heartbeat
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.sample_log = SampleLog(rank, world_size)
+
+    def heartbeat(self) -> None:
+        """Tell this rank's watchdog."""
+        self._heartbeat()
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """Have log lines say the stage."""
@@ -79,6 +90,7 @@ class TrackingHooks(RankHooks):
         world_size: number of ranks.
         writer: what this worker group has claimed.
         fingerprint: what is equal for runs that may stand for each other in a comparison.
+        heartbeat: of this rank's watchdog.
         report_stages: as in `RankHooks`.
     """
 
@@ -92,9 +104,12 @@ class TrackingHooks(RankHooks):
         world_size: int,
         writer: Writer,
         fingerprint: str,
+        heartbeat: Callable[[], None] = lambda: None,
         report_stages: int = 0,
     ) -> None:
-        super().__init__(config, controller, rank=0, world_size=world_size, report_stages=report_stages)
+        super().__init__(
+            config, controller, rank=0, world_size=world_size, heartbeat=heartbeat, report_stages=report_stages
+        )
         self.num_stages = len(config.stages)
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
         self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +50,7 @@ def evaluate(
     *,
     image_size: int,
     device: torch.device,
+    heartbeat: Callable[[], None],
     manifest: DatasetManifest | None = None,
 ) -> tuple[dict[str, float], Tensor | None]:
     """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
@@ -63,7 +65,17 @@ def evaluate(
     metrics = task.metrics()
     if len(task.classes) <= MAX_CONFUSED:
         metrics.add_metrics({"confusion": task.confusion()})
-    collected = collect(model, task, data, config, metrics, image_size=image_size, device=device, manifest=manifest)
+    collected = collect(
+        model,
+        task,
+        data,
+        config,
+        metrics,
+        image_size=image_size,
+        device=device,
+        heartbeat=heartbeat,
+        manifest=manifest,
+    )
     values = collected.compute()
     confusion: Tensor | None = values.pop("confusion", None)
     return {name: float(value) for name, value in values.items()}, confusion
@@ -79,9 +91,10 @@ def collect(
     *,
     image_size: int,
     device: torch.device,
+    heartbeat: Callable[[], None] = lambda: None,
     manifest: DatasetManifest | None = None,
 ) -> MetricCollection:
-    """Return `metrics` with every validation sample of this worker in them."""
+    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world_size > 1:
         # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
@@ -104,6 +117,7 @@ def collect(
         if len(batch.labels):
             logits, most = logits_of(model, batch.images, config, device, most)
             task.update(metrics, logits, batch)
+        heartbeat()
     _check_damaged(seen, damaged, data)
     return metrics
 

@@ -14,9 +14,14 @@ from pipeline.schedule.stages import StageSpan
 
 
 class TrainHooks:
-    """What a run tells the outside world. `stage_started`, `stepped`, `save`, `stage_ended` and `reported` are called
-    on every rank, the others on rank 0 only.
+    """What a run tells the outside world. `heartbeat`, `stage_started`, `stepped`, `save`, `stage_ended` and `reported`
+    are called on every rank, the others on rank 0 only.
     """
+
+    def heartbeat(self) -> None:
+        """Something was done: a step, a batch of an evaluation, a decision point (so in a pause, too), a pass that
+        looks for what fits into memory, a compilation. Where this isn't called for long, the rank hangs.
+        """
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
         """A stage begins; `images` is this rank's first batch as the network sees it, float [B, 3, H, W]."""

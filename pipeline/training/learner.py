@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -119,8 +119,8 @@ class Learner:
             dist.all_reduce(fits, op=dist.ReduceOp.MIN)
         return int(fits)
 
-    def compile_for(self, image_size: int, counts: Collection[int]) -> None:
-        """Compile the model for passes of so many samples of a size, with the dropout that is set now.
+    def compile_for(self, image_size: int, count: int) -> None:
+        """Compile the model for passes of `count` samples of a size, with the dropout that is set now.
 
         Nothing of it stays in the model: gradients go nowhere, so that no rank waits for another one's, and buffers are
         put back. Each step seeds its own random numbers.
@@ -129,11 +129,10 @@ class Learner:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         alone = isinstance(self._net, DistributedDataParallel)
         with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            for count in counts:
-                images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
-                with autocast(self.config.trainer, self.device):
-                    logits = self._net(images.to(memory_format=torch.channels_last))
-                torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
+            images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
+            with autocast(self.config.trainer, self.device):
+                logits = self._net(images.to(memory_format=torch.channels_last))
+            torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
 
     def to_host(self) -> dict[str, Any]:
         """Copy all tensors to host memory, named as in a `Snapshot`."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from pipeline.training.inputs import mixed_inputs
 from pipeline.training.learner import Learner
@@ -10,15 +13,23 @@ from pipeline.training.memory import micro_batch, stage_limits
 from pipeline.training.prefetch import Feed
 from pipeline.training.progress import TrainingProgress
 
+Heartbeat = Callable[[], None]
 
-def prepare(progress: TrainingProgress, learner: Learner, feed: Feed, last_stage: int | None) -> None:
-    """Make ready for the stages from the one that is on to `last_stage` (None: the schedule's last)."""
-    fit_into_memory(progress, learner, feed)
+
+def prepare(
+    progress: TrainingProgress, learner: Learner, feed: Feed, last_stage: int | None, heartbeat: Heartbeat
+) -> None:
+    """Make ready for the stages from the one that is on to `last_stage` (None: the schedule's last).
+
+    `heartbeat` is called around each pass and each compilation.
+    """
+    fit_into_memory(progress, learner, feed, heartbeat)
     if progress.config.trainer.compile:
-        compile_ahead(progress, learner, feed.world_size, last_stage)
+        compile_ahead(progress, learner, feed.world_size, last_stage, heartbeat)
+    heartbeat()
 
 
-def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed) -> None:
+def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed, heartbeat: Heartbeat) -> None:
     """Look for the largest pass that fits, once in a run: what is found is part of its state.
 
     Raises:
@@ -33,11 +44,18 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed) ->
     images, targets = mixed_inputs(
         batch, plain, config=config, task=learner.task, device=device, world_size=feed.world_size
     )
-    fits = learner.probe(lambda count: (images[:count], targets[:count]), len(images))
+
+    def first(count: int) -> tuple[Tensor, Tensor]:
+        heartbeat()
+        return images[:count], targets[:count]
+
+    fits = learner.probe(first, len(images))
     progress.state.micro_limits = stage_limits(config.stages, fits)
 
 
-def compile_ahead(progress: TrainingProgress, learner: Learner, world_size: int, last_stage: int | None) -> None:
+def compile_ahead(
+    progress: TrainingProgress, learner: Learner, world_size: int, last_stage: int | None, heartbeat: Heartbeat
+) -> None:
     """Compile the model for all stages that are to come, before the first step: later none waits for it.
 
     Not during training: the compiler looks at the live model, whose dropout and buffers a step uses too. Strengths
@@ -48,4 +66,6 @@ def compile_ahead(progress: TrainingProgress, learner: Learner, world_size: int,
         learner.regularize(span.stage)
         samples = span.stage.batch_size // world_size
         micro = micro_batch(samples, progress.micro_limit_of(span.index))
-        learner.compile_for(span.stage.image_size, sorted({micro, samples % micro or micro}))
+        for count in sorted({micro, samples % micro or micro}):
+            heartbeat()
+            learner.compile_for(span.stage.image_size, count)

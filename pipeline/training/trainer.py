@@ -99,7 +99,7 @@ class Trainer:
         Returns `Stop` if an operator stopped the run, `NewGroup` if other workers are to continue with it, else
         `NextStage`: the stages asked for are done.
         """
-        prepare(self.progress, self.learner, self.feed, last_stage)
+        prepare(self.progress, self.learner, self.feed, last_stage, self.hooks.heartbeat)
         while (span := self.progress.span) is not None and (last_stage is None or span.index <= last_stage):
             decision = self.fit(span, last_stage)
             if isinstance(decision, Stop | NewGroup) and self.progress.span is not None:  # at the very end it is done
@@ -129,6 +129,7 @@ class Trainer:
                 self.hooks.stage_started(span, images)
             first = False
             meter.add(self._step(span, images, targets))
+            self.hooks.heartbeat()
             self.hooks.stepped(batch, self.state.cursor)
             self.progress.stepped(span.stage.batch_size)
             self.profiler.step()
@@ -239,6 +240,7 @@ class Trainer:
             if not decisions and overdue and not self.progress.paused:
                 decisions = (Checkpoint(),)
         decisions = agreed(decisions, self.device)
+        self.hooks.heartbeat()
         span = self.progress.span
         assert span is not None
         if self.state.cursor >= span.stop and not any(isinstance(one, NextStage | ExtendStage) for one in decisions):
@@ -278,6 +280,7 @@ class Trainer:
             self.config.trainer,
             image_size=image_size,
             device=self.device,
+            heartbeat=self.hooks.heartbeat,
             manifest=self._val,
         )
         return metrics

@@ -16,7 +16,6 @@ import pytest
 from botocore import exceptions as aws
 
 from datasets.errors import DataAwayError, DataError
-from datasets.files.s3 import PATIENCE_S
 from infra.storage import s3_client
 from infra.storage.base import MissingKeyError, StorageAwayError, StorageError
 from infra.storage.failures import FailureClass, failure_class
@@ -25,7 +24,6 @@ from infra.storage.s3 import S3Storage
 from infra.storage.s3_client import PART_BYTES
 from infra.storage.s3_errors import class_of, explained
 from pipeline.run.worker import DifferentStartError
-from pipeline.run.worker_group import GROUP_TIMEOUT_S
 from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import S3Server
 
@@ -91,10 +89,6 @@ def test_the_line_of_a_failed_call_has_the_class_of_its_cause(error: Exception, 
     assert str(line).startswith("cannot write s3://bucket/key: ")
     assert "pw" not in str(line)
     assert "\n" not in str(line)
-
-
-def test_a_group_waits_for_a_rank_as_long_as_a_rank_may_wait_for_its_samples() -> None:
-    assert GROUP_TIMEOUT_S > PATIENCE_S
 
 
 def test_a_server_without_conditional_writes_is_said_at_once(

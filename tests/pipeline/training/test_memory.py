@@ -76,7 +76,7 @@ def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_con
     probed = make_trainer(config, hooks := Recorder())
     before = {name: value.clone() for name, value in probed.learner.model.state_dict().items()}
     passes = limited(probed, pixels=8 * 48**2)
-    fit_into_memory(probed.progress, probed.learner, probed.feed)
+    fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]  # the last stage's images
     assert probed.state.micro_limits == [13, 6]
     assert all(torch.equal(value, before[name]) for name, value in probed.learner.model.state_dict().items())
