@@ -101,6 +101,14 @@ class Storage(ABC):
         """Remove objects; one that is not there is no error."""
 
     @abstractmethod
+    def drop_unfinished(self, older_than_s: float) -> int:
+        """Remove what killed writers left of objects that never appeared, which no list shows; return how many.
+
+        Args:
+            older_than_s: what was begun (in a folder: changed) later than this long ago may be a living writer's.
+        """
+
+    @abstractmethod
     def check_writable(self) -> None:
         """Write, read and remove a small object; raise `StorageError` within seconds if that cannot be done."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,10 @@ _CAUSES = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""Name of a file that is being written."""
 
 
 class _LockLostError(Exception):
@@ -156,6 +162,17 @@ class LocalStorage(Storage):
             with explained("delete", self.location(key)):
                 path.unlink(missing_ok=True)
             self._prune(path.parent)
+
+    def drop_unfinished(self, older_than_s: float) -> int:
+        """Remove temporary files that were not written to for so long."""
+        until_s, count = time.time() - older_than_s, 0
+        with explained("clean up", self.uri):
+            for path in self.root.rglob(".*"):
+                with suppress(FileNotFoundError):
+                    if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < until_s:
+                        path.unlink()
+                        count += 1
+        return count
 
     def check_writable(self) -> None:
         """Write and remove a small file, or raise `StorageError`."""

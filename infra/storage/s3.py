@@ -7,6 +7,9 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -152,6 +155,36 @@ class S3Storage(Storage):
         for start in range(0, len(keys), 1000):
             self._delete_chunk(keys[start : start + 1000])
 
+    def drop_unfinished(self, older_than_s: float) -> int:
+        """Abort multipart uploads that were begun so long ago; their parts are kept, and paid for, until then."""
+        hasty = S3Storage(self.bucket, self.prefix, patience_s=CHECK_PATIENCE_S)
+        found = hasty._unfinished(older_than_s)
+        for key, upload in found:
+            hasty._call("abort an upload to", key, partial(hasty._abort, key, upload))
+        return len(found)
+
+    def _unfinished(self, older_than_s: float) -> Sequence[tuple[str, str]]:
+        """Return key and id of the uploads that are so old, by the server's clock."""
+        base = f"{self.prefix}/" if self.prefix else ""
+
+        def pages() -> Sequence[tuple[str, str]]:
+            pager = s3_client.client().get_paginator("list_multipart_uploads")
+            return [
+                (item["Key"].removeprefix(base), item["UploadId"])
+                for page in pager.paginate(Bucket=self.bucket, Prefix=base)
+                for item in page.get("Uploads", ())
+                if _date_of(page) - item["Initiated"] > timedelta(seconds=older_than_s)
+            ]
+
+        return self._call("list the unfinished uploads to", "", pages)
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            s3_client.client().abort_multipart_upload(UploadId=upload, **self._at(key))
+        except aws.ClientError as error:
+            if code_of(error) != "NoSuchUpload":  # else it has ended meanwhile
+                raise
+
     def check_writable(self) -> None:
         """Write, read and remove a small object within seconds, or raise `StorageError`."""
         hasty = S3Storage(self.bucket, self.prefix, patience_s=CHECK_PATIENCE_S)
@@ -217,6 +250,10 @@ class S3Storage(Storage):
                     log.warning("%s; retrying for up to %.0f s", failure, self.patience_s)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
+
+
+def _date_of(answer: dict[str, Any]) -> datetime:
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
 
 def _plain(data: Data) -> bytes | bytearray:

@@ -38,7 +38,13 @@ _CAUSES = {
     "NotImplemented": "the server can't do this (501 NotImplemented), for a run most likely conditional writes; "
     "use one that does, as AWS S3 or SeaweedFS",
 }
-_NEEDS = {"read": "s3:GetObject and s3:ListBucket", "list": "s3:ListBucket", "write": "s3:PutObject"}
+_NEEDS = {
+    "read": "s3:GetObject and s3:ListBucket",
+    "list": "s3:ListBucket",
+    "write": "s3:PutObject",
+    "list the unfinished uploads to": "s3:ListBucketMultipartUploads",
+    "abort an upload to": "s3:AbortMultipartUpload",
+}
 _BUSY = {
     *("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "ServiceUnavailable"),
     *("InternalError", "ConditionalRequestConflict", "OperationAborted", "BadDigest", "IncompleteBody"),

@@ -9,6 +9,7 @@ from typing import Any
 from infra.cluster.config import ClusterConfig
 from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, start_actor
 from infra.cluster.prometheus import export_status
+from infra.redact import last_line
 from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
@@ -24,6 +25,8 @@ from pipeline.schedule.decisions import records_of
 from pipeline.schedule.stages import Segment, worker_range
 
 CONFIG_FILE = "config.json"
+UNFINISHED_S = 86400.0
+"""Age of an upload that is nobody's any more, in seconds."""
 
 
 def start_controller(
@@ -52,6 +55,7 @@ def start_controller(
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
+        unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
         lack = connect(config.cluster, num_workers=least)
         free_reservations()  # of an earlier submission whose controller was killed
         handle = start_actor(
@@ -80,14 +84,27 @@ def start_controller(
         lease.release()
         raise
     controller = ControllerClient(handle)
-    if lack:
-        controller.note(lack)
+    for line in filter(None, (lack, unfinished)):
+        controller.note(line)
     lease.rest()  # from here on the controller renews it
     if not guarded:
         controller.note(
             f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
         )
     return controller
+
+
+def drop_unfinished(storage: Storage, older_than_s: float) -> str:
+    """Remove what killed writers of a run left in its storage; return a line for the user, if there is one.
+
+    Called by the lease's holder before its workers start. A writer of an earlier submission may be alive, but no upload
+    is so old: the run of one that takes longer than `checkpoint.give_up_s` ends.
+    """
+    try:
+        count = storage.drop_unfinished(older_than_s)
+    except Exception as error:  # as a missing permission: no reason for a run not to start
+        return f"what killed uploads have left may stay: {last_line(error)}"
+    return f"removed what {count} killed uploads to {storage.uri} had left" if count else ""
 
 
 def _journal(storage: Storage, lease: Lease, resume: TrainState | None) -> Journal:
