@@ -34,7 +34,7 @@ test: setup ## Run the tests but the long ones (`make soak`)
 	$(PY) -m pytest -m "not soak" -n 2 --no-loadscope-reorder --durations=15
 
 soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
-	$(PY) -m pytest -m soak --durations=15
+	$(PY) -m pytest -m soak -n 2 --no-loadscope-reorder --durations=15
 
 test-fast: setup ## Run the tests without those marked slow
 	$(PY) -m pytest -m "not slow and not soak" -n 2 --durations=10

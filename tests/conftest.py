@@ -40,6 +40,9 @@ SHARED = {
         "tests/infra/cluster/test_prometheus.py",
         "tests/infra/cluster/test_connect.py",
         "tests/infra/cluster/test_prestart.py",
+        "tests/infra/cluster/test_autoscaler.py",
+        "tests/infra/cluster/test_ray_up.py",
+        "tests/chaos/test_chaos.py",
     ),
     "trained": (
         "tests/test_documented_commands.py",

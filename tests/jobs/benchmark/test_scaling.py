@@ -9,6 +9,7 @@ from jobs.benchmark.scaling import main
 from tests.support.shards import write_shards
 
 
+@pytest.mark.soak
 def test_one_and_two_workers_are_measured_in_every_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path / "train", [60])
     write_shards(tmp_path / "val", [16])

@@ -98,7 +98,7 @@ def worker_killed_once(condition: Callable[[], object]) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_halving_on_two_cpus_shares_the_start_and_leaves_nothing_behind(
