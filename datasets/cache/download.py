@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import time
 import zlib
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from datasets.errors import DataError
@@ -15,6 +18,21 @@ from datasets.files.urls import open_shard
 from datasets.shards.manifest import ShardInfo
 
 _CHUNK_BYTES = 8 << 20
+
+
+PART = ".part"
+"""Ends the name of a file that is being filled."""
+GROWTH_S = 300.0
+"""A download that has written nothing for so long hangs: 8 MiB at 28 kB/s."""
+
+
+def is_downloading(folder: Path) -> bool:
+    """Say whether a shard is on its way into a cache's folder: whoever waits for it does not hang."""
+    grown_s = []
+    for part in folder.glob(f"*{PART}"):
+        with suppress(FileNotFoundError):
+            grown_s.append(part.stat().st_mtime)
+    return any(time.time() - second < GROWTH_S for second in grown_s)
 
 
 def download(shard: ShardInfo, file: BinaryIO) -> None:

@@ -25,7 +25,7 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets.cache.download import download
+from datasets.cache.download import PART, download
 from datasets.cache.shared_files import file_mode, lock_within, open_lock
 from datasets.config import DataConfig
 from datasets.errors import DataAccessError, DataError
@@ -97,7 +97,7 @@ class ShardCache:
 
     def used_bytes(self) -> int:
         """Size of everything in the cache, what is on its way included."""
-        return sum(status.st_size for _, status in self._files(".tar", ".part"))
+        return sum(status.st_size for _, status in self._files(".tar", PART))
 
     def fetch(self, shard: ShardInfo, *, next_use: int = NOW, uses: Uses = dict) -> Fetched:
         """Download a shard unless it is there or on its way; evicts those that are used last.
@@ -162,14 +162,14 @@ class ShardCache:
             if self.find(shard) is not None:
                 return Fetched.PRESENT
             self._drop_dead_parts()
-            if any(self.folder.glob(f"{shard_key(shard)}.*part")):
+            if any(self.folder.glob(f"{shard_key(shard)}.*{PART}")):
                 return Fetched.ELSEWHERE
             if not self._make_room(shard.stored_bytes, next_use, uses):
                 return Fetched.NO_ROOM
             return self._new_part(shard)
 
     def _new_part(self, shard: ShardInfo) -> tuple[Path, BinaryIO]:
-        part = self.folder / f"{shard_key(shard)}.{uuid.uuid4().hex}.part"
+        part = self.folder / f"{shard_key(shard)}.{uuid.uuid4().hex}{PART}"
         file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b")
         try:
             os.fchmod(file.fileno(), file_mode(self.folder))
@@ -211,7 +211,7 @@ class ShardCache:
 
     def _drop_dead_parts(self) -> None:
         """Remove what killed processes left. Under the folder's lock: a part that is locked by nobody stays so."""
-        for path, _ in self._files(".part"):
+        for path, _ in self._files(PART):
             with contextlib.suppress(OSError), path.open("rb") as file:
                 if lock_within(file.fileno(), 0.0):
                     path.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_LOCKS = "mount this filesystem with file locks (flock), or choose another"
+"""The cure where a filesystem has no locks."""
 LOCK_TERM_S = 10.0
 """A process that holds a lock for this long loses it to the next one."""
 LOCK_LOOK_S = 0.01

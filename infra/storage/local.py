@@ -15,7 +15,7 @@ from pathlib import Path
 
 from infra.storage.base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
 from infra.storage.failures import is_transient
-from infra.storage.file_lock import locked, make_folder
+from infra.storage.file_lock import NO_LOCKS, locked, make_folder
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or choose other storage",
@@ -26,6 +26,8 @@ _CAUSES = {
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose other storage",
     errno.EISDIR: "it is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOSYS: f"it has no file locks; {NO_LOCKS}",
+    errno.ENOLCK: f"it has no file locks; {NO_LOCKS}",
 }
 
 

@@ -55,23 +55,31 @@ class OwnedObject:
         return content
 
     def replace(self, content: bytes) -> bool:
-        """Write new content; False: what was read or written here last is not there any more."""
+        """Write new content; False: another process has written since this one read or wrote last."""
         data = json.dumps({"epoch": self._epoch or 0, "owner": self._owner}).encode() + b"\n" + content
+        while not self._put(data):
+            if not self.is_mine():  # else it was this process's earlier write, whose answer was lost
+                return False
+        return True
+
+    def is_mine(self) -> bool:
+        """Say whether this process has written it last."""
+        try:
+            data, etag = self._storage.read_with_etag(self._key)
+        except MissingKeyError:
+            return False
+        if _split(data)[0].get("owner") != self._owner:
+            return False
+        self._etag = etag
+        return True
+
+    def _put(self, data: bytes) -> bool:
         if self._etag:
             etag = self._storage.write_if_match(self._key, data, self._etag)
             self._etag = etag or self._etag
             return etag is not None
         written = self._storage.write_if_absent(self._key, data)
-        if written:
-            self.read()  # its ETag
-        return written
-
-    def is_mine(self) -> bool:
-        """Say whether nobody has written it since."""
-        try:
-            return self._storage.read_with_etag(self._key)[1] == self._etag
-        except MissingKeyError:
-            return False
+        return written and self.is_mine()  # for its ETag
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -81,7 +89,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
         try:
             return json.loads(line), rest
         except ValueError:
-            log.warning("tracking: skipped a damaged line of the spool")
+            log.warning("tracking: a corrupt first line; all of it is read as content")
     return {}, data
 
 

@@ -131,9 +131,14 @@ class StageController:
             return
         try:
             # Whatever hangs, as storage may, the driver is told.
-            call_with_timeout(RECORD_TIMEOUT_S, lambda: self._record_failure(self._tracking_uri))
+            call_with_timeout(RECORD_TIMEOUT_S, self._record_as_failed)
         except Exception as error:  # it must not hide why the run failed
             self.note(f"the run's record could not be closed: {last_line(error)}")
+
+    def _record_as_failed(self) -> None:
+        if self._lease is not None:
+            self._lease.check()  # another submission may have it before this one's next renewal finds that out
+        self._record_failure(self._tracking_uri)
 
     # From operators --------------------------------------------------------------------------------------------------
 

@@ -201,7 +201,7 @@ def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str,
         )
     if not start.source and start.metadata.val not in (ready.val.fingerprint, ""):
         raise CheckpointError(
-            f"{storage.uri} was evaluated on different data than {config.data.val}: give this run another --name, or, "
-            "if the data was indexed again, index it as before"
+            f"{storage.uri} was evaluated on different data than {config.data.val}: continue it under another --name "
+            f"with --resume-from {storage.uri}, or, if the data was indexed again, index it as before"
         )
     return (*notes, f"resumes from {start.source}") if start.source else notes

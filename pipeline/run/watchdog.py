@@ -44,6 +44,7 @@ class Watchdog:
     Args:
         timeout_s: longest time between two heartbeats; 0: any.
         stuck: ends the process.
+        elsewhere: says whether something else progresses that this process waits for; asked when the time is over.
         spare_s: what `stuck` may take.
         clock: in seconds.
     """
@@ -53,11 +54,14 @@ class Watchdog:
         timeout_s: float,
         stuck: Callable[[], None],
         *,
+        elsewhere: Callable[[], bool] = lambda: False,
         spare_s: float = END_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.timeout_s, self.spare_s, self._stuck, self._clock = timeout_s, spare_s, stuck, clock
+        self.timeout_s, self.spare_s, self._clock = timeout_s, spare_s, clock
+        self._stuck, self._elsewhere = stuck, elsewhere
         self._last_s, self._closed = clock(), threading.Event()
+        self._timer_lock = threading.Lock()
 
     def heartbeat(self) -> None:
         """Something was done: a step, a batch of an evaluation, a look at whether a pause has ended."""
@@ -77,16 +81,28 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closed.set()
-        if self.timeout_s:
-            faulthandler.cancel_dump_traceback_later()
+        with self._timer_lock:
+            self._closed.set()
+            if self.timeout_s:
+                faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.timeout_s / 4)):
-            if self.is_overdue:
+            if self.is_overdue and not self._progresses_elsewhere():
                 self._stuck()
                 return
-            faulthandler.dump_traceback_later(self.timeout_s + self.spare_s, exit=True, file=_STDERR)
+            self._set_timer()
+
+    def _progresses_elsewhere(self) -> bool:
+        progresses = self._elsewhere()
+        if progresses:
+            self.heartbeat()
+        return progresses
+
+    def _set_timer(self) -> None:
+        with self._timer_lock:
+            if not self._closed.is_set():
+                faulthandler.dump_traceback_later(self.timeout_s + self.spare_s, exit=True, file=_STDERR)
 
 
 def end_stuck_rank(storage: Storage, rank: int, timeout_s: float, stacks: Stacks, tell: Callable[[str], None]) -> None:

@@ -11,6 +11,8 @@ import ray
 import ray.train
 import torch
 
+from datasets.cache.download import is_downloading
+from datasets.cache.shard_cache import cache_folder
 from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataError
 from datasets.loading.loader import sample_order
@@ -161,7 +163,9 @@ def watch(rank: Rank, storage: Storage) -> Watchdog:
     """Return what ends this rank when it hangs: from the data's check to its last step. Before loaders are started."""
     timeout_s = rank.config.cluster.step_timeout_s
     tell = rank.controller.within(TELL_TIMEOUT_S).tell
-    return Watchdog(timeout_s, partial(end_stuck_rank, storage, rank.number, timeout_s, Stacks(), tell))
+    stuck = partial(end_stuck_rank, storage, rank.number, timeout_s, Stacks(), tell)
+    cache = cache_folder(rank.config.data)
+    return Watchdog(timeout_s, stuck, elsewhere=lambda: cache is not None and is_downloading(cache))
 
 
 def claimed(rank: Rank, storage: Storage) -> Rank:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import time
@@ -14,9 +16,12 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.loading.loader import DataConfig, build_eval_loader
+from datasets.prepare.folder_lock import locked
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.writer import WriterConfig, prepare
+from infra.storage.base import StorageError
+from infra.storage.open import open_storage
 from tests.support.shards import image_of
 
 
@@ -183,3 +188,15 @@ def test_progress_counts_images_and_the_loader_reads_the_result(tree: Path, tmp_
     data = DataConfig(train=str(out / "train"), val=str(out / "val"), loader_workers=0)
     batches = list(build_eval_loader(data, image_size=32, batch_size=8, rank=0, world_size=1))
     assert sum(len(batch.labels) for batch in batches) == len(samples(out, "val"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_filesystem_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DataError, match=r"no file can be locked there \(.*\); mount this"), locked(tmp_path, ""):
+        pass
+    with pytest.raises(StorageError, match="it has no file locks; mount this"):
+        open_storage(tmp_path).write_if_match("key", b"new", "etag")

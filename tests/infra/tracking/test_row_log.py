@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage.base import Storage
+from infra.storage.base import Storage, StorageAwayError
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig, prepare
 from infra.tracking.mlflow_run import MlflowRun, make_client
@@ -182,3 +182,26 @@ def test_what_was_not_sent_is_kept_by_the_later_writer_alone(any_storage: Storag
     assert not old.replace(b"older")
     with pytest.raises(TakenOverError):
         old.read()
+
+
+def test_a_write_whose_answer_was_lost_is_no_takeover(any_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = any_storage
+    rows = RowLog(storage, 1)
+    rows.open()
+    with monkeypatch.context() as broken:
+        write = storage.write_if_match
+
+        def lose_the_answer(*args: object) -> None:
+            write(*args)  # type: ignore[arg-type]
+            raise StorageAwayError("no answer")
+
+        broken.setattr(storage, "write_if_match", lose_the_answer)
+        with pytest.raises(StorageAwayError):
+            rows.add("run", [Row(1, 1, {"loss": 1.0})])
+    rows.add("run", [Row(1, 1, {"loss": 1.0})])
+    rows.check()
+    RowLog(storage, 1).open()
+    with pytest.raises(TakenOverError):
+        rows.add("run", [Row(2, 2, {"loss": 1.0})])
+    with pytest.raises(TakenOverError):
+        rows.check()

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from infra.storage.lease import Lease
+from infra.storage.lease import KEY, Lease
 from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
@@ -425,6 +426,24 @@ def test_a_run_that_was_taken_over_ends_and_leaves_the_record_alone() -> None:
     assert group.told[-1] == (72, "stop")
     assert group.controller.decide(progress(96, 0)).taken_over
     assert ended == []
+
+
+def test_a_run_that_fails_before_it_knows_of_its_successor_leaves_the_record_alone(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lease = Lease(storage)
+    lease.take()
+    lease.rest()  # as if its renewal were held up
+
+    def fail(controller: StageController) -> None:
+        storage.delete(KEY)
+        Lease(storage).take()
+        controller.failed("the lease was lost")
+
+    group, ended = FailingGroup({72: fail}), list[str]()
+    with pytest.raises(RuntimeError, match="the lease was lost"):
+        group.run((stage(),), lease=lease, record_failure=lambda uri: ended.append("FAILED"))
+    assert ended == []
+    assert "taken over by another submission" in group.controller.status().notes[-1]
 
 
 def test_out_of_memory_is_told_to_the_next_group_once() -> None:

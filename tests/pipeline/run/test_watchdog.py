@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from datasets.cache.download import PART, is_downloading
 from datasets.files.s3 import PATIENCE_S
 from infra.cluster.config import ClusterConfig
 from pipeline.run import controller_client
@@ -63,6 +66,23 @@ def test_what_hangs_is_ended_once_and_nothing_is_after_the_end() -> None:
     watchdog._closed.clear()
     watchdog._closed.wait(1.0)
     assert ended == [True]
+
+
+def test_who_waits_for_a_download_that_grows_is_not_ended(tmp_path: Path) -> None:
+    part = tmp_path / f"shard{PART}"
+    part.touch()
+    ended = threading.Event()
+    with Watchdog(0.2, ended.set, elsewhere=lambda: is_downloading(tmp_path)):
+        assert not ended.wait(1.0)
+        os.utime(part, (0, 0))  # nothing was written for long
+        assert ended.wait(60)
+
+
+def test_a_timer_is_not_set_after_the_end() -> None:
+    with Watchdog(0.2, lambda: None, spare_s=0.3) as watchdog:
+        pass
+    watchdog._set_timer()
+    time.sleep(1.0)  # else this process would have ended
 
 
 def test_a_limit_that_is_none_is_refused() -> None:
