@@ -123,7 +123,7 @@ def claim(storage: Storage, lease: Lease, group: int) -> Writer:
         head, etag = read_head(storage)
         lease.check()
         if head is not None and head.writer.submission == lease.token and head.writer.group > group:
-            raise FencedError(f"{storage.uri} is written by a newer worker group of this run: this one ends")
+            raise FencedError(f"{storage.uri} is written by a newer worker group of this run")
         if head is None:  # or it was deleted: what is there may carry epochs
             names = storage.list(f"{PREFIX}/")
             epoch, keys = max(map(_epoch_of_file, names), default=0), tuple(valid_keys(None, names))
@@ -142,7 +142,7 @@ def held_head(storage: Storage, writer: Writer) -> tuple[Head, str]:
     """
     head, etag = read_head(storage)
     if head is None:
-        raise FencedError(f"{storage.location(HEAD)} was deleted: a new worker group begins")
+        raise FencedError(f"{storage.location(HEAD)} was deleted; the next worker group makes it again")
     if head.writer != writer:
         raise FencedError(
             f"{storage.uri} is written by a newer worker group (epoch {head.writer.epoch}, this one has "
