@@ -40,9 +40,11 @@ SHARED = {
         "tests/infra/cluster/test_prometheus.py",
         "tests/infra/cluster/test_connect.py",
         "tests/infra/cluster/test_prestart.py",
+    ),
+    "own clusters": (
+        "tests/chaos/test_chaos.py",
         "tests/infra/cluster/test_autoscaler.py",
         "tests/infra/cluster/test_ray_up.py",
-        "tests/chaos/test_chaos.py",
     ),
     "trained": (
         "tests/test_documented_commands.py",
@@ -70,7 +72,7 @@ class ByResource(LoadScopeScheduling):
 
 
 def resource(nodeid: str) -> str:
-    """Return what a test shares with others: `ray`, `trained` or its file."""
+    """Return what a test shares with others: a name in `SHARED`, or its file."""
     file = nodeid.split("::")[0]
     return next((name for name, files in SHARED.items() if file in files), file)
 
