@@ -166,8 +166,8 @@ class Killer:
 
     def kill_all(self, kinds: Sequence[str], *, num_steps: int) -> None:
         """Submit the run; kill one part after the other at random steps; return when the run has ended."""
-        # Not in the last steps, so that each kill finds a run.
-        steps = sorted(self.random.sample(range(3, num_steps - 8), len(kinds)))
+        # Not in the last quarter: each kill, and a second submission after it, must find a run that has steps to go.
+        steps = sorted(self.random.sample(range(3, num_steps * 3 // 4), len(kinds)))
         self.run.submit()
         for kind, step in zip(kinds, steps, strict=True):
             self._wait(f"step {step}", lambda: self.run.cursor() >= step * BATCH)  # noqa: B023
@@ -215,7 +215,11 @@ class Killer:
         reached, files = self.run.cursor(), set(self.place.samples.glob("*.jsonl"))
         self.run.submit("local")
         further = reached + 4 * BATCH
-        self._wait("the second submission", lambda: last_cursor(self.place.samples, but=files) >= further)
+        try:
+            self._wait("the second submission", lambda: last_cursor(self.place.samples, but=files) >= further)
+        except RuntimeError:
+            kill_family(old)
+            raise
         self.random.shuffle(paused)
         for process in paused:
             process.resume()
