@@ -62,7 +62,7 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
     # In its first stage already, when no trial has anything to report.
     with done_once(lambda: any((place / "runs").glob("s-*/config.json")), lambda: os.kill(os.getpid(), signal.SIGINT)):
         assert main(command) == 3
-    assert "run the same command again to resume" in capsys.readouterr().out
+    assert "run it again to resume" in capsys.readouterr().out
 
     # On a cluster of its own, which dies with it.
     run_until(
