@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.cache.shard_cache import Fetched, ShardCache, shard_key
-from datasets.cache.shared_files import file_mode, is_same_file, lock_within, open_lock
+from datasets.cache.shared_files import file_mode, open_lock
 from datasets.errors import DataError
 from datasets.shards.manifest import ShardInfo
+from infra.storage.file_lock import is_same_file, lock_within
 
 log = logging.getLogger(__name__)
 

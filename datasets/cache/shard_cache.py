@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datasets.cache.download import PART, download
-from datasets.cache.shared_files import file_mode, lock_within, open_lock
+from datasets.cache.shared_files import file_mode, open_lock
 from datasets.config import DataConfig
 from datasets.errors import DataAccessError, DataError
 from datasets.files import s3
 from datasets.shards.manifest import ShardInfo
+from infra.storage.file_lock import lock_within
 
 log = logging.getLogger(__name__)
 

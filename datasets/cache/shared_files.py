@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from pathlib import Path
-
-_POLL_S = 0.05
 
 
 def file_mode(folder: Path) -> int:
@@ -24,25 +20,3 @@ def open_lock(path: Path, mode: int) -> int:
     with contextlib.suppress(OSError):  # another user was faster
         os.fchmod(descriptor, mode)
     return descriptor
-
-
-def lock_within(descriptor: int, seconds: float) -> bool:
-    """Lock a file for this process alone, and say whether that was possible within some time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_S)
-        else:
-            return True
-
-
-def is_same_file(path: Path, descriptor: int) -> bool:
-    """Say whether an open file is what its path names: another process may have removed or replaced it."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

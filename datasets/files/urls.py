@@ -94,7 +94,7 @@ def replace_file(url: str, data: bytes, tag: str) -> bool:
         DataError: it can't be written.
     """
     with _storage_of(url) as (storage, key):
-        return storage.write_if_match(key, data, tag) is not None if tag else storage.write_if_absent(key, data)
+        return storage.replace(key, data, tag)
 
 
 @contextlib.contextmanager

@@ -77,6 +77,10 @@ class Storage(ABC):
     def write_if_match(self, key: str, data: Data, etag: str) -> str | None:
         """Replace an object only if its tag is still `etag`; return the new tag, or None if it was not."""
 
+    def replace(self, key: str, data: Data, etag: str) -> bool:
+        """Write an object if its tag is still `etag` (empty: if there is none); say whether it was."""
+        return self.write_if_match(key, data, etag) is not None if etag else self.write_if_absent(key, data)
+
     @abstractmethod
     def upload(self, key: str, path: str | Path) -> None:
         """Write a local file as an object, without reading it whole into memory."""

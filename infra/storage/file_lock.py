@@ -31,9 +31,9 @@ def locked(path: Path) -> Iterator[Callable[[], bool]]:
         with lock.open("w") as file:
 
             def is_held(descriptor: int = file.fileno()) -> bool:
-                return _is_same(lock, descriptor)
+                return is_same_file(lock, descriptor)
 
-            if not _flocked(file.fileno()):
+            if not lock_within(file.fileno(), LOCK_TERM_S):
                 lock.unlink(missing_ok=True)
             elif is_held():  # else its last holder removed it while we waited
                 try:
@@ -44,22 +44,22 @@ def locked(path: Path) -> Iterator[Callable[[], bool]]:
                 return
 
 
-def _flocked(descriptor: int) -> bool:
-    """Lock an open file; False: another process has held it for `LOCK_TERM_S`."""
-    deadline = time.monotonic() + LOCK_TERM_S
+def lock_within(descriptor: int, seconds: float) -> bool:
+    """Lock an open file for this process alone, and say whether that was possible within some time."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(LOCK_LOOK_S)
         else:
             return True
 
 
-def _is_same(path: Path, descriptor: int) -> bool:
-    """Say whether an open file still has this name."""
+def is_same_file(path: Path, descriptor: int) -> bool:
+    """Say whether an open file is what its path names: another process may have removed or replaced it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

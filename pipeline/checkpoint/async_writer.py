@@ -44,7 +44,7 @@ class SaverEvents(Protocol):
 
 
 class _Waiting(NamedTuple):
-    """A snapshot and its folder, which stays the same when it is tried again: what an earlier try left is reused."""
+    """A snapshot and its folder, which stays the same when it is tried again: each try writes all of it."""
 
     snapshot: Snapshot
     key: str

@@ -92,10 +92,7 @@ def read_head(storage: Storage) -> tuple[Head | None, str]:
 
 def replace_head(storage: Storage, head: Head, etag: str) -> bool:
     """Write the head if it is still the one of this ETag (empty: none); False: another writer was first."""
-    data = json.dumps(asdict(head), indent=1).encode()
-    if not etag:
-        return storage.write_if_absent(HEAD, data)
-    return storage.write_if_match(HEAD, data, etag) is not None
+    return storage.replace(HEAD, json.dumps(asdict(head), indent=1).encode(), etag)
 
 
 def valid_keys(head: Head | None, names: Iterable[str]) -> list[str]:

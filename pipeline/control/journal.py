@@ -146,11 +146,7 @@ class JournalWriter:
             except MissingKeyError:
                 etag = ""
             self.lease.check()
-            is_written = (
-                self.storage.write_if_match(JOURNAL_FILE, data, etag) is not None
-                if etag
-                else self.storage.write_if_absent(JOURNAL_FILE, data)
-            )
+            is_written = self.storage.replace(JOURNAL_FILE, data, etag)
 
     def _next(self) -> list[DecisionRecord] | None:
         with self._lock:

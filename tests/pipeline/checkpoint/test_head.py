@@ -231,13 +231,19 @@ def test_a_snapshot_that_is_tried_again_goes_into_the_same_folder(
     assert cursors(storage) == [24]
 
 
-def test_a_head_that_was_deleted_by_hand_is_made_anew_with_what_is_there(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
+def saved_twice(storage: Storage) -> tuple[Lease, Writer, Saver]:
+    """A saver of the lease's first group, which has saved at 24 and 48."""
     lease, writer = claimed(storage)
     saver = Saver(storage, CheckpointConfig(keep=2), OfThisLease(lease), writer=writer)
     for cursor in (24, 48):
         saver.take(snapshot(cursor))
         assert saver.wait(60)
+    return lease, writer, saver
+
+
+def test_a_head_that_was_deleted_by_hand_is_made_anew_with_what_is_there(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lease, _, saver = saved_twice(storage)
     storage.delete(HEAD)
     assert cursors(storage) == [24, 48]
     saver.take(snapshot(72))
@@ -252,11 +258,7 @@ def test_a_head_that_was_deleted_by_hand_is_made_anew_with_what_is_there(tmp_pat
 
 def test_checkpoints_that_were_deleted_by_hand_are_not_there_and_hold_up_nothing(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    lease, writer = claimed(storage)
-    saver = Saver(storage, CheckpointConfig(keep=2), OfThisLease(lease), writer=writer)
-    for cursor in (24, 48):
-        saver.take(snapshot(cursor))
-        assert saver.wait(60)
+    _, writer, saver = saved_twice(storage)
     shutil.rmtree(tmp_path / list_checkpoints(storage)[-1])
     assert cursors(storage) == [24]
     assert latest_valid(storage)[1] == []
