@@ -25,6 +25,7 @@ from infra.tracking.outbox import File, Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MAX_VALUES_PER_CALL = 1000
 MAX_LABELS_PER_CALL = 100
@@ -58,10 +59,14 @@ class TrackingError(ValueError):
 class MlflowRun:
     """A run that is there. Every method raises what MLflow raises when the server does not take the call."""
 
-    def __init__(self, client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-        self.run_id = run_id
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        self.run_id: str = run.info.run_id
         self._client = client
-        self._params = dict(params)
+        self._params = dict(run.data.params)
+        # Not by the client: MLflow keeps one artifact store a run and process, with the address of its first server.
+        self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
 
     def sent_steps(self) -> dict[str, int]:
         """Return the last step of each metric."""
@@ -109,12 +114,12 @@ class MlflowRun:
         """Send an artifact, in place of one of the same path."""
         folder, name = posixpath.split(file.path)
         if isinstance(file.content, Path) and file.content.name == name:
-            self._client.log_artifact(self.run_id, str(file.content), folder or None)
+            self._artifacts.log_artifact(str(file.content), folder or None)
             return
         with tempfile.TemporaryDirectory() as temporary:
             local = Path(temporary, name)
             local.write_bytes(file.content.read_bytes() if isinstance(file.content, Path) else file.content)
-            self._client.log_artifact(self.run_id, str(local), folder or None)
+            self._artifacts.log_artifact(str(local), folder or None)
 
     def finish(self, status: str) -> None:
         """Set the end time and `FINISHED`, `FAILED` or `KILLED`."""
@@ -137,7 +142,7 @@ def open_run(
         run = client.create_run(experiment_id, tags=tags, run_name=name)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
-    return MlflowRun(client, run.info.run_id, run.data.params)
+    return MlflowRun(client, run)
 
 
 def open_experiment(uri: str, name: str, artifact_location: str | None) -> str:

@@ -26,6 +26,7 @@ from infra.tracking.outbox import Row
 from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
 from infra.tracking.tracker import Tracker, send_unsent
+from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import MlflowServer
 from tests.support.training_process import value_of
 
@@ -190,6 +191,21 @@ def test_a_server_that_moved_is_followed(config: TrackingConfig, storage: Storag
     assert tracker.close("KILLED", 60)
     assert history(config.uri, tracker.run_id, "loss") == [(1, 1.0), (2, 2.0)]
     assert run_of(config.uri, tracker.run_id).info.status == "KILLED"
+
+
+def test_artifacts_follow_a_server_that_moved(
+    config: TrackingConfig, storage: Storage, mlflow_server: MlflowServer
+) -> None:
+    with fault_proxy(mlflow_server.url) as old:
+        tracker = Tracker(replace(config, uri=old.url), "moved with artifacts", storage=storage)
+        tracker.log_artifact_bytes("samples/stage-1.png", b"1")
+        assert tracker.flush(60)
+        old.fault = lambda request: "503"
+        tracker.log_artifact_bytes("samples/stage-2.png", b"2")
+        tracker.set_uri(mlflow_server.url)
+        assert tracker.close("FINISHED", 60)
+    names = [item.path for item in make_client(config.uri).list_artifacts(tracker.run_id or "", "samples")]
+    assert names == ["samples/stage-1.png", "samples/stage-2.png"]
 
 
 def test_a_run_that_is_submitted_again_with_another_address_sends_what_is_missing_once(
