@@ -14,6 +14,7 @@ from jobs.recipes.imagenet import (
     efficientnetv2_s_google,
     efficientnetv2_s_paper,
 )
+from jobs.recipes.photographs import cifar10_small, tiny_imagenet_small
 from jobs.recipes.solar_cells import demo, demo_adaptive, elpv_frozen, elpv_scratch, elpv_transfer
 from pipeline.config import (
     TrainConfig,
@@ -31,6 +32,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         fonts,
         fonts_small,
         fonts_progressive,
+        cifar10_small,
+        tiny_imagenet_small,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,

@@ -1,0 +1,97 @@
+"""Recipes on small photographs for studies on a CPU: a part of CIFAR-10 and of Tiny-ImageNet, a few minutes a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from datasets.config import DataConfig
+from infra.cluster.config import ClusterConfig
+from model.config import ModelConfig
+from model.tables import Block
+from pipeline.config import (
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from pipeline.schedule.stages import ramp
+
+
+def cifar10_small() -> TrainConfig:
+    """CIFAR-10 with 1,000 training images of each class: a run takes about two minutes of one core.
+
+    From the published archive, unpacked to one image file each in cifar10/train/CLASS and cifar10/test/CLASS:
+
+        for class in $(ls cifar10/train); do mkdir -p small/train/$class small/val/$class
+        ls cifar10/train/$class | sort | head -1000 | xargs -I@ cp cifar10/train/$class/@ small/train/$class
+        cp cifar10/test/$class/* small/val/$class; done
+        python -m jobs.prepare image-folder small --out data/cifar10-small
+    """
+    rows = (
+        Block("Fused-MBConv", expansion=1, kernel=3, stride=1, channels=16, layers=1),
+        Block("Fused-MBConv", expansion=4, kernel=3, stride=2, channels=32, layers=2),
+        Block("MBConv", expansion=4, kernel=3, stride=2, channels=80, layers=2, se=0.25),
+    )
+    return TrainConfig(
+        name="cifar10-small",
+        stages=ramp(
+            epochs=8,
+            batch_size=48,
+            image_size=(16, 32),
+            randaugment_magnitude=(0, 4),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.0, 0.1),
+            num_stages=3,
+            size_multiple=8,
+        ),
+        data=DataConfig(
+            train="data/cifar10-small/train",
+            val="data/cifar10-small/val",
+            block_size=32,
+            crop_area=(0.4, 1.0),
+            eval_crop="whole",
+            loader_workers=0,
+        ),
+        model=ModelConfig(name="efficientnet_v2_tiny", rows=rows, stochastic_depth=0.0, norm_momentum=0.1),
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=4e-3, weight_decay=0.05, warmup_epochs=0.5, schedule="cosine", ema_decay=0.98
+        ),
+        trainer=TrainerConfig(eval_every_epochs=4, eval_batch_size=100),
+        cluster=ClusterConfig(num_workers=1),
+    )
+
+
+def tiny_imagenet_small() -> TrainConfig:
+    """Twenty classes of Tiny-ImageNet, every tenth by name: a run takes about two to three minutes of one core.
+
+    From the published archive, tiny-imagenet-200.zip, whose validation images are in one folder, with a table:
+
+        for class in $(ls tiny-imagenet-200/train | awk 'NR % 10 == 1'); do mkdir -p small/train small/val/$class
+        cp -r tiny-imagenet-200/train/$class/images small/train/$class
+        awk -v c=$class '$2 == c { print $1 }' tiny-imagenet-200/val/val_annotations.txt |
+        xargs -I@ cp tiny-imagenet-200/val/images/@ small/val/$class; done
+        python -m jobs.prepare image-folder small --out data/tiny-imagenet-20
+    """
+    base = cifar10_small()
+    rows = (
+        Block("Fused-MBConv", expansion=1, kernel=3, stride=1, channels=16, layers=1),
+        Block("Fused-MBConv", expansion=3, kernel=3, stride=2, channels=32, layers=1),
+        Block("Fused-MBConv", expansion=3, kernel=3, stride=2, channels=48, layers=1),
+        Block("MBConv", expansion=4, kernel=3, stride=2, channels=80, layers=2, se=0.25),
+    )
+    return replace(
+        base,
+        name="tiny-imagenet-small",
+        stages=ramp(
+            epochs=8,
+            batch_size=48,
+            image_size=(32, 64),
+            randaugment_magnitude=(0, 4),
+            mixup_alpha=(0, 0.1),
+            dropout=(0.0, 0.1),
+            num_stages=3,
+            size_multiple=16,
+        ),
+        data=replace(base.data, train="data/tiny-imagenet-20/train", val="data/tiny-imagenet-20/val"),
+        model=replace(base.model, rows=rows),
+        trainer=TrainerConfig(eval_every_epochs=4, eval_batch_size=100),
+    )
