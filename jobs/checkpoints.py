@@ -58,26 +58,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _table(title: str, rows: Sequence[CheckpointRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for name in ("cursor", "stage", "MB", "metrics", "state", "verified"):
-        table.add_column(name, justify="right" if name in ("cursor", "stage", "MB") else "left")
+    for name in ("cursor", "stages done", "MB", "metrics", "state", "verified"):
+        table.add_column(name, justify="right" if name in ("cursor", "stages done", "MB") else "left")
     for row in rows:
         metrics = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items())
-        stage = "" if row.stage is None else str(row.stage + 1)
         table.add_row(
             str(row.cursor),
-            stage,
+            "" if row.stage is None else str(row.stage),
             f"{row.bytes / 1e6:.1f}",
             metrics,
-            _state(row.problem),
+            row.state,
             "yes" if row.verified else "no",
         )
     return table
-
-
-def _state(problem: str) -> str:
-    """Return one word for the state of a checkpoint."""
-    words = {"it is incomplete": "incomplete", "not in the head": "unlisted"}
-    return next((word for part, word in words.items() if part in problem), "corrupt") if problem else "valid"
 
 
 if __name__ == "__main__":

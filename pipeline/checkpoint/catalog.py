@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.storage.base import Data, MissingKeyError, Storage, StorageError
 from pipeline.checkpoint.head import (
@@ -28,6 +28,10 @@ from pipeline.checkpoint.state import TrainState
 
 class CheckpointError(ValueError):
     """A checkpoint is incomplete or corrupt, can't be read by this version, or doesn't fit this run."""
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """A checkpoint has no manifest: its writer was cut off, or is still writing."""
 
 
 class CorruptCheckpointError(CheckpointError):
@@ -63,7 +67,7 @@ def _manifest(storage: Storage, key: str) -> dict[str, Any]:
             int(facts["bytes"]), str(facts["sha256"])
         return manifest
     except MissingKeyError as error:
-        raise CheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it is incomplete") from error
+        raise IncompleteCheckpointError(f"{storage.uri}/{key} has no {MANIFEST}: it is incomplete") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StorageError):
             raise
@@ -163,6 +167,9 @@ def best_checkpoint(storage: Storage, keys: Sequence[str], rule: BestRule) -> st
 _UNLISTED = "is not in the head: its writer was cut off, or replaced by a newer worker group, just before it finished"
 
 
+CheckpointCondition = Literal["valid", "incomplete", "unlisted", "corrupt"]
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
     """What is known of one checkpoint in storage."""
@@ -171,12 +178,14 @@ class CheckpointRow:
     cursor: int
     """Samples consumed since the run's start."""
     stage: int | None
-    """Index of the stage that comes next; None where the manifest doesn't say."""
+    """Stages that are done, and so the index of the one that comes next; None where the manifest doesn't say."""
     bytes: int
     metrics: dict[str, float]
     """What was measured at this cursor."""
+    state: CheckpointCondition
+    """What it is; only a valid one is resumed from."""
     problem: str
-    """Why it can't be resumed from, or an empty text: it is valid."""
+    """Why it isn't valid, or an empty text."""
     verified: bool
     """Whether every file was read and has the manifest's SHA-256."""
 
@@ -188,13 +197,16 @@ def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[Chec
     rows = [_describe(storage, key, sizes, verify) for key in keys if cursor_of(key) is not None]
     valid = list_checkpoints(storage)
     return [
-        row if row.problem or row.key in valid else replace(row, problem=f"{storage.location(row.key)} {_UNLISTED}")
+        row
+        if row.problem or row.key in valid
+        else replace(row, state="unlisted", problem=f"{storage.location(row.key)} {_UNLISTED}")
         for row in rows
     ]
 
 
 def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
     stage, problem, verified = None, "", False
+    state: CheckpointCondition = "valid"
     metrics: dict[str, float] = {}
     try:
         manifest = _manifest(storage, key)
@@ -205,9 +217,10 @@ def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -
                 read_verified(storage, key, name, facts)
             verified = True
     except CheckpointError as error:
+        state = "incomplete" if isinstance(error, IncompleteCheckpointError) else "corrupt"
         problem = str(error)
     total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
-    return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, problem, verified)
+    return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, state, problem, verified)
 
 
 def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:

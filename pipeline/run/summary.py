@@ -71,11 +71,11 @@ def decision_table(records: Sequence[DecisionRecord]) -> str:
 
 def checkpoint_table(rows: Sequence[CheckpointRow], where: str) -> str:
     """Return checkpoints as JSON that MLflow shows as a table, the newest first."""
-    columns = ["cursor", "stage", "MB", "metrics", "state", "URI"]
+    columns = ["cursor", "stages done", "MB", "metrics", "state", "URI"]
     data = [
         [
             row.cursor,
-            "" if row.stage is None else row.stage + 1,
+            "" if row.stage is None else row.stage,
             round(row.bytes / 1e6, 1),
             ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in row.metrics.items()),
             row.problem or "valid",

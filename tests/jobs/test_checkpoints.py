@@ -17,11 +17,16 @@ def test_checkpoints_are_listed_and_verified(tmp_path: Path, capsys: pytest.Capt
     for cursor in (24, 48):
         write_checkpoint(storage, snapshot(cursor))
     assert main(["mine", "--storage", str(tmp_path), "--verify"]) == 0
-    assert "48" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "48" in out
+    assert "stages done" in out
     storage.delete("checkpoints/000000000000048/manifest.json")
     assert main(["mine", "--storage", str(tmp_path), "--verify", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["cursor"], row["valid"], row["verified"]) for row in rows] == [(24, True, True), (48, False, False)]
+    assert [(row["cursor"], row["state"], row["verified"]) for row in rows] == [
+        (24, "valid", True),
+        (48, "incomplete", False),
+    ]
     assert main(["mine", "--storage", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "incomplete" in out

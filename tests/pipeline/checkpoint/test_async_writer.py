@@ -166,10 +166,11 @@ def _listed(storage: Storage) -> None:
     data[len(data) // 2] ^= 1
     storage.write("checkpoints/000000000000096/optimizer.safetensors", bytes(data))
     rows = describe_checkpoints(storage)
-    assert [row.cursor for row in rows if not row.problem] == [24, 96]
+    assert [row.state for row in rows] == ["valid", "incomplete", "corrupt", "valid"]
     assert rows[0].metrics == {"val/accuracy": 0.24}
     assert rows[0].stage == 1
     assert not rows[0].verified
     verified = describe_checkpoints(storage, verify=True)
     assert [row.verified for row in verified] == [True, False, False, False]
+    assert verified[3].state == "corrupt"
     assert "optimizer.safetensors is corrupt" in verified[3].problem

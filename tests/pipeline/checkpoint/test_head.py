@@ -206,7 +206,7 @@ def test_the_training_loop_of_a_fenced_group_ends_instead_of_training_without_ch
             tell()
     assert cursors(storage) == []
     (row,) = describe_checkpoints(storage)
-    assert "is not in the head" in row.problem
+    assert row.state == "unlisted"
 
 
 def test_a_snapshot_that_is_tried_again_goes_into_the_same_folder(
