@@ -1,6 +1,7 @@
 """`ModelConfig`: the model, and its settings that stay the same from stage to stage."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from model.tables import ARCHITECTURES, Architecture, Block, fused_variant
 
@@ -38,6 +39,10 @@ class ModelConfig:
     norm_eps: float | None = None
     """Batch-norm epsilon. None: 1e-3 for EfficientNets (the authors'), the library's own for all others. torchvision's
     weights of B0-B4 were trained with 1e-5."""
+    init: Literal["google", "torchvision"] = "google"
+    """Random weights of an EfficientNet's convolutions: google's have a variance of 2 / (k * k * outputs / groups), as
+    the authors' code has it; torchvision's don't divide by the groups, so a depthwise convolution of C channels starts
+    sqrt(C) times smaller."""
     init_from: str | None = None
     """Weights to start from: path or s3:// URI of a safetensors or PyTorch file, or a run's checkpoint. If the number
     of classes differs, the classifier starts from random weights."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConv, MBConvConfig
@@ -25,11 +26,13 @@ def build_efficientnet(
     norm_momentum: float = NORM_MOMENTUM,
     in_channels: int = 3,
     same_padding: bool = False,
+    init: Literal["google", "torchvision"] = "google",
 ) -> EfficientNet:
     """The network of `architecture`: images [B, in_channels, H, W] -> logits [B, num_classes].
 
     `stochastic_depth` is the drop probability that the last block would reach; it grows linearly from 0 with depth.
     `same_padding` pads as TensorFlow does; the two agree where every convolution of stride 2 sees an odd size.
+    `init` is whose random weights the convolutions start from, see `ModelConfig.init`.
     """
     norm_layer = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
     model = EfficientNet(
@@ -44,6 +47,8 @@ def build_efficientnet(
     model.classifier[0] = nn.Identity()
     replace_linear(model, "classifier.1", dropout=architecture.dropout)
     _calm_classifier(model.classifier[1])
+    if init == "google":
+        _enlarge_grouped(model)
     if in_channels != 3:
         replace_stem(model, "features.0.0", in_channels)
     if same_padding:
@@ -52,6 +57,17 @@ def build_efficientnet(
         _replace_activations(model, nn.SiLU, lambda: nn.ReLU6(inplace=True))
     make_faster(model)
     return model
+
+
+def _enlarge_grouped(model: nn.Module) -> None:
+    """Give grouped convolutions the fan-out of one group, k * k * outputs / groups, which each output's gradient sees.
+
+    torchvision draws from a normal distribution of variance 2 / (k * k * outputs) for any number of groups. What a
+    depthwise convolution of 1,000 channels then gives is below batch norm's epsilon, which takes it for noise.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.weight.data.mul_(module.groups**0.5)
 
 
 def _calm_classifier(linear: nn.Module) -> None:

@@ -46,6 +46,7 @@ def _build_rows(config: ModelConfig, architecture: Architecture, num_classes: in
         norm_momentum=norm_momentum,
         in_channels=config.in_channels,
         same_padding=config.same_padding,
+        init=config.init,
     )
     if config.name in UNETS:
         return EfficientUNet(model, num_classes=num_classes, norm_eps=norm_eps, norm_momentum=norm_momentum)

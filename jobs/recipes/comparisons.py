@@ -255,12 +255,29 @@ def _may_end_early(base: TrainConfig, stages: Stages) -> bool:
     return False
 
 
+def initialization(base: TrainConfig) -> Comparison:
+    """The authors' random weights for depthwise convolutions against torchvision's, which are far smaller."""
+    _check_from_nothing(base, "initialization")
+    architecture = architecture_of(base.model)
+    if architecture is None or all(row.operator == "Fused-MBConv" for row in architecture.blocks):
+        raise CompareError(f"initialization: {base.model.name} has no depthwise convolutions; take an EfficientNet")
+    return Comparison(
+        name="initialization",
+        question="Do the random weights of depthwise convolutions matter? The two differ by the square root of the "
+        "layer's channels.",
+        variants={init: replace(base, model=replace(base.model, init=init)) for init in ("torchvision", "google")},
+        baseline="torchvision",
+        about={"torchvision": "fan-out of all groups together", "google": "fan-out of one group, as the authors' code"},
+    )
+
+
 COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
     "progressive-vs-fixed": progressive_vs_fixed,
     "size-vs-regularization": size_vs_regularization,
     "fused": fused,
     "swin-vs-efficientnet": swin_vs_efficientnet,
     "schedulers": schedulers,
+    "initialization": initialization,
 }
 
 
