@@ -9,6 +9,8 @@ from typing import Literal
 from datasets.errors import DataError
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
+FlipOrder = Literal["random", "alternating"]
+RandAugmentPolicy = Literal["torchvision", "google"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,15 @@ class DataConfig:
     """Smallest and largest width / height of a training crop."""
     flip: bool = True
     """Mirror half of the training images horizontally. Turn it off where left and right matter, as in text."""
+    flip_order: FlipOrder = "random"
+    """Which half that is. random: drawn anew each time an image is used; alternating: drawn for its first use, then the
+    other way round each time (arXiv 2404.00498), so that both sides are seen equally often."""
     randaugment_layers: int = 2
     """RandAugment operations per image. The stage sets their magnitude."""
+    randaugment_policy: RandAugmentPolicy = "torchvision"
+    """RandAugment's operations and what a magnitude means. torchvision: its 14 operations, full range at 10, larger
+    magnitudes extrapolate. google: the 16 operations of EfficientNetV2's released code, by its formulas; it translates
+    by 10 pixels per unit of magnitude at any image size, so it is for large images."""
     eval_crop: EvalCrop = "central_below_320"
     """The crop for evaluation. central: a square of size / (size + 32) of the short side; whole: the whole image,
     squeezed to a square; central_below_320: central below 320 px, whole from there on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,18 @@ from datasets.shards.manifest import DatasetManifest
 _BLOCKS_AHEAD = 4096
 """Blocks of each lane for which a plan is made; what is used later counts as never used."""
 
-Step = tuple[np.ndarray, np.ndarray]
-"""stream indices and sample ids, each int64 [B], lane-major"""
+
+class Step(NamedTuple):
+    """One rank's samples of a step, lane-major."""
+
+    streams: np.ndarray
+    """stream indices, int64 [B]"""
+    ids: np.ndarray
+    """sample ids, int64 [B]"""
+    uses: np.ndarray
+    """how often the run has used each sample before, int64 [B]"""
+    cursor: int
+    """of the step: the same on all ranks"""
 
 
 class TrainSteps:
@@ -47,7 +58,8 @@ class TrainSteps:
         for cursor in self.cursors:
             offsets = np.arange(cursor // lanes, (cursor + self.batch_size) // lanes)
             parts = [self._lane(lane, offsets) for lane in self.lanes]
-            yield np.concatenate([offsets * lanes + lane for lane in self.lanes]), np.concatenate(parts)
+            ids, uses = (np.concatenate(part) for part in zip(*parts, strict=True))
+            yield Step(np.concatenate([offsets * lanes + lane for lane in self.lanes]), ids, uses, cursor)
 
     def shards_ahead(self, cursor: int) -> list[tuple[int, int]]:
         """Return (shard, samples from `cursor` until it is used) for what this rank's lanes use next, nearest first."""
@@ -59,9 +71,12 @@ class TrainSteps:
                 nearest[shard] = min(distance, nearest.get(shard, distance))
         return sorted(nearest.items(), key=lambda item: item[1])
 
-    def _lane(self, lane: int, offsets: np.ndarray) -> np.ndarray:
-        ids = self.order.lane_samples(lane, int(offsets[0]), int(offsets[-1]) + 1)
-        return ids if self._mix is None else self._mix.samples(ids, offsets // self.order.lane_length)
+    def _lane(self, lane: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids, epochs = (
+            self.order.lane_samples(lane, int(offsets[0]), int(offsets[-1]) + 1),
+            offsets // self.order.lane_length,
+        )
+        return (ids, epochs) if self._mix is None else self._mix.samples(ids, epochs)
 
 
 class _Mix:
@@ -72,11 +87,12 @@ class _Mix:
         self._counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
         self._used_ends, self._starts = np.cumsum(self._used), np.cumsum(self._counts) - self._counts
 
-    def samples(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """Return the sample ids of the order's ids: each epoch continues in the shard where the one before ended."""
+    def samples(self, ids: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sample ids of the order's ids, and their uses before: an epoch continues where the last ended."""
         shard = np.searchsorted(self._used_ends, ids, side="right")
         within = ids - (self._used_ends[shard] - self._used[shard]) + epochs * self._used[shard]
-        return self._starts[shard] + within % self._counts[shard]
+        uses, place = np.divmod(within, self._counts[shard])
+        return self._starts[shard] + place, uses
 
 
 class EvalSteps:
@@ -99,4 +115,4 @@ class EvalSteps:
     def __iter__(self) -> Iterator[Step]:
         for start in self.starts:
             ids = np.arange(start, min(start + self.batch_size, self.num_samples))
-            yield ids, ids
+            yield Step(ids, ids, np.zeros_like(ids), start)

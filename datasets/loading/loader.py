@@ -40,6 +40,8 @@ def build_loader(
     rank: int,
     world_size: int,
     crop_area: tuple[float, float] | None = None,
+    random_sizes: tuple[int, ...] = (),
+    random_size_share: float = 0.0,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
@@ -48,13 +50,15 @@ def build_loader(
         config: the data and its augmentation.
         image_size: side of the square crops in pixels.
         batch_size: G, samples of a step over all ranks.
-        magnitude: RandAugment's, on the paper's scale (10 is the full range); 0 turns it off.
+        magnitude: RandAugment's, on the scale of `config.randaugment_policy`; 0 turns it off.
         seed: of the run.
         cursor: samples that the run consumed before; a multiple of the lanes.
         stop: cursor at which the stage ends.
         rank: of this worker.
         world_size: R, workers that share the step.
         crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
+        random_sizes: other sides of the crops, in pixels.
+        random_size_share: share of the steps that have one of `random_sizes`, drawn by seed and cursor.
         manifest: of `config.train`, as a run read it when it started; None: as it is now.
 
     Raises:
@@ -66,9 +70,17 @@ def build_loader(
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
-    copy = choose_copy(manifest.copies, image_size, crop_area, config.crop_area) if config.pyramid else 0
+    largest = max((image_size, *random_sizes))
+    copy = choose_copy(manifest.copies, largest, crop_area, config.crop_area) if config.pyramid else 0
     view = View(
-        image_size=image_size, magnitude=magnitude, seed=seed, crop_area=crop_area, short_side=copy, training=True
+        image_size=image_size,
+        magnitude=magnitude,
+        seed=seed,
+        crop_area=crop_area,
+        short_side=copy,
+        random_sizes=random_sizes,
+        random_size_share=random_size_share,
+        training=True,
     )
     pool = _pool("train", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
@@ -112,8 +124,8 @@ class _Requests:
     steps: TrainSteps | EvalSteps
 
     def __iter__(self) -> Iterator[Request]:
-        for streams, ids in self.steps:
-            yield Request(self.view, streams, ids)
+        for step in self.steps:
+            yield Request(self.view.at(step.cursor), step.streams, step.ids, step.uses)
 
 
 class _Pool:

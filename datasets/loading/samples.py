@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_masks
 from datasets.loading.reader import Sample, SampleReader
-from datasets.transforms.augment import DRAWS_PER_LAYER, rand_augment, random_flip_pair
+from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
+from datasets.transforms.randaugment_policies import POLICIES
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class View:
     image_size: int
     """Side of the square crops in pixels."""
     magnitude: float = 0.0
-    """RandAugment's, on the paper's scale."""
+    """RandAugment's, on the scale of `data.randaugment_policy`."""
     seed: int = 0
     """Of the run."""
     crop_area: tuple[float, float] | None = None
@@ -42,6 +43,19 @@ class View:
     """Random crops and augmentation, or the evaluation's crop."""
     short_side: int = 0
     """Which copy of the shards is read: that of this short side in pixels, or 0 for the shards themselves."""
+    random_sizes: tuple[int, ...] = ()
+    """Sides of the crops in `random_size_share` of the steps, in pixels."""
+    random_size_share: float = 0.0
+    """Share of the steps whose crops are of a random size."""
+
+    def at(self, cursor: int) -> View:
+        """Return the view of the step at a cursor: another image size, where it is drawn that it has a random one."""
+        if not self.random_size_share:
+            return self
+        chosen, which = uniforms(self.seed, Purpose.IMAGE_SIZE, np.array([cursor]), 2)[0]
+        if chosen >= self.random_size_share:
+            return self
+        return replace(self, image_size=self.random_sizes[int(which * len(self.random_sizes))])
 
 
 class Request(NamedTuple):
@@ -52,6 +66,8 @@ class Request(NamedTuple):
     """int64 [B]"""
     ids: np.ndarray
     """int64 [B]"""
+    uses: np.ndarray
+    """int64 [B]: how often the run has used each sample before"""
 
 
 class _Decoded(NamedTuple):
@@ -72,6 +88,7 @@ class Samples(Dataset[Batch]):
 
     def __init__(self, readers: dict[int, SampleReader], config: DataConfig) -> None:
         self.readers, self.config = readers, config
+        self.policy = POLICIES[config.randaugment_policy]
 
     def __len__(self) -> int:
         return self.readers[0].manifest.num_samples
@@ -109,7 +126,13 @@ class Samples(Dataset[Batch]):
             kept.append(row)
         if view.training:
             layers = [row[CROP_DRAWS + 1 :] for row in draws]
-            rand_augment(rows, None if masks is None else masks.numpy(), layers, magnitude=view.magnitude)
+            rand_augment(
+                rows,
+                None if masks is None else masks.numpy(),
+                layers,
+                policy=self.policy,
+                magnitude=view.magnitude,
+            )
         batch = Batch(images, torch.from_numpy(labels), torch.from_numpy(request.streams), masks, tuple(damaged))
         return batch if len(kept) == len(labels) else _only(batch, kept)
 
@@ -118,8 +141,11 @@ class Samples(Dataset[Batch]):
         view = request.view
         if not view.training:
             return [[]] * len(request.ids)
-        count = CROP_DRAWS + 1 + DRAWS_PER_LAYER * self.config.randaugment_layers
-        return uniforms(view.seed, Purpose.AUGMENT, request.streams, count).tolist()
+        count = CROP_DRAWS + 1 + self.policy.draws_per_layer * self.config.randaugment_layers
+        draws = uniforms(view.seed, Purpose.AUGMENT, request.streams, count)
+        if self.config.flip_order == "alternating":
+            draws[:, CROP_DRAWS] = alternating(uniforms(view.seed, Purpose.FLIP, request.ids, 1)[:, 0], request.uses)
+        return draws.tolist()
 
     def _replacement(self, stream: int, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
         """Return another sample in a damaged one's place: a pure function of seed and stream index."""
@@ -156,6 +182,11 @@ class Samples(Dataset[Batch]):
         image = decode_crop(sample.data, header, box, size)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
         return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
+
+
+def alternating(draws: np.ndarray, uses: np.ndarray) -> np.ndarray:
+    """Return each sample's draw in [0, 1) at every second use of it, and its mirror at the others."""
+    return np.where(uses % 2, (draws + 0.5) % 1.0, draws)
 
 
 def _check_mask(mask: np.ndarray, num_classes: int) -> None:

@@ -1,34 +1,24 @@
-"""RandAugment's operations on uint8 arrays, equal to torchvision's at the same strength.
+"""RandAugment's operations on uint8 arrays, by their physical amounts: factors, pixels, degrees, bits.
 
-The values are those of Pillow's C code, which torchvision calls, within rounding; whole-array arithmetic in float32 and
-uint16 is several times faster than Pillow's objects and tables.
+Which amounts go with which magnitude is the policy's (`randaugment_policies`). The values are those of Pillow's C code
+and of TensorFlow's, which the policies' references call, within rounding; whole-array arithmetic in float32 and uint16
+is several times faster than Pillow's objects and tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-# Where extrapolation would leave nothing to learn from, it stops: at a nearly black, grey or flat image, at a quarter
-# of the image, at one bit.
-_LOWEST_FACTOR = 0.1
-_LARGEST_SHIFT = 0.75
-_FEWEST_BITS = 1
 _FILL = 128
 MASK_IGNORE = 255
 """A mask's value where there is nothing to learn."""
 _LUMA = np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+_TENSORFLOW_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
 _AT_ONCE = 4
-
-Operation = Callable[[np.ndarray, float, float], np.ndarray]
-"""uint8 [H, W, 3], strength (magnitude / 10), sign (-1 or 1) -> uint8 [H, W, 3]; the argument stays as it is"""
-
-
-def _factor(strength: float, sign: float) -> float:
-    return max(_LOWEST_FACTOR, 1.0 + 0.9 * strength * sign)
+_SOLARIZED_BELOW = 128
 
 
 def _blended(values: np.ndarray, factor: float) -> np.ndarray:
@@ -43,66 +33,106 @@ def _fill(pixels: np.ndarray) -> int:
     return _FILL if pixels.ndim == 3 else MASK_IGNORE
 
 
-def brightness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
+# Values --------------------------------------------------------------------------------------------------------------
+
+
+def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend with black: beyond 1, a factor extrapolates, here and below."""
-    factor = _factor(strength, sign)
     return _blended(np.multiply(pixels, np.float32(factor)), factor)
 
 
-def color(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
+def color(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the grey image: one 3x3 matrix for every pixel."""
-    factor = _factor(strength, sign)
     matrix = np.eye(3, dtype=np.float32) * np.float32(factor) + _LUMA * np.float32(1.0 - factor)
     if pixels.size % (3 * _AT_ONCE) == 0:  # several pixels in one row keep the matrix product busy
         matrix = np.kron(np.eye(_AT_ONCE, dtype=np.float32), matrix)
     return _blended(pixels.astype(np.float32).reshape(-1, len(matrix)) @ matrix, factor).reshape(pixels.shape)
 
 
-def contrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Blend with the image's mean grey."""
+def blend(other: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with another image of whole numbers, float32, in TensorFlow's order of arithmetic."""
+    return _blended(other + np.float32(factor) * (pixels - other), factor)
+
+
+def whole_grey(pixels: np.ndarray) -> np.ndarray:
+    """Return the grey image, float32 [H, W, 1] of whole numbers, as TensorFlow makes it."""
+    return np.floor(pixels.astype(np.float32) @ (_TENSORFLOW_LUMA * np.float32(255.5 / 255)))[..., None]
+
+
+def mean_grey(pixels: np.ndarray) -> int:
+    """Return the mean of the grey image, rounded."""
     values = pixels.astype(np.float32)
     columns = values.reshape(len(pixels), -1).sum(axis=0)  # exact: sums of whole numbers below 2^24
     means = columns.reshape(-1, 3).mean(axis=0, dtype=np.float64) / len(pixels)
-    grey = np.float32(int(float(means @ _LUMA[:, 0]) + 0.5))
-    factor = _factor(strength, sign)
+    return int(float(means @ _LUMA[:, 0]) + 0.5)
+
+
+def contrast(pixels: np.ndarray, factor: float, grey: int) -> np.ndarray:
+    """Blend with one grey."""
+    values = pixels.astype(np.float32)
     values *= np.float32(factor)
-    values += np.float32(1.0 - factor) * grey
+    values += np.float32(1.0 - factor) * np.float32(grey)
     return _blended(values, factor)
 
 
-def sharpness(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Blend with the smoothed image: 3x3 mean in which the centre counts five times; the border stays."""
-    height, width, _ = pixels.shape
-    if height < 3 or width < 3:
-        return pixels
-    rows = pixels.reshape(height, -1)
+def _nine(rows: np.ndarray) -> np.ndarray:
+    """Return the sums of 3x3 neighbours of each channel, uint16 [H - 2, 3 W - 6], of uint8 [H, 3 W]."""
     wide = rows.astype(np.uint16)
     lines = wide[:-2] + wide[1:-1]
     lines += wide[2:]
     nine = lines[:, :-6] + lines[:, 3:-3]
     nine += lines[:, 6:]
-    factor = _factor(strength, sign)
-    share = (1.0 - factor) / 13  # of the smoothed image, in which the nine count 1 / 13 and the centre 4 / 13 more
-    values = np.multiply(nine, np.float32(share))
-    values += np.multiply(rows[1:-1, 3:-3], np.float32(factor + 4 * share))
+    return np.asarray(nine)
+
+
+def sharpness(pixels: np.ndarray, factor: float, *, whole: bool = False) -> np.ndarray:
+    """Blend with the smoothed image: 3x3 mean in which the centre counts five times; the border stays.
+
+    With `whole` the smoothed image loses its fractions before it is blended, as in TensorFlow.
+    """
+    height, width, _ = pixels.shape
+    if height < 3 or width < 3:
+        return pixels
+    rows = pixels.reshape(height, -1)
+    nine, centre = _nine(rows), rows[1:-1, 3:-3]
+    if whole:
+        smooth = (nine + np.uint16(4) * centre) // np.uint16(13)
+        inner = blend(smooth.astype(np.float32), centre, factor)
+    else:
+        share = (1.0 - factor) / 13  # of the smoothed image: the nine count 1 / 13 and the centre 4 / 13 more
+        values = np.multiply(nine, np.float32(share))
+        values += np.multiply(centre, np.float32(factor + 4 * share))
+        inner = _blended(values, factor)
     out = pixels.copy()
-    out.reshape(height, -1)[1:-1, 3:-3] = _blended(values, factor)
+    out.reshape(height, -1)[1:-1, 3:-3] = inner
     return out
 
 
-def posterize(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
+def posterize(pixels: np.ndarray, bits: int) -> np.ndarray:
     """Keep the upper bits only."""
-    bits = max(_FEWEST_BITS, 8 - round(4 * strength))
     return pixels & np.uint8(256 - (1 << (8 - bits)))
 
 
-def solarize(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Invert what is at or above a threshold."""
-    threshold = math.ceil(max(0.0, 255.0 * (1.0 - strength)))
+def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
+    """Invert what is at or above a threshold; above 255: nothing."""
+    if threshold > 255:
+        return pixels
     return pixels ^ ((pixels >= np.uint8(threshold)).view(np.uint8) * np.uint8(255))
 
 
-def autocontrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
+def solarize_add(pixels: np.ndarray, addition: int) -> np.ndarray:
+    """Brighten what is below 128."""
+    table = np.arange(256)
+    table[:_SOLARIZED_BELOW] += addition
+    return np.take(table.clip(0, 255).astype(np.uint8), pixels)
+
+
+def invert(pixels: np.ndarray) -> np.ndarray:
+    """Return the negative."""
+    return ~pixels
+
+
+def autocontrast(pixels: np.ndarray) -> np.ndarray:
     """Stretch each channel to the full range."""
     rows, width = pixels.reshape(len(pixels), -1), pixels.shape[1]
     low, high = (found.reshape(-1, 3) for found in (rows.min(axis=0), rows.max(axis=0)))
@@ -118,7 +148,7 @@ def autocontrast(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray
 _CHANNELS = np.array([0, 256, 512], dtype=np.uint16)
 
 
-def equalize(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
+def equalize(pixels: np.ndarray) -> np.ndarray:
     """Spread each channel's values evenly over the full range."""
     counts = np.array(Image.fromarray(pixels).histogram(), dtype=np.int64).reshape(3, 256)
     tables = np.concatenate([_equal_table(row) for row in counts])
@@ -134,20 +164,14 @@ def _equal_table(counts: np.ndarray) -> np.ndarray:
     return np.minimum((step // 2 + np.cumsum(counts) - counts) // step, 255).astype(np.uint8)
 
 
-def _affine(pixels: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> np.ndarray:
-    """Return what lies at x' = a x + b y + c, y' = d x + e y + f of each pixel, by nearest neighbour."""
-    image, fill = Image.fromarray(pixels), (_fill(pixels),) * (3 if pixels.ndim == 3 else 1)
-    return np.asarray(
-        image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
-    )
+# Places: of an image [H, W, 3] or of its mask [H, W], by nearest neighbour -------------------------------------------
 
 
-def shear_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Push each row sideways, the more the lower it lies."""
+def shear_x(pixels: np.ndarray, slope: float, *, first_row: float = 0.5) -> np.ndarray:
+    """Push each row sideways, by `slope` times its height: that of the first row is `first_row`, in pixels."""
     height, width = pixels.shape[:2]
-    slope = 0.3 * strength * sign
-    # Whole pixels by row, in the fixed point of Pillow's affine transform: at pixel centres, rounded to 1 / 65536.
-    first, step = math.floor((1.0 + slope) * 32768 + 0.5), math.floor(slope * 65536 + 0.5)
+    # Whole pixels by row, in the fixed point of Pillow's affine transform: rounded to 1 / 65536.
+    first, step = math.floor((0.5 + slope * first_row) * 65536 + 0.5), math.floor(slope * 65536 + 0.5)
     shifts = np.clip((first + step * np.arange(height)) >> 16, -width, width)
     # Each row of the result is a window of a row with filling on both sides.
     margin, depth = int(np.abs(shifts).max()), pixels.size // (height * width)
@@ -159,56 +183,42 @@ def shear_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
     return windows[np.arange(height), shifts + margin].reshape(pixels.shape)
 
 
-def shear_y(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Push each column down, the more the farther right it lies."""
-    return _affine(pixels, (1.0, 0.0, 0.0, 0.3 * strength * sign, 1.0, 0.0))
-
-
-def rotate(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Turn about the centre, by up to 30 degrees at full range."""
+def shear_y(pixels: np.ndarray, slope: float, *, first_column: float = 0.5) -> np.ndarray:
+    """Push each column down, by `slope` times its distance from the left: that of the first is `first_column`."""
     image, fill = Image.fromarray(pixels), (_fill(pixels),) * (3 if pixels.ndim == 3 else 1)
-    return np.asarray(image.rotate(30.0 * strength * sign, Image.Resampling.NEAREST, fillcolor=fill))
+    matrix = (1.0, 0.0, 0.0, slope, 1.0, slope * (first_column - 0.5))  # Pillow's first column is at 0.5
+    return np.asarray(
+        image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
+    )
 
 
-def translate_x(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Shift sideways by whole pixels."""
+def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn about the centre."""
+    image, fill = Image.fromarray(pixels), (_fill(pixels),) * (3 if pixels.ndim == 3 else 1)
+    return np.asarray(image.rotate(degrees, Image.Resampling.NEAREST, fillcolor=fill))
+
+
+def translate_x(pixels: np.ndarray, shift: int) -> np.ndarray:
+    """Shift to the right by whole pixels."""
     out = np.full_like(pixels, _fill(pixels))
     width = pixels.shape[1]
-    shift = _shift(width, strength, sign)
-    out[:, max(shift, 0) : width + min(shift, 0)] = pixels[:, max(-shift, 0) : width - max(shift, 0)]
+    if abs(shift) < width:
+        out[:, max(shift, 0) : width + min(shift, 0)] = pixels[:, max(-shift, 0) : width - max(shift, 0)]
     return out
 
 
-def translate_y(pixels: np.ndarray, strength: float, sign: float) -> np.ndarray:
-    """Shift up or down by whole pixels."""
+def translate_y(pixels: np.ndarray, shift: int) -> np.ndarray:
+    """Shift down by whole pixels."""
     out = np.full_like(pixels, _fill(pixels))
     height = pixels.shape[0]
-    shift = _shift(height, strength, sign)
-    out[max(shift, 0) : height + min(shift, 0)] = pixels[max(-shift, 0) : height - max(shift, 0)]
+    if abs(shift) < height:
+        out[max(shift, 0) : height + min(shift, 0)] = pixels[max(-shift, 0) : height - max(shift, 0)]
     return out
 
 
-def _shift(side: int, strength: float, sign: float) -> int:
-    return int(min(150.0 / 331.0 * strength, _LARGEST_SHIFT) * side * sign)
-
-
-OPERATIONS: dict[str, Operation] = {
-    "identity": lambda pixels, strength, sign: pixels,
-    "shear_x": shear_x,
-    "shear_y": shear_y,
-    "translate_x": translate_x,
-    "translate_y": translate_y,
-    "rotate": rotate,
-    "brightness": brightness,
-    "color": color,
-    "contrast": contrast,
-    "sharpness": sharpness,
-    "posterize": posterize,
-    "solarize": solarize,
-    "autocontrast": autocontrast,
-    "equalize": equalize,
-}
-"""RandAugment's operations by name, with the ranges that torchvision gives them."""
-
-GEOMETRIC = frozenset({"shear_x", "shear_y", "translate_x", "translate_y", "rotate"})
-"""The operations that move pixels, of an image or of a mask [H, W]; the others change an image's values only."""
+def cutout(pixels: np.ndarray, half: int, y: float, x: float) -> np.ndarray:
+    """Blank a square of 2 `half` pixels around a place, given in [0, 1); it is cut off at the borders."""
+    out = pixels.copy()
+    row, column = int(y * pixels.shape[0]), int(x * pixels.shape[1])
+    out[max(0, row - half) : row + half, max(0, column - half) : column + half] = _fill(pixels)
+    return out

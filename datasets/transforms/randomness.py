@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     REPLACE = 6
     CUTMIX = 7
     MIX_KIND = 8
+    FLIP = 9
+    IMAGE_SIZE = 10
 
 
 def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:

@@ -11,7 +11,7 @@ import webdataset as wds
 from PIL import Image
 from torchvision.transforms import v2
 
-# torchvision's RandAugment has 31 bins; its last one is the full range, magnitude 10 on the paper's scale.
+# torchvision's RandAugment has 31 bins; its last one is the full range, magnitude 10 of our `torchvision` policy.
 _BINS_A_UNIT = 3
 _SHUFFLED = 1000
 
@@ -25,7 +25,7 @@ def usual_batches(
         urls: tars, each with `jpg` and `cls` members.
         image_size: side of the crops in pixels.
         batch_size: samples of a batch.
-        magnitude: RandAugment's, on the paper's scale, in steps of a third.
+        magnitude: RandAugment's, 10 at torchvision's last bin, in steps of a third.
         layers: RandAugment's operations.
         on: what the transforms work on: `pil` images, or `tensor`s.
     """

@@ -28,6 +28,10 @@ def _training(config: TrainConfig, metric: str) -> Iterator[str]:
         yield "only AdamW without CutMix is the same in both; leave --peer out for this recipe"
     if stage.randaugment_magnitude not in range(10):  # Pillow refuses what timm's posterizing is at 10
         yield f"its RandAugment takes whole magnitudes up to 9, and the last stage has {stage.randaugment_magnitude:g}"
+    if stage.randaugment_magnitude and config.data.randaugment_policy != "torchvision":
+        yield "its RandAugment is torchvision's; leave --data.randaugment-policy out"
+    if config.data.flip_order != "random":
+        yield "it flips at random; leave --data.flip-order out"
     if stage.mixup_alpha and stage.batch_size % 2:
         yield f"its Mixup pairs a batch's halves; give the last stage an even batch_size, not {stage.batch_size}"
     if config.model.init_from or config.model.frozen:

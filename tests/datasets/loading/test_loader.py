@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataC
         numbers = {"batch_size": BATCH, "cursor": 0, "stop": 800, "world_size": world_size}  # six epochs
         ranks = [TrainSteps(order.fresh(), manifest, rank=rank, **numbers) for rank in range(world_size)]
         for parts in zip(*ranks, strict=True):
-            digest.update("\n".join(sorted(keys[number] for _, ids in parts for number in ids)).encode())
+            digest.update("\n".join(sorted(keys[number] for step in parts for number in step.ids)).encode())
         return digest.hexdigest()
 
     assert fingerprint(1) == fingerprint(2) == fingerprint(4)
@@ -132,3 +133,70 @@ def test_a_stages_crop_area_takes_the_place_of_the_datas(config: DataConfig) -> 
     assert as_set(load(config, crop_area=(0.2, 0.4))) == as_set(load(replace(config, crop_area=(0.2, 0.4))))
     assert as_set(load(config, crop_area=(0.2, 0.4))) != as_set(load(config))
     assert as_set(load(config, crop_area=config.crop_area)) == as_set(load(config))
+
+
+# Options of the inputs ---------------------------------------------------------------------------------------------
+
+
+def mirrored(config: DataConfig, **changes: Any) -> dict[int, list[bool]]:
+    """Return for each sample, by its id, whether it was mirrored, use by use."""
+    manifest = load_manifest(config.train, weights=config.train_weights)
+    order = sample_order(config, manifest.shard_counts, seed=changes.get("seed", 5))
+    arguments = {"batch_size": BATCH, "cursor": 0, "stop": 800, "rank": 0, "world_size": 1, **changes}
+    arguments.pop("seed", None)
+    steps = TrainSteps(order, manifest, **arguments)
+    plain, flipped = (
+        load(replace(config, **one), magnitude=0.0, stop=800, **changes)
+        for one in ({"flip": False, "flip_order": "random"}, {"flip": True})
+    )
+    found: dict[int, list[bool]] = {}
+    for step, before, after in zip(steps, plain, flipped, strict=True):
+        for row, number in enumerate(step.ids.tolist()):
+            found.setdefault(number, []).append(not torch.equal(before.images[row], after.images[row]))
+    return found
+
+
+@pytest.mark.parametrize("weights", [(), (0.5,), (2.0,)])
+def test_alternating_flips_are_drawn_once_and_then_turned_round_at_each_use(
+    config: DataConfig, weights: tuple[float, ...]
+) -> None:
+    config = replace(config, flip_order="alternating", train_weights=weights)
+    found = mirrored(config)
+    assert sum(len(uses) for uses in found.values()) == 800
+    if weights == (2.0,):  # an epoch has both uses of a sample, in any order
+        assert all(abs(sum(uses) - len(uses) / 2) <= 1 for uses in found.values())
+    else:
+        complete = [uses for uses in found.values() if len(uses) == max(map(len, found.values()))]
+        assert all(one != two for uses in complete for one, two in itertools.pairwise(uses))
+    firsts = [uses[0] for uses in found.values()]
+    assert 0.3 < sum(firsts) / len(firsts) < 0.7
+    assert mirrored(config, seed=6) != found
+
+
+def test_alternating_flips_are_the_same_for_any_number_of_workers_and_after_a_resume(config: DataConfig) -> None:
+    config = replace(config, flip_order="alternating")
+    whole = as_set(load(config, stop=400))
+    assert (
+        as_set([*load(config, stop=400, rank=0, world_size=2), *load(config, stop=400, rank=1, world_size=2)]) == whole
+    )
+    tail = as_set(load(config, cursor=240, stop=400))
+    assert tail == {index: whole[index] for index in tail}
+
+
+SIZES: dict[str, Any] = {"random_sizes": (20, 24), "random_size_share": 0.5}
+
+
+def test_random_sizes_are_a_share_of_the_steps_the_same_on_all_ranks_and_after_a_resume(config: DataConfig) -> None:
+    whole = load(config, stop=480, **SIZES)
+    sizes = [batch.images.shape[-1] for batch in whole]
+    assert 0.3 < sum(size != 32 for size in sizes) / len(sizes) < 0.7
+    assert set(sizes) == {20, 24, 32}
+    halves = [load(config, stop=480, rank=rank, world_size=2, **SIZES) for rank in range(2)]
+    assert [[batch.images.shape[-1] for batch in half] for half in halves] == [sizes, sizes]
+    assert as_set([*halves[0], *halves[1]]) == as_set(whole)
+    assert same(load(config, cursor=240, stop=480, **SIZES), whole[15:])
+    assert [batch.images.shape[-1] for batch in load(config, stop=480, seed=6, **SIZES)] != sizes
+    plain = load(config, stop=480)
+    assert all(
+        torch.equal(one.images, two.images) for one, two in zip(whole, plain, strict=True) if one.images.shape[-1] == 32
+    )

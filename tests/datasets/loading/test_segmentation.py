@@ -16,7 +16,8 @@ from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import decode_mask, read_header
-from datasets.transforms.randaugment_ops import GEOMETRIC, MASK_IGNORE, OPERATIONS
+from datasets.transforms.randaugment_ops import MASK_IGNORE
+from datasets.transforms.randaugment_policies import MASKED, POLICIES, Amount
 from datasets.transforms.randomness import Purpose, sample_generator
 from jobs.index import main as index
 from tests.support.shards import image_of, mask_of, png, write_mask_shards, write_shards
@@ -66,24 +67,28 @@ def test_training_crops_and_flips_move_both(config: DataConfig, workers: int) ->
             assert mask.max() < 3
 
 
-@pytest.mark.parametrize("name", sorted(GEOMETRIC))
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [(policy, name) for policy in POLICIES for name in sorted(MASKED & {*POLICIES[policy].operations})],
+)
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_what_moves_the_pixels_moves_the_mask_with_them(name: str, sign: float) -> None:
-    image, mask = image_of(1, 4), mask_of(1, 4)
-    moved = OPERATIONS[name](image, 0.7, sign)
-    moved_mask = OPERATIONS[name](mask, 0.7, sign)
+def test_what_moves_the_pixels_moves_the_mask_with_them(policy: str, name: str, sign: float) -> None:
+    image, mask, amount = image_of(1, 4), mask_of(1, 4), Amount(0.15, sign, 0.4, 0.6)
+    moved = POLICIES[policy].operations[name](image, amount)
+    moved_mask = POLICIES[policy].operations[name](mask, amount)
     inside = moved_mask != MASK_IGNORE
     assert 0 < (~inside).sum() < inside.sum()
     assert np.array_equal(moved[..., 0][inside] // 86, moved_mask[inside])
     assert (moved[~inside] == 128).all()
 
 
-def test_with_a_mask_the_image_becomes_what_it_becomes_without() -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_a_mask_the_image_becomes_what_it_becomes_without(policy: str) -> None:
     layers = [draws(number)[1:] for number in range(20)]
     images, masks = np.stack([image_of(1, 4)] * 20), np.stack([mask_of(1, 4)] * 20)
     alone = images.copy()
-    rand_augment(images, masks, layers, magnitude=8)
-    rand_augment(alone, None, layers, magnitude=8)
+    for pixels, labels in ((images, masks), (alone, None)):
+        rand_augment(pixels, labels, layers, policy=POLICIES[policy], magnitude=8)
     assert np.array_equal(images, alone)
     assert set(np.unique(masks)) == {0, 1, 2, MASK_IGNORE}
     for number in range(20):

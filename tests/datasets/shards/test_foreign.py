@@ -143,7 +143,7 @@ def test_a_mix_takes_its_shares_in_every_epoch_and_all_samples_equally_in_the_lo
 
     def ids(rank: int, world_size: int) -> np.ndarray:
         steps = TrainSteps(order, manifest, batch_size=4, cursor=0, stop=88, rank=rank, world_size=world_size)
-        return np.concatenate([ids for _, ids in steps])
+        return np.concatenate([step.ids for step in steps])
 
     first, second = (np.bincount(part, minlength=40) for part in np.split(ids(0, 1), 2))
     assert first.tolist() == [1] * 12 + [0] * 12 + [2] * 16
