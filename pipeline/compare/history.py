@@ -14,6 +14,7 @@ from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.schedule.adaptive import REGULARIZATION
 from pipeline.schedule.decisions import NextStage, records_of
+from pipeline.schedule.stages import mean_pixels
 
 Clock = Literal["train_s", "cpu_s", "pixels"]
 CLOCKS: tuple[Clock, ...] = ("train_s", "cpu_s", "pixels")
@@ -100,7 +101,7 @@ def history_of(
                 train_s=row["train_s"],
                 cpu_s=row["cpu_s"],
                 eval_s=row["eval_s"],
-                pixels=pixels_at(int(row["cursor"]), state.stage_starts, [stage["image_size"] for stage in stages]),
+                pixels=pixels_at(int(row["cursor"]), state.stage_starts, [_pixels(stage) for stage in stages]),
             )
             for row in _spaced(state)
         ),
@@ -141,11 +142,15 @@ def _spaced(state: TrainState) -> list[dict[str, float]]:
     ]
 
 
-def pixels_at(cursor: int, starts: Sequence[int], sizes: Sequence[int]) -> float:
-    """Return images times pixels up to a cursor, of stages that begin at `starts`, of these image sizes."""
+def _pixels(stage: Mapping[str, Any]) -> float:
+    return mean_pixels(stage["image_size"], stage.get("random_sizes", ()), stage.get("random_size_share", 0.0))
+
+
+def pixels_at(cursor: int, starts: Sequence[int], pixels: Sequence[float]) -> float:
+    """Return images times pixels up to a cursor, of stages that begin at `starts`, of so many pixels an image."""
     ends = [*starts[1:], max(cursor, starts[-1])]
-    spans = zip(starts, ends, sizes, strict=False)
-    return float(sum(max(0, min(cursor, end) - start) * size**2 for start, end, size in spans))
+    spans = zip(starts, ends, pixels, strict=False)
+    return float(sum(max(0, min(cursor, end) - start) * count for start, end, count in spans))
 
 
 def mean_curve(runs: Sequence[History], clock: Clock) -> tuple[np.ndarray, np.ndarray]:

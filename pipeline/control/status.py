@@ -154,7 +154,7 @@ def _samples_left(span: StageSpan, progress: Progress) -> int:
 def _cost(span: StageSpan, progress: Progress) -> float:
     """What a sample of a stage costs, relative to one of the current stage."""
     workers = [_workers(one, progress) for one in (span, progress.span)]
-    return (span.stage.image_size / progress.span.stage.image_size) ** 2 * workers[1] / workers[0]
+    return span.stage.mean_pixels / progress.span.stage.mean_pixels * workers[1] / workers[0]
 
 
 def _workers(span: StageSpan, progress: Progress) -> int:

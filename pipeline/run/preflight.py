@@ -18,7 +18,7 @@ from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
-from pipeline.run.provenance import breaking, described, differences, recorded_config
+from pipeline.run.provenance import breaking, described, differences, recorded_config, with_defaults
 from pipeline.run.reachability import check_reachable
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
@@ -83,8 +83,8 @@ def check_run(config: TrainConfig) -> Preflight:
         check_reachable(config)
     config = with_numbers(absolute(config))
     check_model(config.model)
-    for stage in config.stages:
-        check_image_size(config.model, stage.image_size)
+    for size in {size for stage in config.stages for size in stage.image_sizes}:
+        check_image_size(config.model, size)
     train, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],
@@ -164,7 +164,7 @@ def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:
     """Refuse what would make another run of it; return a line on what may change and did."""
-    changes = differences(start.metadata.config, recorded_config(config))
+    changes = differences(with_defaults(start.metadata.config, config), recorded_config(config))
     serious = breaking(changes)
     if serious:
         raise CheckpointError(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,26 @@ def recorded_config(config: Any) -> dict[str, Any]:
     """Return a config as it is written down: plain values, without users, passwords and keys."""
     values: dict[str, Any] = redacted_values(config_values(config))
     return values
+
+
+def with_defaults(values: Any, config: Any) -> Any:
+    """Return recorded values with this version's default of each field that the version which wrote them didn't have.
+
+    Args:
+        values: as `recorded_config` wrote them.
+        config: a config of the same shape, of this version.
+    """
+    if isinstance(values, dict) and is_dataclass(config):
+        missing = {field.name: _default(field) for field in fields(config) if field.name not in values}
+        known = {name: with_defaults(value, getattr(config, name, None)) for name, value in values.items()}
+        return known | {name: config_values(value) for name, value in missing.items() if value is not MISSING}
+    if isinstance(values, list) and isinstance(config, list | tuple):
+        return [with_defaults(*pair) for pair in zip(values, config, strict=False)] + values[len(config) :]
+    return values
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -19,10 +19,19 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
         f"CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
         f"{stage.epochs:g} epochs"
+        + (f", {other_sizes(stage)}" if other_sizes(stage) else "")
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
         + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
         + (f", {format_workers(stage.num_workers)}" if stage.num_workers else "")
     )
+
+
+def other_sizes(stage: TrainingStage) -> str:
+    """Return what a stage does with image sizes besides its own; empty: nothing."""
+    if stage.low_frequency_of:
+        return f"low frequencies of {stage.low_frequency_of} px"
+    sizes = ", ".join(map(str, stage.random_sizes))
+    return f"{stage.random_size_share:.0%} of the steps at {sizes} px" if sizes else ""
 
 
 def format_workers(number: Workers) -> str:
@@ -33,17 +42,20 @@ def format_workers(number: Workers) -> str:
 
 def describe(config: TrainConfig) -> str:
     """Return Markdown: the model, the data, the stages as a table, and how to resume."""
+    others = any(other_sizes(stage) for stage in config.stages)
     rows = [
         f"| {index} | {stage.image_size} | {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
         f"| {stage.cutmix_alpha:.3g} | {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
+        + (f" {other_sizes(stage)} |" if others else "")
         for index, stage in enumerate(config.stages, start=1)
     ]
     return "\n".join(
         [
-            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}.",
+            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}, "
+            f"RandAugment's policy {config.data.randaugment_policy}.",
             "",
-            "| stage | px | RandAugment | Mixup | CutMix | dropout | batch | epochs |",
-            "|--:|--:|--:|--:|--:|--:|--:|--:|",
+            "| stage | px | RandAugment | Mixup | CutMix | dropout | batch | epochs |" + others * " other sizes |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|" + others * "---|",
             *rows,
             "",
             f"Checkpoints: `{config.storage}/{config.name}/checkpoints`. Submitting the same name again resumes.",

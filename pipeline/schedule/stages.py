@@ -7,6 +7,7 @@ from stage to stage the image size and the regularization grow together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
@@ -15,6 +16,12 @@ AUTO = 0
 """A stage's batch size that follows the image size."""
 Workers = int | tuple[int, int]
 """A number of workers, or a range of it: (smallest, largest)."""
+
+
+def mean_pixels(image_size: int, random_sizes: Sequence[int], random_size_share: float) -> float:
+    """Return the pixels of a stage's images, in the mean over its steps."""
+    other = sum(size**2 for size in random_sizes) / max(1, len(random_sizes))
+    return (1 - random_size_share) * image_size**2 + random_size_share * other
 
 
 def worker_range(workers: Workers) -> tuple[int, int]:
@@ -38,8 +45,16 @@ class TrainingStage:
     """Smallest and largest share of the image's area that a training crop covers in this stage; None: `data.crop_area`.
     Smaller crops in stages with small images keep objects at the size in pixels that later stages and evaluations show
     (compare FixRes, arXiv 1906.06423)."""
+    low_frequency_of: int = 0
+    """Crops are decoded at this size, in pixels, such as the last stage's, and the network sees the `image_size` lowest
+    frequencies of them (EfficientTrain++, arXiv 2405.08768); 0: they are resized to `image_size`."""
+    random_sizes: tuple[int, ...] = ()
+    """Other image sizes, in pixels, one of which `random_size_share` of the stage's steps train at."""
+    random_size_share: float = 0.0
+    """Share of the stage's steps that train at one of `random_sizes`; which ones is drawn by seed and cursor."""
     randaugment_magnitude: float = 0.0
-    """Strength of RandAugment on the paper's scale: 10 is the full range of each operation; 0 turns it off."""
+    """Strength of RandAugment on the scale of `data.randaugment_policy`: of torchvision's, 10 is the full range of each
+    operation; of google's, most operations grow beyond it. 0 turns it off."""
     mixup_alpha: float = 0.0
     """Alpha of Mixup's Beta(alpha, alpha); 0 turns it off."""
     cutmix_alpha: float = 0.0
@@ -62,6 +77,7 @@ class TrainingStage:
                 f"stage.num_workers is {self.num_workers}: give at least 1, a range (smallest, largest), or 0 for the "
                 "cluster's"
             )
+        self._check_sizes()
         for name, low in (("image_size", 8), ("batch_size", AUTO)):
             value = getattr(self, name)
             if value < low:
@@ -82,6 +98,32 @@ class TrainingStage:
             raise ValueError(f"stage.stochastic_depth is {self.stochastic_depth}: it must be at least 0 and below 1")
         if not 0 < self.lr_factor < math.inf:
             raise ValueError(f"stage.lr_factor is {self.lr_factor}: it must be above 0")
+
+    def _check_sizes(self) -> None:
+        if self.low_frequency_of and self.low_frequency_of <= self.image_size:
+            raise ValueError(
+                f"stage.low_frequency_of is {self.low_frequency_of}: it must be above image_size={self.image_size}, or "
+                "0 (off)"
+            )
+        if not 0 <= self.random_size_share <= 1 or bool(self.random_size_share) != bool(self.random_sizes):
+            raise ValueError(
+                f"stage.random_size_share is {self.random_size_share}: it must be above 0 and at most 1 with "
+                "random_sizes, and 0 without"
+            )
+        if min(self.random_sizes, default=8) < 8:
+            raise ValueError(f"stage.random_sizes is {self.random_sizes}: each must be at least 8")
+        if self.low_frequency_of and self.random_sizes:
+            raise ValueError("stage.low_frequency_of and random_sizes are both set: leave one of them out")
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """All sizes that the stage's steps may have: `image_size` first."""
+        return tuple(dict.fromkeys((self.image_size, *self.random_sizes)))
+
+    @property
+    def mean_pixels(self) -> float:
+        """Pixels of an image, in the mean over the steps."""
+        return mean_pixels(self.image_size, self.random_sizes, self.random_size_share)
 
     def workers(self, default: Workers) -> Workers:
         """Return the stage's own number of workers, or the `default` where it names none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from datasets.loading.batch import Batch
 from datasets.loading.loader import Batches, build_loader
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.mixing import mix
+from datasets.transforms.spectrum import low_frequency, masks_at
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.evaluation import normalized
@@ -32,7 +35,7 @@ def stage_batches(
     """
     return build_loader(
         config.data,
-        image_size=stage.image_size,
+        image_size=stage.low_frequency_of or stage.image_size,
         batch_size=stage.batch_size,
         magnitude=stage.randaugment_magnitude,
         seed=config.seed,
@@ -41,6 +44,8 @@ def stage_batches(
         rank=rank,
         world_size=world_size,
         crop_area=stage.crop_area,
+        random_sizes=stage.random_sizes,
+        random_size_share=stage.random_size_share,
         manifest=manifest,
     )
 
@@ -49,6 +54,8 @@ def mixed_inputs(
     batch: Batch, stage: TrainingStage, *, config: TrainConfig, task: Task, device: torch.device, world_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
+    if stage.low_frequency_of:
+        batch = _smaller(batch, stage.image_size, device)
     return mix(
         normalized(batch.images, config.trainer, device),
         task.targets(batch, device),
@@ -58,3 +65,9 @@ def mixed_inputs(
         stream_index=batch.stream_index,
         num_lanes_of_rank=config.data.num_lanes // world_size,
     )
+
+
+def _smaller(batch: Batch, size: int, device: torch.device) -> Batch:
+    """Return a batch with the low frequencies of its images on the device, float32 [B, 3, size, size]."""
+    images = low_frequency(batch.images.to(device, non_blocking=True), size)
+    return replace(batch, images=images, masks=None if batch.masks is None else masks_at(batch.masks, size))

@@ -168,16 +168,20 @@ class Learner:
             self.ema.update_parameters(self.model)
 
     def _parallel(self, model: nn.Module) -> nn.Module:
-        net = _compiled(model, len(self.config.stages)) if self.config.trainer.compile else model
+        net = (
+            _compiled(model, sum(len(stage.image_sizes) for stage in self.config.stages))
+            if self.config.trainer.compile
+            else model
+        )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return net
         images = (self.config.model.in_channels, self.config.stages[0].image_size)
         return data_parallel(net, self.device, images=images)
 
 
-def _compiled(model: nn.Module, num_stages: int) -> nn.Module:
+def _compiled(model: nn.Module, num_sizes: int) -> nn.Module:
     """Return the model with one graph for each shape, and none for any shape, which would be slower."""
     from torch._dynamo import config
 
-    config.recompile_limit = max(config.recompile_limit, 4 * num_stages + 4)  # beyond it, passes aren't compiled at all
+    config.recompile_limit = max(config.recompile_limit, 4 * num_sizes + 4)  # beyond it, passes aren't compiled at all
     return torch.compile(model, dynamic=False)  # type: ignore[return-value]

@@ -46,8 +46,8 @@ def largest_that_fits(try_pass: Callable[[int], None], most: int) -> int:
 
 def stage_limits(stages: Sequence[TrainingStage], fits_last: int) -> list[int]:
     """Return the most samples of a pass for each stage, when `fits_last` samples of the last stage fit."""
-    pixels = stages[-1].image_size ** 2
-    return [max(1, math.floor(fits_last * pixels / stage.image_size**2)) for stage in stages]
+    pixels = [max(stage.image_sizes) ** 2 for stage in stages]
+    return [max(1, math.floor(fits_last * pixels[-1] / count)) for count in pixels]
 
 
 def micro_batch(samples: int, limit: int) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 from torch import Tensor
 
+from pipeline.schedule.stages import TrainingStage
 from pipeline.training.inputs import mixed_inputs
 from pipeline.training.learner import Learner
 from pipeline.training.memory import micro_batch, stage_limits
@@ -39,8 +41,8 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed, he
     on = trainer.probe_memory == "always" or (trainer.probe_memory == "auto" and device.type == "cuda")
     if not on or trainer.micro_batch_size or progress.state.micro_limits or progress.span is None:
         return
-    plain = replace(config.stages[-1], mixup_alpha=0.0, cutmix_alpha=0.0)
-    batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], start=0))))
+    plain = _largest(config.stages[-1])
+    batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], stage=plain, start=0))))
     images, targets = mixed_inputs(
         batch, plain, config=config, task=learner.task, device=device, world_size=feed.world_size
     )
@@ -51,6 +53,13 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed, he
 
     fits = learner.probe(first, len(images))
     progress.state.micro_limits = stage_limits(config.stages, fits)
+
+
+def _largest(stage: TrainingStage) -> TrainingStage:
+    """Return a stage whose steps all have the largest images that `stage` may have, unmixed."""
+    size = max(stage.image_sizes)
+    alike = replace(stage, random_sizes=(), random_size_share=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
+    return replace(alike, image_size=size)
 
 
 def compile_ahead(
@@ -66,6 +75,6 @@ def compile_ahead(
         learner.regularize(span.stage)
         samples = span.stage.batch_size // world_size
         micro = micro_batch(samples, progress.micro_limit_of(span.index))
-        for count in sorted({micro, samples % micro or micro}):
+        for size, count in product(span.stage.image_sizes, sorted({micro, samples % micro or micro})):
             heartbeat()
-            learner.compile_for(span.stage.image_size, count)
+            learner.compile_for(size, count)

@@ -51,7 +51,10 @@ from pipeline.training.task import Task
 
 log = logging.getLogger(__name__)
 
-STAGE_METRICS = ("image_size", "batch_size", "lr_factor", *REGULARIZATION)
+STAGE_METRICS = (
+    *("image_size", "low_frequency_of", "random_size_share", "batch_size", "lr_factor"),
+    *REGULARIZATION,
+)
 """Fields of a stage that are logged with its metrics, so that charts show where a stage begins."""
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +37,9 @@ def storage_of(config: TrainConfig) -> Storage:
     return open_storage(f"{config.storage}/{config.name}")
 
 
-def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) -> Snapshot:
+def saved(
+    config: TrainConfig, storage: Storage, cursor: int, *, bias: float, record: Callable[[Any], Any] = recorded_config
+) -> Snapshot:
     """Write a checkpoint with a model of the config whose classifier's bias is `bias`, its average's -bias."""
     config = absolute(config)
     manifest, val = check_data(config.data, batch_sizes=[], worker_counts=[])
@@ -48,7 +53,7 @@ def saved(config: TrainConfig, storage: Storage, cursor: int, *, bias: float) ->
         model=model,
         ema=ema,
         optimizer={"state": {}, "param_groups": []},
-        metadata=RunMetadata(config=recorded_config(config), data=data, val=val.fingerprint),
+        metadata=RunMetadata(config=record(config), data=data, val=val.fingerprint),
     )
     write_checkpoint(storage, snapshot)
     return snapshot
@@ -130,6 +135,25 @@ def test_case_3_weights_only(make_config: MakeConfig, s3_uri: str, tmp_path: Pat
 def test_case_4_fresh(make_config: MakeConfig) -> None:
     config = make_config()
     assert find_start(config, storage_of(config)) == planned_start(config, storage_of(config))
+
+
+def older_record(config: Any) -> Any:
+    """Return a config as a version wrote it that had no field which has its default."""
+    if is_dataclass(config):
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        defaults = {field.name: field.default for field in fields(config)}
+        return {name: older_record(value) for name, value in values.items() if value is not defaults[name]}
+    return [older_record(item) for item in config] if isinstance(config, tuple) else config
+
+
+def test_a_run_of_a_version_with_fewer_fields_resumes_with_their_defaults(make_config: MakeConfig) -> None:
+    config = make_config()
+    saved(config, storage_of(config), 24, bias=0, record=older_record)
+    assert with_start(check_run(config)).notes == ()
+    data = replace(config.data, flip_order="alternating", randaugment_policy="google")
+    said = "data.flip_order: 'random' -> 'alternating', data.randaugment_policy: 'torchvision' -> 'google'"
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        with_start(check_run(replace(config, data=data)))
 
 
 def test_a_changed_config_goes_on_or_is_refused_by_its_fields(make_config: MakeConfig, sqlite_uri: str) -> None:

@@ -134,8 +134,8 @@ def test_a_mean_curve_of_runs_of_other_lengths_goes_by_shares() -> None:
 
 
 def test_pixels_count_each_stage_at_its_size() -> None:
-    starts, sizes = [0, 100, 200], [10, 20]
-    assert [pixels_at(cursor, starts, sizes) for cursor in (50, 100, 150, 200)] == [5e3, 1e4, 3e4, 5e4]
+    starts, pixels = [0, 100, 200], [10**2, 20**2]
+    assert [pixels_at(cursor, starts, pixels) for cursor in (50, 100, 150, 200)] == [5e3, 1e4, 3e4, 5e4]
 
 
 def test_a_history_comes_from_a_finished_runs_state() -> None:

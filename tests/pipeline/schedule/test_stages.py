@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,12 @@ def test_spans_follow_each_other_in_whole_batches() -> None:
         ({"batch_size": -1}, "batch_size is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"crop_area": (0.5, 0.2)}, r"crop_area is \(0.5, 0.2\)"),
+        ({"low_frequency_of": 32}, "low_frequency_of is 32: it must be above image_size=32, or 0"),
+        ({"random_sizes": (32,)}, r"random_size_share is 0.0: it must be above 0 and at most 1 with random_sizes"),
+        ({"random_size_share": 0.2}, r"random_size_share is 0.2: .* and 0 without"),
+        ({"random_sizes": (32,), "random_size_share": 1.5}, "random_size_share is 1.5"),
+        ({"random_sizes": (4,), "random_size_share": 0.5}, r"random_sizes is \(4,\)"),
+        ({"random_sizes": (32,), "random_size_share": 0.5, "low_frequency_of": 96}, "leave one of them out"),
         ({"mixup_alpha": -1}, "mixup_alpha is -1"),
         ({"randaugment_magnitude": float("nan")}, "randaugment_magnitude is nan"),
     ],
@@ -50,3 +57,10 @@ def test_a_bad_stage_names_the_field_and_the_value(change: dict[str, Any], messa
     values: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 8, **change}
     with pytest.raises(ValueError, match=message):
         TrainingStage(**values)
+
+
+def test_random_sizes_count_in_the_pixels_of_a_stage() -> None:
+    stage = TrainingStage(image_size=64, epochs=1, batch_size=8, random_sizes=(32, 48, 64), random_size_share=0.25)
+    assert stage.image_sizes == (64, 32, 48)
+    assert stage.mean_pixels == 0.75 * 64**2 + 0.25 * (32**2 + 48**2 + 64**2) / 3
+    assert replace(stage, random_sizes=(), random_size_share=0.0).mean_pixels == 64**2

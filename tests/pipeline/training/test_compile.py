@@ -25,7 +25,8 @@ def test_all_stages_are_compiled_before_the_first_step_and_nothing_of_it_stays(
     # Dynamo and autograd tracing as they are; without the C++ compiler, which takes minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     base = make_config()
-    config = replace(base, trainer=replace(base.trainer, compile=True, micro_batch_size=16))
+    stages = base.stages[0], replace(base.stages[1], random_sizes=(32, 40), random_size_share=0.5)
+    config = replace(base, stages=stages, trainer=replace(base.trainer, compile=True, micro_batch_size=16))
     graphs: list[int] = []
 
     def count(progress: Progress) -> tuple[()]:

@@ -92,6 +92,19 @@ def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_con
     assert_same_weights(hooks.snapshots[-1], other.snapshots[-1])
 
 
+def test_the_probe_takes_the_largest_of_a_stages_random_sizes(make_config: MakeConfig) -> None:
+    base = make_config()
+    last = replace(base.stages[1], image_size=40, random_sizes=(32, 48), random_size_share=1.0)
+    stages = base.stages[0], last
+    probed = make_trainer(
+        replace(base, stages=stages, trainer=replace(base.trainer, probe_memory="always")), Recorder()
+    )
+    passes = limited(probed, pixels=8 * 48**2)
+    fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
+    assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]
+    assert probed.state.micro_limits == [13, 6]
+
+
 def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_config: MakeConfig) -> None:
     trainer = make_trainer(make_config(), hooks := Recorder())
     limited(trainer, pixels=14 * 48**2)
