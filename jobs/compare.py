@@ -203,7 +203,7 @@ class _Compare:
         table = [["variant", "stages, px", "RandAugment", "epochs", "model", "images x px"]]
         for run in planned[: len(self.comparison.variants)]:
             stages = run.ready.config.stages
-            pixels = sum(stage.num_samples(run.ready.samples_per_epoch) * stage.image_size**2 for stage in stages)
+            pixels = sum(stage.num_samples(run.ready.samples_per_epoch) * stage.mean_pixels for stage in stages)
             sizes = dict.fromkeys(str(stage.image_size) for stage in stages)
             strengths = dict.fromkeys(f"{stage.randaugment_magnitude:.3g}" for stage in stages)
             epochs, model = sum(stage.epochs for stage in stages), run.ready.config.model.name

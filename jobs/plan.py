@@ -21,6 +21,7 @@ from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import with_numbers
 from pipeline.run.provenance import config_values, differences
+from pipeline.run.summary import other_sizes
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.learning_rate import stage_learning_rate
@@ -43,6 +44,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
             asdict(span.stage)
             | {
                 "stage": span.index + 1,
+                "other_sizes": other_sizes(span.stage),
                 "stochastic_depth": config.model.stochastic_depth
                 if span.stage.stochastic_depth is None
                 else span.stage.stochastic_depth,
@@ -53,7 +55,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
                 "eval_size": config.trainer.eval_size(span.stage.image_size),
                 "bytes_read": round(samples * size.bytes_per_sample),
-                "megapixels": round(samples * span.stage.image_size**2 / 1e6),
+                "megapixels": round(samples * span.stage.mean_pixels / 1e6),
             }
         )
     fixed = total * config.stages[-1].image_size ** 2 / 1e6
@@ -63,7 +65,15 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
         "bytes_read": sum(row["bytes_read"] for row in rows),
         "megapixels_of_fixed_size": sum(row["megapixels"] for row in rows) / fixed,
     }
-    return {"recipe": config.name, "model": config.model.name, "data": asdict(size), "stages": rows, "total": totals}
+    return {
+        "recipe": config.name,
+        "model": config.model.name,
+        "data": asdict(size),
+        "randaugment_policy": config.data.randaugment_policy,
+        "flip_order": config.data.flip_order if config.data.flip else "none",
+        "stages": rows,
+        "total": totals,
+    }
 
 
 def human_bytes(count: float) -> str:
@@ -83,12 +93,14 @@ def plan_table(planned: dict[str, Any]) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
         caption=f"{total['steps']:,} steps, {total['samples']:,} samples, {human_bytes(total['bytes_read'])} read; "
-        f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout",
+        f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout\n"
+        f"RandAugment's policy: {planned['randaugment_policy']}; flips: {planned['flip_order']}",
         caption_justify="left",
     )
     names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
     crops = ["crop area"] if any(row["crop_area"] for row in planned["stages"]) else []
-    for name in (*names, "read", *crops):
+    others = ["other sizes"] if any(row["other_sizes"] for row in planned["stages"]) else []
+    for name in (*names, "read", *crops, *others):
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
@@ -99,6 +111,7 @@ def plan_table(planned: dict[str, Any]) -> Table:
             *(f"{row['epochs']:g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
             *("{:g} - {:g}".format(*row["crop_area"]) if row["crop_area"] else "the data's" for _ in crops),
+            *(row["other_sizes"] for _ in others),
         )
     return table
 
@@ -139,8 +152,8 @@ def main(argv: Sequence[str]) -> int:
     assert flags is not None
     config = with_numbers(config)
     check_model(config.model)
-    for stage in config.stages:
-        check_image_size(config.model, stage.image_size)
+    for size in {size for stage in config.stages for size in stage.image_sizes}:
+        check_image_size(config.model, size)
     check_divisibility(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],

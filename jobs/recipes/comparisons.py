@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil, floor, gcd, sqrt
+from math import ceil, floor, sqrt
 
+from jobs.recipes.stage_variants import (
+    RANDOM_SIZE_SHARE,
+    Stages,
+    check_grows,
+    fixed_regularization,
+    fixed_stages,
+    one_size,
+    random_sizes,
+    smaller_crops,
+    three_sizes,
+    with_earlier_sizes,
+)
 from model.config import UNETS, architecture_of
 from model.tables import Block
 from pipeline.compare.config import CompareError, Comparison, Grid
 from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import regularization_ranges
-from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
+from pipeline.schedule.stages import AdaptiveConfig
 
 FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
-REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
-RANDOM_SIZES_SEED = 0
-"""Which order random sizes come in: the same for every seed of training."""
-
-Stages = tuple[TrainingStage, ...]
-
-
-def fixed_stages(stages: Stages) -> Stages:
-    """Return as many stages, all of the last one's size, batch and regularization, at the plain learning rate."""
-    last = replace(stages[-1], lr_factor=1.0)  # factors are made for sizes that change
-    return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
-
-
-def fixed_regularization(stages: Stages) -> Stages:
-    """Return the stages with the last one's regularization in all of them."""
-    last = {name: getattr(stages[-1], name) for name in REGULARIZATION}
-    return tuple(replace(stage, **last) for stage in stages)
-
-
-def random_sizes(stages: Stages) -> Stages:
-    """Return stages of an epoch each, of the recipe's sizes as often as there but in random order, and of its last
-    regularization. The last one keeps its size, at which the run is then evaluated as the others are."""
-    pieces: list[TrainingStage] = []
-    for stage in fixed_regularization(stages):
-        count = max(1, round(stage.epochs))
-        pieces += [replace(stage, epochs=stage.epochs / count, lr_factor=1.0)] * count
-    first = pieces[:-1]
-    random.Random(RANDOM_SIZES_SEED).shuffle(first)
-    return (*first, pieces[-1])
+INPUTS_PLAIN = "resized"
 
 
 def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     """Does growing the image size save time, and does growing the regularization with it save accuracy?"""
-    _check_grows(base)
+    check_grows(base)
     notes = ["Learning-rate factors apply only where sizes grow."]
     if base.adaptive.closed_loop:  # it would choose the regularization that the variants differ in
         base = replace(base, adaptive=replace(base.adaptive, closed_loop=False))
@@ -80,6 +63,44 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     )
 
 
+def input_options(base: TrainConfig) -> Comparison:
+    """What the network is shown in a progressive run: crops of another scale, spectra, flips and sizes."""
+    check_grows(base)
+    plain = tuple(replace(one_size(stage), crop_area=None) for stage in base.stages)
+    last = plain[-1].image_size
+    crops = tuple(one_size(stage) for stage in base.stages)
+    if crops == plain:  # the recipe has none of its own
+        crops = tuple(smaller_crops(stage, last, base.data.crop_area) for stage in plain)
+    spectra = tuple(replace(one, low_frequency_of=last if one.image_size < last else 0) for one in plain)
+    mixed = tuple(with_earlier_sizes(plain, index) for index in range(len(plain)))
+    off = replace(base, stages=plain, data=replace(base.data, flip_order="random"))
+    variants = {
+        INPUTS_PLAIN: off,
+        "smaller crops": replace(off, stages=crops),
+        "low frequencies": replace(off, stages=spectra),
+        "random sizes": replace(off, stages=mixed),
+    }
+    notes: tuple[str, ...] = ()
+    if base.data.flip:
+        variants["alternating flips"] = replace(off, data=replace(off.data, flip_order="alternating"))
+    else:
+        notes = ("Alternating flips are left out: this recipe doesn't flip.",)
+    return Comparison(
+        name="input-options",
+        question="Options of what a progressive run shows the network, each alone: the same model and epochs.",
+        variants=variants,
+        baseline=INPUTS_PLAIN,
+        about={
+            INPUTS_PLAIN: "the recipe with the data's crop area in all stages",
+            "smaller crops": "crops of early stages from the scale at which the last stage shows objects",
+            "low frequencies": "crops of the last size, of whose spectra early stages see the centre",
+            "random sizes": f"{RANDOM_SIZE_SHARE:.0%} of a stage's steps at sizes of the stages before it",
+            "alternating flips": "an image is mirrored every second time it is used",
+        },
+        notes=notes,
+    )
+
+
 def distinct(comparison: Comparison) -> Comparison:
     """Return a comparison without variants that are the same run as an earlier one; it says so of each."""
     kept: dict[str, TrainConfig] = {}
@@ -95,7 +116,7 @@ def distinct(comparison: Comparison) -> Comparison:
 
 def size_vs_regularization(base: TrainConfig) -> Comparison:
     """Which strength of RandAugment suits which image size: the table that progressive learning rests on."""
-    _check_grows(base)
+    check_grows(base)
     strongest = base.stages[-1].randaugment_magnitude
     if strongest <= 0:
         raise CompareError(
@@ -207,7 +228,7 @@ def _check_from_nothing(base: TrainConfig, comparison: str) -> None:
 
 def schedulers(base: TrainConfig) -> Comparison:
     """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
-    _check_grows(base)
+    check_grows(base)
     # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
     off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
     linear, patience = replace(base, adaptive=off), base.adaptive.patience
@@ -278,23 +299,5 @@ COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
     "swin-vs-efficientnet": swin_vs_efficientnet,
     "schedulers": schedulers,
     "initialization": initialization,
+    "input-options": input_options,
 }
-
-
-def three_sizes(stages: Stages) -> list[int]:
-    """Return the smallest and the last image size and one between, in the steps that the stages' sizes have, or in
-    halves, quarters ... of them where no such step lies between."""
-    sizes = [stage.image_size for stage in stages]
-    first, last, step = min(sizes), sizes[-1], gcd(*sizes)
-    while step > 1 and first + step >= last:
-        step //= 2
-    return [first, round((first + last) / 2 / step) * step, last]
-
-
-def _check_grows(base: TrainConfig) -> None:
-    sizes = [stage.image_size for stage in base.stages]
-    if sizes[-1] == min(sizes):
-        raise CompareError(
-            f"the last stage of {base.name}, of {sizes[-1]} px, has no larger images than the others: take a recipe "
-            "whose size grows"
-        )

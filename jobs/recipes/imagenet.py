@@ -76,7 +76,12 @@ def _imagenet(size: Literal["s", "m", "l"], preset: Literal["paper", "google"]) 
         name=f"efficientnetv2-{size}-{preset}",
         storage="s3://YOUR-BUCKET/runs",
         stages=stages,
-        data=DataConfig(train=IMAGENET_SHARDS, val="s3://YOUR-BUCKET/imagenet/val", num_lanes=64),
+        data=DataConfig(
+            train=IMAGENET_SHARDS,
+            val="s3://YOUR-BUCKET/imagenet/val",
+            num_lanes=64,
+            randaugment_policy="google",  # the paper's runs were the authors' code's too
+        ),
         model=ModelConfig(name=f"efficientnet_v2_{size}", norm_momentum=0.01 if preset == "paper" else 0.1),
         optimizer=OptimizerConfig(),
         trainer=TrainerConfig(eval_scale=eval_size / last, log_every=50),

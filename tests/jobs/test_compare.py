@@ -54,6 +54,34 @@ def test_random_sizes_are_the_recipes_and_end_at_its_last() -> None:
     assert found != sorted(found)
 
 
+def test_input_options_differ_from_the_recipe_in_one_thing_each() -> None:
+    base = replace(fonts_small(), data=replace(fonts_small().data, flip=True))
+    found = COMPARISONS["input-options"](base)
+    plain, crops, spectra, mixed, flips = found.variants.values()
+    assert found.about.keys() == found.variants.keys()
+    assert plain == base
+    assert [stage.crop_area for stage in crops.stages] == [
+        *(pytest.approx((0.7 * (size / 56) ** 2, 1.0)) for size in (32, 40, 48)),
+        None,
+    ]
+    assert [stage.low_frequency_of for stage in spectra.stages] == [56, 56, 56, 0]
+    assert [stage.random_sizes for stage in mixed.stages] == [(), (32,), (32, 40), (32, 40, 48)]
+    assert [stage.random_size_share for stage in mixed.stages] == [0, 0.25, 0.25, 0.25]
+    assert flips == replace(base, data=replace(base.data, flip_order="alternating"))
+    for config in found.variants.values():
+        assert sizes(config) == sizes(base)
+
+
+def test_input_options_without_flips_and_with_crops_of_the_recipe() -> None:
+    found = COMPARISONS["input-options"](fonts_progressive())
+    assert "alternating flips" not in found.variants
+    assert found.notes
+    assert {stage.crop_area for stage in found.variants["resized"].stages} == {None}
+    assert found.variants["smaller crops"] == fonts_progressive()
+    fixed = COMPARISONS["progressive-vs-fixed"](found.variants["random sizes"]).variants["fixed"]
+    assert {stage.image_sizes for stage in fixed.stages} == {(128,)}
+
+
 def test_the_grid_has_every_size_with_every_magnitude() -> None:
     found = COMPARISONS["size-vs-regularization"](fonts_small())
     assert found.grid is not None

@@ -25,7 +25,9 @@ def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
 
 @pytest.mark.parametrize("size", list(PAPER))
 def test_the_papers_settings(capsys: pytest.CaptureFixture[str], size: str) -> None:
-    stages = planned(capsys, f"efficientnetv2_{size}_paper")["stages"]
+    found = planned(capsys, f"efficientnetv2_{size}_paper")
+    stages = found["stages"]
+    assert found["randaugment_policy"] == "google"  # the paper's runs were the authors' code's too
     sizes, magnitude, mixup, dropout = PAPER[size]
     assert len(stages) == 4
     for name, (first, last) in {
@@ -47,13 +49,30 @@ def test_the_papers_settings(capsys: pytest.CaptureFixture[str], size: str) -> N
     ("size", "sizes"), [("s", [171, 214, 257, 300]), ("m", [192, 256, 320, 384]), ("l", [192, 256, 320, 384])]
 )
 def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: str, sizes: list[int]) -> None:
-    stages = planned(capsys, f"efficientnetv2_{size}_google")["stages"]
+    found = planned(capsys, f"efficientnetv2_{size}_google")
+    stages = found["stages"]
+    assert found["randaugment_policy"] == "google"
     assert [stage["image_size"] for stage in stages] == sizes
     assert {stage["dropout"] for stage in stages} == {{"s": 0.2, "m": 0.3, "l": 0.4}[size]}
     assert stages[-1]["randaugment_magnitude"] == {"s": 10, "m": 15, "l": 20}[size]
     last = {"s": 0, "m": 0.2, "l": 0.5}[size]
     for name in ("mixup_alpha", "cutmix_alpha"):
         assert [stage[name] for stage in stages] == pytest.approx([last * index / 3 for index in range(4)])
+
+
+def test_options_of_the_inputs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["demo", "--samples", "2000", "--stages.0.low-frequency-of", "128", "--stages.3.random-sizes", "64", "80"]
+    flags += ["--stages.3.random-size-share", "0.25", "--data.flip-order", "alternating"]
+    assert plan.main(flags) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "low frequencies of 128 px",
+        "25% of the steps at 64, 80 px",
+        "policy: torchvision; flips: alternating",
+    ):
+        assert text in shown
+    last = planned(capsys, *flags)["stages"][3]
+    assert last["megapixels"] == round(last["samples"] * (0.75 * 128**2 + 0.25 * (64**2 + 80**2) / 2) / 1e6)
 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
