@@ -93,21 +93,22 @@ def build_eval_loader(
     batch_size: int,
     rank: int,
     world_size: int,
+    samples: int | None = None,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
-    A sample that can't be decoded is left out and named in its batch, which may be empty then. `manifest` is that of
-    `config.val`, where it was read before.
+    A sample that can't be decoded is left out and named in its batch, which may be empty then. With `samples`, only
+    so many, evenly spaced over the set. `manifest` is that of `config.val`, where it was read before.
 
     Raises:
         DataError: shards that can't be read.
     """
     manifest = _checked(manifest) or load_manifest(config.val)
-    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
+    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size, samples=samples)
     view = View(image_size=image_size, training=False)
-    pool = _pool("eval", manifest, config)
+    pool = _pool("eval" if samples is None else "sampled eval", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
 
 

@@ -90,7 +90,7 @@ def progress_at(cursor: int) -> Progress:
         num_workers=64,
         metrics={f"train/metric_{number}": 1.0 for number in range(29)} | {"train/images_per_s": 1e4},
         stage_results=({"samples": 10**6, "train_s": 100.0, "eval_s": 10.0},),
-        evaluations=tuple({"cursor": number, "train/loss": 1.0, "val/loss": 1.0} for number in range(100)),
+        evaluations=tuple({"cursor": number, "train_eval/loss": 1.0, "val/loss": 1.0} for number in range(100)),
     )
 
 

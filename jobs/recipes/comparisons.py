@@ -22,6 +22,7 @@ from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import regularization_ranges
 from pipeline.schedule.stages import AdaptiveConfig
 
+WEAKEST = "strength 0"
 FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
 
 
@@ -185,7 +186,8 @@ def _check_from_nothing(base: TrainConfig, comparison: str) -> None:
 
 
 def schedulers(base: TrainConfig) -> Comparison:
-    """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap."""
+    """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap; and
+    whether its regularization is worth having at all."""
     check_grows(base)
     # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
     off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
@@ -207,8 +209,11 @@ def schedulers(base: TrainConfig) -> Comparison:
             f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
             "ones of these or of --trainer.eval-every-epochs."
         )
-    if regularization_ranges(base.stages):
+    if ranges := regularization_ranges(base.stages):
         variants["closed loop"] = adaptive(replace(off, closed_loop=True))
+        weakest = {name: low for name, (low, _) in ranges.items()}
+        variants[WEAKEST] = replace(linear, stages=tuple(replace(stage, **weakest) for stage in base.stages))
+        notes.append(f"{WEAKEST}: the first stage's regularization in all of them, which is what a ramp must beat.")
     else:
         notes.append("The closed loop is left out: no regularization of this recipe has a range to vary over.")
     if len(variants) == 1:

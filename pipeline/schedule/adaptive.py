@@ -12,6 +12,9 @@ from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
 
 REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
 """Fields of a stage that the strength of regularization moves together, as the ramp does."""
+PLAIN_TRAINING_LOSS = "train_eval/loss"
+"""The loss of training samples, measured as the validation loss is. `train/loss` is of smoothed, mixed and augmented
+samples: even of a perfect model it is far above 0."""
 
 
 def plateau(config: AdaptiveConfig, evaluations: Sequence[dict[str, float]], patience: int) -> str:
@@ -44,7 +47,7 @@ def next_regularization(
     now: TrainingStage,
     evaluations: Sequence[dict[str, float]],
 ) -> tuple[dict[str, Any], str]:
-    """Choose the next stage's regularization from the gap between validation and training loss; say why.
+    """Choose the next stage's regularization from the gap between validation and plain training loss; say why.
 
     The recipe's first stage has strength 0 and its last one 1. A gap above the one that is wanted (the model learns its
     training data by heart) makes the next stage's strength larger than this one's, a smaller gap makes it smaller:
@@ -56,17 +59,17 @@ def next_regularization(
         now: the stage that ends, as it was trained.
         evaluations: its evaluations, oldest first.
     """
-    measured = [row for row in evaluations if "val/loss" in row and "train/loss" in row]
+    measured = [row for row in evaluations if "val/loss" in row and PLAIN_TRAINING_LOSS in row]
     ranges = regularization_ranges(recipe)
     if not measured or not ranges:
         return {}, ""
     name, (low, high) = next(iter(ranges.items()))
     before = (getattr(now, name) - low) / (high - low)
-    train, val = measured[-1]["train/loss"], measured[-1]["val/loss"]
+    train, val = measured[-1][PLAIN_TRAINING_LOSS], measured[-1]["val/loss"]
     strength = min(1.0, max(0.0, before + config.gain * (val - train - config.gap)))
     values = {name: low + (high - low) * strength for name, (low, high) in ranges.items()}
     reason = (
         f"regularization {before:.2f} -> {strength:.2f} of the recipe's range: validation loss {val:.3f}, "
-        f"training loss {train:.3f}, a gap of {val - train:.3f} (target: {config.gap:g})"
+        f"training loss {train:.3f} without augmentation, a gap of {val - train:.3f} (target: {config.gap:g})"
     )
     return values, reason

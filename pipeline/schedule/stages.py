@@ -160,7 +160,11 @@ class AdaptiveConfig:
     """Whether the next stage's regularization is chosen from the gap between validation and training loss, within the
     range from the first stage's to the last stage's, instead of from the linear ramp."""
     gap: float = 0.0
-    """The target of the closed loop: validation loss minus training loss."""
+    """The target of the closed loop: validation loss minus training loss, both measured without augmentation and with
+    hard targets, at the evaluation's size. 0: of a model that has learned nothing by heart."""
+    gap_samples: int = 2000
+    """Closed loop: largest number of training samples whose loss is measured at each evaluation, as many as there are
+    validation samples if those are fewer."""
     gain: float = 1.0
     """Closed loop: change of the strength (0: the first stage's regularization, 1: the last stage's) per unit of
     gap."""
@@ -178,6 +182,8 @@ class AdaptiveConfig:
             raise ValueError("adaptive.min_delta, min_epochs and max_epochs must be at least 0")
         if self.max_epochs and self.max_epochs < self.min_epochs:
             raise ValueError(f"adaptive.max_epochs is {self.max_epochs}: it must be at least min_epochs, or 0 (off)")
+        if self.gap_samples < 1:
+            raise ValueError(f"adaptive.gap_samples is {self.gap_samples}: it must be at least 1")
         if not self.gain >= 0:
             raise ValueError(f"adaptive.gain is {self.gain}: it must be at least 0")
         if not self.batch_growth >= 1:

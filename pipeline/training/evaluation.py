@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,6 +82,40 @@ def evaluate(
     return {name: float(value) for name, value in values.items()}, confusion
 
 
+def plain_training_loss(
+    model: nn.Module,
+    task: Task,
+    data: DataConfig,
+    config: TrainerConfig,
+    *,
+    samples: int,
+    image_size: int,
+    device: torch.device,
+    heartbeat: Callable[[], None],
+    manifest: DatasetManifest,
+) -> float:
+    """Return the loss of training samples measured as validation's is: its view, no augmentation, hard targets.
+
+    They are `samples` evenly spaced ones, the same each time. `manifest` is that of `data.train`.
+
+    Raises:
+        DataError: too many samples can't be decoded.
+    """
+    metrics = collect(
+        model,
+        task,
+        replace(data, val=data.train, train_weights=()),
+        config,
+        task.loss_metric(),
+        image_size=image_size,
+        device=device,
+        heartbeat=heartbeat,
+        samples=samples,
+        manifest=manifest,
+    )
+    return float(metrics.compute()["loss"])
+
+
 @torch.inference_mode()
 def collect(
     model: nn.Module,
@@ -92,9 +127,13 @@ def collect(
     image_size: int,
     device: torch.device,
     heartbeat: Callable[[], None] = lambda: None,
+    samples: int | None = None,
     manifest: DatasetManifest | None = None,
 ) -> MetricCollection:
-    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch."""
+    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch.
+
+    With `samples`, only so many of the set, evenly spaced.
+    """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world_size > 1:
         # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
@@ -108,6 +147,7 @@ def collect(
         batch_size=config.eval_batch_size,
         rank=rank,
         world_size=world_size,
+        samples=samples,
         manifest=manifest,
     )
     most, seen, damaged = config.eval_batch_size, 0, list[str]()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
+from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.schedule.decisions import LIVE_FIELDS, Checkpoint, Decision, DecisionRecord, NextStage, paused, records_of
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import TrainingSchedule
@@ -135,7 +136,7 @@ class TrainingProgress:
         row: dict[str, float] = {"cursor": self.state.cursor, "stage": self.stage, "workers": num_workers}
         if since:
             row["train/loss"] = since["loss"] / since["steps"]
-        kept = {"val/loss", self.config.adaptive.metric, self.config.checkpoint.best_metric}
+        kept = {"val/loss", PLAIN_TRAINING_LOSS, self.config.adaptive.metric, self.config.checkpoint.best_metric}
         row |= {name: metrics[name] for name in kept & metrics.keys()}
         for name in ("train_s", "cpu_s", "eval_s"):
             row[name] = sum(one.get(name, 0.0) for one in self.state.stage_results)

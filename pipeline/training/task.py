@@ -36,6 +36,10 @@ class Task(Protocol):
         """Return fresh evaluation metrics; their states are summed over workers, so they are exact."""
         ...
 
+    def loss_metric(self) -> MetricCollection:
+        """Return the `loss` of `metrics()` alone."""
+        ...
+
     def confusion(self) -> Metric:
         """Return a fresh confusion matrix; it may be added to `metrics()` under any name."""
         ...
@@ -77,6 +81,10 @@ class ClassificationTask:
         if self.num_outputs > 5:
             metrics["top5_accuracy"] = MulticlassAccuracy(self.num_outputs, average="micro", top_k=5)
         return MetricCollection(metrics, compute_groups=False)
+
+    def loss_metric(self) -> MetricCollection:
+        """Return the cross-entropy alone."""
+        return _loss_alone()
 
     def confusion(self) -> Metric:
         """Return the counts [truth, prediction] of images."""
@@ -153,6 +161,10 @@ class SegmentationTask:
         }
         return MetricCollection(metrics, compute_groups=False)
 
+    def loss_metric(self) -> MetricCollection:
+        """Return the cross-entropy alone."""
+        return _loss_alone()
+
     def confusion(self) -> Metric:
         """Return the counts [truth, prediction] of pixels."""
         from torchmetrics.classification import MulticlassConfusionMatrix
@@ -199,6 +211,12 @@ def _mean_loss() -> Metric:
 
     # Sums of float32 losses are kept in float64, where they don't depend on the order of the workers.
     return MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+
+
+def _loss_alone() -> MetricCollection:
+    from torchmetrics import MetricCollection
+
+    return MetricCollection({"loss": _mean_loss()})
 
 
 def build_task(config: ClassificationConfig | SegmentationConfig, classes: tuple[str, ...]) -> Task:

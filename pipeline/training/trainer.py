@@ -21,7 +21,7 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
-from pipeline.schedule.adaptive import REGULARIZATION
+from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS, REGULARIZATION
 from pipeline.schedule.decisions import (
     PAUSE_POLL_S,
     Checkpoint,
@@ -36,7 +36,7 @@ from pipeline.schedule.decisions import (
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
 from pipeline.training.distributed import agreed, gathered
-from pipeline.training.evaluation import evaluate, first_batch
+from pipeline.training.evaluation import evaluate, first_batch, plain_training_loss
 from pipeline.training.figures import confusion_picture
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.inputs import mixed_inputs
@@ -84,7 +84,7 @@ class Trainer:
         self.progress = TrainingProgress(config, order.samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
-        self.feed, self._val = Feed(config, train, self.rank, self.world_size), val
+        self.feed, self._train, self._val = Feed(config, train, self.rank, self.world_size), train, val
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._confusion: Tensor | None = None
         self._damaged: list[str] = []
@@ -220,10 +220,10 @@ class Trainer:
 
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
-        metrics = {
-            f"val/{name}": value
-            for name, value in self.evaluate(self.config.trainer.eval_size(span.stage.image_size)).items()
-        }
+        size = self.config.trainer.eval_size(span.stage.image_size)
+        metrics = {f"val/{name}": value for name, value in self.evaluate(size).items()}
+        if self.config.adaptive.closed_loop and span.index < len(self.config.stages) - 1:
+            metrics[PLAIN_TRAINING_LOSS] = self._plain_training_loss(size)
         self.progress.evaluated(metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
@@ -287,6 +287,20 @@ class Trainer:
             manifest=self._val,
         )
         return metrics
+
+    def _plain_training_loss(self, image_size: int) -> float:
+        """Return what the closed loop compares the validation loss with."""
+        return plain_training_loss(
+            self.learner.evaluated_model,
+            self.task,
+            self.config.data,
+            self.config.trainer,
+            samples=min(self._val.num_samples, self.config.adaptive.gap_samples),
+            image_size=image_size,
+            device=self.device,
+            heartbeat=self.hooks.heartbeat,
+            manifest=self._train,
+        )
 
     # State -----------------------------------------------------------------------------------------------------------
 

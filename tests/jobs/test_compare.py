@@ -135,6 +135,9 @@ def test_schedulers_differ_in_their_rules_alone() -> None:
     found = COMPARISONS["schedulers"](base).variants
     assert found["linear"] == base
     assert len({config.adaptive for config in found.values()}) == 4
+    weakest = found.pop("strength 0")
+    assert weakest == replace(base, stages=weakest.stages)
+    assert {(one.randaugment_magnitude, one.mixup_alpha, one.dropout) for one in weakest.stages} == {(0, 0, 0)}
     assert all(replace(config, adaptive=base.adaptive) == base for config in found.values())
 
 
@@ -158,14 +161,14 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     assert list(without.variants) == ["linear", "plateau, epochs passed on", "plateau, epochs saved"]
     assert "no regularization of this recipe has a range" in without.notes[-1]
     short = COMPARISONS["schedulers"](scaled(fonts_small(), 16))  # four evaluations a stage, the last one at its end
-    assert list(short.variants) == ["linear", "closed loop"]
+    assert list(short.variants) == ["linear", "closed loop", "strength 0"]
     assert "no stage has 4 evaluations before its end" in short.notes[0]
     rules = AdaptiveConfig(patience=2)  # min_epochs is 1, and so long are the stages
     often = replace(fonts_small(), trainer=TrainerConfig(eval_every_epochs=0.25), adaptive=rules)
-    assert list(COMPARISONS["schedulers"](often).variants) == ["linear", "closed loop"]
+    assert list(COMPARISONS["schedulers"](often).variants) == ["linear", "closed loop", "strength 0"]
     stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(often.stages, (1, 1, 1, 8), strict=True))
     last = COMPARISONS["schedulers"](replace(often, stages=stages))
-    assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop"]
+    assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop", "strength 0"]
     with pytest.raises(CompareError, match=r"nothing in fonts-progressive can differ.*give --epochs"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 

@@ -11,6 +11,7 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import OptimizerConfig, TrainConfig
 from pipeline.control.controller import StageController
 from pipeline.control.run_status import RunStatus
+from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage
 from pipeline.training.progress import TrainingProgress
@@ -93,7 +94,7 @@ class FakeGroup:
             self._happens(progress)
             if progress.state.cursor % EPOCH == 0 and not progress.paused:
                 progress.evaluated({"val/loss": self.val_loss(progress.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
-                progress.state.evaluations[-1]["train/loss"] = 1.0
+                progress.state.evaluations[-1][PLAIN_TRAINING_LOSS] = 1.0
             decisions = self.controller.decide(progress.report({}, 2)).decisions
             for decision in decisions:
                 self.decisions.append((progress.state.cursor, decision))

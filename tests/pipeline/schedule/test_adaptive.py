@@ -44,7 +44,7 @@ STAGES = ramp(epochs=4, batch_size=24, image_size=(32, 64), randaugment_magnitud
 )
 def test_regularization_follows_the_gap_within_the_recipes_range(val: float, strength: float) -> None:
     now = TrainingStage(image_size=48, epochs=1, batch_size=24, randaugment_magnitude=6, dropout=0.2)  # the middle
-    values, reason = next_regularization(RULES, STAGES, now, [{"train/loss": 1.0, "val/loss": val}])
+    values, reason = next_regularization(RULES, STAGES, now, [{"train_eval/loss": 1.0, "val/loss": val}])
     assert values == pytest.approx({"randaugment_magnitude": 2 + 8 * strength, "dropout": 0.1 + 0.2 * strength})
     assert f"0.50 -> {strength:.2f}" in reason
     assert f"a gap of {val - 1:.3f} (target: 0.1)" in reason
@@ -53,7 +53,7 @@ def test_regularization_follows_the_gap_within_the_recipes_range(val: float, str
 def test_nothing_measured_or_no_range_leaves_the_ramp() -> None:
     assert next_regularization(RULES, STAGES, STAGES[0], [{"val/accuracy": 1.0}]) == ({}, "")
     flat = ramp(epochs=4, batch_size=24, image_size=(32, 64))
-    assert next_regularization(RULES, flat, flat[0], [{"train/loss": 1.0, "val/loss": 2.0}]) == ({}, "")
+    assert next_regularization(RULES, flat, flat[0], [{"train_eval/loss": 1.0, "val/loss": 2.0}]) == ({}, "")
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
