@@ -40,7 +40,8 @@ class ClassificationConfig:
 
     def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Return what an evaluation measures."""
-        return ("accuracy", "loss", *(("top5_accuracy",) if len(classes) > 5 else ()))
+        top5 = ("top5_accuracy",) if len(classes) > 5 else ()
+        return ("accuracy", *top5, "balanced_accuracy", "macro_f1", "calibration_error", "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +173,8 @@ class CheckpointConfig:
     """How many of the latest checkpoints to keep; older ones are deleted once a newer one is complete."""
     best_metric: str = "val/accuracy"
     """Of the checkpoints made at an evaluation, the one with the best value of this metric is kept as well. Empty:
-    none."""
+    none. Classification has val/accuracy, top5_accuracy (of more than 5 classes), balanced_accuracy (the mean recall of
+    the classes), macro_f1, calibration_error and loss; segmentation miou, iou_CLASS, pixel_accuracy and loss."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of `best_metric` is the best."""
     give_up_s: float = 900.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, sqrt
+from typing import Any
 
 from jobs.recipes.input_options import input_options
 from jobs.recipes.stage_variants import (
@@ -211,7 +212,7 @@ def schedulers(base: TrainConfig) -> Comparison:
         )
     if ranges := regularization_ranges(base.stages):
         variants["closed loop"] = adaptive(replace(off, closed_loop=True))
-        weakest = {name: low for name, (low, _) in ranges.items()}
+        weakest: dict[str, Any] = {name: low for name, (low, _) in ranges.items()}
         variants[WEAKEST] = replace(linear, stages=tuple(replace(stage, **weakest) for stage in base.stages))
         notes.append(f"{WEAKEST}: the first stage's regularization in all of them, which is what a ramp must beat.")
     else:

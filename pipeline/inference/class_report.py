@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,23 +11,8 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.shards.manifest import DatasetManifest
 from pipeline.inference.trained_model import SavedModel
+from pipeline.training.class_scores import ClassRow, class_rows
 from pipeline.training.evaluation import collect
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassRow:
-    """One class; None where it is undefined: the class never occurs, or is never predicted."""
-
-    name: str
-    count: int
-    """Images (in segmentation: pixels) of the class."""
-    recall: float | None
-    """Share of them that are predicted as the class."""
-    precision: float | None
-    """Share of those predicted as the class that are of it."""
-    f1: float | None
-    iou: float | None
-    """Intersection over union: right ones over all that are of the class or predicted as it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,28 +32,6 @@ class Report:
             "classes": [asdict(row) for row in self.classes],
             "confusion": self.confusion.tolist(),
         }
-
-
-def class_rows(confusion: Tensor, names: Sequence[str]) -> tuple[ClassRow, ...]:
-    """Return a row for each class from counts [truth, prediction]."""
-    right, of_class, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
-
-    def share(part: Tensor, whole: Tensor) -> list[float | None]:
-        return [a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
-
-    columns = zip(
-        names,
-        of_class.tolist(),
-        share(right, of_class),
-        share(right, predicted),
-        share(2 * right, of_class + predicted),
-        share(right, of_class + predicted - right),
-        strict=True,
-    )
-    return tuple(
-        ClassRow(name=name, count=count, recall=recall, precision=precision, f1=f1, iou=iou)
-        for name, count, recall, precision, f1, iou in columns
-    )
 
 
 def evaluate_saved(

@@ -24,6 +24,9 @@ from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import with_batch_sizes
 
+LOWEST = ("val/loss", "val/calibration_error")
+"""Metrics of which a model has little when it is good."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
@@ -153,13 +156,16 @@ def _check_mixup(config: TrainConfig) -> None:
 def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
     """Refuse a metric that no evaluation gives: it would be missed only when the run has been trained."""
     known = [f"val/{name}" for name in config.task.metric_names(classes)]
-    asked = {"checkpoint.best_metric": config.checkpoint.best_metric}
+    asked = {"checkpoint.best_metric": (config.checkpoint.best_metric, "best_is", config.checkpoint.best_is)}
     if config.adaptive.plateau:
-        asked["adaptive.metric"] = config.adaptive.metric
-    for field, name in asked.items():
+        asked["adaptive.metric"] = (config.adaptive.metric, "better", config.adaptive.better)
+    for field, (name, direction, best) in asked.items():
         if name and name not in known:
             shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
             raise ValueError(f"{field} is {name!r}, which this task doesn't measure: there are {shown}")
+        if name in LOWEST and best == "highest":
+            which = field.replace(field.partition(".")[2], direction)
+            raise ValueError(f"{field} is {name!r}, of which the lowest is the best, but {which} is 'highest'")
 
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pipeline.checkpoint.catalog import CheckpointRow
 from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import DecisionRecord
 from pipeline.schedule.stages import TrainingStage, Workers, worker_range
+from pipeline.training.class_scores import ClassRow
 
 
 def summary(stage: TrainingStage) -> str:
@@ -79,6 +80,17 @@ def decision_table(records: Sequence[DecisionRecord]) -> str:
         at = datetime.fromtimestamp(decision.time_s, UTC).isoformat(timespec="seconds") if decision.time_s else ""
         rows.append([at, cursor, stage + 1, decision.words, decision.asked_by, decision.reason])
     return json.dumps({"columns": columns, "data": rows})
+
+
+def class_table(rows: Sequence[ClassRow]) -> str:
+    """Return the scores of each class as JSON that MLflow shows as a table; empty where one is undefined."""
+    scores = ["recall", "precision", "f1", "iou"]
+    data = [[row.name, row.count, *(_rounded(getattr(row, score)) for score in scores)] for row in rows]
+    return json.dumps({"columns": ["class", "count", *scores], "data": data})
+
+
+def _rounded(score: float | None) -> float | str:
+    return "" if score is None else round(score, 4)
 
 
 def checkpoint_table(rows: Sequence[CheckpointRow], where: str) -> str:

@@ -24,10 +24,11 @@ from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
-from pipeline.run.summary import decision_table, describe, format_decision, stage_report, summary
+from pipeline.run.summary import class_table, decision_table, describe, format_decision, stage_report, summary
 from pipeline.schedule.decisions import Decision, DecisionRecord, Stop, leaving
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
+from pipeline.training.class_scores import ClassRow
 from pipeline.training.figures import grid_png
 from pipeline.training.hooks import TrainHooks
 
@@ -156,6 +157,10 @@ class TrackingHooks(RankHooks):
         """Keep pictures of what was learned."""
         for name, picture in pictures.items():
             self.tracker.log_artifact_bytes(name, picture)
+
+    def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
+        """Keep them as a table."""
+        self.tracker.log_table("classes.json", class_table(rows))
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """Hand a snapshot to the saver's thread: rank 0's state is every rank's."""

@@ -142,7 +142,7 @@ class AdaptiveConfig:
     plateau: bool = False
     """Whether a stage ends early when `metric` has not improved for `patience` evaluations."""
     metric: str = "val/accuracy"
-    """The metric to watch for a plateau."""
+    """The metric to watch for a plateau: one that evaluations measure, see `checkpoint.best_metric`."""
     better: Literal["highest", "lowest"] = "highest"
     """Whether the highest or the lowest value of `metric` is the best."""
     patience: int = 3

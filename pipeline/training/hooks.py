@@ -11,6 +11,7 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.schedule.decisions import Decision, DecisionRecord
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
+from pipeline.training.class_scores import ClassRow
 
 
 class TrainHooks:
@@ -50,6 +51,9 @@ class TrainHooks:
 
     def ended(self, pictures: Mapping[str, bytes]) -> None:
         """The last stage is over; `pictures` are PNGs of what was learned, by file name."""
+
+    def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
+        """The last stage is over; a row a class of its last evaluation, if there was one in this process."""
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; `snapshot` copies the state to host memory when called."""

@@ -54,7 +54,7 @@ class Task(Protocol):
 
 
 class ClassificationTask:
-    """Softmax cross-entropy with label smoothing; top-1, top-5 and loss as metrics."""
+    """Softmax cross-entropy with label smoothing; `ClassificationScores` and the loss as metrics."""
 
     def __init__(self, config: ClassificationConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
@@ -70,16 +70,12 @@ class ClassificationTask:
         return {"loss": F.cross_entropy(logits.float(), targets)}
 
     def metrics(self) -> MetricCollection:
-        """Return accuracy (top-1), top5_accuracy where there are more than 5 classes, and the unsmoothed loss."""
+        """Return the scores of `ClassificationScores`, and the loss without smoothing."""
         from torchmetrics import MetricCollection  # takes seconds, which a worker's start should not
-        from torchmetrics.classification import MulticlassAccuracy
 
-        metrics: dict[str, Any] = {
-            "accuracy": MulticlassAccuracy(self.num_outputs, average="micro"),
-            "loss": _mean_loss(),
-        }
-        if self.num_outputs > 5:
-            metrics["top5_accuracy"] = MulticlassAccuracy(self.num_outputs, average="micro", top_k=5)
+        from pipeline.training.metrics import ClassificationScores
+
+        metrics: dict[str, Any] = {"scores": ClassificationScores(self.num_outputs), "loss": _mean_loss()}
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:

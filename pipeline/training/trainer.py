@@ -35,6 +35,7 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
+from pipeline.training.class_scores import class_rows
 from pipeline.training.distributed import agreed, gathered
 from pipeline.training.evaluation import evaluate, first_batch, plain_training_loss
 from pipeline.training.figures import confusion_picture
@@ -115,6 +116,8 @@ class Trainer:
     def _show(self) -> None:
         try:
             self.hooks.ended(self.pictures())
+            if self._confusion is not None:
+                self.hooks.classes_evaluated(class_rows(self._confusion, self.task.classes))
         except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
             log.warning("the run is done, but the pictures of its predictions could not be made: %s", error)
 

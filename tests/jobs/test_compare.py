@@ -231,9 +231,16 @@ def test_metrics_that_no_evaluation_gives_and_another_runs_rest_are_one_line(tmp
     write_shards(tmp_path / "train", [60])
     write_shards(tmp_path / "val", [30])
     with pytest.raises(
-        CompareError, match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/loss$"
+        CompareError,
+        match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/balanced_accuracy, val/macro_f1, "
+        "val/calibration_error, val/loss$",
     ):
         main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", "val/acc", "--dry-run"))
+    for name in ("val/loss", "val/calibration_error"):
+        with pytest.raises(
+            CompareError, match=rf"best_metric is '{name}', .*lowest.* checkpoint\.best_is is 'highest'"
+        ):
+            main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", name, "--dry-run"))
     with pytest.raises(CompareError, match=r"^resume_from: .*--model\.init-from"):
         main(arguments(tmp_path, sqlite_uri, "--resume-from", "/runs/x", "--dry-run"))
     plateau = ("--adaptive.plateau", "True", "--adaptive.metric", "accuracy")
