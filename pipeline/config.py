@@ -65,26 +65,42 @@ class SegmentationConfig:
         return ("miou", "pixel_accuracy", "loss", *(f"iou_{name}" for name in classes))
 
 
+TIMM_OPTIMIZERS = ("lamb", "lion", "muon")
+"""Optimizers that come with timm."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     """Optimizer, learning-rate schedule and moving average. The defaults are EfficientNetV2's."""
 
-    optimizer: Literal["rmsprop", "sgd", "adamw"] = "rmsprop"
-    """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, or AdamW."""
+    optimizer: Literal["rmsprop", "sgd", "adamw", "lamb", "lion", "muon"] = "rmsprop"
+    """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, AdamW, or timm's Lamb, Lion or Muon. Muon is for
+    the convolutions and linear layers; AdamW updates the classifier, biases and norms, at the same rate."""
     lr: float = 0.256
     """Peak learning rate, for the stages' global batch."""
     momentum: float = 0.9
-    """Momentum of RMSProp and SGD; AdamW's first beta."""
+    """Momentum of RMSProp, SGD and Muon; the first beta of AdamW, Lamb and Lion."""
     decay: float = 0.9
-    """RMSProp's decay of the mean square; not used by SGD and AdamW."""
+    """RMSProp's decay of the mean square; not used by the others."""
     eps: float = 1e-3
-    """Added inside RMSProp's root. AdamW has 1e-8 outside of it."""
+    """Added inside RMSProp's root; not used by the others."""
     weight_decay: float = 1e-5
-    """L2 weight decay; decoupled in AdamW. Not applied to biases, normalization parameters and position embeddings."""
+    """L2 weight decay; decoupled in AdamW, Lion and Muon. Not applied to biases, normalization parameters and position
+    embeddings."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it, for fine-tuning: the head has the whole rate,
+    the stem the lowest. 1: the same rate for all."""
     warmup_epochs: float = 5.0
-    """Epochs in which the learning rate grows linearly from 0."""
-    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
-    """The schedule after the warm-up: exponential decay, a cosine from the peak to 0 at the run's end, or constant."""
+    """Epochs in which the learning rate grows: linearly from 0; in the one-cycle schedule by a cosine from lr / 25."""
+    schedule: Literal["exponential", "cosine", "linear", "polynomial", "one-cycle", "wsd", "constant"] = "exponential"
+    """The schedule after the warm-up. exponential: decay by `decay_factor`; cosine, linear, polynomial (see `power`):
+    from the peak to 0 at the run's end; one-cycle: PyTorch's OneCycleLR, by a cosine to lr / 250,000; wsd
+    (warm-up-stable-decay): constant, then linearly to 0 over the run's last `decay_share`; constant. With wsd a run
+    that is extended or advanced has had the right rate until then."""
+    power: float = 2.0
+    """Polynomial schedule: the rate is the peak times the remaining share of the run to this power."""
+    decay_share: float = 0.2
+    """wsd: share of the run, at its end, in which the rate decays."""
     decay_factor: float = 0.97
     """Exponential schedule: the factor per `decay_epochs`."""
     decay_epochs: float = 2.4
@@ -106,6 +122,11 @@ class OptimizerConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
         if not 0 < self.decay_factor <= 1:
             raise ValueError(f"decay_factor={self.decay_factor}: must be in (0, 1]")
+        for name in ("layer_decay", "decay_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be in (0, 1]")
+        if not self.power > 0:
+            raise ValueError(f"power={self.power}: must be above 0")
         if self.decay_epochs <= 0:
             raise ValueError(f"decay_epochs={self.decay_epochs}: must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -132,6 +153,9 @@ class TrainerConfig:
     is 0; each stage's micro-batch follows from it. auto: on a GPU."""
     compile: bool = False
     """Whether to use torch.compile: one compilation per stage, all before the first step."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: for large images, less
+    memory for about a third more time, with the same gradients. Not together with `compile`."""
     eval_every_epochs: float = 1.0
     """Epochs between two evaluations. Each stage also ends with one."""
     eval_scale: float = 1.0
@@ -155,6 +179,12 @@ class TrainerConfig:
         for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
+
+        if self.compile and self.checkpoint_activations:
+            raise ValueError(
+                "trainer.checkpoint_activations and trainer.compile are both True: the compiler decides itself what "
+                "to compute again; set one of them to False"
+            )
 
     def eval_size(self, image_size: int) -> int:
         """Return the image size at which a stage that trains at `image_size` is evaluated, in pixels."""

@@ -24,6 +24,8 @@ def _training(config: TrainConfig, metric: str) -> Iterator[str]:
         yield "it trains classifiers by val/accuracy; leave --peer out for this recipe"
     if config.worker_counts != [1]:
         yield "it trains in one process; give --cluster.num-workers 1, so that ours does too"
+    if config.optimizer.layer_decay != 1:
+        yield f"it has one rate for all layers, optimizer.layer_decay is {config.optimizer.layer_decay:g}; set it to 1"
     if config.optimizer.optimizer != "adamw" or stage.cutmix_alpha:
         yield "only AdamW without CutMix is the same in both; leave --peer out for this recipe"
     if stage.randaugment_magnitude not in range(10):  # Pillow refuses what timm's posterizing is at 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from datasets.checks import check_data, data_fingerprint
@@ -17,7 +18,7 @@ from model.checks import check_image_size, check_model
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import TrainConfig
+from pipeline.config import TIMM_OPTIMIZERS, OptimizerConfig, TrainConfig
 from pipeline.run.provenance import breaking, described, differences, recorded_config, with_defaults
 from pipeline.run.reachability import check_reachable
 from pipeline.schedule.decisions import records_of
@@ -86,6 +87,7 @@ def check_run(config: TrainConfig) -> Preflight:
         check_reachable(config)
     config = with_numbers(absolute(config))
     check_model(config.model)
+    _check_optimizer(config.optimizer)
     for size in {size for stage in config.stages for size in stage.image_sizes}:
         check_image_size(config.model, size)
     train, val = check_data(
@@ -140,6 +142,11 @@ def absolute(config: TrainConfig) -> TrainConfig:
 def _absolute(location: str) -> str:
     parts = location.split("::")
     return "::".join(part if "://" in part or not part else str(Path(part).absolute()) for part in parts)
+
+
+def _check_optimizer(config: OptimizerConfig) -> None:
+    if config.optimizer in TIMM_OPTIMIZERS and find_spec("timm") is None:
+        raise ValueError(f"optimizer.optimizer is {config.optimizer}, which timm has: `uv pip install timm` adds it")
 
 
 def _check_mixup(config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.activation_checkpoints import checkpoint_blocks
 from model.regularization import set_dropout, set_stochastic_depth
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.format import Snapshot, to_host
@@ -21,7 +22,7 @@ from pipeline.schedule.stages import TrainingStage
 from pipeline.training.distributed import buffers_kept, data_parallel
 from pipeline.training.evaluation import autocast
 from pipeline.training.memory import largest_that_fits
-from pipeline.training.optim import build_ema, build_optimizer
+from pipeline.training.optim import build_ema, build_optimizer, set_rate
 from pipeline.training.task import Task
 
 
@@ -36,6 +37,8 @@ class Learner:
     def __init__(self, config: TrainConfig, model: nn.Module, task: Task, device: torch.device) -> None:
         self.config, self.task, self.device = config, task, device
         self.model = model.to(device).to(memory_format=torch.channels_last)
+        if config.trainer.checkpoint_activations:
+            checkpoint_blocks(self.model)
         self.ema = build_ema(config.optimizer, self.model)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._net = self._parallel(self.model)
@@ -160,8 +163,7 @@ class Learner:
     def _update(self, lr: float) -> None:
         if self.config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

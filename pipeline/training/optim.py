@@ -8,39 +8,94 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from model.depth import layer_of_parameters
+from model.head import TaskHead
 from pipeline.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of the model's trainable parameters, in two groups: with and without weight decay.
+    """The optimizer of the model's trainable parameters, in groups with and without weight decay, and by depth.
 
-    The rate in the groups is the peak; set `group["lr"]` to `learning_rate(...)` before each step.
+    The rate in the groups is the peak; call `set_rate(optimizer, learning_rate(...))` before each step.
+
+    Raises:
+        ValueError: everything is frozen, or timm, which has the optimizer, is not installed.
     """
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(
+        model, config.weight_decay, layer_decay=config.layer_decay, separate_head=config.optimizer == "muon"
+    )
     if config.optimizer == "rmsprop":
         return RMSpropTF(groups, lr=config.lr, momentum=config.momentum, decay=config.decay, eps=config.eps)
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, foreach=True)
-    return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), foreach=True)
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), foreach=True)
+    return _timm_optimizer(config, groups)
+
+
+def _timm_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    try:
+        from timm.optim import Lamb, Lion, Muon
+    except ImportError:
+        raise ValueError(
+            f"optimizer.optimizer is {config.optimizer}, which timm has: `uv pip install -U timm` adds it"
+        ) from None
+    optimizer: Optimizer
+    if config.optimizer == "lamb":  # clipping is `clip_norm`'s
+        optimizer = Lamb(groups, lr=config.lr, betas=(config.momentum, 0.999), max_grad_norm=None)
+    elif config.optimizer == "lion":
+        optimizer = Lion(groups, lr=config.lr, betas=(config.momentum, 0.99))
+    else:
+        optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, nesterov=True, betas=(0.9, 0.999))
+    return optimizer
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step; groups of lower layers may have a part of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_share", 1.0)
 
 
 # Learned tables and scales of attention, which are no weights of a product (Swin, ViT).
 _NO_DECAY_NAMES = ("position_bias", "logit_scale", "pos_embed", "cls_token")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters as [with decay, without]; without: biases, norms (one dimension all) and position tables."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, layer_decay: float = 1.0, separate_head: bool = False
+) -> list[dict[str, Any]]:
+    """Trainable parameters as groups, from the stem to the head; of each layer those with weight decay come first.
+
+    Without decay are biases, norms (one dimension all) and position tables.
+
+    Args:
+        model: the model.
+        weight_decay: of the groups that have it.
+        layer_decay: factor of a group's `lr_share` from a layer to the one before it; 1: all layers are one group.
+        separate_head: mark the task's head and what has no weight decay as no products for Muon (`use_fallback`).
+
+    Raises:
+        ValueError: everything is frozen.
+    """
+    layers = {} if layer_decay == 1 else layer_of_parameters(model)
+    last = max(layers.values(), default=0)
+    heads = {id(part.weight) for part in model.modules() if isinstance(part, TaskHead)} if separate_head else set()
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_free = parameter.ndim <= 1 or any(part in name for part in _NO_DECAY_NAMES)
-        (free if is_free else decayed).append(parameter)
-    if not decayed and not free:
+        layer, fallback = layers.get(name, last), separate_head and (is_free or id(parameter) in heads)
+        group = groups.setdefault(
+            (layer, is_free, fallback), {"params": [], "weight_decay": 0.0 if is_free else weight_decay}
+        )
+        group["params"].append(parameter)
+        if layers:
+            group["lr_share"] = layer_decay ** (last - layer)
+        if separate_head:
+            group["use_fallback"] = fallback
+    if not groups:
         raise ValueError("the model has no trainable parameter: everything is frozen")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [groups[key] for key in sorted(groups)]
 
 
 class RMSpropTF(Optimizer):

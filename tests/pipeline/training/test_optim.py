@@ -1,14 +1,17 @@
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from model.config import ModelConfig
+from model.factory import build_model
 from pipeline.config import OptimizerConfig
 from pipeline.training.learning_rate import learning_rate
-from pipeline.training.optim import RMSpropTF, build_ema, build_optimizer, parameter_groups
+from pipeline.training.optim import RMSpropTF, build_ema, build_optimizer, parameter_groups, set_rate
 
 
 def small_net() -> nn.Sequential:
@@ -182,3 +185,58 @@ def test_ema_has_tensorflows_ramp_and_averages_statistics() -> None:
 def test_a_bad_field_is_named(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "muon"])
+def test_timms_optimizers_keep_the_groups_learn_and_resume_bit_for_bit(name: str) -> None:
+    config = OptimizerConfig(optimizer=name, weight_decay=0.05)  # type: ignore[arg-type]
+    whole, killed, resumed = small_net(), small_net(), small_net()
+    optimizer = build_optimizer(config, whole)
+    decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    assert [decays[id(one)] for one in whole.parameters()] == [0.05 if p.ndim > 1 else 0.0 for p in whole.parameters()]
+    start = [weight.clone() for weight in whole.parameters()]
+    train(whole, optimizer, range(6))
+    assert all(not torch.equal(one, before) for one, before in zip(whole.parameters(), start, strict=True))
+
+    before = build_optimizer(config, killed)
+    train(killed, before, range(3))
+    file = io.BytesIO()
+    torch.save(before.state_dict(), file)
+    resumed.load_state_dict(killed.state_dict())
+    after = build_optimizer(config, resumed)
+    after.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    train(resumed, after, range(3, 6))
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_leaves_the_classifier_and_vectors_to_adamw() -> None:
+    model = build_model(ModelConfig(name="efficientnet_v2_tiny"), num_classes=4)
+    optimizer = build_optimizer(OptimizerConfig(optimizer="muon"), model)
+    by_adamw = {id(one) for group in optimizer.param_groups if group["use_fallback"] for one in group["params"]}
+    names = {name for name, one in model.named_parameters() if id(one) in by_adamw}
+    assert "classifier.1.weight" in names
+    assert names - {"classifier.1.weight"} == {name for name, one in model.named_parameters() if one.ndim == 1}
+
+
+def test_lower_layers_have_lower_rates() -> None:
+    model = build_model(ModelConfig(name="efficientnet_v2_tiny"), num_classes=4)
+    optimizer = build_optimizer(OptimizerConfig(layer_decay=0.5), model)
+    set_rate(optimizer, 0.8)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    assert rates[id(model.get_parameter("classifier.1.weight"))] == 0.8
+    assert rates[id(model.get_parameter("classifier.1.bias"))] == 0.8
+    assert rates[id(model.get_parameter("features.0.0.weight"))] == 0.8 * 0.5**12
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_without_layer_decay_the_groups_are_those_of_older_checkpoints() -> None:
+    groups = build_optimizer(OptimizerConfig(), small_net()).state_dict()["param_groups"]
+    assert [group["params"] for group in groups] == [[0, 1], [2, 3, 4, 5]]
+    assert not any("lr_share" in group for group in groups)
+
+
+def test_a_missing_timm_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    with pytest.raises(ValueError, match=r"^optimizer.optimizer is lion, which timm has: `uv pip install -U timm`"):
+        build_optimizer(OptimizerConfig(optimizer="lion"), small_net())

@@ -1,0 +1,111 @@
+"""Each schedule against PyTorch's scheduler of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim import SGD, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipeline.config import OptimizerConfig
+from pipeline.training.learning_rate import learning_rate
+
+STEPS = 20
+
+
+def _theirs(make: Callable[[SGD], LRScheduler]) -> list[float]:
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def _ours(config: OptimizerConfig, total: int) -> list[float]:
+    return [
+        learning_rate(config, cursor=step * 8, samples_per_epoch=8, total_samples=total * 8) for step in range(STEPS)
+    ]
+
+
+SCHEDULERS: dict[str, tuple[OptimizerConfig, int, Callable[[SGD], LRScheduler]]] = {
+    "linear": (
+        OptimizerConfig(lr=0.4, warmup_epochs=0, schedule="linear"),
+        STEPS,
+        lambda one: lr_scheduler.LinearLR(one, start_factor=1.0, end_factor=0.0, total_iters=STEPS),
+    ),
+    "polynomial": (
+        OptimizerConfig(lr=0.4, warmup_epochs=0, schedule="polynomial", power=3.0),
+        STEPS,
+        lambda one: lr_scheduler.PolynomialLR(one, total_iters=STEPS, power=3.0),
+    ),
+    "cosine": (
+        OptimizerConfig(lr=0.4, warmup_epochs=0, schedule="cosine"),
+        STEPS,
+        lambda one: lr_scheduler.CosineAnnealingLR(one, T_max=STEPS),
+    ),
+    "exponential": (
+        OptimizerConfig(lr=0.4, warmup_epochs=0, decay_factor=0.9, decay_epochs=1.0, staircase=False),
+        STEPS,
+        lambda one: lr_scheduler.ExponentialLR(one, gamma=0.9),
+    ),
+    "one-cycle": (  # PyTorch's peak is at step pct_start * total - 1, its end at total - 1
+        OptimizerConfig(lr=0.4, warmup_epochs=5, schedule="one-cycle"),
+        STEPS,
+        lambda one: lr_scheduler.OneCycleLR(one, max_lr=0.4, total_steps=STEPS + 1, pct_start=6 / (STEPS + 1)),
+    ),
+    "wsd": (
+        OptimizerConfig(lr=0.4, warmup_epochs=0, schedule="wsd", decay_share=0.25),
+        STEPS,
+        lambda one: lr_scheduler.SequentialLR(
+            one,
+            [
+                lr_scheduler.ConstantLR(one, factor=1.0),
+                lr_scheduler.LinearLR(one, start_factor=1.0, end_factor=0.0, total_iters=5),
+            ],
+            milestones=[15],
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_schedule_is_pytorchs(name: str) -> None:
+    config, total, make = SCHEDULERS[name]
+    assert _ours(config, total) == pytest.approx(_theirs(make), abs=1e-9)
+
+
+ALL = ("exponential", "cosine", "linear", "polynomial", "one-cycle", "wsd", "constant")
+
+
+@given(
+    schedule=st.sampled_from(ALL),
+    warmup=st.floats(0, 30),
+    total=st.integers(1, 1000),
+    cursor=st.integers(0, 1200),
+    min_lr=st.floats(0, 0.1),
+)
+def test_a_rate_is_within_its_limits(schedule: str, warmup: float, total: int, cursor: int, min_lr: float) -> None:
+    config = OptimizerConfig(lr=0.4, warmup_epochs=warmup, schedule=schedule, min_lr=min_lr)  # type: ignore[arg-type]
+    rate = learning_rate(config, cursor=cursor, samples_per_epoch=10, total_samples=total)
+    assert (0 if cursor / 10 < warmup else min_lr) <= rate <= 0.4 + 1e-12
+
+
+def test_with_wsd_an_extended_run_has_had_the_right_rate() -> None:
+    config = OptimizerConfig(lr=0.4, warmup_epochs=1, schedule="wsd", decay_share=0.2)
+    short, long = ([learning_rate(config, cursor=c, samples_per_epoch=10, total_samples=n) for c in range(80)]
+                   for n in (100, 150))  # fmt: skip
+    assert short == long
+
+
+def test_values_that_no_schedule_can_have_are_refused() -> None:
+    for field, value in (("power", 0.0), ("decay_share", 0.0), ("decay_share", 1.5), ("layer_decay", 0.0)):
+        with pytest.raises(ValueError, match=f"^{field}={value}: must be"):
+            OptimizerConfig(**{field: value})  # type: ignore[arg-type]
