@@ -54,7 +54,7 @@ class TrainingStage:
     """Share of the stage's steps that train at one of `random_sizes`; which ones is drawn by seed and cursor."""
     randaugment_magnitude: float = 0.0
     """Strength of RandAugment on the scale of `data.randaugment_policy`: of torchvision's, 10 is the full range of each
-    operation; of google's, most operations grow beyond it. 0 turns it off."""
+    operation; google's are the formulas of the released code, which the paper uses up to 25. 0 turns it off."""
     mixup_alpha: float = 0.0
     """Alpha of Mixup's Beta(alpha, alpha); 0 turns it off."""
     cutmix_alpha: float = 0.0
