@@ -155,7 +155,7 @@ class TrainerConfig:
     """Whether to use torch.compile: one compilation per stage, all before the first step."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: for large images, less
-    memory for about a third more time, with the same gradients. Not together with `compile`."""
+    memory for a second forward pass a step, with the same gradients. Not together with `compile`."""
     eval_every_epochs: float = 1.0
     """Epochs between two evaluations. Each stage also ends with one."""
     eval_scale: float = 1.0
