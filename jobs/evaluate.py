@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.config import DataConfig
-from datasets.errors import DataError
-from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
 from jobs.common.cli import parse, run_main
 from jobs.common.device import chosen_device
@@ -42,6 +40,11 @@ class Options:
     """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Evaluate the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+    reestimate_bn: int = 0
+    """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
+    evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
+    train_data: str = ""
+    """With --reestimate-bn: training shards; empty: those of the run."""
     batch_size: int = 64
     """Images per batch."""
     loader_workers: int = 2
@@ -54,7 +57,7 @@ class Options:
     """Folder for confusion.png and predictions.png."""
 
     def __post_init__(self) -> None:
-        for name, low in (("image_size", 0), ("batch_size", 1), ("loader_workers", 0)):
+        for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")
 
@@ -69,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     from pipeline.inference.class_report import evaluate_saved
-    from pipeline.inference.trained_model import find_run, open_saved
+    from pipeline.inference.norm_statistics import reestimate_saved
+    from pipeline.inference.trained_model import check_classes, find_run, open_saved
 
     saved = open_saved(
         find_run(options.checkpoint, options.storage),
@@ -81,8 +85,18 @@ def main(argv: Sequence[str]) -> int:
     check_classes(saved, manifest, options.data)
     data = eval_data(saved, options.data, options.loader_workers)
     device = chosen_device(options.device)
+    if options.reestimate_bn:
+        reestimate_saved(
+            saved,
+            options.reestimate_bn,
+            url=options.train_data,
+            device=device,
+            batch_size=options.batch_size,
+            loader_workers=options.loader_workers,
+        )
     report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, manifest=manifest)
-    values = about(saved) | {"data": options.data, "samples": manifest.num_samples} | report.to_dict()
+    used = {"data": options.data, "samples": manifest.num_samples, "reestimate_bn": options.reestimate_bn}
+    values = about(saved) | used | report.to_dict()
     if options.json == "-":
         print(json.dumps(values, indent=1))
     else:
@@ -110,30 +124,23 @@ def eval_data(saved: SavedModel, url: str, loader_workers: int) -> DataConfig:
     return DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=loader_workers)
 
 
-def check_classes(saved: SavedModel, manifest: DatasetManifest, url: str) -> None:
-    """Refuse data whose labels mean something else than the model's outputs."""
-    if manifest.kind != saved.kind:
-        raise DataError(f"{url} is for {manifest.kind}, but {saved.uri} was trained for {saved.kind}")
-    if manifest.classes != saved.task.classes:
-        here, there = ", ".join(manifest.classes[:6]), ", ".join(saved.task.classes[:6])
-        raise DataError(
-            f"{url} has other classes ({len(manifest.classes)}: {here}) than {saved.uri} was trained on "
-            f"({len(saved.task.classes)}: {there}): prepare it with the same class folders"
-        )
-
-
 def _print(console: Console, saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
     for line in saved.notes:
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     whole = {name: value for name, value in report.metrics.items() if not name.startswith("iou_")}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
-        f"{values['image_size']} px, on {values['samples']} images of {values['data']}",
+        f"{values['image_size']} px{_statistics(values['reestimate_bn'])}, "
+        f"on {values['samples']} images of {values['data']}",
         highlight=False,
         soft_wrap=True,
     )
     console.print("  ".join(f"{name} {value:.4f}" for name, value in whole.items()), highlight=False, soft_wrap=True)
     console.print(class_table(report, saved.kind))
+
+
+def _statistics(samples: int) -> str:
+    return f", BatchNorm re-estimated from {samples} training images" if samples else ""
 
 
 def class_table(report: Report, kind: str) -> Table:

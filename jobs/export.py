@@ -39,6 +39,11 @@ class Options:
     """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+    reestimate_bn: int = 0
+    """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
+    evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
+    train_data: str = ""
+    """With --reestimate-bn: training shards; empty: those of the run."""
     compared: int = 8
     """Number of images with which the two models are compared."""
     register: str = ""
@@ -51,6 +56,8 @@ class Options:
             raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
         if self.register and not self.to.endswith(".onnx"):
             raise ValueError(f"to is {self.to!r}: only .onnx files are registered in MLflow")
+        if self.reestimate_bn < 0:
+            raise ValueError(f"reestimate_bn is {self.reestimate_bn}: it must be 0 (off) or more")
         if self.compared < 1:
             raise ValueError(f"compared is {self.compared}: at least 1 image must be compared")
 
@@ -60,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     options = parse(
         Options, argv, prog="python -m jobs.export", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
+    import torch
+
+    from pipeline.inference.norm_statistics import reestimate_saved
     from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
@@ -70,6 +80,15 @@ def main(argv: Sequence[str]) -> int:
     )
     for line in saved.notes:
         print(f"note: {line}")
+    if options.reestimate_bn:
+        reestimate_saved(
+            saved,
+            options.reestimate_bn,
+            url=options.train_data,
+            device=torch.device("cpu"),
+            batch_size=64,
+            loader_workers=0,
+        )
     images = _real_images(saved, options)
     difference = export_compared(saved, Path(options.to), images)
     size = Path(options.to).stat().st_size / 1e6

@@ -53,7 +53,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "samples": samples,
                 "lr_start": rate(span.start, span.stage),
                 "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
-                "eval_size": config.trainer.eval_size(span.stage.image_size),
+                "eval_size": config.trainer.eval_size(span.stage),
                 "bytes_read": round(samples * size.bytes_per_sample),
                 "megapixels": round(samples * span.stage.mean_pixels / 1e6),
             }

@@ -74,6 +74,12 @@ def freeze(model: nn.Module) -> None:
             module.eval()
 
 
+def head_and_norms(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of the task's last layer and of all normalization layers."""
+    kinds = (TaskHead, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    return {weight for module in model.modules() if isinstance(module, kinds) for weight in module.parameters()}
+
+
 def _task_parts(model: nn.Module) -> Iterator[nn.Module]:
     for name, module in model.named_modules():
         if isinstance(module, TaskHead) or name == "decoder":

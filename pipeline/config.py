@@ -151,6 +151,10 @@ class TrainerConfig:
     probe_memory: Literal["auto", "always", "never"] = "auto"
     """Whether to search for the largest micro-batch that fits into memory before the first step, if `micro_batch_size`
     is 0; each stage's micro-batch follows from it. auto: on a GPU."""
+    sync_batchnorm: Literal["all"] | int = 0
+    """Workers over whose samples BatchNorm normalizes together in training: groups of so many, or `all`. A group must
+    divide the number of workers. 0: each worker over its own micro-batch; the running statistics, which evaluations and
+    checkpoints use, are the mean over all workers in any case."""
     compile: bool = False
     """Whether to use torch.compile: one compilation per stage, all before the first step."""
     checkpoint_activations: bool = False
@@ -162,6 +166,10 @@ class TrainerConfig:
     """Evaluation image size as a multiple of the stage's training size (the paper's S: 384/300)."""
     eval_batch_size: int = 64
     """Samples per evaluation batch on one worker."""
+    reestimate_bn: int = 0
+    """Training samples from which BatchNorm's running statistics are estimated again at the run's end, before its last
+    evaluation and checkpoint: at the evaluation's size, with its crop. They are the sample order's first, rounded up to
+    whole evaluation batches. 0: off."""
     log_every: int = 10
     """Optimizer steps between two log rows, and between two decision points."""
     profile_steps: int = 0
@@ -173,7 +181,10 @@ class TrainerConfig:
     """Each pixel is divided by this."""
 
     def __post_init__(self) -> None:
-        for name, low in (("micro_batch_size", 0), ("eval_batch_size", 1), ("log_every", 1), ("profile_steps", 0)):
+        if isinstance(self.sync_batchnorm, int) and self.sync_batchnorm < 0:
+            raise ValueError(f"trainer.sync_batchnorm is {self.sync_batchnorm}: it must be all, or 0 (off) or more")
+        lows = {"micro_batch_size": 0, "eval_batch_size": 1, "reestimate_bn": 0, "log_every": 1, "profile_steps": 0}
+        for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be at least {low}")
         for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
@@ -186,9 +197,22 @@ class TrainerConfig:
                 "to compute again; set one of them to False"
             )
 
-    def eval_size(self, image_size: int) -> int:
-        """Return the image size at which a stage that trains at `image_size` is evaluated, in pixels."""
-        return round(image_size * self.eval_scale)
+    def check_workers(self, count: int) -> None:
+        """Check that so many workers are whole groups for BatchNorm.
+
+        Raises:
+            ValueError: they aren't.
+        """
+        size = self.sync_batchnorm
+        if size not in (0, "all") and count % int(size):
+            raise ValueError(
+                f"trainer.sync_batchnorm is {size}: {count} worker{'s' if count > 1 else ''} can't be cut into groups "
+                f"of {size}; take a divisor of {count}, all, or 0 (off)"
+            )
+
+    def eval_size(self, stage: TrainingStage) -> int:
+        """Return the image size at which a stage is evaluated, in pixels."""
+        return stage.image_size if stage.fixres else round(stage.image_size * self.eval_scale)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,6 +284,11 @@ class TrainConfig:
         check_run_name(self.name)
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
+        if self.adaptive.closed_loop and any(stage.fixres for stage in self.stages):
+            raise ValueError(
+                "adaptive.closed_loop chooses each next stage's regularization, and a stage with fixres is to have its "
+                "own: turn one of the two off"
+            )
         if self.model.in_channels != 3:
             raise ValueError(
                 f"model.in_channels is {self.model.in_channels}: images are read as 3 channels (a grey one is the "
@@ -285,3 +314,10 @@ class TrainConfig:
         """Every number of workers that the run names; in a range between two, only divisors of the lanes are used."""
         asked = [worker_range(self.workers_of(stage)) for stage in self.stages]
         return sorted({count for low_high in asked for count in low_high})
+
+    @property
+    def possible_workers(self) -> list[int]:
+        """Every number of workers that the run may have."""
+        ranges = [worker_range(self.workers_of(stage)) for stage in self.stages]
+        divisors = [count for count in range(1, self.data.num_lanes + 1) if self.data.num_lanes % count == 0]
+        return [count for count in divisors if any(low <= count <= high for low, high in ranges)]

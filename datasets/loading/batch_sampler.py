@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
 
 class TrainSteps:
-    """One rank's part of the steps at cursor, cursor + batch_size, ... below stop."""
+    """One rank's part of the steps at cursor, cursor + batch_size, ... below stop; `every` other samples apart."""
 
     def __init__(
         self,
@@ -41,10 +41,12 @@ class TrainSteps:
         stop: int,
         rank: int,
         world_size: int,
+        every: int = 0,
     ) -> None:
         if cursor % order.num_lanes:
             raise DataError(f"cursor {cursor} is not a multiple of data.num_lanes={order.num_lanes}")
-        self.order, self.batch_size, self.cursors = order, batch_size, range(cursor, stop, batch_size)
+        self.order, self.batch_size = order, batch_size
+        self.cursors = range(cursor, stop, every or batch_size)
         self._ahead = order.fresh()
         self._mix = None if all(shard.weight == 1 for shard in manifest.shards) else _Mix(manifest)
         share = order.num_lanes // world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from datasets.shards.copies import choose_copy, load_copies
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import check_unchanged, load_manifest
 
-__all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "sample_order"]
+__all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "build_plain_loader", "sample_order"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def build_loader(
     crop_area: tuple[float, float] | None = None,
     random_sizes: tuple[int, ...] = (),
     random_size_share: float = 0.0,
+    central: bool = False,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
@@ -59,6 +61,7 @@ def build_loader(
         crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
         random_sizes: other sides of the crops, in pixels.
         random_size_share: share of the steps that have one of `random_sizes`, drawn by seed and cursor.
+        central: take the evaluation's crop instead of a random one, from the shards themselves.
         manifest: of `config.train`, as a run read it when it started; None: as it is now.
 
     Raises:
@@ -71,12 +74,13 @@ def build_loader(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
     largest = max((image_size, *random_sizes))
-    copy = choose_copy(manifest.copies, largest, crop_area, config.crop_area) if config.pyramid else 0
+    copy = 0 if central or not config.pyramid else choose_copy(manifest.copies, largest, crop_area, config.crop_area)
     view = View(
         image_size=image_size,
         magnitude=magnitude,
         seed=seed,
         crop_area=crop_area,
+        central=central,
         short_side=copy,
         random_sizes=random_sizes,
         random_size_share=random_size_share,
@@ -84,6 +88,44 @@ def build_loader(
     )
     pool = _pool("train", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
+
+
+def build_plain_loader(
+    config: DataConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    samples: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    manifest: DatasetManifest | None = None,
+) -> Batches:
+    """Return one rank's share of the first training samples, as an evaluation sees them: its crop, no augmentation.
+
+    They are the sample order's first `samples`, rounded up to whole batches, whose size is `batch_size` rounded up to
+    the lanes; batch i goes to rank i % world_size, so the batches are the same for any number of workers. A sample that
+    can't be decoded is left out. `manifest` is that of `config.train`, where it was read before.
+
+    Raises:
+        DataError: shards that can't be read.
+    """
+    manifest = _checked(manifest) or load_manifest(config.train, weights=config.train_weights)
+    order = sample_order(config, manifest.shard_counts, seed=seed)
+    size = math.ceil(batch_size / order.num_lanes) * order.num_lanes
+    steps = TrainSteps(
+        order,
+        manifest,
+        batch_size=size,
+        cursor=rank * size,
+        stop=samples,
+        rank=0,
+        world_size=1,
+        every=world_size * size,
+    )
+    view = View(image_size=image_size, training=False)
+    pool = _pool("train", manifest, config)
+    return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=rank * size, step=world_size * size)
 
 
 def build_eval_loader(

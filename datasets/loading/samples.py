@@ -39,6 +39,8 @@ class View:
     """Of the run."""
     crop_area: tuple[float, float] | None = None
     """Smallest and largest share of the image's area that a training crop takes; None: `data.crop_area`."""
+    central: bool = False
+    """Take the evaluation's crop in training too."""
     training: bool
     """Random crops and augmentation, or the evaluation's crop."""
     short_side: int = 0
@@ -178,7 +180,10 @@ class Samples(Dataset[Batch]):
         self, sample: Sample, header: Header, draws: list[float], view: View
     ) -> tuple[np.ndarray, np.ndarray | None]:
         config, size = self.config, view.image_size
-        box = random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=config.crop_ratio)
+        if view.central:
+            box = eval_crop(header, size, rule=config.eval_crop)
+        else:
+            box = random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=config.crop_ratio)
         image = decode_crop(sample.data, header, box, size)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
         return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)

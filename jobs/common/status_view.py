@@ -22,6 +22,7 @@ SELDOM: dict[str, tuple[str, float | None]] = {
     "depth": ("stochastic_depth", None),
     "crop": ("crop_area", None),
     "LR x": ("lr_factor", 1.0),
+    "FixRes": ("fixres", False),
 }
 """Columns that are there if a stage has another value than the usual one: name -> (field, the usual value)."""
 
@@ -78,6 +79,8 @@ def _value(value: float | tuple[float, float] | None) -> str:
     """Return a value in words; nothing for what a stage leaves to the recipe."""
     if isinstance(value, tuple | list):
         return "-".join(f"{part:.2g}" for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else ""
     return "" if value is None else f"{value:.3g}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import ceil, floor, sqrt
 from typing import Any
 
+from jobs.recipes.endings import norms
 from jobs.recipes.input_options import input_options
 from jobs.recipes.stage_variants import (
     Stages,
@@ -264,4 +265,5 @@ COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
     "schedulers": schedulers,
     "initialization": initialization,
     "input-options": input_options,
+    "norms": norms,
 }

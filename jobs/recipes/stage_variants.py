@@ -21,7 +21,7 @@ Stages = tuple[TrainingStage, ...]
 
 def fixed_stages(stages: Stages) -> Stages:
     """Return as many stages, all of the last one's size, batch and regularization, at the plain learning rate."""
-    last = replace(one_size(stages[-1]), lr_factor=1.0)  # factors are made for sizes that change
+    last = replace(one_size(last_of(stages)), lr_factor=1.0)  # factors are made for sizes that change
     return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
 
 
@@ -30,9 +30,16 @@ def one_size(stage: TrainingStage) -> TrainingStage:
     return replace(stage, low_frequency_of=0, random_sizes=(), random_size_share=0.0)
 
 
+def last_of(stages: Stages) -> TrainingStage:
+    """Return the last stage, which others are to be made like."""
+    if any(stage.fixres for stage in stages):
+        raise CompareError("the recipe ends with fixres, which is no stage to train all others like: leave it out")
+    return stages[-1]
+
+
 def fixed_regularization(stages: Stages) -> Stages:
     """Return the stages with the last one's regularization in all of them."""
-    last = {name: getattr(stages[-1], name) for name in REGULARIZATION}
+    last = {name: getattr(last_of(stages), name) for name in REGULARIZATION}
     return tuple(replace(stage, **last) for stage in stages)
 
 

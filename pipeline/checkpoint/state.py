@@ -17,8 +17,8 @@ class TrainState:
     stage_starts: list[int] = field(default_factory=lambda: [0])
     """Cursor at which each stage so far began."""
     stage_results: list[dict[str, float]] = field(default_factory=lambda: [{}])
-    """Per stage so far: when it began and ended (Unix time), training and evaluation time, memory, and the newest
-    metrics."""
+    """Per stage so far: when it began and ended (Unix time), training and evaluation time, memory, samples of a pass on
+    one worker (`micro_batch`), and the newest metrics."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was decided, with its cursor; a resumed run repeats it."""
 

@@ -175,7 +175,7 @@ class _Twin:
         from datasets.transforms.decode import takes_whole
 
         config, stage, data = self.config, self.stage, self.config.data
-        size = stage.image_size if training else config.trainer.eval_size(stage.image_size)
+        size = stage.image_size if training else config.trainer.eval_size(stage)
         batch = stage.batch_size if training else config.trainer.eval_batch_size
         dataset = create_dataset(
             "wds/", root="/", split=f"{'::'.join(split.paths)}|{split.samples}", is_training=training, batch_size=batch,

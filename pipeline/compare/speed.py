@@ -50,7 +50,7 @@ def costs(variants: Mapping[str, TrainConfig], num_classes: int, storage: Storag
 
 def eval_size(config: TrainConfig) -> int:
     """Return the image size of a run's last evaluation."""
-    return config.trainer.eval_size(config.stages[-1].image_size)
+    return config.trainer.eval_size(config.stages[-1])
 
 
 def _key(config: TrainConfig, num_classes: int) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.errors import DataError
+from datasets.shards.manifest import DatasetManifest
 from infra.storage.base import Storage
 from model.checks import check_image_size
 from model.config import ModelConfig
@@ -21,6 +23,7 @@ from pipeline.checkpoint.resume import locate
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import ClassificationConfig, SegmentationConfig, TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
+from pipeline.schedule.stages import TrainingStage
 from pipeline.training.evaluation import normalized
 from pipeline.training.task import SegmentationTask, Task, build_task
 
@@ -93,7 +96,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         model_config = config_from(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
         task = build_task(_task_config(config["task"], where), classes)
         preprocessing = Preprocessing(
-            image_size=image_size or _evaluated_size(config, stored.state),
+            image_size=image_size or _evaluated_size(config, stored.state, where),
             eval_crop=config["data"]["eval_crop"],
             pixel_mean=config["trainer"]["pixel_mean"],
             pixel_std=config["trainer"]["pixel_std"],
@@ -114,6 +117,18 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         preprocessing=preprocessing,
         notes=notes,
     )
+
+
+def check_classes(saved: SavedModel, manifest: DatasetManifest, url: str) -> None:
+    """Refuse data whose labels mean something else than the model's outputs."""
+    if manifest.kind != saved.kind:
+        raise DataError(f"{url} is for {manifest.kind}, but {saved.uri} was trained for {saved.kind}")
+    if manifest.classes != saved.task.classes:
+        here, there = ", ".join(manifest.classes[:6]), ", ".join(saved.task.classes[:6])
+        raise DataError(
+            f"{url} has other classes ({len(manifest.classes)}: {here}) than {saved.uri} was trained on "
+            f"({len(saved.task.classes)}: {there}): prepare it with the same class folders"
+        )
 
 
 def _model(config: ModelConfig, task: Task, tensors: dict[str, Tensor], where: str) -> nn.Module:
@@ -155,8 +170,8 @@ def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | S
     return config_from(ClassificationConfig, values, where)
 
 
-def _evaluated_size(config: dict[str, Any], state: TrainState) -> int:
+def _evaluated_size(config: dict[str, Any], state: TrainState, where: str) -> int:
     """Return the size at which the stage that was trained last is evaluated."""
     trained = max((index for index, result in enumerate(state.stage_results) if result), default=0)
     scale = TrainerConfig(eval_scale=config["trainer"]["eval_scale"])
-    return scale.eval_size(config["stages"][trained]["image_size"])
+    return scale.eval_size(config_from(TrainingStage, config["stages"][trained], where))

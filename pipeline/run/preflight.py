@@ -95,6 +95,8 @@ def check_run(config: TrainConfig) -> Preflight:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=config.worker_counts,
     )
+    for count in config.possible_workers:
+        config.trainer.check_workers(count)
     if train.kind != config.kind:
         raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
     _check_mixup(config)

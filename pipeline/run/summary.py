@@ -22,6 +22,7 @@ def summary(stage: TrainingStage) -> str:
         f"{stage.epochs:g} epochs"
         + (f", {other_sizes(stage)}" if other_sizes(stage) else "")
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
+        + (", classifier and norms alone (FixRes)" if stage.fixres else "")
         + (f", learning rate times {stage.lr_factor:g}" if stage.lr_factor != 1 else "")
         + (f", {format_workers(stage.num_workers)}" if stage.num_workers else "")
     )

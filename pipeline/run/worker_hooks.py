@@ -149,6 +149,11 @@ class TrackingHooks(RankHooks):
             self.tracker.log_table("control.json", decision_table(records))
             self.tracker.set_tags({"control": format_decision(records[-1])})
 
+    def noted(self, line: str) -> None:
+        """Log it, and tell the controller for the run's status."""
+        log.info(line)
+        self.controller.note(line)
+
     def profiled(self, trace: bytes) -> None:
         """Keep the trace."""
         self.tracker.log_artifact_bytes("profile/trace.json.gz", trace)

@@ -66,6 +66,11 @@ class TrainingStage:
     """Drop probability of the last residual block, with the others in proportion; None: `model.stochastic_depth`."""
     lr_factor: float = 1.0
     """Factor of the learning rate in this stage. An automatic batch size sets it, by `adaptive.batch_lr_rule`."""
+    fixres: bool = False
+    """Train only the classifier and the norms in this stage, on the evaluation's crop and with `data.flip` (FixRes,
+    arXiv 1906.06423): a short ending that fits the network to evaluation's size and object scale. The stage is
+    evaluated at its own image size, usually larger than the one before it. RandAugment, Mixup and dropout are as the
+    stage says."""
     num_workers: Workers = 0
     """Number of workers for this stage, or a range (smallest, largest); 0: `cluster.num_workers`. Neighbouring stages
     with the same number share a worker group."""
@@ -91,6 +96,11 @@ class TrainingStage:
         if self.crop_area is not None and not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(
                 f"stage.crop_area is {self.crop_area}: it must be two shares with 0 < first <= second <= 1"
+            )
+        if self.fixres and self.crop_area is not None:
+            raise ValueError(
+                f"stage.crop_area is {self.crop_area}: a stage with fixres takes the evaluation's crop; leave one of "
+                "them out"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"stage.dropout is {self.dropout}: it must be at least 0 and below 1")

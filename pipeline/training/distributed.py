@@ -33,7 +33,10 @@ def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, 
         images: channels and side of images that it takes; the order of gradients doesn't depend on the side.
     """
     net = DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        forward_sync_buffers=False,  # each rank's statistics count: `average_statistics`
     )
     _settle_buckets(net, torch.zeros(2, images[0], images[1], images[1], device=device))
     return net

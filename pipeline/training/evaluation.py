@@ -135,10 +135,6 @@ def collect(
     With `samples`, only so many of the set, evenly spaced.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if world_size > 1:
-        # BatchNorm's statistics differ between ranks; a checkpoint holds rank 0's, so they are what is evaluated.
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
     model.eval()
     metrics = metrics.to(device)
     loader = build_eval_loader(

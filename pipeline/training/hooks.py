@@ -46,6 +46,9 @@ class TrainHooks:
     def decided(self, records: Sequence[DecisionRecord]) -> None:
         """Something was decided: all recorded decisions so far, oldest first."""
 
+    def noted(self, line: str) -> None:
+        """Something that the user should know, in one line."""
+
     def profiled(self, trace: bytes) -> None:
         """The steps that the config asks for are profiled: a gzipped trace as Perfetto and Chrome show it."""
 

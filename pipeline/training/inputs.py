@@ -46,6 +46,7 @@ def stage_batches(
         crop_area=stage.crop_area,
         random_sizes=stage.random_sizes,
         random_size_share=stage.random_size_share,
+        central=stage.fixres,
         manifest=manifest,
     )
 

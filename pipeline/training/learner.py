@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.activation_checkpoints import checkpoint_blocks
-from model.regularization import set_dropout, set_stochastic_depth
+from model.regularization import head_and_norms, set_dropout, set_stochastic_depth
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.format import Snapshot, to_host
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
+from pipeline.training.batch_norm import average_statistics, momentum_share, running_norms
 from pipeline.training.distributed import buffers_kept, data_parallel
 from pipeline.training.evaluation import autocast
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.optim import build_ema, build_optimizer, set_rate
+from pipeline.training.sync_batch_norm import synchronize, unsynchronized
 from pipeline.training.task import Task
 
 
@@ -41,6 +43,9 @@ class Learner:
             checkpoint_blocks(self.model)
         self.ema = build_ema(config.optimizer, self.model)
         self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._norms = running_norms(self.model)
+        self._fixed: list[nn.Parameter] = []
+        synchronize(self.model, config.trainer, self.device)  # not the average, which each rank evaluates by itself
         self._net = self._parallel(self.model)
 
     @property
@@ -48,8 +53,14 @@ class Learner:
         """The moving average, or the model if there is none."""
         return self.model if self.ema is None else self.ema.module
 
+    def average_statistics(self) -> None:
+        """Make the norms' running statistics, and their moving average, the same on all ranks: their mean."""
+        average_statistics(self._norms + (running_norms(self.ema.module) if self.ema is not None else []))
+
     def regularize(self, stage: TrainingStage) -> None:
-        """Set a stage's dropout and stochastic depth on the live model."""
+        """Set a stage's dropout and stochastic depth on the live model, and which of its weights stay as they are."""
+        trained = head_and_norms(self.model) if stage.fixres else set(self.model.parameters())
+        self._fixed = [weight for weight in self.model.parameters() if weight not in trained]
         set_dropout(self.model, stage.dropout)
         set_stochastic_depth(self.model, self.stochastic_depth(stage))
 
@@ -86,7 +97,7 @@ class Learner:
         """Add the gradient of some samples, weighted by their share of the batch; return the task's terms."""
         alone = isinstance(self._net, DistributedDataParallel) and not sync
         with self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            with autocast(self.config.trainer, self.device):
+            with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
                 logits = self._net(x)
             losses = self.task.loss(logits, y)
             (losses["loss"] * share).backward()
@@ -116,14 +127,16 @@ class Learner:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
-        with buffers_kept(self.model):
+        with buffers_kept(self.model), unsynchronized(self.model):  # ranks may try another number of passes
             fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
         if dist.is_initialized():
             dist.all_reduce(fits, op=dist.ReduceOp.MIN)
         return int(fits)
 
-    def compile_for(self, image_size: int, count: int) -> None:
+    def compile_for(self, image_size: int, count: int, share: float) -> None:
         """Compile the model for passes of `count` samples of a size, with the dropout that is set now.
+
+        They are a `share` of this worker's samples of a step, on which the norms' momentum depends.
 
         Nothing of it stays in the model: gradients go nowhere, so that no rank waits for another one's, and buffers are
         put back. Each step seeds its own random numbers.
@@ -133,7 +146,7 @@ class Learner:
         alone = isinstance(self._net, DistributedDataParallel)
         with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
             images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
-            with autocast(self.config.trainer, self.device):
+            with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
                 logits = self._net(images.to(memory_format=torch.channels_last))
             torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
 
@@ -161,6 +174,8 @@ class Learner:
             raise CheckpointError(f"the checkpoint doesn't fit this model or optimizer: {summary}") from error
 
     def _update(self, lr: float) -> None:
+        for weight in self._fixed:  # after the ranks' sum, which DDP makes of all: an optimizer passes over these
+            weight.grad = None
         if self.config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         set_rate(self.optimizer, lr)

@@ -126,14 +126,14 @@ class TrainingProgress:
             most = max(most, before + count)
         return most
 
-    def evaluated(self, metrics: dict[str, float], seconds: float, num_workers: int) -> None:
-        """Add an evaluation to the stage's result, and to what the rules look at."""
-        result = self.state.stage_results[self.stage]
+    def evaluated(self, stage: int, metrics: dict[str, float], seconds: float, num_workers: int) -> None:
+        """Add an evaluation to a stage's result, and to what the rules look at."""
+        result = self.state.stage_results[stage]
         result["eval_s"] = result.get("eval_s", 0.0) + seconds
         result |= metrics
         self.state.evaluation = {"cursor": self.state.cursor, **metrics}
         since, self.state.since_evaluation = self.state.since_evaluation, {}
-        row: dict[str, float] = {"cursor": self.state.cursor, "stage": self.stage, "workers": num_workers}
+        row: dict[str, float] = {"cursor": self.state.cursor, "stage": stage, "workers": num_workers}
         if since:
             row["train/loss"] = since["loss"] / since["steps"]
         kept = {"val/loss", PLAIN_TRAINING_LOSS, self.config.adaptive.metric, self.config.checkpoint.best_metric}

@@ -77,4 +77,4 @@ def compile_ahead(
         micro = micro_batch(samples, progress.micro_limit_of(span.index))
         for size, count in product(span.stage.image_sizes, sorted({micro, samples % micro or micro})):
             heartbeat()
-            learner.compile_for(size, count)
+            learner.compile_for(size, count, count / samples)

@@ -46,6 +46,7 @@ from pipeline.training.memory import OutOfMemoryError, micro_batch
 from pipeline.training.prefetch import Feed
 from pipeline.training.profiler import StepProfiler
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.reestimation import reestimate_from_data
 from pipeline.training.setup import prepare
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task
@@ -124,6 +125,7 @@ class Trainer:
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
         self.learner.regularize(span.stage)
+        self._note_micro_batch(span)
         if (decision := self._while_paused({})) is not None:
             return decision
         meter = Meter(self.device, self.progress.samples_per_epoch)
@@ -147,11 +149,25 @@ class Trainer:
 
     def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         seed = step_seed(self.config.seed, self.state.cursor, self.rank)
-        micro = micro_batch(len(images), self.progress.micro_limit)
+        micro = self._micro_batch(span)
         try:
             return self.learner.step(images, targets, seed=seed, lr=self.progress.learning_rate, micro=micro)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(span.index, micro) from error
+
+    def _micro_batch(self, span: StageSpan) -> int:
+        return micro_batch(span.stage.batch_size // self.world_size, self.progress.micro_limit_of(span.index))
+
+    def _note_micro_batch(self, span: StageSpan) -> None:
+        """Record the stage's micro-batch, over which BatchNorm normalizes; say if the stage began with another."""
+        result, micro = self.state.stage_results[span.index], self._micro_batch(span)
+        before = result.get("micro_batch", micro)
+        result["micro_batch"] = micro
+        if micro != before and self.rank == 0:
+            self.hooks.noted(
+                f"stage {span.index + 1} goes on in passes of {micro} samples instead of {before:g} on each worker: "
+                "BatchNorm normalizes over other batches than before"
+            )
 
     # What follows a step ---------------------------------------------------------------------------------------------
 
@@ -165,10 +181,18 @@ class Trainer:
         # Checkpoints lie on log steps only, so a resumed run's log intervals are those of the run that was killed.
         if not (evaluate or save or self.state.step % int(self.progress.setting("log_every")) == 0):
             return None
+        # Whether it is saved or not: a resumed run's numbers are then rounded as those of a run that wasn't killed.
+        self.learner.average_statistics()
         metrics = self._log_row(span, meter)
+        planned_end = ended and span.index == len(self.config.stages) - 1
+        if planned_end:
+            self._reestimate(span)
         if evaluate:
             metrics = metrics | self._evaluated(span)
         decisions = self._decide(metrics)
+        if self.config.trainer.reestimate_bn and self.progress.span is None and not planned_end:  # it ended early
+            self._reestimate(span)
+            metrics = metrics | self._evaluated(span)
         if save or decisions:
             self._save()
         leaves = leaving(decisions)
@@ -208,6 +232,7 @@ class Trainer:
         row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
         row["stage/crop_area_min"], row["stage/crop_area_max"] = span.stage.crop_area or self.config.data.crop_area
         row["stage/num_workers"] = self.world_size
+        row["stage/micro_batch"] = self._micro_batch(span)
         row["stage/index"] = span.index + 1
         self._tell(row)
         return row
@@ -223,14 +248,29 @@ class Trainer:
 
     def _evaluated(self, span: StageSpan) -> dict[str, float]:
         started = time.perf_counter()
-        size = self.config.trainer.eval_size(span.stage.image_size)
+        size = self.config.trainer.eval_size(span.stage)
         metrics = {f"val/{name}": value for name, value in self.evaluate(size).items()}
         if self.config.adaptive.closed_loop and span.index < len(self.config.stages) - 1:
             metrics[PLAIN_TRAINING_LOSS] = self._plain_training_loss(size)
-        self.progress.evaluated(metrics, time.perf_counter() - started, self.world_size)
+        self.progress.evaluated(span.index, metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
         return metrics
+
+    def _reestimate(self, span: StageSpan) -> None:
+        """Estimate BatchNorm's statistics again for the evaluations' size and view, if the config asks for it."""
+        if samples := self.config.trainer.reestimate_bn:
+            reestimate_from_data(
+                self.learner.evaluated_model,
+                self.config.data,
+                self.config.trainer,
+                samples=samples,
+                image_size=self.config.trainer.eval_size(span.stage),
+                seed=self.config.seed,
+                device=self.device,
+                heartbeat=self.hooks.heartbeat,
+                manifest=self.feed.manifest,
+            )
 
     def _tell(self, metrics: dict[str, float]) -> None:
         if self.rank == 0:
@@ -263,7 +303,7 @@ class Trainer:
         """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
         the last evaluation's confusion matrix, if there was one in this process.
         """
-        size = self.config.trainer.eval_size(self.config.stages[-1].image_size)
+        size = self.config.trainer.eval_size(self.config.stages[-1])
         batch, logits = first_batch(
             self.learner.evaluated_model,
             self.config.data,

@@ -184,6 +184,23 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
         parse([*command, "progressive sizes only"])
 
 
+def test_endings_are_equally_long_and_differ_in_what_they_train() -> None:
+    found = COMPARISONS["norms"](fonts_small()).variants
+    assert {name: sizes(config) for name, config in found.items()} == {
+        "plain": [32, 40, 48, 56, 56],
+        "fixres": [32, 40, 48, 56, 56],
+        "plain, larger": [32, 40, 48, 56, 72],
+        "fixres, larger": [32, 40, 48, 56, 72],
+    }
+    for name, config in found.items():
+        assert [stage.epochs for stage in config.stages] == [1, 1, 1, 0.5, 0.5]
+        ending = config.stages[-1]
+        assert (ending.fixres, ending.randaugment_magnitude) == ((True, 0) if "fixres" in name else (False, 6))
+    for name in ("progressive-vs-fixed", "norms"):
+        with pytest.raises(CompareError, match="the recipe ends with fixres"):
+            COMPARISONS[name](found["fixres"])
+
+
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
     comparison, options = parse(["fonts_small", "demo", "--train", "/t", "--seeds", "3", "--epochs", "2"])
     assert list(comparison.variants) == ["fonts_small", "demo"]

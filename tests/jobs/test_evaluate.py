@@ -69,6 +69,25 @@ def test_size_weights_and_checkpoint_can_be_chosen(
     assert best["metrics"]["accuracy"] == pytest.approx(max(row.metrics["val/accuracy"] for row in rows))
 
 
+def test_statistics_are_estimated_again_from_the_training_data(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, again, other = (
+        evaluated(capsys, trained_classifier, "--image-size", "64", *more)
+        for more in ((), ("--reestimate-bn", "48"), ("--reestimate-bn", "48", "--batch-size", "24"))
+    )
+    assert (usual["reestimate_bn"], again["reestimate_bn"]) == (0, 48)
+    assert len({report["metrics"]["loss"] for report in (usual, again, other)}) == 3
+    named = ("--reestimate-bn", "48", "--train-data", str(trained_classifier.data / "train"))
+    assert evaluated(capsys, trained_classifier, "--image-size", "64", *named) == again
+    with pytest.raises(ValueError, match="--reestimate-bn needs training shards: name them with --train-data") as error:
+        evaluated(capsys, trained_classifier, "--reestimate-bn", "48", "--train-data", str(tmp_path / "none"))
+    assert "\n" not in str(error.value)
+    wrong = str(write_shards(tmp_path / "other", [24], classes=3))
+    with pytest.raises(ValueError, match=r"has other classes \(3: "):
+        evaluated(capsys, trained_classifier, "--reestimate-bn", "48", "--train-data", wrong)
+
+
 def test_a_run_is_found_by_its_name_and_tables_and_pictures_are_written(
     trained_segmenter: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.export import main
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
+from pipeline.inference.norm_statistics import reestimate_saved
 from pipeline.inference.trained_model import SavedModel, open_saved
 from tests.support.runs import TrainedRun
 
@@ -178,6 +179,17 @@ def test_nothing_in_a_pt2_file_runs(exported: dict[str, Path], tmp_path: Path, c
         run = open_exported(forged)[1]
         run(np.zeros((2, 3, 48, 48), dtype=np.uint8))
     assert not touched.exists()
+
+
+def test_statistics_that_were_estimated_again_are_exported(trained_classifier: TrainedRun, tmp_path: Path) -> None:
+    path, images = tmp_path / "model.onnx", np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), np.uint8)
+    assert main([str(trained_classifier.folder), "--to", str(path), "--image-size", "64", "--reestimate-bn", "60"]) == 0
+    saved = open_saved(str(trained_classifier.folder), image_size=64)
+    exported = open_exported(path)[1](images)
+    assert np.abs(exported - saved.logits(images)).max() > 0.01
+    options = {"url": "", "device": torch.device("cpu"), "batch_size": 64, "loader_workers": 0}
+    reestimate_saved(saved, 60, **options)
+    np.testing.assert_allclose(exported, saved.logits(images), rtol=1e-3, atol=1e-4)
 
 
 def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ class FakeGroup:
                 progress.stepped(span.stage.batch_size)
             self._happens(progress)
             if progress.state.cursor % EPOCH == 0 and not progress.paused:
-                progress.evaluated({"val/loss": self.val_loss(progress.state.cursor), "val/accuracy": 0.5}, 0.1, 2)
+                progress.evaluated(
+                    progress.stage, {"val/loss": self.val_loss(progress.state.cursor), "val/accuracy": 0.5}, 0.1, 2
+                )
                 progress.state.evaluations[-1][PLAIN_TRAINING_LOSS] = 1.0
             decisions = self.controller.decide(progress.report({}, 2)).decisions
             for decision in decisions:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
+from torch import Tensor, nn
 
 from datasets.checks import check_data
 from model.factory import build_model
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.config import TrainConfig
+from pipeline.training.batch_norm import running_norms
 from pipeline.training.hooks import TrainHooks
+from pipeline.training.reestimation import reestimate_from_data
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
 
@@ -36,3 +41,15 @@ def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
     assert other.ema is not None
     for name, tensor in one.ema.items():
         assert torch.equal(tensor, other.ema[name]), f"ema {name}"
+
+
+def reestimated(config: TrainConfig, samples: int = 100, size: int = 48) -> dict[str, Tensor]:
+    """Return the statistics of a fresh model that are estimated from training samples."""
+    torch.manual_seed(0)
+    model = build_model(config.model, num_classes=4)
+    torch.manual_seed(int(time.monotonic_ns()))  # of the statistics that were there nothing may stay
+    for norm in running_norms(model):
+        nn.init.uniform_(norm.running_mean)
+    options = {"samples": samples, "image_size": size, "seed": config.seed, "device": torch.device("cpu")}
+    reestimate_from_data(model, config.data, config.trainer, **options)
+    return {name: value for name, value in model.state_dict().items() if "running" in name}
