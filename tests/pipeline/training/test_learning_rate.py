@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
@@ -85,6 +85,7 @@ def test_a_schedule_is_pytorchs(name: str) -> None:
 ALL = ("exponential", "cosine", "linear", "polynomial", "one-cycle", "wsd", "constant")
 
 
+@settings(deadline=None)
 @given(
     schedule=st.sampled_from(ALL),
     warmup=st.floats(0, 30),
