@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from jobs.common.cli import UsageError, parse_recipe, run_main
+from jobs.common.cli import UsageError, parse_recipe, rate_notes, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
 from jobs.common.display import wide_console
 from model.checks import check_image_size, check_model
@@ -165,8 +165,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         console = wide_console()
         console.print(plan_table(planned))
-        for line in planned["data"]["report"]:
-            console.print(line, highlight=False, markup=False)
+        for line in (*planned["data"]["report"], *(f"note: {line}" for line in rate_notes(argv, config))):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from jobs.common.cli import parse_recipe, run_main
+from jobs.common.cli import parse_recipe, rate_notes, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.follow import follow_to_end
 from pipeline.run.preflight import Preflight, preflight
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     config, _ = parse_recipe(argv, prog="python -m jobs.train")
     console = wide_console()
     ready = preflight(config)
-    for line in ready.notes:
+    for line in (*rate_notes(argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:
         assert ready.resume_from is not None

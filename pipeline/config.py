@@ -77,7 +77,10 @@ class OptimizerConfig:
     """Update rule: TensorFlow's RMSProp, SGD with Nesterov momentum, AdamW, or timm's Lamb, Lion or Muon. Muon is for
     the convolutions and linear layers; AdamW updates the classifier, biases and norms, at the same rate."""
     lr: float = 0.256
-    """Peak learning rate, for the stages' global batch."""
+    """Peak learning rate: an absolute one, whatever the stages' batch sizes, unless `lr_per_batch` is given."""
+    lr_per_batch: int = 0
+    """The global batch that `lr` is for: a stage's rate is `lr` times its batch size over this one (linear scaling),
+    and `adaptive.batch_lr_rule` does nothing. 0: the rate doesn't follow the batch."""
     momentum: float = 0.9
     """Momentum of RMSProp, SGD and Muon; the first beta of AdamW, Lamb and Lion."""
     decay: float = 0.9
@@ -111,12 +114,13 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Lower limit of the learning rate, except in the warm-up."""
     ema_decay: float = 0.9999
-    """Decay of the weights' moving average per step, ramped up as min(decay, (1 + n) / (10 + n)); 0: no average."""
+    """Decay of the weights' moving average per step of the last stage's batch, ramped up as min(decay, (1 + n) / (10 +
+    n)); 0: no average. With other batches it is decay ** (batch / last batch): the same horizon in samples."""
     clip_norm: float | None = None
     """Gradients are clipped to this global norm; None: no clipping."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 0, "lr", "eps", "weight_decay", "warmup_epochs", "min_lr")
+        _check_at_least(self, 0, "lr", "lr_per_batch", "eps", "weight_decay", "warmup_epochs", "min_lr")
         for name in ("momentum", "decay", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")

@@ -101,6 +101,18 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     return config, own
 
 
+def rate_notes(argv: Sequence[str], config: TrainConfig) -> tuple[str, ...]:
+    """Return a line where a command line changes the last stage's batch size, but not the rate."""
+    recipe = RECIPES[argv[0]]()
+    was, now, rate = recipe.stages[-1].batch_size, config.stages[-1].batch_size, config.optimizer
+    if was == now or rate.lr_per_batch or rate.lr != recipe.optimizer.lr:
+        return ()
+    return (
+        f"batch_size is {now} in the last stage and {was} in the recipe, and optimizer.lr stays {rate.lr:g}: it is "
+        f"absolute; --optimizer.lr-per-batch {was} scales it linearly with the batch",
+    )
+
+
 def _long(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     return f"{SHORT.get(flag, flag)}{equals}{value}"

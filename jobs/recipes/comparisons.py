@@ -154,7 +154,9 @@ def swin_vs_efficientnet(base: TrainConfig) -> Comparison:
     # Swin doesn't learn by EfficientNet's settings. These are its paper's (arXiv 2103.14030, A2.1), at 1,024 images a
     # step; an adaptive optimizer's rate goes with the square root of that number (arXiv 2205.10287).
     lr = 1e-3 * sqrt(base.stages[-1].batch_size / 1024)
-    optimizer = replace(base.optimizer, optimizer="adamw", lr=lr, weight_decay=0.05, schedule="cosine", eps=1e-8)
+    optimizer = replace(
+        base.optimizer, optimizer="adamw", lr=lr, lr_per_batch=0, weight_decay=0.05, schedule="cosine", eps=1e-8
+    )
     model = replace(base.model, name=found.name, rows=(), fused_rows=(), same_padding=False)
     swin = replace(base, model=model, optimizer=optimizer)
     return distinct(

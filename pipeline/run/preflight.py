@@ -122,7 +122,9 @@ def with_start(ready: Preflight) -> Preflight:
 
 def with_numbers(config: TrainConfig) -> TrainConfig:
     """Put a number in place of each automatic batch size."""
-    stages = with_batch_sizes(config.stages, config.adaptive, multiple=config.data.num_lanes)
+    # Where the rate is for a batch, it follows an automatic one as it does any other.
+    rules = replace(config.adaptive, batch_lr_rule="none") if config.optimizer.lr_per_batch else config.adaptive
+    stages = with_batch_sizes(config.stages, rules, multiple=config.data.num_lanes)
     return replace(config, stages=stages)
 
 

@@ -30,6 +30,7 @@ from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.class_scores import ClassRow
 from pipeline.training.figures import grid_png
+from pipeline.training.final_scores import FinalScores
 from pipeline.training.hooks import TrainHooks
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,12 @@ class TrackingHooks(RankHooks):
         """Keep pictures of what was learned."""
         for name, picture in pictures.items():
             self.tracker.log_artifact_bytes(name, picture)
+
+    def weights_compared(self, scores: FinalScores) -> None:
+        """Name the better ones in a tag and to the user."""
+        self.tracker.set_tags({"final.better": scores.better})
+        log.info(scores.line)
+        self.controller.note(scores.line)
 
     def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
         """Keep them as a table."""

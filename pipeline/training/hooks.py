@@ -12,6 +12,7 @@ from pipeline.schedule.decisions import Decision, DecisionRecord
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.class_scores import ClassRow
+from pipeline.training.final_scores import FinalScores
 
 
 class TrainHooks:
@@ -54,6 +55,9 @@ class TrainHooks:
 
     def ended(self, pictures: Mapping[str, bytes]) -> None:
         """The last stage is over; `pictures` are PNGs of what was learned, by file name."""
+
+    def weights_compared(self, scores: FinalScores) -> None:
+        """The last stage is over: how good are the weights, and their moving average?"""
 
     def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
         """The last stage is over; a row a class of its last evaluation, if there was one in this process."""

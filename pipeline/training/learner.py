@@ -23,7 +23,7 @@ from pipeline.training.batch_norm import average_statistics, momentum_share, run
 from pipeline.training.distributed import buffers_kept, data_parallel
 from pipeline.training.evaluation import autocast
 from pipeline.training.memory import largest_that_fits
-from pipeline.training.optim import build_ema, build_optimizer, set_rate
+from pipeline.training.optim import averaging_decay, build_ema, build_optimizer, ema_update, set_rate
 from pipeline.training.sync_batch_norm import synchronize, unsynchronized
 from pipeline.training.task import Task
 
@@ -63,6 +63,14 @@ class Learner:
         self._fixed = [weight for weight in self.model.parameters() if weight not in trained]
         set_dropout(self.model, stage.dropout)
         set_stochastic_depth(self.model, self.stochastic_depth(stage))
+
+    def keep_horizon(self, stage: TrainingStage) -> None:
+        """Have the moving average reach as many samples back in a stage as with the last stage's batch."""
+        if self.ema is not None:
+            decay = averaging_decay(
+                self.config.optimizer.ema_decay, stage.batch_size, self.config.stages[-1].batch_size
+            )
+            self.ema.multi_avg_fn = ema_update(decay)
 
     def stochastic_depth(self, stage: TrainingStage) -> float:
         """Return the drop probability of the last residual block in a stage."""

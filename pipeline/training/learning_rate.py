@@ -14,9 +14,10 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
 def stage_learning_rate(
     config: OptimizerConfig, stage: TrainingStage, *, cursor: float, samples_per_epoch: int, total_samples: int
 ) -> float:
-    """The rate of the step that starts at `cursor` samples of the plan in a stage, with the stage's own factor."""
+    """The rate of the step that starts at `cursor` samples of the plan: with the stage's own factor, for its batch."""
     rate = learning_rate(config, cursor=cursor, samples_per_epoch=samples_per_epoch, total_samples=total_samples)
-    return rate * stage.lr_factor
+    scale = stage.batch_size / config.lr_per_batch if config.lr_per_batch else 1.0
+    return rate * stage.lr_factor * scale
 
 
 def learning_rate(config: OptimizerConfig, *, cursor: float, samples_per_epoch: int, total_samples: int) -> float:

@@ -170,6 +170,12 @@ def build_ema(config: OptimizerConfig, model: nn.Module) -> AveragedModel | None
     return AveragedModel(model, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
 
 
+def averaging_decay(decay: float, batch: int, reference: int) -> float:
+    """Return the decay of a step of `batch` samples with which as much of the past is left, sample by sample, as with
+    `decay` and steps of `reference` samples."""
+    return float(decay ** (batch / reference))
+
+
 def ema_update(decay: float) -> Callable[[Any, Any, Any], None]:
     """TensorFlow's moving average for `AveragedModel`: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
 

@@ -39,6 +39,7 @@ from pipeline.training.class_scores import class_rows
 from pipeline.training.distributed import agreed, gathered
 from pipeline.training.evaluation import evaluate, first_batch, plain_training_loss
 from pipeline.training.figures import confusion_picture
+from pipeline.training.final_scores import final_scores
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.inputs import mixed_inputs
 from pipeline.training.learner import Learner, step_seed
@@ -110,9 +111,24 @@ class Trainer:
             if isinstance(decision, Stop | NewGroup) and self.progress.span is not None:  # at the very end it is done
                 self.feed.close()
                 return decision
-        if self.rank == 0 and self.progress.span is None:
-            self._show()
+        if self.progress.span is None:
+            self._compare_weights()
+            if self.rank == 0:
+                self._show()
         return NextStage()
+
+    def _compare_weights(self) -> None:
+        """Evaluate the weights beside their moving average, once, since which of them is better depends on the run."""
+        if self.learner.ema is None:
+            return
+        size = self.config.trainer.eval_size(self.config.stages[-1].image_size)
+        weights, _ = self._measure(self.learner.model, size)
+        known = {name.removeprefix("val/"): value for name, value in self.state.metrics_here().items()}
+        average = {name: value for name, value in known.items() if name in weights} or self.evaluate(size)
+        scores = final_scores(weights, average, self.config.checkpoint)
+        self._tell(scores.rows)
+        if self.rank == 0:
+            self.hooks.weights_compared(scores)
 
     def _show(self) -> None:
         try:
@@ -125,6 +141,7 @@ class Trainer:
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
         self.learner.regularize(span.stage)
+        self.learner.keep_horizon(span.stage)
         self._note_micro_batch(span)
         if (decision := self._while_paused({})) is not None:
             return decision
@@ -319,8 +336,12 @@ class Trainer:
 
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
-        metrics, self._confusion = evaluate(
-            self.learner.evaluated_model,
+        metrics, self._confusion = self._measure(self.learner.evaluated_model, image_size)
+        return metrics
+
+    def _measure(self, model: nn.Module, image_size: int) -> tuple[dict[str, float], Tensor | None]:
+        return evaluate(
+            model,
             self.task,
             self.config.data,
             self.config.trainer,
@@ -329,7 +350,6 @@ class Trainer:
             heartbeat=self.hooks.heartbeat,
             manifest=self._val,
         )
-        return metrics
 
     def _plain_training_loss(self, image_size: int) -> float:
         """Return what the closed loop compares the validation loss with."""

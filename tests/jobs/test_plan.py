@@ -23,6 +23,27 @@ def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def note(*flags: str) -> str:
+        assert plan.main(["demo", "--samples", "1000", "--stages.3.batch-size", "24", *flags]) == 0
+        return "".join(line for line in capsys.readouterr().out.splitlines() if "optimizer.lr" in line)
+
+    assert note() == (
+        "note: batch_size is 24 in the last stage and 48 in the recipe, and optimizer.lr stays 0.004: it is absolute; "
+        "--optimizer.lr-per-batch 48 scales it linearly with the batch"
+    )
+    assert note("--optimizer.lr-per-batch", "48") == note("--optimizer.lr", "0.002") == ""
+
+
+def test_a_rate_for_a_batch_takes_the_place_of_the_rule_for_automatic_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    automatic = ("demo", "--samples", "1000", "--stages.0.batch-size", "auto")
+    by_rule = planned(capsys, *automatic)["stages"][0]
+    scaled = planned(capsys, *automatic, "--optimizer.lr-per-batch", "48")["stages"][0]
+    assert (by_rule["batch_size"], by_rule["lr_factor"]) == (192, 2.0)
+    assert (scaled["batch_size"], scaled["lr_factor"]) == (192, 1.0)
+    assert scaled["lr_end"] == pytest.approx(2 * by_rule["lr_end"])
+
+
 @pytest.mark.parametrize("size", list(PAPER))
 def test_the_papers_settings(capsys: pytest.CaptureFixture[str], size: str) -> None:
     found = planned(capsys, f"efficientnetv2_{size}_paper")

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.config import OptimizerConfig
-from pipeline.training.learning_rate import learning_rate
-from pipeline.training.optim import RMSpropTF, build_ema, build_optimizer, parameter_groups, set_rate
+from pipeline.schedule.stages import TrainingStage
+from pipeline.training.learning_rate import learning_rate, stage_learning_rate
+from pipeline.training.optim import (
+    RMSpropTF,
+    averaging_decay,
+    build_ema,
+    build_optimizer,
+    ema_update,
+    parameter_groups,
+    set_rate,
+)
 
 
 def small_net() -> nn.Sequential:
@@ -170,9 +179,38 @@ def test_ema_has_tensorflows_ramp_and_averages_statistics() -> None:
     assert build_ema(OptimizerConfig(ema_decay=0.0), net) is None
 
 
+def test_the_average_reaches_as_many_samples_back_whatever_the_batch() -> None:
+    """A step of 96 samples at 24's decay forgot a quarter as fast as four steps of 24."""
+    decay = 0.98
+    assert averaging_decay(decay, 24, 24) == decay  # the same bits where all batches are equal
+    assert averaging_decay(decay, 96, 24) == pytest.approx(decay**4)
+    assert averaging_decay(decay, 12, 24) ** 2 == pytest.approx(decay)
+
+    def weight_of_the_past(batch: int, steps: int) -> float:
+        update = ema_update(averaging_decay(decay, batch, 24))
+        average = [torch.ones(1, dtype=torch.float64)]
+        for step in range(steps):
+            update(average, [torch.zeros(1, dtype=torch.float64)], torch.tensor(1000 + step))
+        return average[0].item()
+
+    assert weight_of_the_past(96, 5) == pytest.approx(weight_of_the_past(24, 20))
+
+
+def test_a_rate_that_is_for_a_batch_is_scaled_with_it() -> None:
+    def rate(batch: int, per_batch: int) -> float:
+        stage = TrainingStage(image_size=32, epochs=1, batch_size=batch, lr_factor=0.5)
+        config = OptimizerConfig(lr=0.4, lr_per_batch=per_batch, schedule="constant", warmup_epochs=0)
+        return stage_learning_rate(config, stage, cursor=0, samples_per_epoch=100, total_samples=100)
+
+    assert rate(64, 0) == rate(4096, 0) == 0.2
+    assert rate(64, 256) == pytest.approx(0.05)
+    assert rate(256, 256) == 0.2
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"lr_per_batch": -1}, "lr_per_batch=-1"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"lr": math.nan}, "lr=nan"),
         ({"momentum": 1.0}, "momentum=1.0"),
