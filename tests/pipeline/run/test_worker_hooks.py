@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from datasets.config import DataConfig
 from infra.storage.base import Storage
@@ -17,7 +19,9 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
-from pipeline.run.worker_hooks import RankHooks
+from pipeline.run.worker_hooks import RankHooks, TrackingHooks
+from pipeline.training.class_scores import class_rows
+from pipeline.training.final_scores import FinalScores
 from tests.support.groups import stage
 
 
@@ -90,3 +94,20 @@ def test_a_rank_other_than_0_tells_how_far_it_is_and_saves_nothing() -> None:
     hooks.save(snapshot)
     hooks.close("FINISHED")
     assert told.calls == [("report", 1, 24, 0.25)]
+
+
+def test_the_end_of_a_run_names_the_better_weights_and_keeps_a_table_of_the_classes() -> None:
+    told = Told()
+    hooks = object.__new__(TrackingHooks)  # its constructor opens MLflow and storage
+    hooks.tracker = hooks.controller = told  # type: ignore[assignment]
+    scores = FinalScores(weights={"accuracy": 0.9}, average={"accuracy": 0.8}, metric="accuracy", highest=True)
+    hooks.weights_compared(scores)
+    assert told.calls == [("set_tags", {"final.better": "weights"}), ("note", scores.line)]
+    told.calls.clear()
+    hooks.classes_evaluated(class_rows(torch.tensor([[3, 1], [0, 0]]), ("a", "b")))
+    ((call, path, table),) = told.calls
+    assert (call, path) == ("log_table", "classes.json")
+    assert json.loads(str(table)) == {
+        "columns": ["class", "count", "recall", "precision", "f1", "iou"],
+        "data": [["a", 4, 0.75, 1.0, 0.8571, 0.75], ["b", 0, "", 0.0, 0.0, 0.0]],
+    }
