@@ -121,7 +121,7 @@ class Trainer:
         """Evaluate the weights beside their moving average, once, since which of them is better depends on the run."""
         if self.learner.ema is None:
             return
-        size = self.config.trainer.eval_size(self.config.stages[-1].image_size)
+        size = self.config.trainer.eval_size(self.config.stages[-1])
         weights, _ = self._measure(self.learner.model, size)
         known = {name.removeprefix("val/"): value for name, value in self.state.metrics_here().items()}
         average = {name: value for name, value in known.items() if name in weights} or self.evaluate(size)
