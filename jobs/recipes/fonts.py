@@ -20,7 +20,7 @@ def fonts() -> TrainConfig:
 
     `python -m jobs.prepare fonts --out data/fonts`, then `python -m jobs.train fonts`. The closed loop chooses the
     regularization: little while the model learns nothing by heart, which suits these data better than the linear ramp,
-    though no better than none (docs/results.md). The image size grows as planned.
+    though none at all was better still (docs/results.md). The image size grows as planned.
     """
     return TrainConfig(
         name="fonts",
