@@ -98,8 +98,9 @@ class OptimizerConfig:
     schedule: Literal["exponential", "cosine", "linear", "polynomial", "one-cycle", "wsd", "constant"] = "exponential"
     """The schedule after the warm-up. exponential: decay by `decay_factor`; cosine, linear, polynomial (see `power`):
     from the peak to 0 at the run's end; one-cycle: PyTorch's OneCycleLR, by a cosine to lr / 250,000; wsd
-    (warm-up-stable-decay): constant, then linearly to 0 over the run's last `decay_share`; constant. With wsd a run
-    that is extended or advanced has had the right rate until then."""
+    (warm-up-stable-decay): constant, then linearly to 0 over the run's last `decay_share`; constant. Time that is
+    added to a run stretches what is left of its schedule; with wsd, before the decay begins, the rate stays as it
+    is."""
     power: float = 2.0
     """Polynomial schedule: the rate is the peak times the remaining share of the run to this power."""
     decay_share: float = 0.2

@@ -49,6 +49,11 @@ class Learner:
         self._net = self._parallel(self.model)
 
     @property
+    def models(self) -> list[nn.Module]:
+        """The model, and the moving average if there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
+
+    @property
     def evaluated_model(self) -> nn.Module:
         """The moving average, or the model if there is none."""
         return self.model if self.ema is None else self.ema.module

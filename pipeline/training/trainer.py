@@ -124,7 +124,7 @@ class Trainer:
         size = self.config.trainer.eval_size(self.config.stages[-1])
         weights, _ = self._measure(self.learner.model, size)
         known = {name.removeprefix("val/"): value for name, value in self.state.metrics_here().items()}
-        average = {name: value for name, value in known.items() if name in weights} or self.evaluate(size)
+        average = known if known.keys() >= weights.keys() else self.evaluate(size)
         scores = final_scores(weights, average, self.config.checkpoint)
         self._tell(scores.rows)
         if self.rank == 0:
@@ -142,9 +142,9 @@ class Trainer:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
         self.learner.regularize(span.stage)
         self.learner.keep_horizon(span.stage)
-        self._note_micro_batch(span)
         if (decision := self._while_paused({})) is not None:
             return decision
+        self._note_micro_batch(span)
         meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True
         for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
@@ -275,10 +275,14 @@ class Trainer:
         return metrics
 
     def _reestimate(self, span: StageSpan) -> None:
-        """Estimate BatchNorm's statistics again for the evaluations' size and view, if the config asks for it."""
-        if samples := self.config.trainer.reestimate_bn:
+        """Estimate BatchNorm's statistics again for the evaluations' size and view, if the config asks for it.
+
+        Of the weights as well as of their moving average: they are compared at the end, and both are saved.
+        """
+        samples = self.config.trainer.reestimate_bn
+        for model in self.learner.models if samples else ():
             reestimate_from_data(
-                self.learner.evaluated_model,
+                model,
                 self.config.data,
                 self.config.trainer,
                 samples=samples,

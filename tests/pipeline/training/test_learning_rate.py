@@ -12,6 +12,9 @@ from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.config import OptimizerConfig
+from pipeline.schedule.decisions import DecisionRecord, ExtendStage
+from pipeline.schedule.schedule import TrainingSchedule
+from pipeline.schedule.stages import TrainingStage
 from pipeline.training.learning_rate import learning_rate
 
 STEPS = 20
@@ -99,11 +102,22 @@ def test_a_rate_is_within_its_limits(schedule: str, warmup: float, total: int, c
     assert (0 if cursor / 10 < warmup else min_lr) <= rate <= 0.4 + 1e-12
 
 
-def test_with_wsd_an_extended_run_has_had_the_right_rate() -> None:
+def test_with_wsd_an_extension_before_the_decay_keeps_the_rate_until_then() -> None:
+    """And one of a run that is at its end gets the rate of the end: there is no way back up."""
     config = OptimizerConfig(lr=0.4, warmup_epochs=1, schedule="wsd", decay_share=0.2)
-    short, long = ([learning_rate(config, cursor=c, samples_per_epoch=10, total_samples=n) for c in range(80)]
-                   for n in (100, 150))  # fmt: skip
-    assert short == long
+    stages, epoch = (TrainingStage(image_size=32, epochs=10, batch_size=24),), 240
+
+    def rates(cursor: int) -> list[float]:
+        plan = TrainingSchedule(stages, epoch, (DecisionRecord(cursor, 0, ExtendStage(epochs=5)),))
+        places = [plan.position(now) for now in range(epoch, plan.total_samples, 24)]
+        total = plan.planned_samples
+        return [learning_rate(config, cursor=now, samples_per_epoch=epoch, total_samples=total) for now in places]
+
+    early, late = rates(5 * epoch), rates(10 * epoch)
+    assert early[:80] == [0.4] * 80  # 9 of the 15 epochs after warm-up
+    assert early == sorted(early, reverse=True)
+    assert 0 < early[-1] < 0.02
+    assert late[-50:] == [0.0] * 50
 
 
 def test_values_that_no_schedule_can_have_are_refused() -> None:
