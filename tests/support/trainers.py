@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 
@@ -43,11 +41,11 @@ def assert_same_weights(one: Snapshot, other: Snapshot) -> None:
         assert torch.equal(tensor, other.ema[name]), f"ema {name}"
 
 
-def reestimated(config: TrainConfig, samples: int = 100, size: int = 48) -> dict[str, Tensor]:
-    """Return the statistics of a fresh model that are estimated from training samples."""
+def reestimated(config: TrainConfig, samples: int = 100, size: int = 48, *, earlier: int = 0) -> dict[str, Tensor]:
+    """Return the statistics of a fresh model that are estimated from training samples; `earlier` seeds those before."""
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=4)
-    torch.manual_seed(int(time.monotonic_ns()))  # of the statistics that were there nothing may stay
+    torch.manual_seed(earlier)
     for norm in running_norms(model):
         nn.init.uniform_(norm.running_mean)
     options = {"samples": samples, "image_size": size, "seed": config.seed, "device": torch.device("cpu")}

@@ -102,7 +102,7 @@ def _all(config: TrainConfig) -> dict[str, Any]:
         "pass": {sync: one_pass(IMAGES, sync, plain(config)) for sync in (0, 2, "all")},
         "trained": trained(config),
         "synchronized": trained(synchronized)[0][0],
-        "reestimated": reestimated(config),
+        "reestimated": reestimated(config, earlier=dist.get_rank()),
     }
 
 
