@@ -8,12 +8,8 @@ from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
 from model.config import ModelConfig
 from model.tables import Block
-from pipeline.config import (
-    OptimizerConfig,
-    TrainConfig,
-    TrainerConfig,
-)
-from pipeline.schedule.stages import ramp
+from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.schedule.stages import TrainingStage, ramp
 
 
 def cifar10_small() -> TrainConfig:
@@ -33,16 +29,7 @@ def cifar10_small() -> TrainConfig:
     )
     return TrainConfig(
         name="cifar10-small",
-        stages=ramp(
-            epochs=8,
-            batch_size=48,
-            image_size=(16, 32),
-            randaugment_magnitude=(0, 4),
-            mixup_alpha=(0, 0.1),
-            dropout=(0.0, 0.1),
-            num_stages=3,
-            size_multiple=8,
-        ),
+        stages=_stages((16, 32), size_multiple=8),
         data=DataConfig(
             train="data/cifar10-small/train",
             val="data/cifar10-small/val",
@@ -81,17 +68,20 @@ def tiny_imagenet_small() -> TrainConfig:
     return replace(
         base,
         name="tiny-imagenet-small",
-        stages=ramp(
-            epochs=8,
-            batch_size=48,
-            image_size=(32, 64),
-            randaugment_magnitude=(0, 4),
-            mixup_alpha=(0, 0.1),
-            dropout=(0.0, 0.1),
-            num_stages=3,
-            size_multiple=16,
-        ),
+        stages=_stages((32, 64), size_multiple=16),
         data=replace(base.data, train="data/tiny-imagenet-20/train", val="data/tiny-imagenet-20/val"),
         model=replace(base.model, rows=rows),
-        trainer=TrainerConfig(eval_every_epochs=4, eval_batch_size=100),
+    )
+
+
+def _stages(image_size: tuple[int, int], *, size_multiple: int) -> tuple[TrainingStage, ...]:
+    return ramp(
+        epochs=8,
+        batch_size=48,
+        image_size=image_size,
+        randaugment_magnitude=(0, 4),
+        mixup_alpha=(0, 0.1),
+        dropout=(0.0, 0.1),
+        num_stages=3,
+        size_multiple=size_multiple,
     )

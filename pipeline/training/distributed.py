@@ -18,6 +18,11 @@ Agreed = TypeVar("Agreed")
 Value = TypeVar("Value")
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; 0 and 1 without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
     """Wrap a model for training over all ranks; its gradient buckets are settled from the first step on.
 

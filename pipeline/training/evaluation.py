@@ -15,7 +15,7 @@ from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_m
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
-from pipeline.training.distributed import gathered
+from pipeline.training.distributed import gathered, rank_and_size
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.task import Task
 
@@ -134,7 +134,7 @@ def collect(
 
     With `samples`, only so many of the set, evenly spaced.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     model.eval()
     metrics = metrics.to(device)
     loader = build_eval_loader(

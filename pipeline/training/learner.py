@@ -44,6 +44,7 @@ class Learner:
         self.ema = build_ema(config.optimizer, self.model)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._norms = running_norms(self.model)
+        self._all_norms = [norm for one in self.models for norm in running_norms(one)]
         self._fixed: list[nn.Parameter] = []
         synchronize(self.model, config.trainer, self.device)  # not the average, which each rank evaluates by itself
         self._net = self._parallel(self.model)
@@ -60,7 +61,7 @@ class Learner:
 
     def average_statistics(self) -> None:
         """Make the norms' running statistics, and their moving average, the same on all ranks: their mean."""
-        average_statistics(self._norms + (running_norms(self.ema.module) if self.ema is not None else []))
+        average_statistics(self._all_norms)
 
     def regularize(self, stage: TrainingStage) -> None:
         """Set a stage's dropout and stochastic depth on the live model, and which of its weights stay as they are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.errors import DataError
@@ -13,6 +12,7 @@ from datasets.loading.loader import DataConfig, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
 from pipeline.training.batch_norm import reestimate
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.evaluation import autocast, normalized
 from pipeline.training.sync_batch_norm import unsynchronized
 
@@ -47,7 +47,7 @@ def reestimate_from_data(
     Raises:
         DataError: the samples can't be read.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     loader = build_plain_loader(
         data,
         image_size=image_size,

@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
@@ -36,9 +35,8 @@ from pipeline.schedule.decisions import (
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
 from pipeline.training.class_scores import class_rows
-from pipeline.training.distributed import agreed, gathered
-from pipeline.training.evaluation import evaluate, first_batch, plain_training_loss
-from pipeline.training.figures import confusion_picture
+from pipeline.training.distributed import agreed, gathered, rank_and_size
+from pipeline.training.evaluator import Evaluator
 from pipeline.training.final_scores import final_scores
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.inputs import mixed_inputs
@@ -47,7 +45,6 @@ from pipeline.training.memory import OutOfMemoryError, micro_batch
 from pipeline.training.prefetch import Feed
 from pipeline.training.profiler import StepProfiler
 from pipeline.training.progress import TrainingProgress
-from pipeline.training.reestimation import reestimate_from_data
 from pipeline.training.setup import prepare
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task
@@ -81,13 +78,14 @@ class Trainer:
         device: torch.device | None = None,
     ) -> None:
         self.config, self.task, self.hooks, self.metadata = config, task, hooks, metadata
-        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world_size = rank_and_size()
         self.device = device or torch.device("cpu")
         order = sample_order(config.data, train.shard_counts, seed=config.seed)
         self.progress = TrainingProgress(config, order.samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
-        self.feed, self._train, self._val = Feed(config, train, self.rank, self.world_size), train, val
+        self.feed = Feed(config, train, self.rank, self.world_size)
+        self.evaluator = Evaluator(config, task, train=train, val=val, device=self.device, heartbeat=hooks.heartbeat)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._confusion: Tensor | None = None
         self._damaged: list[str] = []
@@ -122,7 +120,7 @@ class Trainer:
         if self.learner.ema is None:
             return
         size = self.config.trainer.eval_size(self.config.stages[-1])
-        weights, _ = self._measure(self.learner.model, size)
+        weights, _ = self.evaluator.scores(self.learner.model, size)
         known = {name.removeprefix("val/"): value for name, value in self.state.metrics_here().items()}
         average = known if known.keys() >= weights.keys() else self.evaluate(size)
         scores = final_scores(weights, average, self.config.checkpoint)
@@ -131,8 +129,9 @@ class Trainer:
             self.hooks.weights_compared(scores)
 
     def _show(self) -> None:
+        size = self.config.trainer.eval_size(self.config.stages[-1])
         try:
-            self.hooks.ended(self.pictures())
+            self.hooks.ended(self.evaluator.pictures(self.learner.evaluated_model, size, self._confusion))
             if self._confusion is not None:
                 self.hooks.classes_evaluated(class_rows(self._confusion, self.task.classes))
         except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
@@ -268,7 +267,7 @@ class Trainer:
         size = self.config.trainer.eval_size(span.stage)
         metrics = {f"val/{name}": value for name, value in self.evaluate(size).items()}
         if self.config.adaptive.closed_loop and span.index < len(self.config.stages) - 1:
-            metrics[PLAIN_TRAINING_LOSS] = self._plain_training_loss(size)
+            metrics[PLAIN_TRAINING_LOSS] = self.evaluator.plain_training_loss(self.learner.evaluated_model, size)
         self.progress.evaluated(span.index, metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
         self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
@@ -279,19 +278,9 @@ class Trainer:
 
         Of the weights as well as of their moving average: they are compared at the end, and both are saved.
         """
-        samples = self.config.trainer.reestimate_bn
-        for model in self.learner.models if samples else ():
-            reestimate_from_data(
-                model,
-                self.config.data,
-                self.config.trainer,
-                samples=samples,
-                image_size=self.config.trainer.eval_size(span.stage),
-                seed=self.config.seed,
-                device=self.device,
-                heartbeat=self.hooks.heartbeat,
-                manifest=self.feed.manifest,
-            )
+        if self.config.trainer.reestimate_bn:
+            for model in self.learner.models:
+                self.evaluator.reestimate(model, self.config.trainer.eval_size(span.stage))
 
     def _tell(self, metrics: dict[str, float]) -> None:
         if self.rank == 0:
@@ -318,56 +307,10 @@ class Trainer:
             self.hooks.decided(self.progress.records)
         return decisions
 
-    # Evaluation ------------------------------------------------------------------------------------------------------
-
-    def pictures(self) -> dict[str, bytes]:
-        """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
-        the last evaluation's confusion matrix, if there was one in this process.
-        """
-        size = self.config.trainer.eval_size(self.config.stages[-1])
-        batch, logits = first_batch(
-            self.learner.evaluated_model,
-            self.config.data,
-            self.config.trainer,
-            image_size=size,
-            device=self.device,
-            manifest=self._val,
-        )
-        pictures = {"predictions.png": self.task.picture(batch, logits)}
-        if self._confusion is not None:
-            pictures["confusion-matrix.png"] = confusion_picture(self._confusion, self.task.classes)
-        return pictures
-
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
-        metrics, self._confusion = self._measure(self.learner.evaluated_model, image_size)
+        metrics, self._confusion = self.evaluator.scores(self.learner.evaluated_model, image_size)
         return metrics
-
-    def _measure(self, model: nn.Module, image_size: int) -> tuple[dict[str, float], Tensor | None]:
-        return evaluate(
-            model,
-            self.task,
-            self.config.data,
-            self.config.trainer,
-            image_size=image_size,
-            device=self.device,
-            heartbeat=self.hooks.heartbeat,
-            manifest=self._val,
-        )
-
-    def _plain_training_loss(self, image_size: int) -> float:
-        """Return what the closed loop compares the validation loss with."""
-        return plain_training_loss(
-            self.learner.evaluated_model,
-            self.task,
-            self.config.data,
-            self.config.trainer,
-            samples=min(self._val.num_samples, self.config.adaptive.gap_samples),
-            image_size=image_size,
-            device=self.device,
-            heartbeat=self.hooks.heartbeat,
-            manifest=self._train,
-        )
 
     # State -----------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from model.regularization import freeze
 from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.training.batch_norm import average_statistics, momentum_share, reestimate, running_norms
+from pipeline.training.distributed import rank_and_size
 from pipeline.training.learner import Learner
 from pipeline.training.task import build_task
 from tests.support.configs import MakeConfig, small_config
@@ -75,7 +76,7 @@ def trained(config: TrainConfig) -> list[tuple[Snapshot, dict[str, float]]]:
 
 def one_pass(images: Tensor, sync: Literal["all"] | int, config: TrainConfig) -> dict[str, Any]:
     """Logits, gradients and statistics of a pass over all ranks' parts of the images."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     config = replace(config, trainer=replace(config.trainer, sync_batchnorm=sync))
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=4)
