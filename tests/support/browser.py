@@ -13,6 +13,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 LOADS = 4
 """How often a page is loaded before what it lacks is a failure: on a busy machine its time may run out first."""
 
+WINDOW = "1400,12000"
+"""Width and height in pixels: MLflow draws only the charts that are in the window, and all are to be drawn."""
+
 
 def missing(url: str, folder: Path, *parts: str) -> list[str]:
     """Return which parts (regular expressions) a page doesn't show."""
@@ -29,7 +32,7 @@ def page(url: str, folder: Path) -> str:
     """Return the HTML of a page after its scripts have run for 30 s of its own time; `folder` keeps its profile."""
     assert CHROMIUM
     switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    size = [f"--user-data-dir={folder}", "--window-size=1400,3000", "--virtual-time-budget=30000"]
+    size = [f"--user-data-dir={folder}", f"--window-size={WINDOW}", "--virtual-time-budget=30000"]
     shown = subprocess.run(
         [CHROMIUM, *switches, *size, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
     )
