@@ -1,26 +1,26 @@
-"""Evaluate a checkpoint on labelled shards: `python -m jobs.evaluate CHECKPOINT --data URL`."""
+"""Evaluate a checkpoint on labelled images: `python -m jobs.evaluate CHECKPOINT --data PLACE`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from datasets.config import DataConfig
-from datasets.shards.resolve import load_manifest
+from datasets.images.listing import TableColumns
 from jobs.common.cli import parse, run_main
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
 
 if TYPE_CHECKING:
     from pipeline.inference.class_report import Report
+    from pipeline.inference.evaluation_data import EvaluationData
     from pipeline.inference.trained_model import SavedModel
 
 
@@ -31,7 +31,12 @@ class Options:
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
     data: str
-    """Labelled shards: a folder, s3://BUCKET/PREFIX or a brace list, with the classes that the run was trained on."""
+    """Labelled images of the run's classes, local or s3://: shards (a folder or a brace list), a folder with a folder
+    for each class, a tar, or a table NAME.csv of paths and labels."""
+    path_column: str = "path"
+    """Column of a table with the images' paths, relative to the table's folder."""
+    label_column: str = "label"
+    """Column of a table with the classes, by name or number; for segmentation with the masks' paths."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
@@ -45,6 +50,8 @@ class Options:
     evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
     train_data: str = ""
     """With --reestimate-bn: training shards; empty: those of the run."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip: the mean of the logits of the image and of its mirror image."""
     batch_size: int = 64
     """Images per batch."""
     loader_workers: int = 2
@@ -72,8 +79,10 @@ def main(argv: Sequence[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     from pipeline.inference.class_report import evaluate_saved
+    from pipeline.inference.evaluation_data import open_data
+    from pipeline.inference.flip import FlipAveraged
     from pipeline.inference.norm_statistics import reestimate_saved
-    from pipeline.inference.trained_model import check_classes, find_run, open_saved
+    from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
         find_run(options.checkpoint, options.storage),
@@ -81,9 +90,8 @@ def main(argv: Sequence[str]) -> int:
         best=options.best,
         image_size=options.image_size,
     )
-    manifest = load_manifest(options.data)
-    check_classes(saved, manifest, options.data)
-    data = eval_data(saved, options.data, options.loader_workers)
+    columns = TableColumns(path=options.path_column, label=options.label_column)
+    data = open_data(saved, options.data, loader_workers=options.loader_workers, columns=columns)
     device = chosen_device(options.device)
     if options.reestimate_bn:
         reestimate_saved(
@@ -94,13 +102,20 @@ def main(argv: Sequence[str]) -> int:
             batch_size=options.batch_size,
             loader_workers=options.loader_workers,
         )
-    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, manifest=manifest)
-    used = {"data": options.data, "samples": manifest.num_samples, "reestimate_bn": options.reestimate_bn}
+    if options.tta == "flip":
+        saved = replace(saved, model=FlipAveraged(saved.model))
+    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size)
+    used = {
+        "data": options.data,
+        "samples": data.num_samples,
+        "reestimate_bn": options.reestimate_bn,
+        "tta": options.tta,
+    }
     values = about(saved) | used | report.to_dict()
     if options.json == "-":
         print(json.dumps(values, indent=1))
     else:
-        _print(wide_console(), saved, report, values)
+        _print(wide_console(), (*saved.notes, *data.notes), saved, report, values)
     if options.json not in ("", "-"):
         Path(options.json).write_text(json.dumps(values, indent=1))
     if options.pictures:
@@ -119,18 +134,14 @@ def about(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def eval_data(saved: SavedModel, url: str, loader_workers: int) -> DataConfig:
-    """Return the config by which `url` is read as the run read its validation data."""
-    return DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=loader_workers)
-
-
-def _print(console: Console, saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
-    for line in saved.notes:
+def _print(console: Console, notes: Sequence[str], saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
+    for line in notes:
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     whole = {name: value for name, value in report.metrics.items() if not name.startswith("iou_")}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
-        f"{values['image_size']} px{_statistics(values['reestimate_bn'])}, "
+        f"{values['image_size']} px{_statistics(values['reestimate_bn'])}"
+        f"{', mean with the mirror image' if values['tta'] == 'flip' else ''}, "
         f"on {values['samples']} images of {values['data']}",
         highlight=False,
         soft_wrap=True,
@@ -155,14 +166,15 @@ def class_table(report: Report, kind: str) -> Table:
     return table
 
 
-def _write_pictures(folder: Path, saved: SavedModel, data: DataConfig, report: Report, device: Any) -> None:
-    from pipeline.training.evaluation import first_batch
+def _write_pictures(folder: Path, saved: SavedModel, data: EvaluationData, report: Report, device: Any) -> None:
+    from pipeline.training.evaluation import predicted
     from pipeline.training.figures import confusion_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))
-    size = saved.preprocessing.image_size
-    batch, logits = first_batch(saved.model, data, saved.trainer_config(), image_size=size, device=device)
+    config = saved.trainer_config()
+    batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=config.eval_batch_size)
+    batch, logits = next(iter(predicted(saved.model, batches, data.config, config, device=device)))
     (folder / "predictions.png").write_bytes(saved.task.picture(batch, logits))
 
 

@@ -1,22 +1,27 @@
-"""Predict images with a trained model: `python -m jobs.predict MODEL IMAGE...`."""
+"""Predict images with a trained model: `python -m jobs.predict MODEL PLACE...`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from datasets.transforms.formats import IMAGE_EXTENSIONS, is_image_name
+from datasets.images.listing import ImageFile, TableColumns
+from datasets.prepare.layout import LeftOut
+from datasets.transforms.pixels import MAX_PIXELS
 from jobs.common.cli import parse, run_main
 from jobs.common.display import wide_console
 
 if TYPE_CHECKING:
     from pipeline.inference.predictor import Prediction, Predictor
+
+SHOWN = 1000
+"""Images that the printed table has, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +32,10 @@ class Options:
     """A run's name or folder (for its latest valid checkpoint), a checkpoint's folder, or a file that `jobs.export`
     wrote. A .pt2 file is a program: use one only if you trust its origin."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, or folders of them."""
+    """Where the images are, local or s3://: image files, folders (with all folders in them), tars or brace lists of
+    tars, tables NAME.csv of paths."""
+    path_column: str = "path"
+    """Column of a table with the images' paths, relative to the table's folder."""
     top: int = 5
     """Number of labels to print for each image, at most."""
     out: str = ""
@@ -38,17 +46,30 @@ class Options:
     """Image size in pixels; 0: that of the run's own evaluations."""
     ema: bool = True
     """Take the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip: the mean of the logits of the image and of its mirror image."""
+    tile: int = 0
+    """Segmentation: side in pixels of overlapping tiles of the image, each resized to the model's input; 0: the whole
+    image (or the evaluation's crop of it) at once."""
+    tile_overlap: float = 0.25
+    """With --tile: share of a tile's side that it has in common with the next one."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image to decode, in pixels."""
     batch_size: int = 16
     """Images per batch."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("top", "batch_size"):
+        for name in ("top", "batch_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.image_size < 0:
             raise ValueError(f"image_size is {self.image_size}: it must be 0 (the run's) or more")
+        if self.tile < 0:
+            raise ValueError(f"tile is {self.tile}: it must be 0 (off) or a number of pixels")
+        if not 0 <= self.tile_overlap < 1:
+            raise ValueError(f"tile_overlap is {self.tile_overlap}: it must be at least 0 and below 1")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,86 +77,129 @@ def main(argv: Sequence[str]) -> int:
     options = parse(
         Options, argv, prog="python -m jobs.predict", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    files = [file for name in options.images for file in image_files(Path(name))]
-    from pipeline.inference.predictor import open_predictor
+    from pipeline.inference.file_predictions import images_of, predict_files
 
-    predictor = open_predictor(options.model, storage=options.storage, image_size=options.image_size, ema=options.ema)
+    left_out = LeftOut()
+    files = images_of(options.images, left_out, TableColumns(path=options.path_column))
+    predictor = predictor_of(options)
     for line in predictor.notes:
         print(f"note: {line}", file=sys.stderr)
-    masks = _mask_files(files, options.out) if predictor.kind == "segmentation" else {}
-    answers, damaged = [], 0
-    for file, prediction in _predictions(predictor, files, options.batch_size):
+    masks = _Masks(options) if predictor.kind == "segmentation" else None
+    output, damaged = _Output(predictor.kind, options.json), 0
+    for file, prediction in predict_files(
+        predictor, files, batch_size=options.batch_size, max_pixels=options.max_pixels
+    ):
         if isinstance(prediction, ValueError):
-            print(f"error: {file}: {prediction}", file=sys.stderr)
+            print(f"error: {_located(file, prediction)}", file=sys.stderr)
             damaged += 1
-            continue
-        answers.append(_answer(predictor, file, prediction, options.top, masks.get(file)))
-    if options.json:
-        print(json.dumps(answers, indent=1))
-    elif answers:
-        _print(answers, predictor.kind)
+        else:
+            place = masks.write(file, prediction, len(predictor.classes)) if masks else None
+            output.add(_answer(predictor, file, prediction, options.top, place))
+    output.close()
+    for reason, (count, example) in left_out.reasons.items():
+        print(f"note: {count} left out: {reason}, such as {example}", file=sys.stderr)
     return 1 if damaged else 0
 
 
-def image_files(path: Path) -> list[Path]:
-    """Return the file, or a folder's images in order of their names.
+def predictor_of(options: Options) -> Predictor:
+    """Open the model as the options ask.
 
     Raises:
-        ValueError: there is no such file, or no image in the folder.
+        ValueError: there is none, or it doesn't take these options.
     """
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if is_image_name(file.name))
-        if not found:
-            raise ValueError(f"{path}: no image files lie in this folder ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-        return found
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    return [path]
+    from pipeline.inference.flip import flip_averaged
+    from pipeline.inference.predictor import open_predictor
+
+    predictor = open_predictor(options.model, storage=options.storage, image_size=options.image_size, ema=options.ema)
+    if options.tile and predictor.kind != "segmentation":
+        raise ValueError(f"tile is {options.tile}: tiles are for segmentation, and {predictor.name} is for "
+                         f"{predictor.kind}")  # fmt: skip
+    run = flip_averaged(predictor.run) if options.tta == "flip" else predictor.run
+    return replace(predictor, run=run, tile=options.tile, overlap=options.tile_overlap)
 
 
-def _predictions(
-    predictor: Predictor, files: Sequence[Path], batch_size: int
-) -> Iterator[tuple[Path, Prediction | ValueError]]:
-    for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        yield from zip(batch, predictor.predict([file.read_bytes() for file in batch]), strict=True)
+def _located(file: ImageFile, error: ValueError) -> str:
+    return str(error) if str(error).startswith(file.name) else f"{file.name}: {error}"
 
 
-def _mask_files(files: Sequence[Path], out: str) -> dict[Path, Path]:
-    """Return where each image's mask goes; images of the same name would overwrite each other's.
+class _Output:
+    """Prints answers: JSON as they come, or a table at the end."""
 
-    Raises:
-        ValueError: there is no folder for them, or two have the same name.
-    """
-    if not out:
-        raise ValueError("out is empty: the model segments, so name a folder for the masks with --out")
-    places: dict[Path, Path] = {}
-    for file in dict.fromkeys(files):
-        place = Path(out, f"{file.stem}.mask.png")
-        if place in places.values():
-            raise ValueError(
-                f"{file}: another image is named {file.stem} too; give them in two calls, each with its --out"
-            )
-        places[file] = place
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return places
+    def __init__(self, kind: str, as_json: bool) -> None:
+        self._kind, self._as_json, self._count = kind, as_json, 0
+        self._shown: list[dict[str, Any]] = []
+
+    def add(self, answer: dict[str, Any]) -> None:
+        if self._as_json:
+            print(",\n" if self._count else "[", json.dumps(answer, indent=1), sep="", end="")
+        elif self._count < SHOWN:
+            self._shown.append(answer)
+        self._count += 1
+
+    def close(self) -> None:
+        if self._as_json:
+            print("\n]" if self._count else "[]")
+        elif self._shown:
+            _print(self._shown, self._kind)
+        if self._count > SHOWN and not self._as_json:
+            print(f"and {self._count - SHOWN} more images: --json prints all")
 
 
-def _answer(predictor: Predictor, file: Path, prediction: Prediction, top: int, place: Path | None) -> dict[str, Any]:
-    """Return one image's row; write its mask, if it has one."""
+class _Masks:
+    """Writes masks into a folder, in folders like those that the images lie in below the place that was named."""
+
+    def __init__(self, options: Options) -> None:
+        if not options.out:
+            raise ValueError("out is empty: the model segments, so name a folder for the masks with --out")
+        self._out, self._places, self._written = Path(options.out), options.images, dict[str, str]()
+
+    def write(self, file: ImageFile, prediction: Prediction, num_classes: int) -> Path:
+        """Write an image's mask; return where.
+
+        Raises:
+            ValueError: another image of the same name has its mask there, or the name leads out of the folder.
+        """
+        from pipeline.training.figures import indexed_mask
+
+        name = self._name(file)
+        if name in self._written:
+            raise ValueError(f"{file.name}: {self._written[name]} has the same name; give them in two calls, each with "
+                             "its --out")  # fmt: skip
+        self._written[name] = file.name
+        place = self._out / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        assert prediction.mask is not None
+        place.write_bytes(indexed_mask(prediction.mask, num_classes))
+        return place
+
+    def _name(self, file: ImageFile) -> str:
+        inner = file.name.removeprefix(f"{file.url}:") if file.name != file.url else _below(file.url, self._places)
+        path = PurePosixPath(inner)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{file.name}: a name that leads out of the folder {self._out}; no mask is written for it")
+        return str(path.with_name(f"{path.stem}.mask.png"))
+
+
+def _below(name: str, places: Iterable[str]) -> str:
+    """Return an image's path relative to the place that it was found in."""
+    roots = [place.rstrip("/") if "://" in place else str(Path(place)) for place in places]
+    inside = [root for root in roots if name.startswith(f"{root}/")]
+    return name.removeprefix(f"{max(inside, key=len)}/") if inside else PurePosixPath(name).name
+
+
+def _answer(
+    predictor: Predictor, file: ImageFile, prediction: Prediction, top: int, place: Path | None
+) -> dict[str, Any]:
+    """Return one image's row."""
     order = prediction.scores.argsort()[::-1][:top].tolist()
     labels = [(predictor.classes[index], float(prediction.scores[index])) for index in order]
-    if prediction.mask is None:
+    if place is None:
         return {
-            "image": str(file),
+            "image": file.name,
             "labels": [{"label": label, "probability": score} for label, score in labels],
         }
-    from pipeline.training.figures import indexed_mask
-
-    assert place is not None
-    place.write_bytes(indexed_mask(prediction.mask, len(predictor.classes)))
     return {
-        "image": str(file),
+        "image": file.name,
         "mask": str(place),
         "labels": [{"label": label, "share": score} for label, score in labels if score],
     }

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,27 @@ class Sample(NamedTuple):
     """class number; -1 in segmentation"""
     mask: bytes = b""
     """PNG of the mask in segmentation"""
+
+
+class Reader(Protocol):
+    """Samples by number, wherever they lie."""
+
+    @property
+    def manifest(self) -> DatasetManifest:
+        """What is known of them as a set: kind, classes, count."""
+        ...
+
+    def read(self, sample_id: int) -> Sample:
+        """Return one sample; raises `DataError`."""
+        ...
+
+    def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
+        """Yield samples in the order of their ids; raises `DataError`."""
+        ...
+
+    def describe(self, sample_id: int) -> str:
+        """Name a sample, for messages."""
+        ...
 
 
 class _Place(NamedTuple):
@@ -59,7 +80,8 @@ class SampleReader:
 
     def __init__(self, manifest: DatasetManifest, cache: ShardCache | None = None) -> None:
         self._open: OrderedDict[int, int] = OrderedDict()
-        self.manifest, self.cache = manifest, cache
+        self.manifest: DatasetManifest = manifest
+        self.cache = cache
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows = IndexRows(manifest)
         self._threads: tuple[int, ThreadPoolExecutor] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_masks
-from datasets.loading.reader import Sample, SampleReader
+from datasets.loading.reader import Reader, Sample
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
 from datasets.transforms.randaugment_policies import POLICIES
@@ -88,7 +89,7 @@ class Samples(Dataset[Batch]):
         config: of the data.
     """
 
-    def __init__(self, readers: dict[int, SampleReader], config: DataConfig) -> None:
+    def __init__(self, readers: Mapping[int, Reader], config: DataConfig) -> None:
         self.readers, self.config = readers, config
         self.policy = POLICIES[config.randaugment_policy]
 
@@ -149,7 +150,7 @@ class Samples(Dataset[Batch]):
             draws[:, CROP_DRAWS] = alternating(uniforms(view.seed, Purpose.FLIP, request.ids, 1)[:, 0], request.uses)
         return draws.tolist()
 
-    def _replacement(self, stream: int, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
+    def _replacement(self, stream: int, draws: list[float], view: View, reader: Reader) -> _Decoded:
         """Return another sample in a damaged one's place: a pure function of seed and stream index."""
         for draw in sample_generator(view.seed, Purpose.REPLACE, stream).random(_REPLACEMENTS):
             other = int(draw * reader.manifest.num_samples)
@@ -164,7 +165,7 @@ class Samples(Dataset[Batch]):
             "write the shards again"
         )
 
-    def _decode(self, sample: Sample, draws: list[float], view: View, reader: SampleReader) -> _Decoded:
+    def _decode(self, sample: Sample, draws: list[float], view: View, reader: Reader) -> _Decoded:
         header = read_header(sample.data, max_pixels=self.config.max_pixels)
         if view.training:
             image, mask = self._cropped(sample, header, draws, view)

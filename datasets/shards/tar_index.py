@@ -109,6 +109,20 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
     )
 
 
+def image_members(file: RemoteFile, *, json_field: str = "label") -> Iterator[tuple[str, str, int, int, int | str]]:
+    """Yield (key, extension, offset, size, label) of the image of each sample, as `scan_shard` would index it.
+
+    The label is a class number, a class name, or -1 where there is none.
+
+    Raises:
+        DataError: as `scan_shard`.
+    """
+    for key, sample in _samples(file, _Members(file)):
+        (offset, size, label, _, _), name = _row(file, key, sample, json_field)
+        extension = next(extension for extension in sample if extension in IMAGE_EXTENSIONS)
+        yield key, extension, offset, size, name or label
+
+
 def rows_digest(rows: np.ndarray) -> str:
     """Return the digest of a shard's rows of the index: places and labels of its samples."""
     return blake2b(rows.tobytes(), digest_size=12).hexdigest()

@@ -31,6 +31,7 @@ __all__ = [
     "eval_crop",
     "random_crop",
     "read_header",
+    "resize",
     "takes_whole",
 ]
 
@@ -113,7 +114,7 @@ def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
     stored, box = _stored(header, box)
     pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)
     top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
-    resized = _resize(np.ascontiguousarray(pixels[top : top + height, left : left + width]), size)
+    resized = resize(np.ascontiguousarray(pixels[top : top + height, left : left + width]), size)
     return np.ascontiguousarray(upright(resized, header.orientation))
 
 
@@ -204,7 +205,7 @@ def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:
     return top, left, max(1, min(round(box[2] * down), height - top)), max(1, min(round(box[3] * right), width - left))
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 [H, W, 3] with antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels

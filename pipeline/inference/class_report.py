@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from datasets.config import DataConfig
-from datasets.shards.manifest import DatasetManifest
+from datasets.loading.batch import Batch
+from pipeline.inference.evaluation_data import EvaluationData
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.class_scores import ClassRow, class_rows
-from pipeline.training.evaluation import collect
+from pipeline.training.evaluation import predicted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,15 +35,16 @@ class Report:
         }
 
 
+@torch.inference_mode()
 def evaluate_saved(
     saved: SavedModel,
-    data: DataConfig,
+    data: EvaluationData,
     *,
     device: torch.device,
     batch_size: int = 64,
-    manifest: DatasetManifest | None = None,
+    observe: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
 ) -> Report:
-    """Run a saved model over every sample of `data.val`, each once; `manifest` is its, where it was read before.
+    """Run a saved model over every sample, each once; `observe` is given each batch with its logits.
 
     Raises:
         DataError: the data can't be read.
@@ -50,16 +52,12 @@ def evaluate_saved(
     task = saved.task
     metrics = task.metrics()
     metrics.add_metrics({"confusion": task.confusion()})
-    collect(
-        saved.model.to(device),
-        task,
-        data,
-        saved.trainer_config(eval_batch_size=batch_size),
-        metrics,
-        image_size=saved.preprocessing.image_size,
-        device=device,
-        manifest=manifest,
-    )
+    metrics.to(device)
+    batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=batch_size)
+    config = saved.trainer_config(eval_batch_size=batch_size)
+    for batch, logits in predicted(saved.model.to(device), batches, data.config, config, device=device):
+        task.update(metrics, logits, batch)
+        observe(batch, logits)
     values = metrics.compute()
     confusion = values.pop("confusion").cpu()
     return Report(

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from datasets.transforms.decode import MAX_PIXELS, Box, Header
+from datasets.transforms.pixels import decode_rgb
 from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported
 from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.tiling import tiled_classes
 from pipeline.inference.trained_model import find_run, open_saved
 
 OUTSIDE = 255
@@ -40,9 +42,15 @@ class Predictor:
     run: Inference
     notes: tuple[str, ...] = ()
     """Lines for the user."""
+    tile: int = 0
+    """Segmentation: side in pixels of the tiles that an image is predicted in; 0: the evaluation's crop at once."""
+    overlap: float = 0.25
+    """Share of a tile's side that it has in common with the next one."""
 
     def predict(self, images: Sequence[bytes], *, max_pixels: int = MAX_PIXELS) -> list[Prediction | ValueError]:
         """Return for each encoded image what the model says of it, or what is wrong with it."""
+        if self.tile:
+            return [self._tiled(data, max_pixels) for data in images]
         views: list[tuple[np.ndarray, Header, Box] | ValueError] = []
         for data in images:
             try:
@@ -58,12 +66,24 @@ class Predictor:
             view if isinstance(view, ValueError) else self._prediction(next(rows), view[1], view[2]) for view in views
         ]
 
+    def _tiled(self, data: bytes, max_pixels: int) -> Prediction | ValueError:
+        try:
+            pixels = decode_rgb(data, max_pixels=max_pixels)
+        except ValueError as error:
+            return error
+        size = self.preprocessing.image_size
+        return self._segmented(tiled_classes(self.run, pixels, size=size, tile=self.tile, overlap=self.overlap))
+
+    def _segmented(self, classes: np.ndarray, header: Header | None = None, box: Box | None = None) -> Prediction:
+        shares = (np.bincount(classes.ravel(), minlength=len(self.classes)) / classes.size).astype(np.float32)
+        placed = classes if header is None or box is None else _placed(classes, header, box)
+        return Prediction(shares, placed)
+
     def _prediction(self, logits: np.ndarray, header: Header, box: Box) -> Prediction:
         if self.kind == "classification":
             return Prediction(torch.from_numpy(logits).softmax(0).numpy())
-        classes = logits.argmax(0).astype(np.uint8)
-        counts = np.bincount(classes.ravel(), minlength=len(self.classes))
-        return Prediction((counts / classes.size).astype(np.float32), _placed(classes, header, box))
+        assert self.kind == "segmentation", self.kind
+        return self._segmented(logits.argmax(0).astype(np.uint8), header, box)
 
 
 def _placed(classes: np.ndarray, header: Header, box: Box) -> np.ndarray:

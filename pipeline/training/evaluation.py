@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,6 @@ def collect(
     With `samples`, only so many of the set, evenly spaced.
     """
     rank, world_size = rank_and_size()
-    model.eval()
     metrics = metrics.to(device)
     loader = build_eval_loader(
         data,
@@ -146,16 +145,36 @@ def collect(
         samples=samples,
         manifest=manifest,
     )
+    for batch, logits in predicted(model, loader, data, config, device=device, heartbeat=heartbeat):
+        task.update(metrics, logits, batch)
+    return metrics
+
+
+@torch.inference_mode()
+def predicted(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    data: DataConfig,
+    config: TrainerConfig,
+    *,
+    device: torch.device,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch with its logits; `heartbeat` is called after each. Samples that can't be decoded are left out.
+
+    Raises:
+        DataError: too many of them, at the end; `data` says how many are too many.
+    """
+    model.eval()
     most, seen, damaged = config.eval_batch_size, 0, list[str]()
-    for batch in loader:
+    for batch in batches:
         damaged += [sample.message for sample in batch.damaged]
         seen += len(batch.labels)
         if len(batch.labels):
             logits, most = logits_of(model, batch.images, config, device, most)
-            task.update(metrics, logits, batch)
+            yield batch, logits
         heartbeat()
     _check_damaged(seen, damaged, data)
-    return metrics
 
 
 def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datasets.loading.reader import SampleReader
+from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.evaluate import main
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints
@@ -86,6 +88,37 @@ def test_statistics_are_estimated_again_from_the_training_data(
     wrong = str(write_shards(tmp_path / "other", [24], classes=3))
     with pytest.raises(ValueError, match=r"has other classes \(3: "):
         evaluated(capsys, trained_classifier, "--reestimate-bn", "48", "--train-data", wrong)
+
+
+def test_a_folder_of_classes_and_a_table_give_what_the_shards_give(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = evaluated(capsys, trained_classifier)
+    reader = SampleReader(load_manifest(str(trained_classifier.data / "val")))
+    rows = ["path,label"]
+    for number in range(30):
+        sample = reader.read(number)
+        path = tmp_path / "val" / f"class {sample.label}" / "deep" / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.data)
+        rows.append(f"{path.relative_to(tmp_path)},{sample.label}")
+    (tmp_path / "val.csv").write_text("\n".join(rows))
+    for place in (tmp_path / "val", tmp_path / "val.csv"):
+        report = evaluated(capsys, trained_classifier, "--data", str(place))
+        assert report["confusion"] == expected["confusion"]
+        assert report["metrics"] == pytest.approx(expected["metrics"])
+    (tmp_path / "val/class 0").rename(tmp_path / "val/other")
+    with pytest.raises(ValueError, match="the label 'other' is none of the model's 4 classes"):
+        evaluated(capsys, trained_classifier, "--data", str(tmp_path / "val"))
+    with pytest.raises(ValueError, match=r"it holds splits; name one, such as .*/val"):
+        evaluated(capsys, trained_classifier, "--data", str(trained_classifier.data))
+
+
+def test_the_mean_with_the_mirror_image(trained_segmenter: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    usual, both = (evaluated(capsys, trained_segmenter, *more) for more in ((), ("--tta", "flip")))
+    assert (usual["tta"], both["tta"]) == ("none", "flip")
+    assert usual["metrics"]["loss"] != both["metrics"]["loss"]
+    assert both["metrics"]["miou"] == pytest.approx(usual["metrics"]["miou"], abs=0.2)
 
 
 def test_a_run_is_found_by_its_name_and_tables_and_pictures_are_written(

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from datasets.config import DataConfig
+from datasets.files.urls import write_file
 from datasets.loading.loader import build_eval_loader
 from jobs.predict import main
 from pipeline.inference.trained_model import open_saved
 from pipeline.training.figures import palette
 from tests.support.runs import TrainedRun
-from tests.support.shards import image_of, png
+from tests.support.shards import image_of, png, write_tar
 
 COUNT = 6
 
@@ -97,6 +98,57 @@ def test_a_table_and_a_damaged_file(
     assert shown.out.count("class ") == COUNT
 
 
+def test_folders_tables_tars_and_s3_are_predicted_alike(
+    trained_classifier: TrainedRun, images: Path, s3_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = predicted(capsys, trained_classifier.folder, images, "--top", 1)
+    files = sorted(images.iterdir())
+    (images.parent / "table.csv").write_text("file\n" + "".join(f"images/{file.name}\n" for file in files))
+    write_tar(images.parent / "all.tar", {file.name: file.read_bytes() for file in files})
+    for file in files:
+        write_file(f"{s3_uri}/{file.name}", file.read_bytes())
+    for place, *more in (
+        (images.parent / "table.csv", "--path-column", "file"),
+        (images.parent / "all.tar",),
+        (s3_uri,),
+    ):
+        theirs = predicted(capsys, trained_classifier.folder, place, "--top", 1, "--batch-size", 4, *more)
+        assert [answer["labels"] for answer in theirs] == [
+            [{"label": label["label"], "probability": pytest.approx(label["probability"], abs=1e-6)}]
+            for answer in ours
+            for label in answer["labels"]
+        ]
+        assert [answer["image"].rpartition("/")[2].rpartition(":")[2] for answer in theirs] == [f.name for f in files]
+
+
+def test_masks_lie_in_folders_like_their_images_and_never_outside(
+    trained_segmenter: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a/0.png", "b/0.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(png(image_of(1, 3)))
+    run, out = trained_segmenter.folder, tmp_path / "out"
+    answers = predicted(capsys, run, f"{tmp_path}/in/", "--out", out, "--tile", 32, "--tta", "flip")
+    assert [answer["mask"] for answer in answers] == [f"{out}/a/0.mask.png", f"{out}/b/0.mask.png"]
+    mask = np.array(Image.open(answers[0]["mask"]))
+    assert mask.shape == (48, 64)
+    assert (mask == image_of(1, 3)[..., 0] // 86).mean() > 0.6
+    write_tar(tmp_path / "evil.tar", {"../../outside.png": png(image_of(1, 3))})
+    with pytest.raises(ValueError, match="a name that leads out of the folder"):
+        main([str(run), str(tmp_path / "evil.tar"), "--out", str(out)])
+
+
+def test_the_mean_with_the_mirror_image_is_the_same_for_both(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = image_of(1, 3)
+    (tmp_path / "0.png").write_bytes(png(image))
+    (tmp_path / "1.png").write_bytes(png(np.ascontiguousarray(image[:, ::-1])))
+    one, other = predicted(capsys, trained_classifier.folder, tmp_path, "--tta", "flip", "--top", 4)
+    scores, mirrored = ({label["label"]: label["probability"] for label in a["labels"]} for a in (one, other))
+    assert scores == pytest.approx(mirrored, abs=1e-4)
+
+
 def test_mistakes_are_one_line(
     trained_classifier: TrainedRun,
     trained_segmenter: TrainedRun,
@@ -106,14 +158,18 @@ def test_mistakes_are_one_line(
 ) -> None:
     run, file = str(trained_classifier.folder), str(images / "0.jpg")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other/0.jpg").write_bytes(b"")
+    (tmp_path / "other/0.jpg").write_bytes((images / "0.jpg").read_bytes())
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([run, str(tmp_path / "none.jpg")], r"none\.jpg: there is no such file"),
-        ([run, str(tmp_path)], "no image files lie in this folder"),
+        ([run, str(tmp_path / "none.jpg")], r"none\.jpg: there is no such file or folder"),
+        ([run, str(tmp_path / "empty")], "empty: no image files lie there"),
+        ([run, file, "--tile", "32"], "tile is 32: tiles are for segmentation"),
+        ([run, file, "--tile-overlap", "1"], "tile_overlap is 1"),
+        ([run, file, "--tta", "rotate"], "--tta: 'rotate' is not one of none, flip"),
         ([str(trained_segmenter.folder), file], "out is empty: the model segments"),
         (
             [str(trained_segmenter.folder), file, str(tmp_path / "other/0.jpg"), "--out", str(tmp_path / "m")],
-            "named 0 too",
+            "has the same name; give them in two calls",
         ),
         ([str(tmp_path / "none.onnx"), file], r"none\.onnx: there is no such file"),
         ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has a fixed image size"),

@@ -1,0 +1,162 @@
+"""Labelled images that are no shards (folders, tars, tables), read as samples of a model's classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.files.s3 import is_remote
+from datasets.files.urls import folder_of, is_shard, join
+from datasets.images.listing import TABLE_SUFFIX, ImageFile, TableColumns, find_images, no_images
+from datasets.loading.batch import Batch
+from datasets.loading.corruption import CorruptionLog
+from datasets.loading.reader import Reader, Sample
+from datasets.loading.samples import Request, Samples, View
+from datasets.prepare.layout import ROLES, LeftOut
+from datasets.shards.manifest import DatasetManifest, ShardInfo
+
+_REQUESTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFiles:
+    """Samples of a place, in the order in which they were found. A `Reader` that pickles as its list of files."""
+
+    files: tuple[ImageFile, ...]
+    labels: np.ndarray
+    """int64 [samples]: class numbers; -1 in segmentation"""
+    manifest: DatasetManifest
+
+    def read(self, sample_id: int) -> Sample:
+        """Return one sample.
+
+        Raises:
+            DataError: its file, or its mask's, can't be read.
+        """
+        file = self.files[sample_id]
+        if self.manifest.kind == "segmentation":
+            place = join(_folder(self.manifest.shards[0].url), file.label)
+            return Sample(file.read(), -1, ImageFile(place, place).read())
+        return Sample(file.read(), int(self.labels[sample_id]))
+
+    def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
+        """Yield samples in the order of their ids; those of S3 are fetched together."""
+        if not any(is_remote(self.files[index].url) for index in sample_ids):
+            yield from map(self.read, sample_ids)
+            return
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            yield from pool.map(self.read, sample_ids)
+
+    def describe(self, sample_id: int) -> str:
+        """Name a sample by its file."""
+        return self.files[sample_id].name
+
+
+def labelled_files(
+    place: str, *, kind: str, classes: tuple[str, ...], columns: TableColumns
+) -> tuple[LabelledFiles, tuple[str, ...]]:
+    """List the images of a place with their classes, and return lines for the user on what was left out.
+
+    Args:
+        place: as `find_images` takes it.
+        kind: what the labels are.
+        classes: of the model, in the order of its outputs; labels are names of these or their numbers.
+        columns: of a table.
+
+    Raises:
+        DataError: no images, or one whose label is missing or none of the classes; one line.
+    """
+    left_out = LeftOut()
+    if kind != "classification" and not place.endswith(TABLE_SUFFIX):
+        raise DataError(f"{place}: only shards and tables (NAME{TABLE_SUFFIX}) hold what a model for {kind} is "
+                        "evaluated on; prepare shards with `python -m jobs.prepare`")  # fmt: skip
+    files = tuple(_in_classes(place, find_images(place, left_out, columns), left_out))
+    if not files:
+        raise no_images(place, left_out)
+    masks = kind == "segmentation"
+    labels = np.full(len(files), -1) if masks else _numbers(place, files, classes)
+    shard = ShardInfo(url=place, samples=len(files), num_bytes=0, labelled=len(files), max_label=-1, first_row=0)
+    counts = () if masks else tuple(np.bincount(labels, minlength=len(classes)).tolist())
+    manifest = DatasetManifest(shards=(shard,), classes=classes, kind=kind, class_counts=counts)
+    return LabelledFiles(files, labels, manifest), tuple(_notes(place, left_out, classes, counts))
+
+
+def file_batches(reader: Reader, config: DataConfig, *, image_size: int, batch_size: int) -> Iterator[Batch]:
+    """Yield every sample once, as an evaluation sees it; `stream_index` is its number. Damaged ones are left out.
+
+    Raises:
+        DataError: files that can't be read.
+    """
+    count, view = reader.manifest.num_samples, View(image_size=image_size, training=False)
+
+    def request(start: int) -> Request:
+        ids = np.arange(start, min(start + batch_size, count))
+        return Request(view, ids, ids, np.zeros_like(ids))
+
+    loader = DataLoader(
+        Samples({0: reader}, config),
+        batch_sampler=[request(start) for start in range(0, count, batch_size)],  # type: ignore[misc]
+        num_workers=min(config.loader_workers, -(-count // batch_size)),
+        collate_fn=_same,
+        prefetch_factor=config.prefetch_batches if config.loader_workers else None,
+    )
+    corruption = CorruptionLog()
+    for batch in loader:
+        if not isinstance(batch, Batch):
+            raise batch
+        corruption.add(batch)
+        yield batch
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _folder(url: str) -> str:
+    return folder_of(url) if is_remote(url) else str(Path(url).parent)
+
+
+def _in_classes(place: str, files: Iterable[ImageFile], left_out: LeftOut) -> Iterator[ImageFile]:
+    """Leave out images of a folder that lie in no class folder."""
+    in_folders = not is_shard(place) and not place.endswith(TABLE_SUFFIX)
+    for file in files:
+        if file.label or not in_folders:
+            yield file
+        else:
+            left_out.add("outside class folders", file.name)
+
+
+def _numbers(place: str, files: Sequence[ImageFile], classes: tuple[str, ...]) -> np.ndarray:
+    """Return each file's class number: a label is a class's name or, where none is named so, its number."""
+    known = {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
+    labels = Counter(file.label for file in files)
+    shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+    for label in labels:
+        if label in known:
+            continue
+        example = next(file.name for file in files if file.label == label)
+        if not label:
+            raise DataError(f"{example}: it has no label; the model's classes are {shown}")
+        roles = {name for names in ROLES.values() for name in names}
+        if {one.lower() for one in labels} <= roles:
+            raise DataError(f"{place}: it holds the splits {', '.join(sorted(labels))}; name one, such as "
+                            f"{place.rstrip('/')}/{min(labels)}")  # fmt: skip
+        raise DataError(f"{example}: the label {label!r} is none of the model's {len(classes)} classes ({shown}); "
+                        "rename or remove it")  # fmt: skip
+    return np.array([known[file.label] for file in files], dtype=np.int64)
+
+
+def _notes(place: str, left_out: LeftOut, classes: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
+    for reason, (count, example) in left_out.reasons.items():
+        yield f"{place}: {count} file{'s' if count > 1 else ''} left out: {reason}, such as {example}"
+    if empty := [name for name, count in zip(classes, counts, strict=False) if not count]:
+        yield f"{place}: no images of {len(empty)} of the {len(classes)} classes, such as {empty[0]}"
