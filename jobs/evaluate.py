@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,9 @@ class Options:
     """File for the report as JSON; `-` prints it instead of the tables."""
     pictures: str = ""
     """Folder for confusion.png and predictions.png."""
+    report: str = ""
+    """Folder for report.html, a page that needs nothing else: scores, confusions, the worst mistakes as pictures,
+    scores by class, calibration."""
 
     def __post_init__(self) -> None:
         for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):
@@ -81,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     from pipeline.inference.class_report import evaluate_saved
     from pipeline.inference.evaluation_data import open_data
     from pipeline.inference.flip import FlipAveraged
+    from pipeline.inference.mistakes import record_for
     from pipeline.inference.norm_statistics import reestimate_saved
     from pipeline.inference.trained_model import find_run, open_saved
 
@@ -104,7 +109,9 @@ def main(argv: Sequence[str]) -> int:
         )
     if options.tta == "flip":
         saved = replace(saved, model=FlipAveraged(saved.model))
-    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size)
+    record = record_for(saved.kind, len(saved.task.classes)) if options.report else None
+    observe = record.add if record is not None else lambda batch, logits: None
+    report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, observe=observe)
     used = {
         "data": options.data,
         "samples": data.num_samples,
@@ -120,6 +127,14 @@ def main(argv: Sequence[str]) -> int:
         Path(options.json).write_text(json.dumps(values, indent=1))
     if options.pictures:
         _write_pictures(Path(options.pictures), saved, data, report, device)
+    if record is not None:
+        from pipeline.inference.report_page import Evaluated, write_page
+
+        command = f"python -m jobs.evaluate {shlex.join(argv)}"
+        found = Evaluated(saved=saved, data=data, report=report, record=record, device=device, command=command)
+        place = write_page(found, Path(options.report))
+        if options.json != "-":
+            print(f"report: {place}")
     return 0
 
 

@@ -51,6 +51,7 @@ SHARED = {
         "tests/jobs/test_evaluate.py",
         "tests/jobs/test_export.py",
         "tests/jobs/test_predict.py",
+        "tests/jobs/test_report.py",
     ),
 }
 """Files whose tests share something that takes long to start: they run in one of pytest's processes."""

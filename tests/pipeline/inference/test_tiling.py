@@ -42,7 +42,7 @@ def test_the_middle_of_a_tile_outweighs_its_edge() -> None:
     def wrong_at_edges(images: np.ndarray) -> np.ndarray:
         logits = np.zeros((len(images), 2, SIZE, SIZE), dtype=np.float32)
         logits[:, 1] = 1
-        logits[:, 0, :, [0, 1, -2, -1]] = logits[:, 0, [0, 1, -2, -1], :] = 3
+        logits[:, 0, :, [0, 1, -2, -1]] = logits[:, 0, [0, 1, -2, -1], :] = 1.5
         return logits
 
     pixels = np.zeros((48, 48, 3), dtype=np.uint8)

@@ -1,0 +1,119 @@
+"""What an evaluation's report shows of single samples: which are the worst, and how sure the model was of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.loading.batch import Batch
+
+BINS = 15
+"""Bins of equal width of the confidence, as in the expected calibration error."""
+PER_CELL = 4
+"""Images that are kept for each pair of classes in segmentation."""
+MOST_PAIRED = 64
+"""Classes up to which images are kept for each pair in segmentation."""
+_IGNORED = 255
+
+
+class Record(Protocol):
+    """Takes what an evaluation sees, batch by batch."""
+
+    bins: np.ndarray
+    """float64 [3, BINS]: predictions (in segmentation: pixels), right ones, and the sum of their confidence."""
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Add a batch and its logits."""
+        ...
+
+
+class LabelRecord:
+    """Of each image its label, its prediction and the confidence in it: 24 bytes an image."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self.bins = np.zeros((3, BINS))
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Add logits [B, K]."""
+        confidence, predicted = logits.float().softmax(1).max(1)
+        columns = (batch.stream_index, batch.labels, predicted.cpu(), confidence.cpu())
+        self._parts.append(np.stack([column.double().numpy() for column in columns]))
+        _add_confidence(self.bins, self._parts[-1][3], self._parts[-1][1] == self._parts[-1][2])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Samples with their numbers, float64 [4, N]: number, label, prediction, confidence."""
+        return np.concatenate(self._parts, 1)
+
+
+class MaskRecord:
+    """Of each image its IoU by class, and for each pair of classes the images with the most pixels of it."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._numbers: list[np.ndarray] = []
+        self._ious: list[np.ndarray] = []
+        self.bins = np.zeros((3, BINS))
+        side = num_classes if num_classes <= MOST_PAIRED else 0
+        self.pair_pixels = torch.zeros(side, side, PER_CELL, dtype=torch.int64)
+        """int64 [truth, prediction, PER_CELL]: pixels, most first; 0: no image"""
+        self.pair_images = torch.zeros(side, side, PER_CELL, dtype=torch.int64)
+        """the images' numbers"""
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Add logits [B, K, H, W]."""
+        assert batch.masks is not None
+        confidence, predicted = logits.float().softmax(1).max(1)
+        truth, predicted = batch.masks.long(), predicted.cpu()
+        known = truth != _IGNORED
+        _add_confidence(self.bins, confidence.cpu()[known].double().numpy(), (predicted == truth)[known].numpy())
+        counts = torch.stack([self._pairs(*one) for one in zip(truth, predicted, known, strict=True)])
+        right = counts.diagonal(dim1=1, dim2=2)
+        union = counts.sum(1) + counts.sum(2) - right
+        self._ious.append(torch.where(union > 0, right / union, torch.nan).numpy())
+        self._numbers.append(batch.stream_index.numpy())
+        if len(self.pair_pixels):
+            self._keep(counts.permute(1, 2, 0), batch.stream_index)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The images' numbers, int64 [N]."""
+        return np.concatenate(self._numbers)
+
+    @property
+    def ious(self) -> np.ndarray:
+        """The IoU of each class in each image, float [N, K]; NaN where it is neither there nor predicted."""
+        return np.concatenate(self._ious)
+
+    def _pairs(self, truth: Tensor, predicted: Tensor, known: Tensor) -> Tensor:
+        pairs = truth[known] * self.num_classes + predicted[known]
+        return torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, -1)
+
+    def _keep(self, counts: Tensor, numbers: Tensor) -> None:
+        pixels = torch.cat([self.pair_pixels, counts], 2)
+        images = torch.cat([self.pair_images, numbers.expand(counts.shape)], 2)
+        self.pair_pixels, which = pixels.topk(PER_CELL, dim=2)
+        self.pair_images = images.gather(2, which)
+
+
+def _add_confidence(bins: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> None:
+    index = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
+    for row, weights in enumerate((None, right, confidence)):
+        bins[row] += np.bincount(index, weights=weights, minlength=BINS)
+
+
+def record_for(kind: str, num_classes: int) -> Record:
+    """Return an empty record for a kind of labels.
+
+    Raises:
+        ValueError: there is no report for this kind.
+    """
+    if kind == "classification":
+        return LabelRecord()
+    if kind == "segmentation":
+        return MaskRecord(num_classes)
+    raise ValueError(f"report: there is none for {kind}; leave --report out")

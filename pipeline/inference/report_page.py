@@ -1,0 +1,188 @@
+"""An evaluation's report as one HTML page that needs nothing else: scores, confusions, mistakes, calibration."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment
+from PIL import Image
+
+from datasets.config import DataConfig
+from datasets.loading.batch import Batch
+from datasets.loading.samples import Request, Samples, View
+from datasets.transforms.pixels import decode_rgb
+from pipeline.inference.class_report import Report
+from pipeline.inference.evaluation_data import EvaluationData
+from pipeline.inference.mistakes import LabelRecord, MaskRecord, Record
+from pipeline.inference.report_parts import Gallery, calibration, label_gallery, mask_gallery
+from pipeline.inference.trained_model import SavedModel
+from pipeline.training.evaluation import logits_of
+from pipeline.training.figures import coloured_mask, palette
+
+PICTURE_SIDE = 144
+"""Longest side of a picture, in pixels."""
+MOST_IN_MATRIX = 32
+"""Classes up to which all pairs are in a table; of more, the most confused pairs are listed."""
+MOST_PAIRS = 60
+_NAMES = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "calibration_error": "calibration error",
+    "miou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "loss": "loss",
+}
+"""Metric -> what the page calls it, in its order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """An evaluation that is to be shown."""
+
+    saved: SavedModel
+    data: EvaluationData
+    report: Report
+    record: Record
+    device: torch.device
+    command: str
+
+
+def write_page(found: Evaluated, folder: Path) -> Path:
+    """Write `report.html` into a folder, which is made; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    path.write_text(page(found), encoding="utf-8")
+    return path
+
+
+def page(found: Evaluated) -> str:
+    """Return the page."""
+    saved, record, classes = found.saved, found.record, found.saved.task.classes
+    place = found.data.config.val.rstrip("/")
+
+    def name_of(number: int) -> str:
+        return found.data.reader.describe(number).removeprefix(f"{place}/")
+
+    dense = isinstance(record, MaskRecord)
+    if isinstance(record, MaskRecord):
+        gallery = mask_gallery(record, classes, name_of)
+        pictures = _triples(found, gallery.numbers)
+    else:
+        assert isinstance(record, LabelRecord)
+        gallery = label_gallery(record, classes, name_of)
+        pictures = {number: _thumbnail(found.data.reader.read(number).data) for number in gallery.numbers}
+    values = found.report.metrics
+    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(source)
+        .render(
+            dense=dense,
+            unit="pixels" if dense else "images",
+            title=f"{saved.model_config.name} on {found.data.config.val}",
+            facts=_facts(found),
+            tiles=[(_NAMES[name], f"{values[name]:.4f}") for name in _NAMES if name in values],
+            gallery=gallery,
+            pictures=pictures,
+            classes=classes,
+            rows=sorted(found.report.classes, key=lambda row: (row.iou if dense else row.f1) or 0.0),
+            index_of={name: index for index, name in enumerate(classes)},
+            colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes)).tolist()],
+            matrix=_matrix(found.report, gallery) if len(classes) <= MOST_IN_MATRIX else None,
+            pairs=_pairs(found.report, gallery, classes),
+            calibration=calibration(record.bins, "pixels" if dense else "images"),
+            command=found.command,
+        )
+    )
+
+
+def _facts(found: Evaluated) -> list[tuple[str, str]]:
+    saved = found.saved
+    weights = "moving average of the weights" if saved.weights == "ema" else "weights"
+    return [
+        ("checkpoint", f"{saved.uri} ({weights}, {saved.state.cursor:,} samples seen)"),
+        ("data", f"{found.data.num_samples:,} images of {found.data.config.val}"),
+        ("input", f"{saved.preprocessing.image_size} px, crop {saved.preprocessing.eval_crop}"),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
+        *(("note", line) for line in (*saved.notes, *found.data.notes)),
+    ]
+
+
+def _matrix(report: Report, gallery: Gallery) -> list[list[dict[str, Any]]]:
+    """Return the cells [truth][prediction]: count, share of the truth's, and whether there are pictures."""
+    counts = report.confusion.tolist()
+    return [
+        [
+            {"count": count, "share": count / max(1, sum(row)), "linked": (truth, guess) in gallery.pairs}
+            for guess, count in enumerate(row)
+        ]
+        for truth, row in enumerate(counts)
+    ]
+
+
+def _pairs(report: Report, gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the most confused pairs of classes, most first."""
+    confusion = report.confusion.clone()
+    confusion.fill_diagonal_(0)
+    count, flat = confusion.flatten().topk(min(MOST_PAIRS, confusion.numel()))
+    of_class = report.confusion.sum(1).clamp_min(1)
+    return [
+        {
+            "truth": truth,
+            "guess": guess,
+            "count": many,
+            "share": many / int(of_class[truth]),
+            "linked": (truth, guess) in gallery.pairs,
+        }
+        for many, (truth, guess) in zip(
+            count.tolist(), (divmod(one, len(classes)) for one in flat.tolist()), strict=True
+        )
+        if many
+    ]
+
+
+def _thumbnail(data: bytes) -> str:
+    """Return a whole image, made smaller, as a data URL."""
+    return _as_url(Image.fromarray(decode_rgb(data)), PICTURE_SIDE)
+
+
+def _as_url(image: Image.Image, side: int) -> str:
+    kind = "PNG" if max(image.size) <= side else "JPEG"
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, kind, quality=88)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _triples(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
+    """Return image, truth and prediction side by side, as the model sees them, by sample; predicted once more."""
+    saved, made = found.saved, dict[int, str]()
+    samples = Samples({0: found.data.reader}, DataConfig(eval_crop=found.data.config.eval_crop))
+    for start in range(0, len(numbers), 16):
+        ids = np.array(numbers[start : start + 16])
+        view = View(image_size=saved.preprocessing.image_size, training=False)
+        batch = samples.batch(Request(view, ids, ids, np.zeros_like(ids)))
+        config = saved.trainer_config(eval_batch_size=len(ids))
+        logits, _ = logits_of(saved.model.to(found.device), batch.images, config, found.device, len(ids))
+        made |= {int(n): _triple(batch, logits.argmax(1).cpu(), row, len(saved.task.classes))
+                 for row, n in enumerate(batch.stream_index)}  # fmt: skip
+    return made
+
+
+def _triple(batch: Batch, predicted: torch.Tensor, row: int, num_classes: int) -> str:
+    assert batch.masks is not None
+    truth = batch.masks[row].numpy()
+    guess = np.where(truth == 255, 255, predicted[row].numpy()).astype(np.uint8)
+    parts = batch.images[row].permute(1, 2, 0).numpy(), *(coloured_mask(one, num_classes) for one in (truth, guess))
+    gap = np.full((truth.shape[0], max(2, truth.shape[1] // 40), 3), 255, dtype=np.uint8)
+    return _as_url(Image.fromarray(np.concatenate([parts[0], gap, parts[1], gap, parts[2]], 1)), 4 * PICTURE_SIDE)

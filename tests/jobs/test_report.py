@@ -1,0 +1,96 @@
+"""The page that `jobs.evaluate --report` writes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.evaluate import main
+from pipeline.config import ClassificationConfig
+from pipeline.inference.class_report import evaluate_saved
+from pipeline.inference.evaluation_data import open_data
+from pipeline.inference.mistakes import record_for
+from pipeline.inference.report_page import Evaluated, page
+from pipeline.inference.trained_model import open_saved
+from pipeline.training.task import build_task
+from tests.support.runs import TrainedRun
+from tests.support.shards import image_of, png
+
+TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "dl", "dt", "dd", "div", "b", "span", "p"),
+    *("figure", "i", "figcaption", "br", "small", "bdi", "table", "thead", "tr", "th", "td", "a", "svg", "rect"),
+    *("path", "polyline", "circle", "text", "details", "summary", "code"),
+}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</style><b onmouseover='alert(3)'>",
+    "{{ 7 * 7 }} & {% raw %} %s",
+)
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> set[str]:
+        return {value for attribute, value in self.attributes if attribute == name}
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_every_link_has_its_pictures_and_nothing_is_fetched(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: TrainedRun = request.getfixturevalue(f"trained_{kind}")
+    told = [str(run.folder), "--data", str(run.data / "val"), "--loader-workers", "0", "--report", str(tmp_path / "r")]
+    assert main([*told, "--tta", "flip"]) == 0
+    assert f"report: {tmp_path}/r/report.html" in capsys.readouterr().out
+    text = (tmp_path / "r/report.html").read_text()
+    shown = Page(text)
+    assert shown.tags <= TAGS
+    links = {value.removeprefix("#") for value in shown.values("href")}
+    assert links
+    assert links == {one for one in shown.values("id") if one.startswith("p")}
+    used = {one for value in shown.values("class") for one in value.split() if re.fullmatch(r"s\d+", one)}
+    assert used == set(re.findall(r"\.(s\d+) \{ background-image: url\(data:image/", text))
+    assert "http" not in re.sub("http-equiv", "", text)
+    for part in ("Worst mistakes", "Confusions", "Calibration", "Classes", "Mistakes by class"):
+        assert part in shown.text
+
+
+def test_names_are_text_whatever_is_in_them(trained_classifier: TrainedRun, tmp_path: Path) -> None:
+    saved = open_saved(str(trained_classifier.folder))
+    saved = replace(saved, task=build_task(ClassificationConfig(), HOSTILE))
+    rows = []
+    for number in range(24):
+        name = f"{number} '\"><script>alert(4)&amp;.png"
+        (tmp_path / name).write_bytes(png(image_of(number % 3, number)))
+        rows.append('"' + name.replace('"', '""') + f'",{number % 4}')
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    data = open_data(saved, str(tmp_path / "t.csv"), loader_workers=0)
+    record, device = record_for("classification", 4), torch.device("cpu")
+    report = evaluate_saved(saved, data, device=device, observe=record.add)
+    found = Evaluated(saved=saved, data=data, report=report, record=record, device=device, command="<i>&</i>")
+    shown = Page(page(found))
+    assert shown.tags <= TAGS
+    assert not [name for name, _ in shown.attributes if name.startswith("on") or name == "src"]
+    for name in HOSTILE:
+        assert name in shown.text
+    assert "'\"><script>alert(4)&amp;.png" in shown.text
+    assert "<i>&</i>" in shown.text
