@@ -98,18 +98,11 @@ class _Mix:
 
 
 class EvalSteps:
-    """One rank's chunks of a dataset: chunk i goes to rank i % world_size, the last one is short.
+    """One rank's chunks of the validation set: chunk i goes to rank i % world_size, the last one is short."""
 
-    With `samples`, only so many of the dataset's, evenly spaced over its shards.
-    """
-
-    def __init__(
-        self, manifest: DatasetManifest, *, batch_size: int, rank: int, world_size: int, samples: int | None = None
-    ) -> None:
-        self.batch_size = batch_size
-        self.num_samples = manifest.num_samples if samples is None else min(samples, manifest.num_samples)
+    def __init__(self, manifest: DatasetManifest, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.num_samples, self.batch_size = manifest.num_samples, batch_size
         self.starts = range(rank * batch_size, self.num_samples, world_size * batch_size)
-        self._ids = np.arange(self.num_samples) * manifest.num_samples // self.num_samples
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
 
     def __len__(self) -> int:
@@ -117,12 +110,11 @@ class EvalSteps:
 
     def shards_ahead(self, cursor: int) -> list[tuple[int, int]]:
         """Return (shard, samples from `cursor` until it is used) for the rest of the set, nearest first."""
-        stops = np.searchsorted(self._ids, self._ends)
-        begins = np.concatenate([[0], stops[:-1]])
-        used = np.flatnonzero(stops > np.maximum(begins, cursor))
-        return [(int(shard), max(0, int(begins[shard]) - cursor)) for shard in used]
+        first = int(np.searchsorted(self._ends, cursor, side="right"))
+        begins = np.concatenate([[0], self._ends[:-1]])
+        return [(shard, max(0, int(begins[shard]) - cursor)) for shard in range(first, len(self._ends))]
 
     def __iter__(self) -> Iterator[Step]:
         for start in self.starts:
-            ids = self._ids[start : start + self.batch_size]
+            ids = np.arange(start, min(start + self.batch_size, self.num_samples))
             yield Step(ids, ids, np.zeros_like(ids), start)

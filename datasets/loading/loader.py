@@ -103,9 +103,10 @@ def build_plain_loader(
 ) -> Batches:
     """Return one rank's share of the first training samples, as an evaluation sees them: its crop, no augmentation.
 
-    They are the sample order's first `samples`, rounded up to whole batches, whose size is `batch_size` rounded up to
-    the lanes; batch i goes to rank i % world_size, so the batches are the same for any number of workers. A sample that
-    can't be decoded is left out. `manifest` is that of `config.train`, where it was read before.
+    They are the sample order's first `samples`, of a mixture's datasets in its shares, rounded up to whole batches,
+    whose size is `batch_size` rounded up to the lanes; batch i goes to rank i % world_size, so the batches are the same
+    for any number of workers. A sample that can't be decoded is left out and named in its batch, which may be empty
+    then. `manifest` is that of `config.train`, where it was read before.
 
     Raises:
         DataError: shards that can't be read.
@@ -124,7 +125,7 @@ def build_plain_loader(
         every=world_size * size,
     )
     view = View(image_size=image_size, training=False)
-    pool = _pool("train", manifest, config)
+    pool = _pool("plain", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=rank * size, step=world_size * size)
 
 
@@ -135,22 +136,21 @@ def build_eval_loader(
     batch_size: int,
     rank: int,
     world_size: int,
-    samples: int | None = None,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's share of the validation set, cut into chunks of `batch_size` in the order of the shards.
 
     Chunk i goes to rank i % world_size, so the chunks are the same for any number of workers; the last one is short.
-    A sample that can't be decoded is left out and named in its batch, which may be empty then. With `samples`, only
-    so many, evenly spaced over the set. `manifest` is that of `config.val`, where it was read before.
+    A sample that can't be decoded is left out and named in its batch, which may be empty then. `manifest` is that of
+    `config.val`, where it was read before.
 
     Raises:
         DataError: shards that can't be read.
     """
     manifest = _checked(manifest) or load_manifest(config.val)
-    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size, samples=samples)
+    steps = EvalSteps(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
     view = View(image_size=image_size, training=False)
-    pool = _pool("eval" if samples is None else "sampled eval", manifest, config)
+    pool = _pool("eval", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=0, step=batch_size * world_size)
 
 

@@ -22,6 +22,7 @@ def norms(base: TrainConfig) -> Comparison:
     fixres = replace(plain, fixres=True, stochastic_depth=0.0, lr_factor=last.lr_factor, num_workers=last.num_workers)
     endings = {
         "plain": last,
+        "plain, unregularized": replace(plain, lr_factor=last.lr_factor, num_workers=last.num_workers),
         "fixres": fixres,
         "plain, larger": replace(last, image_size=larger),
         "fixres, larger": replace(fixres, image_size=larger),
@@ -29,9 +30,9 @@ def norms(base: TrainConfig) -> Comparison:
     trainer = replace(base.trainer, eval_scale=1.0)
     return Comparison(
         name="norms",
-        question=f"The second half of the last stage, {last.epochs:g} epochs: as the recipe has it, or FixRes's "
-        "ending, which trains only the classifier and the norms on the evaluation's crop; at "
-        f"{last.image_size} and at {larger} px.",
+        question=f"The second half of the last stage, {last.epochs:g} epochs: as the recipe has it, the same without "
+        "RandAugment, Mixup and dropout, or FixRes's ending, which has none of these either and trains only the "
+        f"classifier and the norms on the evaluation's crop; at {last.image_size} and at {larger} px.",
         variants={
             name: replace(base, stages=(*before, last, ending), trainer=trainer) for name, ending in endings.items()
         },

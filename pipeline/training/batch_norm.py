@@ -80,7 +80,7 @@ def momentum_share(norms: Sequence[_BatchNorm], share: float) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics by those of `batches`, the mean of all ranks' batches; return how many there were.
+    """Replace the running statistics by those of `batches`, the mean of all ranks'; return how many samples they held.
 
     0 means that there was nothing to estimate from: the statistics are lost then.
 
@@ -89,7 +89,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Args:
         model: in any mode; in evaluation mode afterwards. Its norms must not be synchronized.
-        batches: this rank's, as the model takes them: float [B, 3, H, W].
+        batches: this rank's, of nearly equal lengths, as the model takes them: float [B, 3, H, W].
     """
     norms = running_norms(model)
     model.eval()
@@ -98,15 +98,15 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    num_batches = 0
+    samples = 0
     for images in batches:
         model(images)
-        num_batches += 1
+        samples += len(images)
     for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
         _count(norm).copy_(count)
         norm.eval()
-    total = sum(gathered(num_batches))
+    total = sum(gathered(samples))
     if norms and total and dist.is_initialized() and dist.get_world_size() > 1:
-        _average([tensor for norm in norms for tensor in _statistics(norm)], float(num_batches))
+        _average([tensor for norm in norms for tensor in _statistics(norm)], float(samples))
     return total

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from datasets.loading.loader import Batch, DataConfig, build_eval_loader
+from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
 from pipeline.training.distributed import gathered, rank_and_size
@@ -82,6 +82,7 @@ def evaluate(
     return {name: float(value) for name, value in values.items()}, confusion
 
 
+@torch.inference_mode()
 def plain_training_loss(
     model: nn.Module,
     task: Task,
@@ -90,29 +91,33 @@ def plain_training_loss(
     *,
     samples: int,
     image_size: int,
+    seed: int,
     device: torch.device,
     heartbeat: Callable[[], None],
     manifest: DatasetManifest,
 ) -> float:
     """Return the loss of training samples measured as validation's is: its view, no augmentation, hard targets.
 
-    They are `samples` evenly spaced ones, the same each time. `manifest` is that of `data.train`.
+    They are the first `samples` of the sample order, so of a mixture's datasets in the shares that training has, and
+    the same each time. `manifest` is that of `data.train`.
 
     Raises:
         DataError: too many samples can't be decoded.
     """
-    metrics = collect(
-        model,
-        task,
-        replace(data, val=data.train, train_weights=()),
-        config,
-        task.loss_metric(),
+    rank, world_size = rank_and_size()
+    loader = build_plain_loader(
+        data,
         image_size=image_size,
-        device=device,
-        heartbeat=heartbeat,
+        batch_size=min(config.eval_batch_size, samples),
         samples=samples,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
         manifest=manifest,
     )
+    metrics, shown = task.loss_metric().to(device), replace(data, val=data.train)
+    for batch, logits in predicted(model, loader, shown, config, device=device, heartbeat=heartbeat):
+        task.update(metrics, logits, batch)
     return float(metrics.compute()["loss"])
 
 
@@ -127,13 +132,9 @@ def collect(
     image_size: int,
     device: torch.device,
     heartbeat: Callable[[], None] = lambda: None,
-    samples: int | None = None,
     manifest: DatasetManifest | None = None,
 ) -> MetricCollection:
-    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch.
-
-    With `samples`, only so many of the set, evenly spaced.
-    """
+    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch."""
     rank, world_size = rank_and_size()
     metrics = metrics.to(device)
     loader = build_eval_loader(
@@ -142,7 +143,6 @@ def collect(
         batch_size=config.eval_batch_size,
         rank=rank,
         world_size=world_size,
-        samples=samples,
         manifest=manifest,
     )
     for batch, logits in predicted(model, loader, data, config, device=device, heartbeat=heartbeat):
@@ -174,11 +174,17 @@ def predicted(
             logits, most = logits_of(model, batch.images, config, device, most)
             yield batch, logits
         heartbeat()
-    _check_damaged(seen, damaged, data)
+    check_damaged(seen, damaged, url=data.val, max_damaged=data.max_damaged)
 
 
-def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:
-    """Say how many validation samples were left out, on all ranks at once: each has only some of them.
+def check_damaged(seen: int, damaged: list[str], *, url: str, max_damaged: float) -> None:
+    """Say how many samples of `url` were left out, on all ranks at once: each has only some of them.
+
+    Args:
+        seen: this rank's samples that were used.
+        damaged: a message for each of the others.
+        url: the dataset.
+        max_damaged: the share that may be corrupt.
 
     Raises:
         DataError: too many are damaged, or all.
@@ -186,11 +192,11 @@ def _check_damaged(seen: int, damaged: list[str], data: DataConfig) -> None:
     parts = gathered((seen, len(damaged), damaged[:MAX_MESSAGES]))
     count = sum(part[1] for part in parts)
     total = count + sum(part[0] for part in parts)
-    if is_too_much(count, total, data.max_damaged) or count == total:
+    if is_too_much(count, total, max_damaged) or count == total:
         messages = [message for part in parts for message in part[2]]
-        raise corruption_error(count, total, data.max_damaged, data.val, messages)
+        raise corruption_error(count, total, max_damaged, url, messages)
     if count and (not dist.is_initialized() or dist.get_rank() == 0):
-        log.warning("%d of the %d samples of %s are corrupt and left out", count, total, data.val)
+        log.warning("%d of the %d samples of %s are corrupt and left out", count, total, url)
 
 
 @torch.inference_mode()

@@ -56,6 +56,7 @@ class Evaluator:
             self.config.trainer,
             samples=min(self._val.num_samples, self.config.adaptive.gap_samples),
             image_size=image_size,
+            seed=self.config.seed,
             device=self.device,
             heartbeat=self.heartbeat,
             manifest=self._train,

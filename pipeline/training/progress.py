@@ -127,13 +127,16 @@ class TrainingProgress:
         return most
 
     def evaluated(self, stage: int, metrics: dict[str, float], seconds: float, num_workers: int) -> None:
-        """Add an evaluation to a stage's result, and to what the rules look at."""
+        """Add an evaluation to a stage's result and to what the rules look at; a second one at a cursor replaces it."""
         result = self.state.stage_results[stage]
         result["eval_s"] = result.get("eval_s", 0.0) + seconds
         result |= metrics
         self.state.evaluation = {"cursor": self.state.cursor, **metrics}
         since, self.state.since_evaluation = self.state.since_evaluation, {}
         row: dict[str, float] = {"cursor": self.state.cursor, "stage": stage, "workers": num_workers}
+        before = self.state.evaluations
+        if before and before[-1]["cursor"] == self.state.cursor:
+            row = before.pop() | row
         if since:
             row["train/loss"] = since["loss"] / since["steps"]
         kept = {"val/loss", PLAIN_TRAINING_LOSS, self.config.adaptive.metric, self.config.checkpoint.best_metric}

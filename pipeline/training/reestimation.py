@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from datasets.errors import DataError
-from datasets.loading.loader import DataConfig, build_plain_loader
+from datasets.loading.loader import Batches, DataConfig, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
 from pipeline.training.batch_norm import reestimate
 from pipeline.training.distributed import rank_and_size
-from pipeline.training.evaluation import autocast, normalized
+from pipeline.training.evaluation import autocast, check_damaged, logits_of, normalized
 from pipeline.training.sync_batch_norm import unsynchronized
 
 
@@ -31,7 +31,8 @@ def reestimate_from_data(
 ) -> None:
     """Replace a model's running statistics by those of the sample order's first training samples.
 
-    The result depends neither on earlier statistics nor, but for rounding, on the number of workers.
+    The result depends neither on earlier statistics nor, but for rounding, on the number of workers. A batch that does
+    not fit into memory is taken in equal parts.
 
     Args:
         model: on `device`; in evaluation mode afterwards.
@@ -45,7 +46,8 @@ def reestimate_from_data(
         manifest: of `data.train`, where it was read before.
 
     Raises:
-        DataError: the samples can't be read.
+        DataError: the samples can't be read, or too many of them are corrupt.
+        MemoryLimitError: not even one fits into memory.
     """
     rank, world_size = rank_and_size()
     loader = build_plain_loader(
@@ -59,12 +61,23 @@ def reestimate_from_data(
         manifest=manifest,
     )
 
+    most = _most_that_fit(model.eval(), loader, config, device)
+    damaged: list[str] = []
+
     def inputs() -> Iterator[Tensor]:
         for batch in loader:
-            if len(batch.images):
-                yield normalized(batch.images, config, device)
+            damaged.extend(sample.message for sample in batch.damaged)
+            if count := len(batch.images):
+                for part in batch.images.tensor_split(math.ceil(count / most)):
+                    yield normalized(part, config, device)
             heartbeat()
 
     with unsynchronized(model), autocast(config, device):
-        if not reestimate(model, inputs()):
-            raise DataError(f"{data.train}: not one of the {samples} samples for BatchNorm's statistics can be decoded")
+        used = reestimate(model, inputs())
+    check_damaged(used if rank == 0 else 0, damaged, url=data.train, max_damaged=data.max_damaged)
+
+
+def _most_that_fit(model: nn.Module, loader: Batches, config: TrainerConfig, device: torch.device) -> int:
+    """Return how many samples fit into a pass on this rank, by its first batch; 1 where it has none."""
+    first = next((batch.images for batch in loader if len(batch.images)), None)
+    return 1 if first is None else logits_of(model, first, config, device, len(first))[1]

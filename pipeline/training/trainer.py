@@ -110,10 +110,17 @@ class Trainer:
                 self.feed.close()
                 return decision
         if self.progress.span is None:
+            self._finish()
+        return NextStage()
+
+    def _finish(self) -> None:
+        """Compare and show what the run has made. Its last checkpoint is written: nothing of this lets it fail."""
+        try:
             self._compare_weights()
             if self.rank == 0:
                 self._show()
-        return NextStage()
+        except Exception as error:
+            log.warning("the run is done, but its last comparison and pictures could not be made: %s", error)
 
     def _compare_weights(self) -> None:
         """Evaluate the weights beside their moving average, once, since which of them is better depends on the run."""
@@ -130,12 +137,9 @@ class Trainer:
 
     def _show(self) -> None:
         size = self.config.trainer.eval_size(self.config.stages[-1])
-        try:
-            self.hooks.ended(self.evaluator.pictures(self.learner.evaluated_model, size, self._confusion))
-            if self._confusion is not None:
-                self.hooks.classes_evaluated(class_rows(self._confusion, self.task.classes))
-        except Exception as error:  # the last checkpoint is written: a picture is no reason for a run to have failed
-            log.warning("the run is done, but the pictures of its predictions could not be made: %s", error)
+        self.hooks.ended(self.evaluator.pictures(self.learner.evaluated_model, size, self._confusion))
+        if self._confusion is not None:
+            self.hooks.classes_evaluated(class_rows(self._confusion, self.task.classes))
 
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
@@ -200,13 +204,10 @@ class Trainer:
         # Whether it is saved or not: a resumed run's numbers are then rounded as those of a run that wasn't killed.
         self.learner.average_statistics()
         metrics = self._log_row(span, meter)
-        planned_end = ended and span.index == len(self.config.stages) - 1
-        if planned_end:
-            self._reestimate(span)
         if evaluate:
             metrics = metrics | self._evaluated(span)
         decisions = self._decide(metrics)
-        if self.config.trainer.reestimate_bn and self.progress.span is None and not planned_end:  # it ended early
+        if self.config.trainer.reestimate_bn and self.progress.span is None:  # a run that is extended keeps its own
             self._reestimate(span)
             metrics = metrics | self._evaluated(span)
         if save or decisions:
@@ -274,13 +275,12 @@ class Trainer:
         return metrics
 
     def _reestimate(self, span: StageSpan) -> None:
-        """Estimate BatchNorm's statistics again for the evaluations' size and view, if the config asks for it.
+        """Estimate BatchNorm's statistics again for the evaluations' size and view.
 
         Of the weights as well as of their moving average: they are compared at the end, and both are saved.
         """
-        if self.config.trainer.reestimate_bn:
-            for model in self.learner.models:
-                self.evaluator.reestimate(model, self.config.trainer.eval_size(span.stage))
+        for model in self.learner.models:
+            self.evaluator.reestimate(model, self.config.trainer.eval_size(span.stage))
 
     def _tell(self, metrics: dict[str, float]) -> None:
         if self.rank == 0:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.checks import check_data
-from datasets.loading.loader import build_eval_loader
-from datasets.shards.resolve import load_manifest, write_manifest
+from datasets.shards.resolve import write_manifest
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import AdaptiveConfig, ramp
@@ -111,23 +110,18 @@ def test_without_a_closed_loop_nothing_more_is_measured(make_config: MakeConfig,
     assert all("train_eval/loss" not in row for row in measured(config))
 
 
-@pytest.mark.parametrize(("samples", "world_size", "batch_size"), [(1, 1, 4), (7, 2, 3), (30, 4, 4), (99, 2, 5)])
-def test_some_samples_are_spread_over_the_set_and_the_same_for_any_worker_count(
-    make_config: MakeConfig, samples: int, world_size: int, batch_size: int
-) -> None:
-    data = make_config().data
-    manifest = load_manifest(data.train)
-    seen: list[int] = []
-    for rank in range(world_size):
-        loader = build_eval_loader(
-            replace(data, val=data.train),
-            image_size=32,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            samples=samples,
-            manifest=manifest,
-        )
-        seen += [int(one) for batch in loader for one in batch.stream_index]
-    whole = manifest.num_samples
-    assert sorted(seen) == [index * whole // samples for index in range(samples)]
+def test_a_mixtures_training_loss_is_of_its_shares(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Of two datasets alike in size, one is known by the model and one is wrong to it: by their shares in training."""
+    write_greys(tmp_path / "known", 120)
+    write_greys(tmp_path / "wrong", 120, shift=1)
+    write_greys(tmp_path / "val", 120, shift=1)
+
+    def loss(known: float, wrong: float) -> float:
+        config = gap_config(make_config, tmp_path, magnitude=0, mixup=0)
+        data = replace(config.data, train=f"{tmp_path / 'known'}::{tmp_path / 'wrong'}", train_weights=(known, wrong))
+        adaptive = replace(config.adaptive, gap_samples=120)
+        row, _ = measured(replace(config, data=data, adaptive=adaptive))
+        return row["train_eval/loss"] / row["val/loss"]
+
+    assert loss(0.8, 0.2) < 0.35
+    assert loss(0.2, 0.8) > 0.65

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from datasets.errors import DataError
 from datasets.loading.loader import build_eval_loader, build_plain_loader
+from datasets.shards.resolve import write_manifest
 from model.factory import build_model
 from model.regularization import head_and_norms
-from pipeline.schedule.decisions import Decision, NextStage
+from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.training.inputs import stage_batches
 from pipeline.training.reestimation import reestimate_from_data
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
+from tests.support.shards import write_tar
 from tests.support.trainers import assert_same_weights, make_trainer, reestimated
 
 
@@ -77,6 +82,57 @@ def test_a_run_ends_with_statistics_of_its_evaluations_size(
     # What is recorded is the evaluation of these.
     measured = {f"val/{name}": value for name, value in trainer.evaluate(48).items()}
     assert {name: end.state.evaluation[name] for name in measured} == measured
+
+
+def test_a_run_that_is_extended_goes_on_with_its_own_statistics(make_config: MakeConfig) -> None:
+    def decide(progress: Progress) -> tuple[Decision, ...]:
+        return (ExtendStage(epochs=1.0),) if progress.cursor == 264 else ()
+
+    base = make_config()
+    ends = []
+    for samples in (0, 48):
+        trainer_config = replace(base.trainer, reestimate_bn=samples, eval_scale=1.5)
+        config = replace(base, stages=base.stages[:1], trainer=trainer_config)
+        make_trainer(config, hooks := Recorder(decide)).run()
+        ends.append(hooks.snapshots)
+    extended, with_new = ({one.state.cursor: one for one in snapshots} for snapshots in ends)
+    assert_same_weights(extended[264], with_new[264])
+    last = max(extended)
+    assert last > 264
+    name = "features.0.1.running_mean"
+    assert not torch.equal(extended[last].model[name], with_new[last].model[name])
+    cursors = [row["cursor"] for row in with_new[last].state.evaluations]
+    assert len(cursors) == len(set(cursors))
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_equal_parts(make_config: MakeConfig) -> None:
+    """Of the model's, not of the loader's, batches: what fits is known by trying, before the statistics are reset."""
+    config = make_config()
+    torch.manual_seed(0)
+    model = build_model(config.model, num_classes=4)
+    passes: list[int] = []
+
+    def limited(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        passes.append(len(inputs[0]))
+        if len(inputs[0]) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(limited)
+    options = {"samples": 24, "image_size": 48, "seed": 0, "device": torch.device("cpu")}
+    reestimate_from_data(model, config.data, replace(config.trainer, eval_batch_size=24), **options)
+    assert passes[-4:] == [6, 6, 6, 6]
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_too_many_corrupt_samples_are_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    data = make_config().data
+    members: dict[str, bytes] = {}
+    for number in range(40):
+        members |= {f"{number:04d}.jpg": b"\xff\xd8\xff" + bytes(40), f"{number:04d}.cls": b"0"}
+    write_tar(tmp_path / "part-000000.tar", members)
+    write_manifest(tmp_path, ["part-000000.tar"], classes=list("abcd"))
+    with pytest.raises(DataError, match=r"samples of .* are corrupt, more than data.max_damaged.*part-000000.tar"):
+        reestimated(replace(make_config(), data=replace(data, train=str(tmp_path))))
 
 
 def test_fixres_trains_the_classifier_and_the_norms_on_the_evaluations_crop(make_config: MakeConfig) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import StochasticDepth
 
 from model.head import TaskHead
@@ -16,6 +17,7 @@ from pipeline.schedule.decisions import Decision, ExtendStage, NextStage, Pause,
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import crossed
 from pipeline.training.learner import step_seed
+from pipeline.training.memory import MemoryLimitError
 from pipeline.training.trainer import Trainer, TrainingError
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
@@ -272,6 +274,23 @@ def test_a_picture_that_cannot_be_made_is_a_warning(make_config: MakeConfig, cap
     assert isinstance(again.run(), NextStage)
     assert bad.pictures == {}
     assert "could not be made" in caplog.text
+
+
+def test_weights_that_cannot_be_compared_are_a_warning(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(make_config(stages=make_config().stages[:1]), hooks := Recorder())
+    scores = trainer.evaluator.scores
+
+    def fails_at_the_end(model: nn.Module, size: int) -> tuple[dict[str, float], torch.Tensor | None]:
+        if model is trainer.learner.model:
+            raise MemoryLimitError("not even one image fits into memory")
+        return scores(model, size)
+
+    trainer.evaluator.scores = fails_at_the_end  # type: ignore[method-assign]
+    assert isinstance(trainer.run(), NextStage)
+    assert "not even one image fits into memory" in caplog.text
+    assert hooks.snapshots[-1].state.cursor == trainer.state.cursor
 
 
 def test_a_frozen_run_trains_the_head_alone(make_config: MakeConfig) -> None:
