@@ -11,6 +11,13 @@ from datasets.errors import DataError
 from datasets.loading.sample_order import SampleOrder
 from datasets.shards.resolve import DatasetManifest, load_manifest
 
+TRUTH = {
+    "classification": ("label", ".cls"),
+    "segmentation": ("mask", ".mask.png"),
+    "multilabel": ("list of labels", ".labels"),
+}
+"""kind -> what each sample must have, and the extension of its file"""
+
 
 def data_fingerprint(order: SampleOrder, manifest: DatasetManifest) -> str:
     """Return the digest of which samples a run uses and in which order: what a run that continues must find again."""
@@ -67,7 +74,7 @@ def _check_labels(name: str, manifest: DatasetManifest) -> None:
     last = len(manifest.classes) - 1
     for shard in manifest.shards:
         if shard.labelled < shard.samples:
-            what, file = ("mask", ".mask.png") if manifest.kind == "segmentation" else ("label", ".cls")
+            what, file = TRUTH[manifest.kind]
             raise DataError(
                 f"{name}: {shard.url}: {shard.samples - shard.labelled} of {shard.samples} samples have no {what}; "
                 f"each image needs a {file} file next to it"

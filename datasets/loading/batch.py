@@ -26,7 +26,7 @@ class Batch:
     images: torch.Tensor
     """uint8 [B, 3, H, W], in channels_last memory"""
     labels: torch.Tensor
-    """int64 [B]; -1 in segmentation"""
+    """int64 [B]; -1 in segmentation; uint8 [B, K] with 1 for each class of a multi-label sample"""
     stream_index: torch.Tensor
     """int64 [B]; lane offset * L + lane in training, position in the validation set in evaluation"""
     masks: torch.Tensor | None = None

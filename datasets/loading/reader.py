@@ -16,7 +16,8 @@ from datasets.files import s3
 from datasets.files.s3 import is_remote
 from datasets.shards.index_rows import IndexRows
 from datasets.shards.manifest import DatasetManifest, ShardInfo
-from datasets.shards.tar_index import HEADER_BYTES, key_of
+from datasets.shards.resolve import INDEX_AGAIN
+from datasets.shards.tar_index import HEADER_BYTES, key_of, parse_labels
 
 _OPEN_SHARDS = 256
 _REQUESTS_AT_ONCE = 16
@@ -27,9 +28,11 @@ class Sample(NamedTuple):
 
     data: bytes
     label: int
-    """class number; -1 in segmentation"""
+    """class number; -1 in segmentation; of a multi-label sample the largest, -1 where it has none"""
     mask: bytes = b""
     """PNG of the mask in segmentation"""
+    labels: tuple[int, ...] = ()
+    """classes of a multi-label sample"""
 
 
 class Reader(Protocol):
@@ -147,6 +150,13 @@ class SampleReader:
         if self.manifest.kind == "segmentation":
             if not place.mask_size:
                 raise DataError(f"{self._describe(place)}: no mask; each image needs a .mask.png file next to it")
+        elif self.manifest.kind == "multilabel":
+            if not place.mask_offset:
+                raise DataError(
+                    f"{self._describe(place)}: no list of labels; each image needs a .labels file next to it"
+                )
+            if place.label >= len(self.manifest.classes):
+                raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
         elif not 0 <= place.label < len(self.manifest.classes):
             raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
 
@@ -174,13 +184,21 @@ class SampleReader:
         mask = os.pread(descriptor, place.mask_size, place.mask_offset) if place.mask_size else b""
         if len(data) != place.size or len(mask) != place.mask_size:
             raise DataError(f"{self._describe(place)}: the shard is cut short; write it again")
-        return Sample(data, place.label, mask)
+        return self._made(place, data, mask)
 
     def _sample_by_range(self, place: _Place) -> Sample:
         self._check(place)
         data = self._range(place.shard, place.offset, place.size)
         mask = self._range(place.shard, place.mask_offset, place.mask_size) if place.mask_size else b""
-        return Sample(data, place.label, mask)
+        return self._made(place, data, mask)
+
+    def _made(self, place: _Place, data: bytes, truth: bytes) -> Sample:
+        if self.manifest.kind != "multilabel":
+            return Sample(data, place.label, truth)
+        labels = parse_labels(truth, "the labels are")
+        if max(labels, default=-1) != place.label:
+            raise DataError(f"{self._describe(place)}: its labels are not those of the index; {INDEX_AGAIN}")
+        return Sample(data, place.label, labels=labels)
 
     def _range(self, shard: int, offset: int, size: int) -> bytes:
         info = self.manifest.shards[shard]

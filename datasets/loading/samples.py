@@ -16,6 +16,7 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_masks
 from datasets.loading.reader import Reader, Sample
+from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
 from datasets.transforms.randaugment_policies import POLICIES
@@ -76,7 +77,8 @@ class Request(NamedTuple):
 class _Decoded(NamedTuple):
     image: np.ndarray
     """uint8 [H, W, 3]"""
-    label: int
+    label: int | np.ndarray
+    """class number, or uint8 [K] of a multi-label sample"""
     mask: np.ndarray | None
     """uint8 [H, W]"""
 
@@ -111,7 +113,7 @@ class Samples(Dataset[Batch]):
         """
         view, reader = request.view, self.readers[request.view.short_side]
         images, damaged, kept = empty_images(len(request.ids), view.image_size), [], []
-        rows, labels = images.permute(0, 2, 3, 1).numpy(), np.empty(len(request.ids), dtype=np.int64)
+        rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(len(request.ids), reader.manifest)
         masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
         draws = self._draws(request)
         for row, sample in enumerate(reader.read_each(request.ids.tolist())):
@@ -175,7 +177,9 @@ class Samples(Dataset[Batch]):
             mask = decode_mask(sample.mask, header, box, view.image_size) if sample.mask else None
         if mask is not None:
             _check_mask(mask, len(reader.manifest.classes))
-        return _Decoded(image, sample.label, mask)
+        several = reader.manifest.kind == "multilabel"
+        label = multi_hot(sample.labels, len(reader.manifest.classes)) if several else sample.label
+        return _Decoded(image, label, mask)
 
     def _cropped(
         self, sample: Sample, header: Header, draws: list[float], view: View
@@ -188,6 +192,19 @@ class Samples(Dataset[Batch]):
         image = decode_crop(sample.data, header, box, size)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
         return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
+
+
+def multi_hot(labels: tuple[int, ...], num_classes: int) -> np.ndarray:
+    """Return uint8 [K] with 1 for each of the classes."""
+    row = np.zeros(num_classes, dtype=np.uint8)
+    row[list(labels)] = 1
+    return row
+
+
+def _empty_labels(count: int, manifest: DatasetManifest) -> np.ndarray:
+    if manifest.kind == "multilabel":
+        return np.empty((count, len(manifest.classes)), dtype=np.uint8)
+    return np.empty(count, dtype=np.int64)
 
 
 def alternating(draws: np.ndarray, uses: np.ndarray) -> np.ndarray:

@@ -65,7 +65,12 @@ def checked(
     plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
     if broken:
         plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
-    twice = repeated({split: [(item.name, item.label, key) for item, key in rows] for split, rows in kept.items()})
+    twice = repeated(
+        {
+            split: [(item.name, item.label if item.labels is None else item.labels, key) for item, key in rows]
+            for split, rows in kept.items()
+        }
+    )
     for split in ("val", "test"):
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
@@ -75,12 +80,11 @@ def checked(
 
 def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> DataReport:
     return DataReport(
-        images={
-            split: class_counts(plan.classes, [item.label for item in items]) for split, items in plan.splits.items()
-        },
+        images={split: class_counts(plan.classes, items) for split, items in plan.splits.items()},
         left_out=dict(plan.left_out),
         repeated=twice or {},
         notes=plan.notes,
+        unit="labels" if plan.kind == "multilabel" else "images",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from datasets.prepare.source import Item
 from datasets.shards.manifest import DatasetManifest
 
 _MOST_NAMES = 10
@@ -24,6 +25,8 @@ class DataReport:
     """What stands twice, such as `in train and val` -> (images, one of them)."""
     notes: tuple[str, ...] = ()
     """How the splits came about."""
+    unit: str = "images"
+    """What `images` counts: `labels` where an image has several, or none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -37,7 +40,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return the report for a reader."""
         parts = [
-            *(_split_line(split, counts) for split, counts in self.images.items()),
+            *(_split_line(split, counts, self.unit) for split, counts in self.images.items()),
             *self._empty_classes(),
             *self.notes,
             *self._left_out(),
@@ -65,8 +68,8 @@ def report_of(manifest: DatasetManifest) -> list[str]:
     return DataReport.from_json(values).lines() if values else []
 
 
-def _split_line(split: str, counts: Mapping[str, int]) -> str:
-    total = f"{split}: {sum(counts.values()):,} images"
+def _split_line(split: str, counts: Mapping[str, int], unit: str) -> str:
+    total = f"{split}: {sum(counts.values()):,} {unit}"
     if not counts:  # masks have no counts
         return total
     if len(counts) <= _MOST_NAMES:
@@ -80,14 +83,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def repeated(images: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, tuple[int, str]]:
+def repeated(images: Mapping[str, Sequence[tuple[str, int | tuple[int, ...], str]]]) -> dict[str, tuple[int, str]]:
     """Find images that stand twice by the digests of their bytes.
 
     Args:
         images: split -> (name, label, digest) of each.
     """
     found: dict[str, tuple[int, str]] = {}
-    first: dict[str, tuple[str, int, str]] = {}
+    first: dict[str, tuple[str, int | tuple[int, ...], str]] = {}
     for split, rows in images.items():
         for name, label, digest in rows:
             if digest not in first:
@@ -96,7 +99,7 @@ def repeated(images: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, 
             other, other_label, other_name = first[digest]
             for where, holds in (
                 (f"in {other} and {split}", other != split),
-                ("under two classes", other_label != label),
+                ("under two classes" if isinstance(label, int) else "with other labels", other_label != label),
             ):
                 if holds:
                     count, example = found.get(where, (0, f"{other_name} = {name}"))
@@ -104,7 +107,7 @@ def repeated(images: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, 
     return found
 
 
-def class_counts(classes: Sequence[str], labels: Sequence[int]) -> dict[str, int]:
+def class_counts(classes: Sequence[str], items: Sequence[Item]) -> dict[str, int]:
     """Return the images of each class; nothing where they have masks in place of labels."""
-    counts = Counter(labels)
+    counts = Counter(label for item in items for label in (item.labels if item.labels is not None else (item.label,)))
     return {} if -1 in counts else {name: counts[label] for label, name in enumerate(classes)}

@@ -14,9 +14,11 @@ class Item:
     name: str
     """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
     label: int
-    """Class number; -1 where the source has masks."""
+    """Class number; -1 where the source has masks, or several labels an image."""
     mark: str = ""
     """What else identifies its content, such as a file's size: a change is noticed by it."""
+    labels: tuple[int, ...] | None = None
+    """Multi-label: its class numbers, ascending, each once; may be empty. None: the source has one label an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,8 @@ class Plan:
     splits: dict[str, tuple[Item, ...]]
     """Items of `train` and `val`, and of `test` where there is one."""
     kind: str = "classification"
-    """What is learned from them: `classification`, or `segmentation` with `Source.mask` next to each image."""
+    """What is learned from them: `classification`; `multilabel` with `Item.labels`; `segmentation` with `Source.mask`
+    next to each image."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the manifest records about where the images come from (licence, package versions, ...)."""
     is_listed: bool = False

@@ -22,7 +22,7 @@ from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
-from datasets.shards.tar_index import index_shard
+from datasets.shards.tar_index import LABELS_EXTENSION, index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
@@ -143,7 +143,8 @@ def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split, items in plan.splits.items():
         for item in items:
-            digest.update(f"{split}\0{item.name}\0{item.label}\0{item.mark}\n".encode())
+            label = item.label if item.labels is None else labels_text(item)
+            digest.update(f"{split}\0{item.name}\0{label}\0{item.mark}\n".encode())
     # Files were once turned into JPEGs: such shards aren't gone on with.
     listed = {"files": "as they are", "skip_broken": config.skip_broken} if plan.is_listed else {}
     return {
@@ -220,12 +221,22 @@ def _write_shard(task: _ShardTask) -> None:
             for number, item in enumerate(task.items, start=task.first):
                 extension, data = task.source.encode(task.split, item)
                 mask = getattr(task.source, "mask", None)
-                truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item)}
+                truth: dict[str, int | bytes]
+                if item.labels is not None:
+                    truth = {LABELS_EXTENSION: labels_text(item).encode()}
+                else:
+                    truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item)}
                 tar.write({"__key__": _key(number, item.name), extension: data, **truth})
                 count_one()
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(task.path)
+
+
+def labels_text(item: Item) -> str:
+    """Return the content of a multi-label item's `.labels` member."""
+    assert item.labels is not None
+    return " ".join(map(str, item.labels))
 
 
 def _key(number: int, name: str) -> str:

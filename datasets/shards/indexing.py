@@ -17,7 +17,7 @@ from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import read_file
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
-from datasets.shards.resolve import describe, expand_files
+from datasets.shards.resolve import describe, expand_files, several_counts
 from datasets.shards.tar_index import ShardIndex, scan_shard
 
 log = logging.getLogger(__name__)
@@ -77,21 +77,28 @@ def index_shards(
         check_keys(files, scans)
     classes, numbers = _classes(rules.classes, scans)
     rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
-    masks = np.concatenate([part["mask_size"] for part in rows])
-    kind = "segmentation" if len(masks) and (masks > 0).all() else "classification"
+    kind = _kind(scans)
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
     kept = () if classes else _names_kept(before, rows)
-    if not rules.classes and not kept:
+    if not rules.classes and not kept and kind != "multilabel":
         check_captions(url, classes, np.concatenate([part["label"] for part in rows]))
     classes = classes or kept or _numbers_as_names(rows)
-    manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url})
+    counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
+    manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url}, class_counts=counts)
     if before is not None and before.fingerprint == manifest.fingerprint:
         manifest = replace(manifest, copies=before.copies)
     save_manifest(out, manifest, index, version=version)
     for line in report(files, scans, rows):
         tell(line)
     return manifest
+
+
+def _kind(scans: Sequence[ShardIndex]) -> str:
+    if any(scan.several is not None for scan in scans):
+        return "multilabel"
+    masks = np.concatenate([scan.rows["mask_size"] for scan in scans])
+    return "segmentation" if len(masks) and (masks > 0).all() else "classification"
 
 
 def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None]) -> list[ShardIndex]:

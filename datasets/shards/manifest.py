@@ -20,7 +20,7 @@ from datasets.shards.tar_index import INDEX_NAME
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "crescendo-shards"
 MANIFEST_VERSION = 1
-KINDS = ("classification", "segmentation")
+KINDS = ("classification", "segmentation", "multilabel")
 
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
@@ -40,7 +40,7 @@ class ShardInfo:
     num_bytes: int
     """Size of the file in bytes; a shard of another size is not the one that was counted."""
     labelled: int
-    """How many of the samples have a label (in segmentation: a mask)."""
+    """How many of the samples have a label (in segmentation: a mask; multi-label: a list of classes, empty or not)."""
     max_label: int
     """The largest label in it; -1 when it has none."""
     first_row: int
@@ -116,9 +116,9 @@ class DatasetManifest:
     classes: tuple[str, ...]
     """Class names; a label (in segmentation: a mask's value) is an index into them. Empty for data without classes."""
     kind: str = "classification"
-    """What the labels are: `classification` or `segmentation`."""
+    """What the labels are: `classification` (one class a sample), `multilabel` (any number) or `segmentation`."""
     class_counts: tuple[int, ...] = ()
-    """Samples per class over the whole folder; empty where not every shard of the folder is used."""
+    """Samples that have each class, over the whole folder; empty where not every shard of the folder is used."""
     source: dict[str, Any] = field(default_factory=dict)
     """What the shards were made from and how, as `jobs.prepare` recorded it."""
     copies: tuple[int, ...] = ()

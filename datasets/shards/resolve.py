@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -24,7 +25,7 @@ from datasets.shards.manifest import (
     read_manifest,
     save_manifest,
 )
-from datasets.shards.tar_index import index_name, index_shard, rows_digest
+from datasets.shards.tar_index import ShardIndex, index_name, rows_digest, scan_shard
 
 __all__ = [
     "MANIFEST_NAME",
@@ -230,10 +231,25 @@ def write_manifest(
     """
     version = manifest_version(folder)
     files = [RemoteFile(str(folder / name), (folder / name).stat().st_size, "") for name in names]
-    parts = [index_shard(file.url) for file in files]
-    manifest, index = describe(files, parts, classes=classes, kind=kind, source=source or {}, copies=copies)
+    scans = [scan_shard(file) for file in files]
+    counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
+    manifest, index = describe(
+        files,
+        [scan.rows for scan in scans],
+        classes=classes,
+        kind=kind,
+        source=source or {},
+        copies=copies,
+        class_counts=counts,
+    )
     save_manifest(folder, manifest, index, version=version)
     return manifest
+
+
+def several_counts(scans: Sequence[ShardIndex], num_classes: int) -> list[int]:
+    """Return how many samples of multi-label shards have each class."""
+    total = sum((scan.several or Counter() for scan in scans), Counter[int]())
+    return [total[label] for label in range(max(num_classes, max(total, default=-1) + 1))]
 
 
 def describe(
@@ -244,18 +260,23 @@ def describe(
     kind: str,
     source: dict[str, Any],
     copies: Sequence[int] = (),
+    class_counts: Sequence[int] | None = None,
 ) -> tuple[DatasetManifest, np.ndarray]:
-    """Return the manifest and the index of shards with these rows (of `MASK_DTYPE`)."""
+    """Return the manifest and the index of shards with these rows (of `MASK_DTYPE`).
+
+    The rows don't tell the counts of the classes where samples have several: they are given then.
+    """
     index = np.concatenate(parts)
     labels = index["label"]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     shards = [_shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)]
     name = index_name(shard.rows for shard in shards)
+    counted = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     manifest = DatasetManifest(
         shards=tuple(replace(shard, index_name=name) for shard in shards),
         classes=tuple(classes),
         kind=kind,
-        class_counts=tuple(np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()),
+        class_counts=tuple(class_counts if class_counts is not None else counted),
         source=source,
         copies=tuple(copies),
     )
@@ -265,7 +286,11 @@ def describe(
 def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -> ShardInfo:
     local = not is_remote(file.url)
     mtime_ns, inode = stamp_of(Path(file.url)) if local else (0, 0)
-    has_label = rows["mask_size"] > 0 if kind == "segmentation" else rows["label"] >= 0
+    has_label = {
+        "classification": rows["label"] >= 0,
+        "segmentation": rows["mask_size"] > 0,
+        "multilabel": rows["mask_offset"] > 0,  # an empty file says that a sample is of no class
+    }[kind]
     return ShardInfo(
         url=file.url,
         samples=len(rows),

@@ -29,11 +29,16 @@ INDEX_NAME = "index.npy"
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
 """One row a sample: first byte of the image in the tar, bytes of the image, label (-1 where there is none)."""
 MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size", "<i4")])
-"""The same with the place of the sample's mask; mask_size is 0 where there is none."""
+"""The same with the place of the sample's mask or `.labels` member; mask_offset is 0 where there is none.
+
+Of a multi-label sample `label` is its largest class, -1 where it has none."""
 
 MASK_EXTENSION = "mask.png"
-LABEL_EXTENSIONS = ("cls", "json", "txt")
+LABELS_EXTENSION = "labels"
+"""Classes of a multi-label sample: numbers in decimal, ascending, separated by one space; empty for none."""
+LABEL_EXTENSIONS = ("cls", "json", "txt", LABELS_EXTENSION)
 
+_LABELS = re.compile(rb"(?:0|[1-9][0-9]{0,9})(?: (?:0|[1-9][0-9]{0,9}))*|")
 _META = re.compile(r"__[^/]*__($|/)")
 # WebDataset's own rule: a key ends at the first dot of the file name; dots in folders belong to the key.
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
@@ -66,6 +71,8 @@ class ShardIndex(NamedTuple):
     """One of the members for each reason in `skipped`."""
     warning: str
     """What is odd about the file's end; empty: nothing."""
+    several: Counter[int] | None = None
+    """Of multi-label samples: class -> samples that have it. None: the shard has no multi-label sample."""
 
 
 def index_shard(path: str | Path) -> np.ndarray:
@@ -92,9 +99,13 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
             names shard and byte or key.
     """
     rows, names, digests = [], [], []
+    several: Counter[int] | None = None
     members = _Members(file)
     for key, sample in _samples(file, members):
         row, name = _row(file, key, sample, json_field)
+        if (labels := _several(file, key, sample)) is not None:
+            several = Counter() if several is None else several
+            several.update(labels)
         rows.append(row)
         names.append(name)
         digests.append(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
@@ -106,6 +117,7 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
         members.skipped,
         members.examples,
         members.warning,
+        several,
     )
 
 
@@ -253,10 +265,35 @@ def _row(file: RemoteFile, key: str, sample: _Sample, json_field: str) -> tuple[
         raise DataError(
             f"{file.url}: sample {key!r} has no image, only {there}; a key ends at the first dot of the file's name"
         )
-    label = _label(sample, json_field, f"{file.url}: the label of sample {key!r} is")
-    mask = sample.get(MASK_EXTENSION, _Part(0, 0, b""))
+    label: int | str
+    if (labels := _several(file, key, sample)) is None:
+        label = _label(sample, json_field, f"{file.url}: the label of sample {key!r} is")
+        truth = sample.get(MASK_EXTENSION, _Part(0, 0, b""))
+    else:
+        label, truth = max(labels, default=-1), sample[LABELS_EXTENSION]
     number, name = (label, "") if isinstance(label, int) else (-1, label)
-    return (image.offset, image.size, number, mask.offset, mask.size), name
+    return (image.offset, image.size, number, truth.offset, truth.size), name
+
+
+def _several(file: RemoteFile, key: str, sample: _Sample) -> tuple[int, ...] | None:
+    """Return the classes of a multi-label sample; None: it is none. A `.cls` goes before `.labels`."""
+    if LABELS_EXTENSION not in sample or "cls" in sample:
+        return None
+    message = f"{file.url}: the labels of sample {key!r} are"
+    return parse_labels(_content(sample[LABELS_EXTENSION], message), message)
+
+
+def parse_labels(text: bytes, message: str) -> tuple[int, ...]:
+    """Return the classes in a `.labels` member; a line end after them is let pass.
+
+    Raises:
+        DataError: it holds something else, begun by `message`.
+    """
+    text = text.rstrip(b"\r\n")
+    labels = tuple(map(int, text.split())) if _LABELS.fullmatch(text) else None
+    if labels is None or max(labels, default=0) > _LARGEST_BYTES or any(a >= b for a, b in itertools.pairwise(labels)):
+        raise DataError(f"{message} {text[:40]!r}, not class numbers in ascending order with one space between them")
+    return labels
 
 
 def _label(sample: _Sample, json_field: str, message: str) -> int | str:

@@ -80,6 +80,28 @@ def write_mask_shards(folder: Path, counts: list[int]) -> Path:
     return folder
 
 
+def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
+    """Multi-label shards with `counts` images of 48x64 px of the classes of `labels_of`, and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, names = 0, []
+    for index, count in enumerate(counts):
+        names.append(f"part-{index:06d}.tar")
+        with wds.TarWriter(str(folder / names[-1]), mtime=0) as tar:
+            for _ in range(count):
+                labels = labels_of(number)
+                sample = {"jpg": simplejpeg.encode_jpeg(image_of(sum(labels), number))}
+                text = " ".join(map(str, labels)).encode()
+                tar.write({"__key__": f"{number:08d}", **sample, "labels": text})
+                number += 1
+    write_manifest(folder, names, classes=["stripes", "spots", "waves"], kind="multilabel")
+    return folder
+
+
+def labels_of(number: int) -> tuple[int, ...]:
+    """The classes of a sample of `write_multilabel_shards`: every subset of the three in turn, none as well."""
+    return tuple(label for label in range(3) if number >> label & 1)
+
+
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
