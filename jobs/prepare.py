@@ -20,12 +20,14 @@ from datasets.prepare.sources.bluemarble import BlueMarble
 from datasets.prepare.sources.elpv import Elpv
 from datasets.prepare.sources.fonts import Fonts
 from datasets.prepare.sources.image_folder import ImageFolder
+from datasets.prepare.sources.masks import Masks
 from datasets.prepare.writer import WriterConfig, prepare
 from jobs.common.cli import ShortSides, parse
 from jobs.common.display import shown_progress, summary
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
+    | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from datasets.errors import DataError
 from datasets.prepare.process_pool import count_one, run_tasks
-from datasets.prepare.report import DataReport, class_counts, repeated
+from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated
 from datasets.prepare.source import Item, Plan, Source
 from datasets.transforms.pixels import decode_rgb
 
 _CACHE_NAME = ".checked.json"
 _ITEMS_A_TASK = 64
 _MOST_NAMED = 5
-_Outcome = tuple[str, str]
-"""(digest of the bytes, what is wrong with them or "")"""
+_Outcome = tuple[str, str, list[int]]
+"""(digest of the bytes, what is wrong with them or "", pixels of each class and of none in its mask if it has one)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class _CheckTask:
     source: Source
     split: str
     items: tuple[Item, ...]
+    num_classes: int
 
 
 def checked(
@@ -58,10 +63,10 @@ def checked(
         return plan, _report(plan)
     outcomes = _outcomes(source, plan, out / _CACHE_NAME, images, workers, progress)
     pairs = {split: list(zip(items, outcomes[split], strict=True)) for split, items in plan.splits.items()}
-    broken = [wrong for rows in pairs.values() for _, (_, wrong) in rows if wrong]
+    broken = [wrong for rows in pairs.values() for _, (_, wrong, _) in rows if wrong]
     if broken and not skip_broken:
         raise DataError(_named(broken, sum(map(len, pairs.values()))))
-    kept = {split: [(item, digest) for item, (digest, wrong) in rows if not wrong] for split, rows in pairs.items()}
+    kept = {split: [(item, digest) for item, (digest, wrong, _) in rows if not wrong] for split, rows in pairs.items()}
     plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
     if broken:
         plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
@@ -75,12 +80,14 @@ def checked(
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
             raise DataError(f"{source.name}: every image of {split} is in train too ({example}); use different images")
-    return plan, _report(plan, twice)
+    pixels = {split: [counts for _, (_, _, counts) in rows if counts] for split, rows in pairs.items()}
+    return plan, replace(_report(plan, twice), pixels=pixel_shares(plan.classes, pixels))
 
 
 def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> DataReport:
     return DataReport(
         images={split: class_counts(plan.classes, items) for split, items in plan.splits.items()},
+        masked={split: len(items) for split, items in plan.splits.items() if plan.kind == "segmentation"},
         left_out=dict(plan.left_out),
         repeated=twice or {},
         notes=plan.notes,
@@ -102,11 +109,14 @@ def _outcomes(
     try:
         known = json.loads(cache.read_text(encoding="utf-8"))
         if known["images"] == images:
-            return {split: [(digest, wrong) for digest, wrong in rows] for split, rows in known["outcomes"].items()}
+            return {
+                split: [(one, wrong, counts) for one, wrong, counts in rows]
+                for split, rows in known["outcomes"].items()
+            }
     except (OSError, ValueError, KeyError, TypeError):
         pass
     tasks = [
-        _CheckTask(source, split, items[start : start + _ITEMS_A_TASK])
+        _CheckTask(source, split, items[start : start + _ITEMS_A_TASK], len(plan.classes))
         for split, items in plan.splits.items()
         for start in range(0, len(items), _ITEMS_A_TASK)
     ]
@@ -125,9 +135,17 @@ def _check(task: _CheckTask) -> list[_Outcome]:
         try:
             _, data = task.source.encode(task.split, item)
             decode_rgb(data)
-            rows.append((hashlib.sha256(data).hexdigest()[:32], ""))
+            mask = getattr(task.source, "mask", None)
+            counts = [] if mask is None else _pixels(mask(task.split, item), task.num_classes)
+            rows.append((hashlib.sha256(data).hexdigest()[:32], "", counts))
         except (ValueError, OSError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{item.name}: {error}"
-            rows.append(("", reason))
+            rows.append(("", reason, []))
         count_one()
     return rows
+
+
+def _pixels(mask: bytes, num_classes: int) -> list[int]:
+    with Image.open(io.BytesIO(mask)) as image:
+        counts = np.bincount(np.asarray(image).ravel(), minlength=num_classes)
+    return [*map(int, counts[:num_classes]), int(counts[num_classes:].sum())]

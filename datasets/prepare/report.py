@@ -27,6 +27,10 @@ class DataReport:
     """How the splits came about."""
     unit: str = "images"
     """What `images` counts: `labels` where an image has several, or none."""
+    pixels: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of masks: split -> class, or `ignored` -> share of the pixels."""
+    masked: dict[str, int] = field(default_factory=dict)
+    """Of masks, in place of `images`: split -> images."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -40,13 +44,17 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return the report for a reader."""
         parts = [
-            *(_split_line(split, counts, self.unit) for split, counts in self.images.items()),
+            *(_split_line(split, counts, self.unit) for split, counts in self.images.items() if counts),
+            *(f"{split}: {images:,} images{self._pixels(split)}" for split, images in self.masked.items()),
             *self._empty_classes(),
             *self.notes,
             *self._left_out(),
             *(f"same image {where}: {images:,} ({example})" for where, (images, example) in self.repeated.items()),
         ]
         return ["data report", *(f"  {part}" for part in parts)]
+
+    def _pixels(self, split: str) -> str:
+        return _pixels_part(self.pixels[split]) if split in self.pixels else ""
 
     def _empty_classes(self) -> list[str]:
         splits: dict[tuple[str, ...], list[str]] = {}
@@ -70,12 +78,33 @@ def report_of(manifest: DatasetManifest) -> list[str]:
 
 def _split_line(split: str, counts: Mapping[str, int], unit: str) -> str:
     total = f"{split}: {sum(counts.values()):,} {unit}"
-    if not counts:  # masks have no counts
-        return total
     if len(counts) <= _MOST_NAMES:
         return f"{total}: " + ", ".join(f"{name} {images:,}" for name, images in counts.items())
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     return f"{total} of {len(counts):,} classes, from {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most})"
+
+
+def _pixels_part(shares: Mapping[str, float]) -> str:
+    ranked = sorted(shares, key=shares.__getitem__, reverse=True)
+    shown = _listed([f"{name} {shares[name]:.2%}" for name in ranked if shares[name]])
+    missing = [name for name in ranked if not shares[name]]
+    return f", pixels: {shown}" + (f"; none of {_listed(missing)}" if missing else "")
+
+
+def pixel_shares(classes: Sequence[str], pixels: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, dict[str, float]]:
+    """Return each class's share of a split's pixels, of all that a mask has, and of those that are ignored if any are.
+
+    Args:
+        classes: names.
+        pixels: split -> for each mask the pixels of each class, then those that are ignored; nothing without masks.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for split, rows in pixels.items():
+        if rows:
+            sums = [sum(column) for column in zip(*rows, strict=True)]
+            shares = dict(zip([*classes, "ignored"], [count / sum(sums) for count in sums], strict=True))
+            found[split] = {name: share for name, share in shares.items() if share or name != "ignored"}
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +10,7 @@ from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import LeftOut, class_folders, count_beside, find_splits, image_files
 from datasets.prepare.source import Item, Plan
+from datasets.prepare.split import check_share, hold_out, mark_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +26,7 @@ class ImageFolder:
     """Share of each class held out for validation if there is no val folder; the file names decide which."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share is {self.val_share}; it must be between 0 and 1")
+        check_share(self.val_share)
 
     def plan(self) -> Plan:
         """List the image files below the class folders.
@@ -48,7 +46,7 @@ class ImageFolder:
         _check_classes(base, classes, splits)
         if "val" not in splits:
             everything = splits.pop("", ()) or splits.pop("train")
-            splits = _split(everything, self.val_share) | splits
+            splits = hold_out(everything, self.val_share, lambda item: item.label) | splits
             notes.append(f"val is {self.val_share:.0%} of each class of {base}: there is no folder for it")
         splits = {split: splits[split] for split in ("train", "val", "test") if split in splits}
         return Plan(classes=classes, splits=splits, is_listed=True, left_out=left_out.reasons, notes=tuple(notes))
@@ -71,7 +69,7 @@ class ImageFolder:
             raise DataError(f"{folder}: class {unknown[0]!r} has no folder in the training split; add it, or move it")
         count_beside(folder, self.path, left_out, used={*own.values()})
         return tuple(
-            Item(str(file.relative_to(self.path)), label, _mark(file))
+            Item(str(file.relative_to(self.path)), label, mark_of(file))
             for label, name in enumerate(classes)
             if name in own
             for file in image_files(own[name], self.path, left_out)
@@ -88,24 +86,3 @@ def _check_classes(folder: Path, classes: tuple[str, ...], splits: dict[str, tup
     for split, used in labels.items():
         if untrained := sorted(used - trained):
             raise DataError(f"{folder}: class {classes[untrained[0]]!r} has images in {split}, but none for training")
-
-
-def _split(items: tuple[Item, ...], share: float) -> dict[str, tuple[Item, ...]]:
-    """Hold out a share of each class, one image at least of two or more: those with the smallest hashes of names."""
-    held_out: set[Item] = set()
-    for _, own in itertools.groupby(items, key=lambda item: item.label):
-        ranked = sorted(own, key=lambda item: _hash(item.name))
-        held_out |= {*ranked[: min(max(1, round(len(ranked) * share)), len(ranked) - 1)]}
-    return {
-        "train": tuple(item for item in items if item not in held_out),
-        "val": tuple(item for item in items if item in held_out),
-    }
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
-def _mark(file: Path) -> str:
-    stat = file.stat()
-    return f"{stat.st_size} {int(stat.st_mtime)}"

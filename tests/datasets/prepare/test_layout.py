@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from datasets.errors import DataError
 from datasets.prepare.source import Item
-from datasets.prepare.sources.image_folder import ImageFolder, _split
+from datasets.prepare.sources.image_folder import ImageFolder
+from datasets.prepare.split import hold_out
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.formats import IMAGE_EXTENSIONS
@@ -158,7 +159,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 def test_every_class_is_split_alike(sizes: list[int], share: float) -> None:
     items = tuple(Item(f"{label}/{n}", label) for label, size in enumerate(sizes) for n in range(size))
-    splits = _split(items, share)
+    splits = hold_out(items, share, lambda item: item.label)
     assert sorted((*splits["train"], *splits["val"]), key=items.index) == list(items)
     for label, size in enumerate(sizes):
         held_out = sum(item.label == label for item in splits["val"])

@@ -1,0 +1,180 @@
+"""Images with masks beside them, for segmentation: in a folder of their own, or in the images' with another name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from datasets.errors import DataError
+from datasets.prepare.encode import file_bytes
+from datasets.prepare.layout import LeftOut, image_files
+from datasets.prepare.mask_classes import MaskClasses, mask_classes, mask_png
+from datasets.prepare.source import Item, Plan
+from datasets.prepare.split import check_share, hold_out, mark_of
+from datasets.transforms.pixels import read_header
+
+_EXTENSIONS = (".png", ".PNG", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Masks:
+    """Images and their masks: IMAGES/A/B.jpg with MASKS/A/B.png, or with B.png beside it, or B_mask.png."""
+
+    name: ClassVar[str] = "masks"
+    notice: ClassVar[str] = ""
+
+    images: Annotated[Path, tyro.conf.Positional]
+    """Folder of the training images, or of all that there are."""
+    classes: str
+    """Class names, separated by commas, of the pixels with the values 0, 1, ...; or a file with a name a line, or with
+    RED GREEN BLUE NAME a line for coloured masks."""
+    masks: Path | None = None
+    """Folder of their masks, with the same sub-folders and names; without it they are beside the images."""
+    mask_suffix: str = ""
+    """What the name of a mask has behind the image's, as in `_mask` for a.jpg and a_mask.png."""
+    val_images: Path | None = None
+    """Folder of the validation images; without it, --val-share of the training ones."""
+    val_masks: Path | None = None
+    """Folder of the validation masks."""
+    test_images: Path | None = None
+    """Folder of the test images, if there are any."""
+    test_masks: Path | None = None
+    """Folder of the test masks."""
+    ignore: tuple[str, ...] = ()
+    """Values of pixels that are neither trained nor evaluated, or names of classes that are none, such as `void`."""
+    binary: bool = False
+    """The masks are black and white, or of greys between: from 128 on the second class, below it the first."""
+    skip_unmasked: bool = False
+    """Leave out images without a mask, and count them in the data report, instead of ending with an error."""
+    val_share: float = 0.1
+    """Share of the images of each sub-folder held out for validation if there is no --val-images; the file names decide
+    which."""
+
+    def __post_init__(self) -> None:
+        check_share(self.val_share)
+        for split in ("val", "test"):
+            images, masks = getattr(self, f"{split}_images"), getattr(self, f"{split}_masks")
+            if masks is not None and images is None:
+                raise ValueError(f"{split}_masks is {masks}: give {split}_images too")
+            if images is not None and (masks is None) != (self.masks is None):
+                raise ValueError(f"{split}_masks and masks: give both, or none where masks are beside the images")
+
+    def plan(self) -> Plan:
+        """List the images that have masks.
+
+        Raises:
+            DataError: no such folder, classes that can't be understood, or images without a mask.
+        """
+        table, left_out, notes = self._table(), LeftOut(), list[str]()
+        splits = {
+            split: self._items(split, table, left_out) for split in ("train", "val", "test") if self._folder(split)
+        }
+        if "val" not in splits:
+            held = hold_out(splits["train"], self.val_share, lambda item: str(Path(item.name).parent))
+            splits = {**held, **{split: items for split, items in splits.items() if split != "train"}}
+            notes.append(f"val is {self.val_share:.0%} of each folder of {self.images}: there is no --val-images")
+        return Plan(
+            classes=table.names,
+            splits=splits,
+            kind="segmentation",
+            is_listed=True,
+            left_out=left_out.reasons,
+            notes=tuple(notes),
+        )
+
+    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
+        """Return one image's bytes as they are.
+
+        Raises:
+            DataError: no image that can be read.
+        """
+        try:
+            return file_bytes(self._image(split, item))
+        except ValueError as error:
+            raise DataError(f"{item.name}: {error}") from error
+
+    def mask(self, split: str, item: Item) -> bytes:
+        """Return one mask as a grey PNG of class numbers, 255 for pixels that are ignored.
+
+        Raises:
+            DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
+        """
+        image = self._image(split, item)
+        mask = self._mask(image, split)
+        assert mask is not None, "the plan has images with masks alone"
+        try:
+            numbers = self._table().numbers_of(mask.read_bytes())
+        except (ValueError, OSError) as error:
+            raise DataError(f"{mask}: {error}") from error
+        shown = read_header(image.read_bytes())
+        if numbers.shape != (shown.height, shown.width):
+            height, width = numbers.shape
+            raise DataError(
+                f"{mask}: the mask has {width}x{height} pixels, its image {item.name} {shown.width}x{shown.height}; "
+                "make them equal"
+            )
+        return mask_png(numbers)
+
+    def _table(self) -> MaskClasses:
+        return mask_classes(self.classes, self.ignore, binary=self.binary)
+
+    def _folder(self, split: str) -> Path | None:
+        """Return the folder of a split's images; validation images that were held out are in the training folder."""
+        own: Path | None = self.images if split == "train" else getattr(self, f"{split}_images")
+        return own
+
+    def _image(self, split: str, item: Item) -> Path:
+        return (self._folder(split) or self.images) / item.name
+
+    def _mask(self, image: Path, split: str) -> Path | None:
+        """Return the mask of an image, if it has one."""
+        folder = self._folder(split) or self.images
+        masks = self.masks if folder == self.images else getattr(self, f"{split}_masks")
+        place = (masks or folder) / image.relative_to(folder)
+        names = (place.with_name(f"{image.stem}{self.mask_suffix}{extension}") for extension in _EXTENSIONS)
+        return next((name for name in names if name.is_file() and name != image), None)
+
+    def _items(self, split: str, table: MaskClasses, left_out: LeftOut) -> tuple[Item, ...]:
+        folder = self._folder(split)
+        assert folder is not None
+        for needed in (folder, self.masks if split == "train" else getattr(self, f"{split}_masks")):
+            if needed is not None and not needed.is_dir():
+                raise DataError(f"{needed}: no such folder")
+        files = [file for file in image_files(folder, folder, left_out) if not self._is_mask(file)]
+        pairs = [(file, self._mask(file, split)) for file in files]
+        if unmasked := [file for file, mask in pairs if mask is None]:
+            if not self.skip_unmasked:
+                raise DataError(self._unmasked(unmasked, folder, len(files)))
+            left_out.add("without a mask", str(unmasked[0].relative_to(folder)), len(unmasked))
+        return tuple(
+            Item(str(file.relative_to(folder)), -1, f"{mark_of(file)} {mark_of(mask)} {table.digest}")
+            for file, mask in pairs
+            if mask is not None
+        )
+
+    def _is_mask(self, file: Path) -> bool:
+        """Say whether a file in a folder of images and masks is a mask."""
+        if self.masks is not None:
+            return False
+        if self.mask_suffix:
+            return file.stem.endswith(self.mask_suffix)
+        return file.suffix in _EXTENSIONS and any(
+            other.suffix not in _EXTENSIONS for other in file.parent.glob(f"{_escaped(file.stem)}.*") if other != file
+        )
+
+    def _unmasked(self, files: list[Path], folder: Path, total: int) -> str:
+        shown = ", ".join(str(file.relative_to(folder)) for file in files[:_MOST_NAMED])
+        more = f" and {len(files) - _MOST_NAMED:,} more" if len(files) > _MOST_NAMED else ""
+        wanted = f"{files[0].stem}{self.mask_suffix}.png"
+        return (
+            f"{folder}: {len(files):,} of {total:,} images have no mask: {shown}{more}; the first one's would be "
+            f"{wanted}; add them, or leave such images out with --skip-unmasked"
+        )
+
+
+def _escaped(stem: str) -> str:
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in stem)

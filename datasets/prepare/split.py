@@ -1,0 +1,37 @@
+"""Which images of somebody's files are held out for validation, and how a changed file is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+from datasets.prepare.source import Item
+
+
+def hold_out(items: tuple[Item, ...], share: float, group: Callable[[Item], Hashable]) -> dict[str, tuple[Item, ...]]:
+    """Hold out a share of each group, one image at least of two or more: those with the smallest hashes of names."""
+    groups: defaultdict[Hashable, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[group(item)].append(item)
+    held_out: set[Item] = set()
+    for own in groups.values():
+        ranked = sorted(own, key=lambda item: hashlib.sha256(item.name.encode()).digest())
+        held_out |= {*ranked[: min(max(1, round(len(ranked) * share)), len(ranked) - 1)]}
+    return {
+        "train": tuple(item for item in items if item not in held_out),
+        "val": tuple(item for item in items if item in held_out),
+    }
+
+
+def check_share(share: float) -> None:
+    """Refuse a share that leaves one of the splits without images."""
+    if not 0 < share < 1:
+        raise ValueError(f"val_share is {share}; it must be between 0 and 1")
+
+
+def mark_of(file: Path) -> str:
+    """Return what tells that a file has changed."""
+    stat = file.stat()
+    return f"{stat.st_size} {int(stat.st_mtime)}"

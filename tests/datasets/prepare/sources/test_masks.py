@@ -1,0 +1,189 @@
+"""Masks of any layout and encoding -> class numbers beside the image's own bytes; mistakes are one line."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.config import DataConfig
+from datasets.loading.loader import build_eval_loader
+from datasets.prepare.mask_classes import mask_classes
+from datasets.shards.resolve import load_manifest
+from jobs.prepare import main
+
+SIDE = 32
+COLOURS = {"sky": (0, 0, 128), "road": (128, 64, 128), "void": (0, 0, 0)}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_pairs(
+    images: Path, masks: Path, count: int, *, suffix: str = "", value: int = 1, size: int = SIDE, shade: int = 0
+) -> None:
+    """Write grey images in two folders, and masks whose upper half is 0 and whose lower half is `value`."""
+    for number in range(count):
+        place = Path("ab"[number % 2]) / f"{number:02d}"
+        pixels = np.full((SIDE, SIDE, 3), 10 * number + 3 * shade, np.uint8)
+        mask = np.zeros((size, size), np.uint8)
+        mask[size // 2 :] = value
+        for path in (images / f"{place}.jpg", masks / f"{place}{suffix}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(images / f"{place}.jpg", quality=95)
+        (masks / f"{place}{suffix}.png").write_bytes(png(mask))
+
+
+def prepared(out: Path, *flags: str) -> dict[str, np.ndarray]:
+    """Prepare; return the masks of each split as they are trained, uint8 [B, H, W]."""
+    assert main(["masks", *flags, "--out", str(out), "--workers", "1"]) == 0
+    found = {}
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+        config = DataConfig(train=str(folder), val=str(folder), eval_crop="whole", loader_workers=0)
+        batches = build_eval_loader(config, image_size=SIDE, batch_size=100, rank=0, world_size=1)
+        found[folder.name] = next(iter(batches)).masks.numpy()  # type: ignore[union-attr]
+    return found
+
+
+def halves(lower: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[SIDE // 2 :] = lower
+    return mask
+
+
+def test_folders_of_splits_are_paired_by_name_and_pixels_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shade, (split, count) in enumerate((("train", 6), ("val", 4), ("test", 2))):
+        write_pairs(tmp_path / split, tmp_path / f"{split}-masks", count, value=2, shade=shade)
+    flags = [f"--{split}-{what}" for split in ("val", "test") for what in ("images", "masks")]
+    folders = [str(tmp_path / name) for name in ("val", "val-masks", "test", "test-masks")]
+    pairs = [part for pair in zip(flags, folders, strict=True) for part in pair]
+    found = prepared(
+        tmp_path / "out",
+        *(str(tmp_path / "train"), "--masks", str(tmp_path / "train-masks"), *pairs),
+        *("--classes", "sky,road,void", "--ignore", "void"),
+    )
+    assert {split: len(masks) for split, masks in found.items()} == {"train": 6, "val": 4, "test": 2}
+    assert all((mask == halves(255)).all() for masks in found.values() for mask in masks)
+    output = capsys.readouterr().out
+    assert "train: 6 images, pixels: sky 50.00%, ignored 50.00%; none of road" in output
+    manifest = load_manifest(str(tmp_path / "out/train"))
+    assert (manifest.kind, manifest.classes) == ("segmentation", ("sky", "road"))
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask"])
+def test_masks_beside_the_images_are_no_images_and_each_folder_gives_to_val(tmp_path: Path, suffix: str) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20, suffix=suffix, value=255)
+    options = ["--mask-suffix", suffix] if suffix else []
+    found = prepared(tmp_path / "out", str(tmp_path / "all"), "--classes", "good,bad", "--binary", *options)
+    assert {split: len(masks) for split, masks in found.items()} == {"train": 18, "val": 2}
+    assert all((mask == halves(1)).all() for masks in found.values() for mask in masks)
+
+
+def test_an_interrupted_call_is_gone_on_with_and_other_classes_are_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20)
+    command = ["masks", str(tmp_path / "all"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*command, "--classes", "good,bad"]) == 0
+    shard = tmp_path / "out/train/train-000000.tar"
+    before = shard.read_bytes(), shard.stat().st_mtime_ns
+    (tmp_path / "out/train/manifest.json").unlink()
+    assert main([*command, "--classes", "good,bad"]) == 0
+    assert (shard.read_bytes(), shard.stat().st_mtime_ns) == before
+    assert main([*command, "--classes", "bad,good"]) == 2
+    assert "holds shards made with classes='good,bad' (now 'bad,good')" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def colour_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("colours") / "colours.txt"
+    path.write_text("".join(f"{red} {green} {blue}\t{name}\n" for name, (red, green, blue) in COLOURS.items()))
+    return str(path)
+
+
+@given(
+    numbers=st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6),
+    how=st.sampled_from(["L", "P", "RGB", "colour", "16 bits"]),
+)
+def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: list[list[int]], how: str) -> None:
+    grid = np.array(numbers, np.uint8)
+    table = mask_classes(colour_file if how == "colour" else "sky,road,void", ("void",), binary=False)
+    if how == "colour":
+        data = png(np.array([*COLOURS.values()], np.uint8)[grid])
+    elif how == "P":
+        image = Image.fromarray(grid, "P")
+        image.putpalette([200, 10, 10, 3, 200, 3, 7, 7, 200])
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        data = stream.getvalue()
+    else:
+        data = png({"16 bits": grid.astype(np.uint16), "RGB": np.stack([grid] * 3, -1)}.get(how, grid))
+    assert table.names == ("sky", "road")
+    assert (table.numbers_of(data) == np.array([0, 1, 255], np.uint8)[grid]).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["{t}/no"], "/no: no such folder"),
+        (["{t}/a", "--masks", "{t}/no"], "/no: no such folder"),
+        (["{t}/a", "--masks", "{t}/less"], "1 of 20 images have no mask: b/19.jpg; the first one's would be 19.png"),
+        (["{t}/a", "--masks", "{t}/large"], "the mask has 40x40 pixels, its image a/00.jpg 32x32; make them equal"),
+        (["{t}/a", "--masks", "{t}/seven"], "512 of 1,024 pixels have the value 7, which is no class; add the value"),
+        (["{t}/a", "--masks", "{t}/lossy"], "no mask: it must be one of PNG, BMP, GIF, TIFF, PPM"),
+        (["{t}/a", "--masks", "{t}/m", "--ignore", "fog"], "--ignore fog: no class of that name; there are x, y"),
+        (["{t}/a", "--masks", "{t}/m", "--val-masks", "{t}/m"], "give val_images too"),
+        (["{t}/a", "--masks", "{t}/m", "--val-images", "{t}/a"], "val_masks and masks: give both"),
+        (["{t}/a", "--masks", "{t}/m", "--val-share", "1"], "val_share is 1"),
+        (["{t}/a", "--masks", "{t}/m", "--binary", "--ignore", "3"], "--binary: masks with two classes have neither"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    write_pairs(tmp_path / "a", tmp_path / "m", 20)
+    write_pairs(tmp_path / "x", tmp_path / "less", 19)
+    write_pairs(tmp_path / "x", tmp_path / "large", 20, size=40)
+    write_pairs(tmp_path / "x", tmp_path / "seven", 20, value=7)
+    write_pairs(tmp_path / "x", tmp_path / "lossy", 20)
+    for path in (tmp_path / "lossy").rglob("*.png"):
+        Image.new("L", (SIDE, SIDE)).save(path, "JPEG")
+    given_flags = [flag.replace("{t}", str(tmp_path)) for flag in flags]
+    assert main(["masks", *given_flags, "--classes", "x,y", "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("x", "--classes x: no such file, and one class alone"),
+        ("x,y,x", "'x' is there twice"),
+        ("x,", "no such file, and one class alone"),
+    ],
+)
+def test_classes_that_cannot_be(classes: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mask_classes(classes, (), binary=False)
+
+
+def test_images_without_a_mask_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pairs(tmp_path / "a", tmp_path / "m", 20)
+    (tmp_path / "m/a/00.png").unlink()
+    found = prepared(
+        tmp_path / "out", str(tmp_path / "a"), "--masks", str(tmp_path / "m"), "--classes", "x,y", "--skip-unmasked"
+    )
+    assert sum(map(len, found.values())) == 19
+    assert "without a mask: 1 (a/00.jpg)" in capsys.readouterr().out
