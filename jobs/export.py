@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,8 +16,15 @@ from jobs.common.cli import parse, run_main
 if TYPE_CHECKING:
     import numpy as np
 
+    from infra.storage.base import Storage
+    from pipeline.inference.evaluation_data import EvaluationData
     from pipeline.inference.trained_model import SavedModel
 
+CALIBRATED = 256
+"""Training images from which int8 takes its ranges."""
+ROOT = Path(__file__).parents[1]
+SERVED, DECODER = ROOT / "pipeline/inference/served_images.py", ROOT / "datasets/transforms"
+"""What a registered model of images is made of: its script, and the package that decodes for it."""
 TOLERANCE = 1e-4
 """Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 1e-6)."""
 
@@ -29,8 +37,17 @@ class Options:
     """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
     to: str
     """File to write: NAME.onnx or NAME.pt2 (torch.export). It is written only if its results match the checkpoint's."""
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """Numbers that the exported model computes with. fp16 and int8 are written only if they lose no more than
+    `max_drop` of the checkpoint's score; int8 is for .onnx files, and takes its ranges from training images."""
+    max_drop: float = 0.01
+    """With fp16 and int8: how much lower the exported model's score may be than the checkpoint's, by the run's
+    `checkpoint.best_metric`."""
+    scored: int = 1000
+    """With fp16 and int8: number of images on which the two are scored, evenly spaced over the data; 0: all."""
     data: str = ""
-    """Shards whose first images are used to compare the two models; empty: the run's own validation data."""
+    """Labelled images with which the two models are compared, as `jobs.evaluate --data` takes them; empty: the run's
+    own validation data."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
@@ -43,11 +60,17 @@ class Options:
     """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
     evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
     train_data: str = ""
-    """With --reestimate-bn: training shards; empty: those of the run."""
+    """With --reestimate-bn and int8: training shards; empty: those of the run."""
     compared: int = 8
     """Number of images with which the two models are compared."""
     register: str = ""
-    """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name."""
+    """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name, with
+    the tags checkpoint, sha256, size_bytes and, where it is known, score."""
+    register_as: Literal["tensors", "images"] = "tensors"
+    """What the registered model takes. tensors: the ONNX file as it is (MLflow's onnx flavor); images: encoded images,
+    as a pyfunc for `mlflow models serve` that has this project's decoder in it (classification)."""
+    alias: str = ""
+    """With --register: alias that the new version gets, such as champion; another version loses it."""
     tracking_uri: str = ""
     """With --register: URI of the MLflow server; empty: the one that recorded the run."""
 
@@ -56,6 +79,14 @@ class Options:
             raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
         if self.register and not self.to.endswith(".onnx"):
             raise ValueError(f"to is {self.to!r}: only .onnx files are registered in MLflow")
+        if self.precision == "int8" and not self.to.endswith(".onnx"):
+            raise ValueError(f"to is {self.to!r}: int8 is for .onnx files")
+        if self.alias and not self.register:
+            raise ValueError(f"alias is {self.alias!r}: it needs --register NAME")
+        if not 0 <= self.max_drop <= 1:
+            raise ValueError(f"max_drop is {self.max_drop}: it must be from 0 to 1")
+        if self.scored < 0:
+            raise ValueError(f"scored is {self.scored}: it must be 0 (all) or more")
         if self.reestimate_bn < 0:
             raise ValueError(f"reestimate_bn is {self.reestimate_bn}: it must be 0 (off) or more")
         if self.compared < 1:
@@ -69,6 +100,8 @@ def main(argv: Sequence[str]) -> int:
     )
     import torch
 
+    from pipeline.inference.export_check import latency_ms
+    from pipeline.inference.exported_model import open_exported
     from pipeline.inference.norm_statistics import reestimate_saved
     from pipeline.inference.trained_model import find_run, open_saved
 
@@ -89,13 +122,23 @@ def main(argv: Sequence[str]) -> int:
             batch_size=64,
             loader_workers=0,
         )
-    images = _real_images(saved, options)
-    difference = export_compared(saved, Path(options.to), images)
+    if options.register_as == "images" and saved.kind != "classification":
+        raise ValueError(f"register_as is 'images': that is for classification, and {saved.uri} is for {saved.kind}")
+    data = _data(saved, options)
+    if options.precision == "fp32":
+        images = _real_images(saved, data, options.compared)
+        difference = export_compared(saved, Path(options.to), images)
+        verdict = f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of the largest"
+    else:
+        images = _real_images(saved, data, 1)
+        verdict = export_scored(saved, options, data)
+    _, run = open_exported(Path(options.to))
     size = Path(options.to).stat().st_size / 1e6
     print(
         f"{options.to}: {saved.model_config.name} at {saved.preprocessing.image_size} px, "
-        f"{len(saved.task.classes)} classes, {size:.1f} MB\n"
-        f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of the largest"
+        f"{len(saved.task.classes)} classes, {options.precision}, {size:.1f} MB\n{verdict}\n"
+        f"one image takes {latency_ms(run, images[:1]):.1f} ms on the CPU, the checkpoint "
+        f"{latency_ms(saved.logits, images[:1]):.1f} ms ({torch.get_num_threads()} threads)"
     )
     if options.register:
         version = _register(saved, options)
@@ -105,20 +148,98 @@ def main(argv: Sequence[str]) -> int:
 
 def _register(saved: SavedModel, options: Options) -> str:
     from infra.tracking.config import TrackingConfig
-    from infra.tracking.registry import register_onnx
+    from infra.tracking.registry import Registration, register_model
     from pipeline.checkpoint.resume import locate
 
-    recorded = saved.config["tracking"]
-    return register_onnx(
-        Path(options.to),
+    recorded, storage = saved.config["tracking"], locate(saved.uri)[0]
+    path = Path(options.to)
+    content = path.read_bytes()
+    tags = {
+        "checkpoint": saved.uri,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_bytes": str(len(content)),
+        "precision": options.precision,
+        **({} if options.image_size or options.reestimate_bn else _recorded_score(saved, storage)),
+    }
+    return register_model(
+        path,
         TrackingConfig(uri=options.tracking_uri or recorded["uri"], experiment=recorded["experiment"]).absolute(),
-        locate(saved.uri)[0],
-        name=options.register,
-        image_size=saved.preprocessing.image_size,
-        num_outputs=saved.task.num_outputs,
-        step=saved.state.cursor,
-        dense=saved.kind == "segmentation",
+        storage,
+        Registration(
+            name=options.register,
+            alias=options.alias,
+            tags=tags,
+            image_size=saved.preprocessing.image_size,
+            num_outputs=saved.task.num_outputs,
+            step=saved.state.cursor,
+            dense=saved.kind == "segmentation",
+            serves=SERVED if options.register_as == "images" else None,
+            code=(DECODER,) if options.register_as == "images" else (),
+        ),
     )
+
+
+def _recorded_score(saved: SavedModel, storage: Storage) -> dict[str, str]:
+    """Return the metric that the run was judged by, as it was recorded with the checkpoint, as a tag."""
+    from pipeline.checkpoint.catalog import describe_checkpoints
+
+    metric = saved.config["checkpoint"]["best_metric"]
+    for row in describe_checkpoints(storage):
+        if saved.uri.endswith(row.key) and metric in row.metrics:
+            return {"score": f"{row.metrics[metric]:.6g}", "score_metric": metric}
+    return {}
+
+
+def export_scored(saved: SavedModel, options: Options, data: EvaluationData) -> str:
+    """Write a model file of fp16 or int8 that is worth about what the checkpoint is; return a line on that.
+
+    Raises:
+        ExportError: it loses too much, or can't be made; then there is no new file.
+    """
+    from pipeline.inference.export_check import compare_scores
+    from pipeline.inference.exported_model import ExportError, open_exported, write_exported
+
+    path = _checked_folder(Path(options.to))
+    unproven, plain = (path.with_name(f".{path.stem}-{name}-{os.getpid()}{path.suffix}") for name in ("new", "fp32"))
+    try:
+        if options.precision == "int8":
+            write_exported(saved, plain, options.precision)
+            _quantize(saved, options, plain, unproven)
+        else:
+            write_exported(saved, unproven, options.precision)
+        found = compare_scores(saved, open_exported(unproven)[1], data, samples=options.scored or data.num_samples)
+        line = (
+            f"{found.metric} {found.exported:.4f}, the checkpoint's {found.checkpoint:.4f}, on {found.samples} images "
+            f"of {data.config.val}"
+        )
+        if not found.loss <= options.max_drop:
+            raise ExportError(f"{path} is not written: {line}; --max-drop allows {options.max_drop:g}")
+        unproven.replace(path)
+    finally:
+        unproven.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)
+    return line
+
+
+def _quantize(saved: SavedModel, options: Options, source: Path, target: Path) -> None:
+    """Quantize by the ranges that evenly spaced training images give.
+
+    Raises:
+        DataError: they can't be read.
+    """
+    import numpy as np
+
+    from datasets.errors import DataError
+    from pipeline.inference.evaluation_data import open_data
+    from pipeline.inference.export_check import quantize
+
+    url = options.train_data or saved.config["data"]["train"]
+    try:
+        data = open_data(saved, url, loader_workers=0)
+    except DataError as error:
+        raise DataError(f"{error}; int8 needs training images: name them with --train-data") from error
+    batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=32, samples=CALIBRATED)
+    quantize(source, target, (np.ascontiguousarray(batch.images.numpy()) for batch in batches if len(batch.labels)))
 
 
 def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
@@ -129,8 +250,7 @@ def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
     """
     from pipeline.inference.exported_model import ExportError, largest_difference, open_exported, write_exported
 
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: the folder {path.parent} doesn't exist; make it first")
+    path = _checked_folder(path)
     unproven = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         write_exported(saved, unproven)
@@ -147,27 +267,35 @@ def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
     return difference
 
 
-def _real_images(saved: SavedModel, options: Options) -> np.ndarray:
-    """Return images of the data as the model takes them, uint8 [B, 3, S, S].
+def _checked_folder(path: Path) -> Path:
+    from pipeline.inference.exported_model import ExportError
+
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: the folder {path.parent} doesn't exist; make it first")
+    return path
+
+
+def _data(saved: SavedModel, options: Options) -> EvaluationData:
+    """Open what the two models are compared on.
 
     Raises:
-        ValueError: the data can't be read from here.
+        DataError: it can't be read from here.
     """
+    from datasets.errors import DataError
+    from pipeline.inference.evaluation_data import open_data
+
+    try:
+        return open_data(saved, options.data or saved.config["data"]["val"], loader_workers=0)
+    except DataError as error:
+        raise DataError(f"{error}; name data for the comparison with --data") from error
+
+
+def _real_images(saved: SavedModel, data: EvaluationData, count: int) -> np.ndarray:
+    """Return images of the data as the model takes them, uint8 [B, 3, S, S]."""
     import numpy as np
 
-    from datasets.config import DataConfig
-    from datasets.errors import DataError
-    from datasets.loading.loader import build_eval_loader
-
-    url = options.data or saved.config["data"]["val"]
-    data = DataConfig(val=url, eval_crop=saved.preprocessing.eval_crop, loader_workers=0)
-    size = saved.preprocessing.image_size
-    try:
-        loader = build_eval_loader(data, image_size=size, batch_size=options.compared, rank=0, world_size=1)
-        batch = next(iter(loader))
-    except DataError as error:
-        raise DataError(f"{error}; name shards for the comparison with --data") from error
-    return np.ascontiguousarray(batch.images.numpy())
+    batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=count)
+    return np.ascontiguousarray(next(batch for batch in batches if len(batch.labels)).images.numpy())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.redact import redacted
 from infra.storage.base import Storage
@@ -16,20 +20,32 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def register_onnx(
-    path: Path,
-    config: TrackingConfig,
-    storage: Storage,
-    *,
-    name: str,
-    image_size: int,
-    num_outputs: int,
-    step: int,
-    dense: bool,
-) -> str:
-    """Log an ONNX file with the run whose folder `storage` is, and register it as a model of this name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registration:
+    """A new version of a registered model."""
 
-    Its signature says images, uint8 [-1, 3, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where `dense`.
+    name: str
+    alias: str
+    """That the version gets; empty: none."""
+    tags: Mapping[str, str]
+    """Of the version."""
+    image_size: int
+    num_outputs: int
+    step: int
+    """Of the run, at which the model was saved."""
+    dense: bool
+    """The logits are [-1, K, S, S], not [-1, K]."""
+    serves: Path | None
+    """Script that makes the file a pyfunc of encoded images; None: the ONNX file as it is."""
+    code: tuple[Path, ...]
+    """Folders of packages that the script imports, as they are named from the root of the code."""
+
+
+def register_model(path: Path, config: TrackingConfig, storage: Storage, what: Registration) -> str:
+    """Log an ONNX file with the run whose folder `storage` is, and register it as a version of a model.
+
+    Its signature says images, uint8 [-1, 3, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a
+    pyfunc of images, a column `image` of bytes -> columns `label`, `confidence` and `scores`.
 
     Returns:
         The version that it has become.
@@ -38,41 +54,79 @@ def register_onnx(
         TrackingError: MLflow doesn't know the run, or can't be written.
     """
     import mlflow
-    import numpy as np
-    import onnx
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import Model
 
     key = stored_key(storage)
     client = make_client(config.uri)
     mlflow.set_tracking_uri(config.uri)
     mlflow.set_registry_uri(config.uri)
-    side = (image_size, image_size)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, *side), "images")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_outputs, *(side if dense else ())), "logits")]),
-    )
     try:
         run = _run(client, config, key)
         # Without an experiment of its own, a model would be logged into MLflow's default one.
         model = mlflow.initialize_logged_model(
             name="model", source_run_id=run.info.run_id, experiment_id=run.info.experiment_id
         )
-        logged = Model.log(
-            artifact_path=None,
-            flavor=mlflow.onnx,
-            model_id=model.model_id,
-            run_id=run.info.run_id,
-            step=step,
-            onnx_model=onnx.load(path),
-            signature=signature,
-            registered_model_name=name,
-            pip_requirements=["onnx", "onnxruntime"],
-            save_as_external_data=False,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            options = _onnx_options(path, what) if what.serves is None else _image_options(path, what, Path(folder))
+            logged = Model.log(
+                artifact_path=None,
+                model_id=model.model_id,
+                run_id=run.info.run_id,
+                step=what.step,
+                registered_model_name=what.name,
+                **options,
+            )
+        version = str(logged.registered_model_version)
+        for tag, value in what.tags.items():
+            client.set_model_version_tag(what.name, version, tag, value)
+        if what.alias:
+            client.set_registered_model_alias(what.name, what.alias, version)
     except Exception as error:
         raise explained(config, error) from None
-    return str(logged.registered_model_version)
+    return version
+
+
+def _onnx_options(path: Path, what: Registration) -> dict[str, Any]:
+    import mlflow
+    import numpy as np
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    side = (what.image_size, what.image_size)
+    outputs = (-1, what.num_outputs, *(side if what.dense else ()))
+    return {
+        "flavor": mlflow.onnx,
+        "onnx_model": onnx.load(path),
+        "signature": ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, *side), "images")]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), outputs, "logits")]),
+        ),
+        "pip_requirements": ["onnx", "onnxruntime"],
+        "save_as_external_data": False,
+    }
+
+
+def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, Any]:
+    """Return the options of a pyfunc; of the packages that its script imports, a copy is made in `folder`."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Array, ColSpec, DataType, Schema
+
+    for code in what.code:
+        copy = folder / code.parent.name / code.name
+        shutil.copytree(code, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy.parent / "__init__.py").touch()
+    outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"),
+               ColSpec(Array(DataType.double), "scores")]  # fmt: skip
+    return {
+        "flavor": mlflow.pyfunc,
+        "python_model": str(what.serves),
+        "artifacts": {"model": str(path)},
+        "code_paths": [str(folder / code.parent.name) for code in what.code],
+        "signature": ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)),
+        "pip_requirements": ["numpy", "onnxruntime", "pandas", "pillow", "simplejpeg", "torch"],
+    }
 
 
 def _run(client: MlflowClient, config: TrackingConfig, key: str) -> Run:

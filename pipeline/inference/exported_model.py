@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,41 +34,44 @@ class ExportError(ValueError):
 
 
 class Deployed(nn.Module):
-    """A model that takes pixels: uint8 [B, 3, S, S] -> float32 logits."""
+    """A model that takes pixels: uint8 [B, 3, S, S] -> float32 logits; with `half` it computes in fp16 between them."""
 
-    def __init__(self, model: nn.Module, *, mean: float, std: float) -> None:
+    def __init__(self, model: nn.Module, *, mean: float, std: float, half: bool = False) -> None:
         super().__init__()
-        self.model, self.mean, self.std = model, mean, std
+        self.model, self.mean, self.std = deepcopy(model).half() if half else model, mean, std
+        self.dtype = torch.float16 if half else torch.float32
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize and run."""
-        return self.model((images.to(torch.float32) - self.mean) / self.std).float()
+        return self.model(((images.to(torch.float32) - self.mean) / self.std).to(self.dtype)).float()
 
 
-def facts_of(saved: SavedModel) -> dict[str, Any]:
+def facts_of(saved: SavedModel, precision: str = "fp32") -> dict[str, Any]:
     """Return what an exported file says of itself, as JSON values by name."""
     return {
         "crescendo": 1,
         "task": saved.kind,
         "model": saved.model_config.name,
+        "precision": precision,
         "classes": list(saved.task.classes),
         "preprocessing": saved.preprocessing.facts(),
         "checkpoint": {"uri": saved.uri, "cursor": saved.state.cursor, "weights": saved.weights},
     }
 
 
-def write_exported(saved: SavedModel, path: Path) -> None:
-    """Write the model as ONNX or `.pt2`, by the name's end."""
-    view = saved.preprocessing
-    model = Deployed(saved.model, mean=view.pixel_mean, std=view.pixel_std).eval()
+def write_exported(saved: SavedModel, path: Path, precision: str = "fp32") -> None:
+    """Write the model as ONNX or `.pt2`, by the name's end; `int8` is written as `fp32`, to be quantized then."""
+    view, facts = saved.preprocessing, facts_of(saved, precision)
+    half = precision == "fp16"
+    model = Deployed(saved.model, mean=view.pixel_mean, std=view.pixel_std, half=half).eval()
     # Two images, not one: a batch of one would be taken for a constant. Zeros, since `.pt2` keeps them.
     images = torch.zeros(2, saved.model_config.in_channels, view.image_size, view.image_size, dtype=torch.uint8)
     with torch.no_grad(), _quiet():
         program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch", min=1)},))
         if path.suffix == ".pt2":
-            torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts_of(saved))})
+            torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts)})
         else:
-            _write_onnx(program, path, facts_of(saved))
+            _write_onnx(program, path, facts)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, Any]) -> None:
@@ -108,7 +112,7 @@ def _open_onnx(path: Path) -> tuple[dict[str, Any], Inference]:
     texts = session.get_modelmeta().custom_metadata_map
     if "crescendo" not in texts:
         raise ExportError(f"{path}: lacks the metadata that `python -m jobs.export` writes into a model")
-    facts = {name: text if name in ("task", "model") else json.loads(text) for name, text in texts.items()}
+    facts = {name: text if name in ("task", "model", "precision") else json.loads(text) for name, text in texts.items()}
     return facts, lambda images: session.run(["logits"], {"images": images})[0]
 
 

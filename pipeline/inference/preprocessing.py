@@ -49,11 +49,19 @@ class Preprocessing:
         return asdict(self) | {
             "crop_fraction": self.image_size / (self.image_size + 32) if central else 1.0,
             "crop": "central square of crop_fraction of the short side" if central else "none: the whole image",
+            "crop_rounding": "side = max(1, int(crop_fraction * min(height, width))), top = (height - side) // 2, "
+            "left = (width - side) // 2",
             **PIXEL_RULES,
-            "resize": "bilinear, antialiased, to a square of image_size; the aspect ratio is not kept",
+            "resize": "bilinear, antialiased, to a square of image_size; the aspect ratio is not kept; on uint8, as "
+            "torch.nn.functional.interpolate does it",
+            "interpolation": "bilinear",
+            "antialias": True,
+            "align_corners": False,
+            "order": "orientation, transparency and depth, crop, resize, then the model",
             "channel_order": "RGB",
             "layout": "NCHW",
             "input": "uint8, 0 to 255; mean and std are applied inside the model",
+            "normalization": "(value - pixel_mean) / pixel_std, the same for each channel",
         }
 
     @classmethod

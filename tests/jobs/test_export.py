@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,17 +24,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import pipeline.inference.exported_model
+from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.export import main
+from jobs.predict import main as predict
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
 from pipeline.inference.norm_statistics import reestimate_saved
+from pipeline.inference.predictor import open_predictor
 from pipeline.inference.trained_model import SavedModel, open_saved
 from tests.support.runs import TrainedRun
+from tests.support.shards import image_of, png
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("classifier.onnx", "classifier.pt2", "segmenter.onnx", "segmenter.pt2")
 
 
@@ -192,6 +207,80 @@ def test_statistics_that_were_estimated_again_are_exported(trained_classifier: T
     np.testing.assert_allclose(exported, saved.logits(images), rtol=1e-3, atol=1e-4)
 
 
+CONSUMER = re.search(r"^```python\n(.*?)^```", (ROOT / "docs/models.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_documented_consumer_predicts_the_same_without_this_project(
+    trained_classifier: TrainedRun, exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert CONSUMER
+    shutil.copy(exported["classifier.pt2"], tmp_path / "cells.pt2")
+    (tmp_path / "use.py").write_text(CONSUMER[1])
+    image = Image.fromarray(image_of(1, 5, height=150, width=111))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "turned.png", exif=turned)
+    clear = image.convert("RGBA")
+    clear.putalpha(image.convert("L"))
+    clear.save(tmp_path / "clear.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    image.resize((64, 48)).save(tmp_path / "photo.jpg", quality=95)
+    image.resize((640, 480)).save(tmp_path / "large.jpg", quality=95)
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg"))
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    shown = subprocess.run(
+        [sys.executable, "use.py", *names], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert shown.returncode == 0, shown.stderr
+    theirs = [line.split("\t") for line in shown.stdout.splitlines()]
+    assert (
+        predict([str(exported["classifier.pt2"]), *(str(tmp_path / name) for name in names), "--top", "1", "--json"])
+        == 0
+    )
+    ours = json.loads(capsys.readouterr().out)
+    for name, (their_name, label, score), answer in zip(names, theirs, ours, strict=True):
+        best = answer["labels"][0]
+        assert (their_name, label) == (name, best["label"])
+        assert float(score) == pytest.approx(best["probability"], abs=0.01 if name == "large.jpg" else 1e-4), name
+
+
+@pytest.mark.parametrize(("precision", "suffix"), [("fp16", ".onnx"), ("fp16", ".pt2"), ("int8", ".onnx")])
+def test_a_smaller_model_is_scored_beside_its_checkpoint(
+    trained_classifier: TrainedRun,
+    exported: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    suffix: str,
+) -> None:
+    path = tmp_path / f"small{suffix}"
+    told = [str(trained_classifier.folder), "--to", str(path), "--precision", precision]
+    assert main([*told, "--max-drop", "0.2"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"accuracy 0\.\d+, the checkpoint's 0\.\d+, on 30 images of .*/val", shown)
+    assert re.search(r"one image takes [\d.]+ ms on the CPU, the checkpoint [\d.]+ ms", shown)
+    assert path.stat().st_size < 0.8 * exported[f"classifier{suffix}"].stat().st_size
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    facts, run = open_exported(path)
+    assert (facts["precision"], facts["classes"][0]) == (precision, "class 0")
+    assert run(np.zeros((3, 3, 48, 48), dtype=np.uint8)).shape == (3, 4)
+
+
+def test_a_smaller_model_that_loses_too_much_is_not_written(
+    trained_classifier: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_mean(saved: SavedModel, path: Path, precision: str) -> None:
+        write_exported(replace(saved, preprocessing=replace(saved.preprocessing, pixel_mean=255.0)), path, precision)
+
+    monkeypatch.setattr(pipeline.inference.exported_model, "write_exported", without_mean)
+    with pytest.raises(ExportError, match=r"is not written: accuracy .*; --max-drop allows 0\.01") as error:
+        main([str(trained_classifier.folder), "--to", str(tmp_path / "m.pt2"), "--precision", "fp16"])
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -> None:
     run = str(trained_classifier.folder)
     for arguments, message in (
@@ -199,7 +288,14 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
         ([run, "--to", str(tmp_path / "no/model.onnx")], "no doesn't exist; make it first"),
         (
             [run, "--to", str(tmp_path / "m.onnx"), "--data", str(tmp_path)],
-            "name shards for the comparison with --data",
+            "name data for the comparison with --data",
+        ),
+        ([run, "--to", "m.pt2", "--precision", "int8"], r"to is 'm\.pt2': int8 is for \.onnx files"),
+        ([run, "--to", "m.pt2", "--alias", "a"], "alias is 'a': it needs --register NAME"),
+        ([run, "--to", "m.onnx", "--max-drop", "2"], r"max_drop is 2\.0"),
+        (
+            [run, "--to", str(tmp_path / "m.onnx"), "--precision", "int8", "--train-data", str(tmp_path / "none")],
+            "int8 needs training images: name them with --train-data",
         ),
         ([str(tmp_path), "--to", str(tmp_path / "m.onnx")], "holds no valid checkpoint"),
     ):
@@ -224,7 +320,8 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)  # as MLflow itself sets it here: undone after the test
     folder = tmp_path / "runs" / "recorded"
     shutil.copytree(trained_classifier.folder / "checkpoints", folder / "checkpoints")
-    told = [str(folder), "--to", str(tmp_path / "model.onnx"), "--register", "shapes", "--tracking-uri", sqlite_uri]
+    told = [str(folder), "--to", str(tmp_path / "model.onnx"), "--register", "shapes", "--alias", "best"]
+    told += ["--tracking-uri", sqlite_uri]
     with pytest.raises(ValueError, match="no run of the experiment 'crescendo'"):
         main(told)
     tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded", storage=open_storage(folder))
@@ -234,6 +331,12 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     client = mlflow.MlflowClient(sqlite_uri, sqlite_uri)
     version = client.get_model_version("shapes", "1")
     assert version.run_id == tracker.run_id
+    assert client.get_model_version_by_alias("shapes", "best").version == version.version
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert version.tags["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (version.tags["size_bytes"], version.tags["score_metric"]) == (str(len(content)), "val/accuracy")
+    assert 0.5 < float(version.tags["score"]) <= 1
+    assert version.tags["checkpoint"].startswith(f"{folder}/checkpoints/")
     recorded = client.get_run(version.run_id)
     assert recorded.info.status == "FINISHED"
     (logged,) = client.search_logged_models([recorded.info.experiment_id])
@@ -243,3 +346,52 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     signature = mlflow.models.get_model_info("models:/shapes/1").signature
     assert signature.inputs.input_names() == ["images"]
     assert signature.outputs.inputs[0].shape == (-1, 4)
+
+
+@pytest.mark.soak
+def test_a_registered_model_of_images_is_served_without_this_project(
+    trained_classifier: TrainedRun, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
+    folder, image = tmp_path / "runs" / "recorded", tmp_path / "0.png"
+    shutil.copytree(trained_classifier.folder / "checkpoints", folder / "checkpoints")
+    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded", storage=open_storage(folder))
+    assert tracker.close()
+    told = [str(folder), "--to", str(tmp_path / "model.onnx"), "--register", "photos", "--register-as", "images"]
+    assert main([*told, "--alias", "champion", "--tracking-uri", sqlite_uri]) == 0
+    image.write_bytes(png(image_of(1, 5)))
+    expected = open_predictor(str(tmp_path / "model.onnx")).predict([image.read_bytes()])[0]
+    port = free_ports(1)
+    (tmp_path / "empty").mkdir()
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": sqlite_uri}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/photos@champion"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "--env-manager", "local", "--port", str(port)],
+            cwd=tmp_path / "empty", env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        row = [base64.b64encode(image.read_bytes()).decode()]
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [row, row]}}).encode()
+        first, second = _asked(f"http://127.0.0.1:{port}/invocations", body, server, tmp_path / "log")["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert first == second
+    assert not isinstance(expected, ValueError)
+    assert first["label"] == f"class {expected.scores.argmax()}"
+    np.testing.assert_allclose(first["scores"], expected.scores, atol=1e-5)
+
+
+def _asked(url: str, body: bytes, server: subprocess.Popen[bytes], log: Path) -> Any:
+    """Return the server's answer, once it is up."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())

@@ -1,0 +1,50 @@
+"""A registered model as MLflow serves it: encoded images in, labels and scores out. Logged as a script.
+
+It stands on its own but for `datasets.transforms`, of which the registered model holds a copy.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import mlflow.models
+import mlflow.pyfunc
+import numpy as np
+import pandas
+
+from datasets.transforms.decode import decode_crop, eval_crop, read_header
+
+
+class ServedImages(mlflow.pyfunc.PythonModel):
+    """Classifies encoded images with an exported ONNX file."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the file."""
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(context.artifacts["model"], providers=["CPUExecutionProvider"])
+        facts = self.session.get_modelmeta().custom_metadata_map
+        self.classes, self.rules = json.loads(facts["classes"]), json.loads(facts["preprocessing"])
+
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
+        """Return label, confidence and the scores of all classes for each image of the column `image`."""
+        images = np.stack([self.pixels(data) for data in model_input["image"]]).transpose(0, 3, 1, 2)
+        logits = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})[0]
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        scores = shares / shares.sum(1, keepdims=True)
+        return pandas.DataFrame(
+            {
+                "label": [self.classes[index] for index in scores.argmax(1)],
+                "confidence": scores.max(1).astype(float),
+                "scores": [row.astype(float).tolist() for row in scores],
+            }
+        )
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """Return what the model looks at, uint8 [S, S, 3]."""
+        header, size = read_header(data), self.rules["image_size"]
+        return decode_crop(data, header, eval_crop(header, size, rule=self.rules["eval_crop"]), size)
+
+
+mlflow.models.set_model(ServedImages())
