@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,11 +16,15 @@ from datasets.images.listing import ImageFile, TableColumns
 from datasets.prepare.layout import LeftOut
 from datasets.transforms.pixels import MAX_PIXELS
 from jobs.common.cli import parse, run_main
-from jobs.common.display import wide_console
+from jobs.common.display import shown_progress, wide_console
 
 if TYPE_CHECKING:
+    from pipeline.inference.prediction_table import PredictorSpec, Row
     from pipeline.inference.predictor import Prediction, Predictor
 
+TABLE_SUFFIX = ".parquet"
+CHUNK = 512
+"""Rows that are written at a time."""
 SHOWN = 1000
 """Images that the printed table has, at most."""
 
@@ -39,7 +44,13 @@ class Options:
     top: int = 5
     """Number of labels to print for each image, at most."""
     out: str = ""
-    """Segmentation: folder for the masks, as palette PNGs whose values are the classes and whose colours show them."""
+    """Segmentation: folder for the masks, as palette PNGs whose values are the classes and whose colours show them.
+    Classification: a table NAME.parquet, local or s3://, with path, label, confidence and the scores of all classes."""
+    workers: int = 0
+    """With --out NAME.parquet: workers of a Ray cluster, of one CPU each, which must be able to read the images and the
+    model; 0: this process alone."""
+    address: str = ""
+    """With --workers: address of the Ray cluster; empty: RAY_ADDRESS, else one on this machine."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     image_size: int = 0
@@ -64,6 +75,11 @@ class Options:
         for name in ("top", "batch_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}: it must be 0 (this process) or more")
+        if self.workers and not self.out.endswith(TABLE_SUFFIX):
+            raise ValueError(f"workers is {self.workers}: a cluster predicts into a table; name it with "
+                             f"--out NAME{TABLE_SUFFIX}")  # fmt: skip
         if self.image_size < 0:
             raise ValueError(f"image_size is {self.image_size}: it must be 0 (the run's) or more")
         if self.tile < 0:
@@ -84,6 +100,10 @@ def main(argv: Sequence[str]) -> int:
     predictor = predictor_of(options)
     for line in predictor.notes:
         print(f"note: {line}", file=sys.stderr)
+    if options.out.endswith(TABLE_SUFFIX):
+        damaged = _write_table(options, predictor, files)
+        _say_left_out(left_out)
+        return 1 if damaged else 0
     masks = _Masks(options) if predictor.kind == "segmentation" else None
     output, damaged = _Output(predictor.kind, options.json), 0
     for file, prediction in predict_files(
@@ -96,9 +116,67 @@ def main(argv: Sequence[str]) -> int:
             place = masks.write(file, prediction, len(predictor.classes)) if masks else None
             output.add(_answer(predictor, file, prediction, options.top, place))
     output.close()
+    _say_left_out(left_out)
+    return 1 if damaged else 0
+
+
+def _say_left_out(left_out: LeftOut) -> None:
     for reason, (count, example) in left_out.reasons.items():
         print(f"note: {count} left out: {reason}, such as {example}", file=sys.stderr)
-    return 1 if damaged else 0
+
+
+def _write_table(options: Options, predictor: Predictor, files: Iterable[ImageFile]) -> int:
+    """Write the predictions into a table; return how many images can't be read."""
+    from pipeline.inference.prediction_table import TableWriter, check_table
+
+    check_table(options.out, predictor.kind)
+    done, damaged = 0, 0
+    with (
+        TableWriter(options.out, classes=predictor.classes, model=predictor.name) as table,
+        shown_progress("predict") as show,
+    ):
+        for rows in _rows(options, predictor, files):
+            table.write(rows)
+            for row in rows:
+                if row.error is not None:
+                    damaged += 1
+                    print(f"error: {row.path}: {row.error}", file=sys.stderr)
+            done += len(rows)
+            show(done, done)
+    print(f"{options.out}: {done} images, {damaged} of them can't be read (column error)")
+    return damaged
+
+
+def _rows(options: Options, predictor: Predictor, files: Iterable[ImageFile]) -> Iterator[list[Row]]:
+    """Yield rows in chunks, made here or by a cluster's workers."""
+    from pipeline.inference.prediction_table import rows_of
+
+    sizes = {"batch_size": options.batch_size, "max_pixels": options.max_pixels}
+    if not options.workers:
+        rows = rows_of(predictor, files, **sizes)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            yield chunk
+        return
+    from infra.cluster.config import ClusterConfig
+    from infra.cluster.connect import connect
+    from pipeline.inference.cluster_predictions import predict_on_cluster
+
+    if waits := connect(ClusterConfig(address=options.address), num_workers=options.workers):
+        print(f"note: {waits}", file=sys.stderr)
+    yield from predict_on_cluster(spec_of(options), files, workers=options.workers, **sizes)
+
+
+def spec_of(options: Options) -> PredictorSpec:
+    """Return how the model is opened, here and by workers."""
+    from pipeline.inference.prediction_table import PredictorSpec
+
+    return PredictorSpec(
+        model=options.model,
+        storage=options.storage,
+        image_size=options.image_size,
+        ema=options.ema,
+        flip=options.tta == "flip",
+    )
 
 
 def predictor_of(options: Options) -> Predictor:
@@ -107,15 +185,11 @@ def predictor_of(options: Options) -> Predictor:
     Raises:
         ValueError: there is none, or it doesn't take these options.
     """
-    from pipeline.inference.flip import flip_averaged
-    from pipeline.inference.predictor import open_predictor
-
-    predictor = open_predictor(options.model, storage=options.storage, image_size=options.image_size, ema=options.ema)
+    predictor = spec_of(options).open()
     if options.tile and predictor.kind != "segmentation":
         raise ValueError(f"tile is {options.tile}: tiles are for segmentation, and {predictor.name} is for "
                          f"{predictor.kind}")  # fmt: skip
-    run = flip_averaged(predictor.run) if options.tta == "flip" else predictor.run
-    return replace(predictor, run=run, tile=options.tile, overlap=options.tile_overlap)
+    return replace(predictor, tile=options.tile, overlap=options.tile_overlap)
 
 
 def _located(file: ImageFile, error: ValueError) -> str:

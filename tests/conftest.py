@@ -28,6 +28,7 @@ SHARED = {
         "tests/jobs/test_search.py",
         "tests/jobs/test_sweep.py",
         "tests/jobs/test_compare.py",
+        "tests/jobs/test_predict_table.py",
         "tests/jobs/benchmark/test_scaling.py",
         "tests/pipeline/run/test_ray_policies.py",
         "tests/pipeline/run/test_group_policies.py",

@@ -111,7 +111,8 @@ def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, An
     """Return the options of a pyfunc; of the packages that its script imports, a copy is made in `folder`."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import Array, ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
     for code in what.code:
         copy = folder / code.parent.name / code.name

@@ -221,4 +221,11 @@ def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str,
             f"{storage.uri} was evaluated on different data than {config.data.val}: continue it under another --name "
             f"with --resume-from {storage.uri}, or, if the data was indexed again, index it as before"
         )
-    return (*notes, f"resumes from {start.source}") if start.source else notes
+    return (*notes, f"resumes from {start.source}{_forked(config, start)}") if start.source else notes
+
+
+def _forked(config: TrainConfig, start: Start) -> str:
+    """Return the fields in which a run differs from the one whose state it takes, in words."""
+    changes = differences(with_defaults(start.metadata.config, config), recorded_config(config))
+    serious = breaking({key: change for key, change in changes.items() if key != "name"})
+    return f", with other values: {described(serious, limit=12)}" if serious else ", with the same config"

@@ -207,6 +207,8 @@ def test_statistics_that_were_estimated_again_are_exported(trained_classifier: T
     np.testing.assert_allclose(exported, saved.logits(images), rtol=1e-3, atol=1e-4)
 
 
+ROUNDING = {"turned.png": 2e-3, "large.jpg": 0.01}
+"""Where the project resizes before it turns, and decodes at a smaller scale: by how much its probabilities differ."""
 CONSUMER = re.search(r"^```python\n(.*?)^```", (ROOT / "docs/models.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -243,7 +245,7 @@ def test_the_documented_consumer_predicts_the_same_without_this_project(
     for name, (their_name, label, score), answer in zip(names, theirs, ours, strict=True):
         best = answer["labels"][0]
         assert (their_name, label) == (name, best["label"])
-        assert float(score) == pytest.approx(best["probability"], abs=0.01 if name == "large.jpg" else 1e-4), name
+        assert float(score) == pytest.approx(best["probability"], abs=ROUNDING.get(name, 1e-4)), name
 
 
 @pytest.mark.parametrize(("precision", "suffix"), [("fp16", ".onnx"), ("fp16", ".pt2"), ("int8", ".onnx")])

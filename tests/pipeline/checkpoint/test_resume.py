@@ -232,6 +232,8 @@ def test_case_2_a_finished_runs_last_stage_goes_on_with_more_epochs(make_config:
     config = replace(base, name="other", resume_from=storage_of(base).uri, stages=longer)
     ready = with_start(check_run(config))
     assert not ready.finished
+    epochs = base.stages[1].epochs
+    assert ready.notes[-1].endswith(f", with other values: stages.1.epochs: {epochs!r} -> {epochs + 1!r}")
     assert ready.resume_from is not None
     assert ready.resume_from.stage_starts == ended.stage_starts[:-1]
     start = find_start(config, storage_of(config))
