@@ -38,14 +38,13 @@ class EvaluationData:
 
     def batches(self, *, image_size: int, batch_size: int, samples: int | None = None) -> Iterable[Batch]:
         """Return every sample once, in order; `stream_index` is its number. Or `samples` of them, evenly spaced."""
-        if isinstance(self.reader, SampleReader):
+        if samples is None and isinstance(self.reader, SampleReader):
             return build_eval_loader(
                 self.config,
                 image_size=image_size,
                 batch_size=batch_size,
                 rank=0,
                 world_size=1,
-                samples=samples,
                 manifest=self.reader.manifest,
             )
         return file_batches(self.reader, self.config, image_size=image_size, batch_size=batch_size, samples=samples)
