@@ -125,18 +125,17 @@ def main(argv: Sequence[str]) -> int:
     if options.register_as == "images" and saved.kind != "classification":
         raise ValueError(f"register_as is 'images': that is for classification, and {saved.uri} is for {saved.kind}")
     data = _data(saved, options)
+    images = _real_images(saved, data, options.compared)
     if options.precision == "fp32":
-        images = _real_images(saved, data, options.compared)
         difference = export_compared(saved, Path(options.to), images)
         verdict = f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of the largest"
     else:
-        images = _real_images(saved, data, 1)
         verdict = export_scored(saved, options, data)
     _, run = open_exported(Path(options.to))
-    size = Path(options.to).stat().st_size / 1e6
     print(
         f"{options.to}: {saved.model_config.name} at {saved.preprocessing.image_size} px, "
-        f"{len(saved.task.classes)} classes, {options.precision}, {size:.1f} MB\n{verdict}\n"
+        f"{len(saved.task.classes)} classes, {options.precision}, {Path(options.to).stat().st_size / 1e6:.1f} MB\n"
+        f"{verdict}\n"
         f"one image takes {latency_ms(run, images[:1]):.1f} ms on the CPU, the checkpoint "
         f"{latency_ms(saved.logits, images[:1]):.1f} ms ({torch.get_num_threads()} threads)"
     )
