@@ -10,7 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.files.urls import read_file, write_file
+from datasets.images.listing import find_images
+from datasets.prepare.layout import LeftOut
 from jobs.predict import main
+from pipeline.inference.cluster_predictions import predict_on_cluster
+from pipeline.inference.prediction_table import PredictorSpec
 from pipeline.inference.predictor import open_predictor
 from tests.support.runs import TrainedRun
 from tests.support.shards import image_of, png
@@ -64,21 +68,21 @@ def test_a_table_has_a_row_for_each_image(
 
 
 @pytest.mark.soak
-def test_a_clusters_workers_give_the_same_rows_and_a_lost_one_is_replaced(
-    trained_classifier: TrainedRun, images: Path, tmp_path: Path, s3_uri: str, ray_cluster: None
+def test_a_clusters_workers_give_the_same_rows(
+    trained_classifier: TrainedRun, images: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    from datasets.images.listing import find_images
-    from datasets.prepare.layout import LeftOut
-    from pipeline.inference.cluster_predictions import predict_on_cluster
-    from pipeline.inference.prediction_table import PredictorSpec
-
     out = tmp_path / "p.parquet"
     assert main([str(trained_classifier.folder), str(images), "--out", str(out), "--workers", "2"]) == 1
     check(rows(out), trained_classifier, images)
-    files = find_images(str(images), LeftOut())
+
+
+@pytest.mark.soak
+def test_a_lost_worker_is_replaced_and_its_chunk_predicted_again(
+    trained_classifier: TrainedRun, images: Path, ray_cluster: None
+) -> None:
     chunks = predict_on_cluster(
         PredictorSpec(model=str(trained_classifier.folder)),
-        files,
+        find_images(str(images), LeftOut()),
         workers=1,
         batch_size=2,
         max_pixels=10**6,
@@ -87,8 +91,9 @@ def test_a_clusters_workers_give_the_same_rows_and_a_lost_one_is_replaced(
     first = next(chunks)
     (worker,) = [one for one in psutil.process_iter() if "ray::PredictionWorker" in " ".join(one.cmdline())]
     worker.kill()
-    rest = [row for chunk in chunks for row in chunk]
-    assert [row.path for row in [*first, *rest]] == [str(file) for file in sorted(images.rglob("*.png"))]
+    found = [*first, *(row for chunk in chunks for row in chunk)]
+    assert [row.path for row in found] == [str(file) for file in sorted(images.rglob("*.png"))]
+    assert sum(row.error is not None for row in found) == 1
 
 
 def test_mistakes_are_one_line(
