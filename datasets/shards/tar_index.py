@@ -124,7 +124,7 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
 def image_members(file: RemoteFile, *, json_field: str = "label") -> Iterator[tuple[str, str, int, int, int | str]]:
     """Yield (key, extension, offset, size, label) of the image of each sample, as `scan_shard` would index it.
 
-    The label is a class number, a class name, or -1 where there is none.
+    The label is a class number, a class name, or -1 where there is none or there are several.
 
     Raises:
         DataError: as `scan_shard`.
@@ -132,7 +132,7 @@ def image_members(file: RemoteFile, *, json_field: str = "label") -> Iterator[tu
     for key, sample in _samples(file, _Members(file)):
         (offset, size, label, _, _), name = _row(file, key, sample, json_field)
         extension = next(extension for extension in sample if extension in IMAGE_EXTENSIONS)
-        yield key, extension, offset, size, name or label
+        yield key, extension, offset, size, name or (label if _several(file, key, sample) is None else -1)
 
 
 def rows_digest(rows: np.ndarray) -> str:

@@ -116,6 +116,7 @@ def test_mistakes_are_one_line(tree: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as tar:
         tar.add(tree / "ant", "ant")
     write_tar(tmp_path / "bare.tar", {"0.png": b""})
+    write_tar(tmp_path / "several.tar", {"0.png": b"", "0.labels": b"0 2"})
     (tree.parent / "kiwi").mkdir()
     (tree.parent / "kiwi/kiwi").symlink_to(tree / "ant")
     for place, message in (
@@ -131,6 +132,7 @@ def test_mistakes_are_one_line(tree: Path, tmp_path: Path) -> None:
         (tmp_path / "none.csv", "there is no such file"),
         (tmp_path / "packed.tar.gz", "this one is compressed; unpack it"),
         (tmp_path / "bare.tar", "it has no label; the model's classes are ant, bee, cow"),
+        (tmp_path / "several.tar", r"several\.tar:0\.png: it has no label"),
         (tmp_path / "kiwi", "the label 'kiwi' is none of the model's 3 classes"),
     ):
         with pytest.raises(DataError, match=message) as error:
