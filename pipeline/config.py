@@ -33,8 +33,13 @@ class ClassificationConfig:
 
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes (0 to 1)."""
+    focal_gamma: float = 0.0
+    """Focal loss: each class's term of the training loss is multiplied by (1 - p) to this power, so that what is
+    predicted well already counts less; usual is 2. 0: cross-entropy. The loss of evaluations is the cross-entropy."""
 
     def __post_init__(self) -> None:
+        if not self.focal_gamma >= 0:
+            raise ValueError(f"task.focal_gamma is {self.focal_gamma}: it must be 0 (off) or more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
 
@@ -50,6 +55,11 @@ class SegmentationConfig:
 
     dice_weight: float = 1.0
     """Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy alone."""
+    false_positive_weight: float = 0.5
+    """Weight of a false positive in the Dice loss (alpha of the Tversky loss, which it is with other weights than 0.5
+    and 0.5)."""
+    false_negative_weight: float = 0.5
+    """Weight of a false negative in the Dice loss (beta of the Tversky loss); larger: fewer are missed."""
     ignore_index: int = 255
     """Mask value of pixels that are ignored by the loss and the metrics; 255 also fills the area outside a shifted
     image."""
@@ -57,6 +67,9 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         if not self.dice_weight >= 0:
             raise ValueError(f"task.dice_weight is {self.dice_weight}: it must be 0 (off) or more")
+        for name in ("false_positive_weight", "false_negative_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"task.{name} is {getattr(self, name)}: it must be above 0")
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"task.ignore_index is {self.ignore_index}: it must be from 0 to 255")
 

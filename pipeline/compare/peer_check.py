@@ -22,6 +22,8 @@ def _training(config: TrainConfig, metric: str) -> Iterator[str]:
         yield "timm is not installed; `uv pip install timm` adds it"
     if config.kind != "classification" or metric != "val/accuracy":
         yield "it trains classifiers by val/accuracy; leave --peer out for this recipe"
+    if getattr(config.task, "focal_gamma", 0.0):
+        yield "its loss is the cross-entropy; leave --task.focal-gamma out"
     if config.worker_counts != [1]:
         yield "it trains in one process; give --cluster.num-workers 1, so that ours does too"
     if config.optimizer.layer_decay != 1:

@@ -66,7 +66,9 @@ class ClassificationTask:
         return one_hot * (1 - smoothing) + smoothing / self.num_outputs
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of float32 logits [B, K] against soft targets [B, K]."""
+        """Return the mean cross-entropy, or focal loss, of float32 logits [B, K] against soft targets [B, K]."""
+        if self.config.focal_gamma:
+            return {"loss": focal_loss(logits.float(), targets, self.config.focal_gamma)}
         return {"loss": F.cross_entropy(logits.float(), targets)}
 
     def metrics(self) -> MetricCollection:
@@ -136,11 +138,18 @@ class SegmentationTask:
         here = torch.stack((log_likelihood, (shares * targets).sum(dims), shares.sum(dims), targets.sum(dims)))
         log_likelihood, common, predicted, total = sum_over_workers(here)
         cross_entropy = -log_likelihood.sum() / total.sum().clamp_min(1)
-        scores = 2 * common / (predicted + total).clamp_min(1e-6)
+        scores = self._overlap(common, predicted, total)
         there = (total > 0).float()
         dice = ((1 - scores) * there).sum() / there.sum().clamp_min(1)
         loss = cross_entropy + self.config.dice_weight * dice
         return {"loss": loss, "cross_entropy": cross_entropy, "dice": dice}
+
+    def _overlap(self, common: Tensor, predicted: Tensor, total: Tensor) -> Tensor:
+        """Return each class's Dice score, or Tversky index where the two kinds of mistakes weigh otherwise."""
+        alpha, beta = self.config.false_positive_weight, self.config.false_negative_weight
+        if alpha == beta == 0.5:
+            return 2 * common / (predicted + total).clamp_min(1e-6)
+        return common / (common + alpha * (predicted - common) + beta * (total - common)).clamp_min(1e-6)
 
     def metrics(self) -> MetricCollection:
         """Return miou (over classes that occur), iou_CLASS, pixel_accuracy, and the cross-entropy as loss."""
@@ -187,6 +196,16 @@ class SegmentationTask:
     def _masks(self, batch: Batch) -> Tensor:
         assert batch.masks is not None, "preflight lets only data with masks through"
         return batch.masks
+
+
+def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Return the focal loss (arXiv 1708.02002) of logits [B, K], averaged over the batch.
+
+    Soft targets [B, K], as smoothing and Mixup make them, weigh the terms of their classes.
+    """
+    log_likelihood = F.log_softmax(logits, 1)
+    missed = (1 - log_likelihood.exp()).clamp_min(1e-7)  # at 0 the gradient of a power below 1 is infinite
+    return -(targets * missed**gamma * log_likelihood).sum(1).mean()
 
 
 def sum_over_workers(here: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jobs.recipes.fonts import fonts_small
 from pipeline.compare.config import CompareError
 from pipeline.compare.peer import Split, _rand_augment, _split, _Twin, train_with_timm
 from pipeline.compare.peer_check import check_peer
-from pipeline.config import TrainConfig
+from pipeline.config import ClassificationConfig, TrainConfig
 from pipeline.run.preflight import Preflight, check_run
 from tests.support.shards import image_of, write_shards
 
@@ -96,6 +96,7 @@ def test_what_has_no_twin_is_refused_with_the_cure(tmp_path: Path) -> None:
         (replace(base, model=replace(base.model, init_from="/w.safetensors")), r"--model\.init-from"),
         (replace(base, adaptive=replace(base.adaptive, plateau=True)), "plateau"),
         (replace(base, trainer=replace(base.trainer, micro_batch_size=8)), "micro-batch-size"),
+        (replace(base, task=ClassificationConfig(focal_gamma=2.0)), r"--task\.focal-gamma"),
         (replace(base, stages=(replace(last, randaugment_magnitude=2.5),)), "whole magnitudes up to 9"),
         (replace(base, stages=(replace(last, randaugment_magnitude=10),)), "whole magnitudes up to 9"),
     ):

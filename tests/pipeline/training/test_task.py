@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import sigmoid_focal_loss
 
 from datasets.loading.batch import Batch
 from datasets.transforms.mixing import mixup
 from pipeline.config import ClassificationConfig, SegmentationConfig
-from pipeline.training.task import ClassificationTask, SegmentationTask, build_task
+from pipeline.training.task import ClassificationTask, SegmentationTask, build_task, focal_loss
 
 CLASSES = ("sea", "land", "ice")
 
@@ -130,6 +131,59 @@ def test_pictures_are_images_of_what_is_shown() -> None:
     assert Image.open(io.BytesIO(right)).height > 8
 
 
+def test_focal_loss_is_torchvisions_for_two_classes() -> None:
+    # Two classes' softmax is the sigmoid of the logits' difference, for which torchvision has the loss.
+    logits = torch.randn(16, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    labels = torch.arange(16) % 2
+    task = ClassificationTask(ClassificationConfig(label_smoothing=0, focal_gamma=2.5), CLASSES[:2])
+    loss = task.loss(logits, F.one_hot(labels, 2).float())["loss"]
+    expected = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], labels.float(), alpha=-1, gamma=2.5, reduction="mean")
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    gradients = [torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (loss, expected)]
+    assert torch.allclose(*gradients, atol=1e-7)
+
+
+def test_focal_loss_without_focus_is_cross_entropy_and_blended_targets_blend_the_loss() -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(4))
+    one, two = (F.one_hot(torch.arange(6) * step % 3, 3).float() for step in (1, 2))
+    assert torch.allclose(focal_loss(logits, one, 0.0), F.cross_entropy(logits, one))
+    blend = focal_loss(logits, 0.3 * one + 0.7 * two, 2.0)
+    assert torch.allclose(blend, 0.3 * focal_loss(logits, one, 2.0) + 0.7 * focal_loss(logits, two, 2.0))
+    certain = (F.one_hot(torch.tensor([0]), 3).float() * 200.0).requires_grad_()
+    (gradient,) = torch.autograd.grad(focal_loss(certain, F.one_hot(torch.tensor([0]), 3), 0.5), certain)
+    assert torch.equal(gradient, torch.zeros(1, 3))  # no NaN where a probability is 1
+
+
+def test_tversky_by_counted_mistakes_and_equal_halves_are_dice() -> None:
+    masks, guessed = masks_of(4), masks_of(5)[:4]
+    targets = task_of().targets(batch_of(masks), torch.device("cpu"))
+    logits = F.one_hot(guessed.long(), 3).permute(0, 3, 1, 2) * 200.0
+    task = task_of(false_positive_weight=0.3, false_negative_weight=0.7)
+    indices = []
+    for index in range(3):
+        truth, guess = masks == index, guessed == index
+        right, extra, missed = (int(part.sum()) for part in (truth & guess, ~truth & guess, truth & ~guess))
+        indices.append(right / (right + 0.3 * extra + 0.7 * missed))
+    assert task.loss(logits, targets)["dice"].item() == pytest.approx(1 - sum(indices) / 3)
+    nearly = task_of(false_positive_weight=0.5 + 1e-9, false_negative_weight=0.5)
+    soft = logits_of(4)
+    assert torch.allclose(nearly.loss(soft, targets)["loss"], task_of().loss(soft, targets)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (ClassificationConfig, {"focal_gamma": -1.0}),
+        (SegmentationConfig, {"false_positive_weight": 0.0}),
+        (SegmentationConfig, {"false_negative_weight": -0.5}),
+    ],
+)
+def test_weights_that_make_no_loss_are_refused(config: type, fields: dict[str, float]) -> None:
+    (name,) = fields
+    with pytest.raises(ValueError, match=rf"task.{name} is .*: it must be"):
+        config(**fields)
+
+
 # Several workers ------------------------------------------------------------------------------------------------------
 
 IGNORED = (7, 0, 8, 1)
@@ -147,9 +201,9 @@ class _Net(nn.Module):
         return self.layers(images)
 
 
-def _gradients(net: nn.Module, part: slice) -> tuple[dict[str, Tensor], float]:
+def _gradients(net: nn.Module, part: slice, alpha: float) -> tuple[dict[str, Tensor], float]:
     """The loss of some images of the batch, with the gradients that training would take."""
-    task, batch = task_of(), batch_of(masks_of(4, ignored=IGNORED))
+    task, batch = task_of(false_positive_weight=alpha), batch_of(masks_of(4, ignored=IGNORED))
     targets = task.targets(batch, torch.device("cpu"))
     terms = task.loss(net(batch.images[part].float() / 255), targets[part])
     terms["loss"].backward()
@@ -157,17 +211,18 @@ def _gradients(net: nn.Module, part: slice) -> tuple[dict[str, Tensor], float]:
     return gradients, terms["loss"].item()
 
 
-def _worker(rank: int, folder: str) -> None:
+def _worker(rank: int, folder: str, alpha: float) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    result = _gradients(DistributedDataParallel(_Net()), slice(2 * rank, 2 * rank + 2))
+    result = _gradients(DistributedDataParallel(_Net()), slice(2 * rank, 2 * rank + 2), alpha)
     torch.save(result, f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
-def test_two_workers_with_unequal_pixels_learn_what_one_would(tmp_path: Path) -> None:
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    expected, loss = _gradients(_Net(), slice(0, 4))
+@pytest.mark.parametrize("alpha", [0.5, 0.8])  # Dice, Tversky
+def test_two_workers_with_unequal_pixels_learn_what_one_would(tmp_path: Path, alpha: float) -> None:
+    mp.spawn(_worker, (str(tmp_path), alpha), nprocs=2)  # type: ignore[attr-defined]
+    expected, loss = _gradients(_Net(), slice(0, 4), alpha)
     for rank in (0, 1):
         gradients, seen = torch.load(tmp_path / str(rank), weights_only=True)
         assert seen == pytest.approx(loss)
