@@ -17,6 +17,7 @@ from datasets.config import check_divisibility
 from jobs.common.cli import UsageError, parse_recipe, rate_notes, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
 from jobs.common.display import wide_console
+from jobs.common.schedule_plot import schedule_plot
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import with_numbers
@@ -165,7 +166,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         console = wide_console()
         console.print(plan_table(planned))
-        for line in (*planned["data"]["report"], *(f"note: {line}" for line in rate_notes(argv, config))):
+        plot = schedule_plot(config.stages, encoding=console.encoding)
+        for line in (*plot, "", *planned["data"]["report"], *(f"note: {line}" for line in rate_notes(argv, config))):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 

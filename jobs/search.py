@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.common.cli import UsageError, parse_recipe, run_main
+from jobs.common.cli import UsageError, parse_recipe, recipe_words, run_main
 from jobs.common.display import wide_console
 from jobs.common.study_run import train_study
 from jobs.recipes.catalog import RECIPES
@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "checkpoint.best_metric must be one that is best when highest: the reward is a product with it"
         )
-    return _Search(wide_console(), argv[0], preflight(short_run(config, options)), options).run()
+    recipe = recipe_words(argv, SearchOptions)
+    return _Search(wide_console(), recipe, preflight(short_run(config, options)), options).run()
 
 
 def short_run(config: TrainConfig, options: SearchOptions) -> TrainConfig:

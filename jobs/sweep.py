@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.tree import Tree
 
-from jobs.common.cli import parse_recipe, run_main
+from jobs.common.cli import parse_recipe, recipe_words, run_main
 from jobs.common.display import wide_console
 from jobs.common.study_run import train_study
 from jobs.recipes.catalog import RECIPES
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     console = wide_console()
     # The study's own folder holds no run; everything else of its config is what its trials will have.
     ready = preflight(config)
-    return _Sweep(console, argv[0], ready, space_of(argv[0], config), options).run()
+    return _Sweep(console, recipe_words(argv, SweepOptions), ready, space_of(argv[0], config), options).run()
 
 
 class _Sweep:

@@ -24,8 +24,10 @@ from tyro._errors import (
     on_parse_error,
 )
 
-from infra.redact import redacted
+from infra.redact import redacted, redacted_command
 from infra.storage.open import open_storage
+from jobs.common.recipe_help import CONVERSIONS, recipe_help
+from jobs.common.schedule_flags import ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
 from model.rows import rows_from_json
 from model.tables import Block
@@ -79,26 +81,26 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
         raise UsageError(f"no recipe is named {name!r}: {hint}")
     recipe = RECIPES[name]
-    description = f"Recipe {name}. {recipe.__doc__ or ''}"
-    if {"-h", "--help"} & {*rest}:
-        for flags in filter(None, (extra, _Rows)):
-            print(tyro.extras.get_parser(flags, prog=f"{prog} {name}", add_help=False).format_help())
+    if asked := {"-h", "--help", "--help-all"} & {*rest}:
+        everything = "--help-all" in asked
+        own_flags = [flags for flags in (extra, _Rows if everything else None) if flags is not None]
+        print(recipe_help(f"{prog} {name}", recipe, own_flags, ScheduleFlags, everything=everything))
+        sys.exit(0)
     rows, rest = parse_known(_Rows, rest, prog=f"{prog} {name}")
-    default = recipe()
+    own: T | None = None
+    if extra is not None:  # before the schedule's: a job may have --epochs of its own
+        own, rest = parse_known(extra, rest, prog=f"{prog} {name}")
+    schedule, rest = parse_known(ScheduleFlags, rest, prog=f"{prog} {name}")
+    default = scheduled(recipe(), schedule)
     if rows.model_rows:
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
-    own: T | None = None
-    if extra is not None:
-        own, rest = parse_known(extra, rest, prog=f"{prog} {name}")
-    config = parse(
-        TrainConfig,
-        rest,
-        default=default,
-        prog=f"{prog} {name}",
-        description=description,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
-    return config, own
+    return parse(TrainConfig, rest, default=default, prog=f"{prog} {name}", config=CONVERSIONS), own
+
+
+def recipe_words(argv: Sequence[str], own: type) -> str:
+    """Return the recipe and its flags as they stand on a command line, without those of the job's `own`."""
+    name, *rest = argv
+    return redacted_command([name, *parse_known(own, rest, prog=name)[1]])
 
 
 def rate_notes(argv: Sequence[str], config: TrainConfig) -> tuple[str, ...]:
@@ -160,8 +162,13 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
 def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
     """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
     match event:
+        case UnrecognizedArgs(tokens=tokens) if isinstance(default, TrainConfig) and (
+            which := _no_stage(tokens, default)
+        ):
+            return which
         case UnrecognizedArgs(tokens=tokens):
-            known = [f"--{name}" for name in _flags(default or kind)]
+            kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
+            known = [f"--{name}" for one in kinds for name in _flags(one)]
             close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
             return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
         case InvalidChoice(argument=argument, value=value, choices=choices):
@@ -171,7 +178,7 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
         case InstantiationFailure(message=message, argument=None):
             # Which of several stages it was is known only to the error behind the event.
             where = getattr(sys.exception(), "arg", "")
-            return f"{where}: {message}" if where else message
+            return f"{where}: {message}" if where and not message.startswith("--") else message
         case InstantiationFailure(message=message, argument=argument) if argument is not None:
             sentence = message.partition("\n")[0]
             for pattern, words in _PLAIN.items():
@@ -180,6 +187,16 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
         case MissingArgs(missing_arguments=missing):
             return f"missing: {', '.join(one.arg.lowered.name_or_flags[0] for one in missing)}"
     return f"wrong arguments; {event.prog} --help lists the flags"
+
+
+def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:
+    """Say that a flag is of a stage that the recipe doesn't have; empty: it isn't."""
+    flag, count = tokens[0].partition("=")[0], len(config.stages)
+    match = re.match(r"--stages\.(\d+)\.", flag)
+    if match is None or int(match[1]) < count:
+        return ""
+    there = f"are {count} stages, 0 to {count - 1}" if count > 1 else "is one stage, 0"
+    return f"{flag}: there {there}; --ramp.stages {int(match[1]) + 1} makes more"
 
 
 def _flags(of: object, prefix: str = "") -> Iterator[str]:

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
     _check_flags(names, rest)
     if len(names) == 1 and names[0] in COMPARISONS:
         config, options = _recipe(_recipe_flag(rest), rest)
-        comparison = COMPARISONS[names[0]](scaled(config, options.epochs))
+        comparison = COMPARISONS[names[0]](config)
         own_name = config.name != RECIPES[_recipe_flag(rest)]().name
     else:
         for name in names:
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
         parsed = [_recipe(name, rest) for name in names]
         config, options = parsed[0]
         own_name = config.name != RECIPES[names[0]]().name
-        variants = {name: scaled(one, options.epochs) for name, (one, _) in zip(names, parsed, strict=True)}
+        variants = {name: one for name, (one, _) in zip(names, parsed, strict=True)}
         comparison = Comparison(
             name="-".join(name.replace("_", "-") for name in names),
             question="Recipes as they are, each at its own stages.",
@@ -56,16 +56,6 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
         )
     comparison = _chosen(_named(comparison, config.name if own_name else ""), options.variants)
     return _with_peer(comparison, options), options
-
-
-def scaled(config: TrainConfig, epochs: float) -> TrainConfig:
-    """Return a config whose stages are so many epochs together, the warm-up in proportion; 0: as it is."""
-    if not epochs:
-        return config
-    factor = epochs / sum(stage.epochs for stage in config.stages)
-    stages = tuple(replace(stage, epochs=stage.epochs * factor) for stage in config.stages)
-    optimizer = replace(config.optimizer, warmup_epochs=config.optimizer.warmup_epochs * factor)
-    return replace(config, stages=stages, optimizer=optimizer)
 
 
 def _recipe(name: str, rest: Sequence[str]) -> tuple[TrainConfig, CompareOptions]:

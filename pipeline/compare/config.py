@@ -59,8 +59,6 @@ class CompareOptions:
     """Recipe from which a predefined comparison makes its variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds with which each variant is trained."""
-    epochs: float = 0.0
-    """Epochs of all stages together; stage lengths and warm-up scale in proportion. 0: the recipe's."""
     variants: tuple[str, ...] = ()
     """Variants to train, by name, besides the baseline; none given: all."""
     target: float = 0.0
@@ -75,5 +73,3 @@ class CompareOptions:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}: name at least one, and none twice")
-        if self.epochs < 0:
-            raise ValueError(f"epochs is {self.epochs}: it must be above 0, or 0 for the recipe's")

@@ -24,6 +24,7 @@ from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
+from pipeline.run.schedule_picture import schedule_picture
 from pipeline.run.summary import class_table, decision_table, describe, format_decision, stage_report, summary
 from pipeline.schedule.decisions import Decision, DecisionRecord, Stop, leaving
 from pipeline.schedule.policy import Progress
@@ -198,4 +199,5 @@ def _tracker(config: TrainConfig, uri: str, storage: Storage, epoch: int) -> Tra
     own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
     tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
     tracker.set_description(describe(config))
+    tracker.log_artifact_bytes("schedule.png", schedule_picture(config.stages))
     return tracker

@@ -241,6 +241,11 @@ class StageSpan:
         return (self.stop - self.start) // self.stage.batch_size
 
 
+def on_ramp(span: tuple[float, float], index: int, count: int) -> float:
+    """Return the value of one of `count` stages, linear from the first's to the last's; a single stage is the last."""
+    return span[0] + (span[1] - span[0]) * (index / (count - 1) if count > 1 else 1.0)
+
+
 def ramp(
     *,
     epochs: float,
@@ -261,21 +266,16 @@ def ramp(
     """
     if num_stages < 1:
         raise ValueError(f"num_stages is {num_stages}: a ramp needs at least 1")
-
-    def at(span: tuple[float, float], index: int) -> float:
-        fraction = index / (num_stages - 1) if num_stages > 1 else 1.0
-        return span[0] + (span[1] - span[0]) * fraction
-
     return tuple(
         TrainingStage(
-            image_size=round(at(image_size, index) / size_multiple) * size_multiple,
+            image_size=round(on_ramp(image_size, index, num_stages) / size_multiple) * size_multiple,
             epochs=epochs / num_stages,
             batch_size=batch_size,
-            randaugment_magnitude=at(randaugment_magnitude, index),
-            mixup_alpha=at(mixup_alpha, index),
-            cutmix_alpha=at(cutmix_alpha, index),
-            dropout=at(dropout, index),
-            stochastic_depth=None if stochastic_depth is None else at(stochastic_depth, index),
+            randaugment_magnitude=on_ramp(randaugment_magnitude, index, num_stages),
+            mixup_alpha=on_ramp(mixup_alpha, index, num_stages),
+            cutmix_alpha=on_ramp(cutmix_alpha, index, num_stages),
+            dropout=on_ramp(dropout, index, num_stages),
+            stochastic_depth=None if stochastic_depth is None else on_ramp(stochastic_depth, index, num_stages),
         )
         for index in range(num_stages)
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.common.cli import UsageError
-from jobs.common.compare_args import parse, scaled
+from jobs.common.compare_args import parse
+from jobs.common.schedule_flags import scaled
 from jobs.compare import _Compare, main
 from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
 from jobs.recipes.earth import unet_demo

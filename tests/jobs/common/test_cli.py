@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from infra.cluster.code_package import ROOT
-from jobs.common.cli import UsageError, parse_recipe
+from jobs.common.cli import UsageError, parse_recipe, recipe_words
+from jobs.common.cli import _flags as flags_of
 from jobs.recipes.solar_cells import demo
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import differences
@@ -69,6 +71,27 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo", "--name", "."], "name is '.': .*not dots alone"),
         (["demo", "--name", ".."], "name is '..'"),
         (["demo", "--stages.0.image-size", "auto"], r"'auto' is not an integer"),
+        (
+            ["demo", "--stages.7.image-size", "96"],
+            r"^--stages\.7\.image-size: there are 4 stages, 0 to 3; --ramp.stages 8",
+        ),
+        (["demo", "--ramp.stages", "1", "--stages.1.epochs=2"], r"^--stages\.1\.epochs: there is one stage, 0"),
+        (["demo", "--ramp.imagesize", "1", "2"], r"did you mean --ramp\.image-size\?"),
+        (["demo", "--ramp.stages", "0"], r"^--ramp\.stages is 0: it must be at least 1"),
+        (["demo", "--ramp.stages", "two"], r"^--ramp\.stages: it does not accept 'two'"),
+        (["demo", "--ramp.image-size", "128"], r"^--ramp\.image-size: it takes two numbers, .*, not 128$"),
+        (["demo", "--ramp.image-size", "1", "2", "3"], r"^--ramp\.image-size: it takes two numbers, .*, not 1 2 3$"),
+        (["demo", "--ramp.mixup"], r"^--ramp\.mixup: it takes two numbers, .*, not none$"),
+        (["demo", "--ramp.mixup", "0", "x"], r"^--ramp\.mixup: 'x' is not a number$"),
+        (["demo", "--ramp.image-size", "300", "128"], r"^--ramp\.image-size is 300 128: .*first must not be above"),
+        (["demo", "--ramp.image-size", "12.5", "20"], r"^--ramp\.image-size is 12\.5 20: give whole numbers"),
+        (["demo", "--ramp.dropout", "0", "1"], r"^--ramp\.dropout has 1: it must be at least 0 and below 1$"),
+        (["demo", "--ramp.randaugment", "-1", "1"], r"^--ramp\.randaugment has -1: it must be at least 0$"),
+        (["demo", "--epochs", "0"], r"^--epochs is 0: it must be above 0$"),
+        (["demo", "--epochs", "-3"], r"^--epochs is -3: it must be above 0$"),
+        (["demo", "--epochs", "nan"], r"^--epochs is nan: it must be above 0$"),
+        (["demo", "--ramp.size-multiple", "0"], r"^--ramp\.size-multiple is 0: it must be at least 1$"),
+        (["demo", "--batch-size", "0"], r"^--batch-size is 0: it must be at least 1$"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
@@ -86,9 +109,37 @@ def test_what_is_said_does_not_depend_on_the_terminal(encoding: str) -> None:
     assert done.stderr == "error: Unrecognized options: --optimizer.lrr, 1 (did you mean --optimizer.lr?)\n"
 
 
-def test_help_tells_each_field_and_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit, match="0"):
-        parse("demo", "--help")
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "--stages.0.image-size" in shown
-    assert "in pixels" in shown
+        parse(*argv)
+    return capsys.readouterr().out
+
+
+def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = helped(capsys, "demo", "--help")
+    assert "in pixels. (64, 80, 112, 128)" in " ".join(shown.split())
+    flags = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
+    assert len(flags) == len(set(flags))
+    assert [flag for flag in flags if flag.endswith("image-size")] == ["--ramp.image-size", "--stages.N.image-size"]
+    assert flags[0] == "--name"
+    assert {"--epochs", "--batch-size", "--ramp.stages", "--optimizer.lr"} < {*flags}
+
+
+def test_all_fields_are_in_the_whole_help(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {*re.findall(r"^  --([\w.-]+)", helped(capsys, "demo", "--help-all"), re.MULTILINE)}
+    wanted = {re.sub(r"^stages\.\d", "stages.N", name) for name in flags_of(demo())} - {"model.rows"}  # a file's
+    assert wanted <= shown
+    common = re.findall(r"^  --([\w.-]+)", helped(capsys, "demo", "--help"), re.MULTILINE)
+    assert len(common) < len(wanted) * 0.6
+    assert {*common} < shown
+
+
+def test_the_flags_of_a_job_come_first_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse_recipe(["demo", "--help"], prog="plan", extra=Flags)
+    assert re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)[0] == "--json"
+
+
+def test_the_words_of_a_recipe_are_what_is_not_the_jobs() -> None:
+    argv = ["demo", "--ramp.stages", "3", "--json", "--data.train", "a b"]
+    assert recipe_words(argv, Flags) == "demo --ramp.stages 3 --data.train 'a b'"
