@@ -27,12 +27,12 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
     Raises:
         UsageError: no such comparison, recipe or field.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
         print(_usage())
         sys.exit(0 if argv else 2)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     rest = [_long(argument) for argument in argv[len(names) :]]
-    if {"-h", "--help"} & {*rest}:
+    if {"-h", "--help", "--help-all"} & {*rest}:
         print(_usage(), end="\n\n")  # the fields' own help, which follows, doesn't know --train and --val
     _check_flags(names, rest)
     if len(names) == 1 and names[0] in COMPARISONS:
