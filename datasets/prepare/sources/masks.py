@@ -16,7 +16,8 @@ from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, hold_out, mark_of
 from datasets.transforms.pixels import read_header
 
-_EXTENSIONS = (".png", ".PNG", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+_LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+_EXTENSIONS = (*_LOSSLESS, *(extension.upper() for extension in _LOSSLESS))
 _MOST_NAMED = 3
 
 
