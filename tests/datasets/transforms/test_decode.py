@@ -88,13 +88,13 @@ def test_resizing_is_torchs_antialiased_bilinear() -> None:
 
 def test_scaled_decode_only_where_the_crop_stays_twice_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
-    real = decode._resize
+    real = decode.resize
 
     def spy(pixels: np.ndarray, size: int) -> np.ndarray:
         sizes.append(pixels.shape[:2])
         return real(pixels, size)
 
-    monkeypatch.setattr(decode, "_resize", spy)
+    monkeypatch.setattr(decode, "resize", spy)
     pixels = photo(600, 800)
     data = simplejpeg.encode_jpeg(pixels, quality=98)
     header = read_header(data)
