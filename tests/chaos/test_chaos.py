@@ -56,7 +56,7 @@ def test_runs_whose_every_part_is_killed_lose_and_double_nothing_and_the_one_of_
 @pytest.mark.soak
 @pytest.mark.timeout(TIMEOUT_S + 20)
 def test_a_submission_that_was_paused_and_taken_over_changes_nothing_when_it_wakes() -> None:
-    (verdict,) = chaos(KILLS or 1, "--no-elastic", "--only", "takeover", "--steps-a-kill", "40")
+    (verdict,) = chaos(KILLS or 1, "--no-elastic", "--only", "takeover", "--steps-a-kill", "60")
     check(verdict, KILLS or 1, ("takeover",))
     assert verdict["different"] == []
 
