@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,33 +68,36 @@ def png(pixels: np.ndarray) -> bytes:
 
 def write_mask_shards(folder: Path, counts: list[int]) -> Path:
     """Segmentation shards with `counts` PNG images of 48x64 px, their masks of 3 classes, and their manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number, names = 0, []
-    for index, count in enumerate(counts):
-        names.append(f"part-{index:06d}.tar")
-        with wds.TarWriter(str(folder / names[-1]), mtime=0) as tar:
-            for _ in range(count):
-                sample = {"png": png(image_of(1, number)), "mask.png": png(mask_of(1, number))}
-                tar.write({"__key__": f"{number:08d}", **sample})
-                number += 1
-    write_manifest(folder, names, classes=["low", "middle", "high"], kind="segmentation")
-    return folder
+
+    def sample(number: int) -> dict[str, bytes]:
+        return {"png": png(image_of(1, number)), "mask.png": png(mask_of(1, number))}
+
+    return _written(folder, counts, sample, classes=["low", "middle", "high"], kind="segmentation")
 
 
 def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
     """Multi-label shards with `counts` images of 48x64 px of the classes of `labels_of`, and their manifest."""
+
+    def sample(number: int) -> dict[str, bytes]:
+        labels = labels_of(number)
+        text = " ".join(map(str, labels)).encode()
+        return {"jpg": simplejpeg.encode_jpeg(image_of(sum(labels), number)), "labels": text}
+
+    return _written(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
+
+
+def _written(
+    folder: Path, counts: list[int], sample: Callable[[int], dict[str, bytes]], *, classes: list[str], kind: str
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     number, names = 0, []
     for index, count in enumerate(counts):
         names.append(f"part-{index:06d}.tar")
         with wds.TarWriter(str(folder / names[-1]), mtime=0) as tar:
             for _ in range(count):
-                labels = labels_of(number)
-                sample = {"jpg": simplejpeg.encode_jpeg(image_of(sum(labels), number))}
-                text = " ".join(map(str, labels)).encode()
-                tar.write({"__key__": f"{number:08d}", **sample, "labels": text})
+                tar.write({"__key__": f"{number:08d}", **sample(number)})
                 number += 1
-    write_manifest(folder, names, classes=["stripes", "spots", "waves"], kind="multilabel")
+    write_manifest(folder, names, classes=classes, kind=kind)
     return folder
 
 

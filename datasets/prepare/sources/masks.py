@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -19,6 +20,7 @@ from datasets.transforms.pixels import read_header
 _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 _EXTENSIONS = (*_LOSSLESS, *(extension.upper() for extension in _LOSSLESS))
 _MOST_NAMED = 3
+_classes_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +123,7 @@ class Masks:
         return mask_png(numbers)
 
     def _table(self) -> MaskClasses:
-        return mask_classes(self.classes, self.ignore, binary=self.binary)
+        return _classes_of(self.classes, self.ignore, binary=self.binary)
 
     def _folder(self, split: str) -> Path | None:
         """Return the folder of a split's images; validation images that were held out are in the training folder."""
@@ -145,7 +147,9 @@ class Masks:
         for needed in (folder, self.masks if split == "train" else getattr(self, f"{split}_masks")):
             if needed is not None and not needed.is_dir():
                 raise DataError(f"{needed}: no such folder")
-        files = [file for file in image_files(folder, folder, left_out) if not self._is_mask(file)]
+        found = list(image_files(folder, folder, left_out))
+        images = {file.with_suffix("") for file in found if file.suffix not in _EXTENSIONS}
+        files = [file for file in found if not self._is_mask(file, images)]
         pairs = [(file, self._mask(file, split)) for file in files]
         if unmasked := [file for file, mask in pairs if mask is None]:
             if not self.skip_unmasked:
@@ -157,15 +161,13 @@ class Masks:
             if mask is not None
         )
 
-    def _is_mask(self, file: Path) -> bool:
-        """Say whether a file in a folder of images and masks is a mask."""
+    def _is_mask(self, file: Path, images: set[Path]) -> bool:
+        """Say whether a file in a folder of images and masks is a mask; `images` can be none, without extension."""
         if self.masks is not None:
             return False
         if self.mask_suffix:
             return file.stem.endswith(self.mask_suffix)
-        return file.suffix in _EXTENSIONS and any(
-            other.suffix not in _EXTENSIONS for other in file.parent.glob(f"{_escaped(file.stem)}.*") if other != file
-        )
+        return file.suffix in _EXTENSIONS and file.with_suffix("") in images
 
     def _unmasked(self, files: list[Path], folder: Path, total: int) -> str:
         shown = ", ".join(str(file.relative_to(folder)) for file in files[:_MOST_NAMED])
@@ -175,7 +177,3 @@ class Masks:
             f"{folder}: {len(files):,} of {total:,} images have no mask: {shown}{more}; the first one's would be "
             f"{wanted}; add them, or leave such images out with --skip-unmasked"
         )
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in stem)

@@ -187,3 +187,13 @@ def test_images_without_a_mask_can_be_left_out(tmp_path: Path, capsys: pytest.Ca
     )
     assert sum(map(len, found.values())) == 19
     assert "without a mask: 1 (a/00.jpg)" in capsys.readouterr().out
+
+
+def test_a_png_beside_a_note_of_its_name_is_an_image_and_no_mask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20)
+    (tmp_path / "all/a/lone.png").write_bytes(png(np.zeros((SIDE, SIDE, 3), np.uint8)))
+    (tmp_path / "all/a/lone.txt").write_text("a note")
+    assert main(["masks", str(tmp_path / "all"), "--classes", "x,y", "--out", str(tmp_path / "out")]) == 2
+    assert "1 of 21 images have no mask: a/lone.png" in capsys.readouterr().err
