@@ -57,6 +57,13 @@ class _Rows:
     """JSON file of architecture rows that replace the model's own, as written by `jobs.search`."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Name:
+    """What a run is called, apart from its other flags."""
+
+    name: str = ""
+
+
 class UsageError(ValueError):
     """The command line asks for something that doesn't exist."""
 
@@ -98,9 +105,11 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
 
 
 def recipe_words(argv: Sequence[str], own: type) -> str:
-    """Return the recipe and its flags as they stand on a command line, without those of the job's `own`."""
+    """Return the recipe and its flags as they stand on a command line, without the job's `own` ones and the name."""
     name, *rest = argv
-    return redacted_command([name, *parse_known(own, rest, prog=name)[1]])
+    for flags in (own, _Name):
+        _, rest = parse_known(flags, rest, prog=name)
+    return redacted_command([name, *rest])
 
 
 def rate_notes(argv: Sequence[str], config: TrainConfig) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def show_comparison(console: Console, found: Confirmation, score_name: str) -> N
 
 
 def winner_command(study: Study, point: Point, recipe: str) -> str:
-    """Return the command that trains a point as a run of its own."""
+    """Return the command that trains a point as a run of its own: the recipe with its flags, and the changes."""
     changes = differences(config_values(study.base), config_values(study.configure(point)))
     flags = " ".join(f"--{key.replace('_', '-')} {new}" for key, (_, new) in changes.items())
     return f"python -m jobs.train {recipe} --name {study.base.name}-best {flags}"
@@ -122,7 +122,7 @@ def show_search(console: Console, study: Study, records: Sequence[Record], recip
 
 
 def rows_command(study: Study, recipe: str) -> str:
-    """Return the command that trains the best rows in full."""
+    """Return the command that trains the best rows in full: `recipe` with its flags, and the rows."""
     rows = shlex.quote(study.storage.location("report/rows.json"))
     return f"python -m jobs.train {recipe} --name {study.base.name}-best --model-rows {rows}"
 

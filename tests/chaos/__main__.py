@@ -32,7 +32,7 @@ from tests.chaos.run import Killer, Place, Run
 from tests.chaos.verdict import Verdict, compare
 from tests.support.servers import MlflowServer, S3Server
 
-KINDS = ("worker", "S3", "driver", "MLflow", "controller", "node", "takeover")
+KINDS = ("worker", "driver", "controller", "takeover", "S3", "node", "MLflow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +91,9 @@ def run_all(options: Options) -> list[Verdict]:
 
 
 def planned(options: Options, elastic: bool) -> list[str]:
-    """Return the kinds of kills, each about as often as the others, in an order that the seed draws."""
-    kinds = [options.only or KINDS[index % len(KINDS)] for index in range(options.kills)]
+    """Return the kinds of kills, each about as often as the others over both runs, in an order that the seed draws."""
+    first = options.kills if elastic and options.fixed else 0
+    kinds = [options.only or KINDS[(first + index) % len(KINDS)] for index in range(options.kills)]
     Random(options.seed + elastic).shuffle(kinds)
     return kinds
 

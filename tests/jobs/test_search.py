@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from infra.storage.open import open_storage
+from jobs.common.cli import parse_recipe
 from jobs.search import main
 from model.rows import rows_from_json
 from pipeline.search.reward import reward
@@ -49,7 +51,9 @@ def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(
     assert [record.number for record in finished()] == [0, 1]
     assert base in finished()
     assert [path.stat().st_mtime_ns for path in kept] == times
-    assert "python -m jobs.train fonts_small --name s-best --model-rows" in capsys.readouterr().out
+    (best,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m jobs.train "))
+    trained, _ = parse_recipe(shlex.split(best)[3:], prog="train")
+    assert (trained.name, trained.data.train, len(trained.model.rows)) == ("s-best", str(tmp_path / "train"), 4)
     assert len(rows_from_json((study / "report" / "rows.json").read_text())) == 4
     assert list((study / "report" / "front").iterdir())
 

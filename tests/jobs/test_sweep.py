@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.storage.open import open_storage
+from jobs.common.cli import parse_recipe
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
 from tests.support.killing import done_once, run_until
@@ -80,7 +82,9 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
     assert done in records(place)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert [path for path in _weights(place) if "-start-" in str(path)] == starts
-    assert "python -m jobs.train demo --name s-best" in capsys.readouterr().out
+    (best,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m jobs.train demo "))
+    trained, _ = parse_recipe(shlex.split(best)[3:], prog="train")
+    assert (trained.name, trained.data.train) == ("s-best", str(place / "train"))
     report = place / "runs" / "s" / "report"
     assert {path.name for path in report.iterdir()} >= {"report.md", "parallel-coordinates.png"}
 

@@ -140,6 +140,6 @@ def test_the_flags_of_a_job_come_first_in_its_help(capsys: pytest.CaptureFixture
     assert re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)[0] == "--json"
 
 
-def test_the_words_of_a_recipe_are_what_is_not_the_jobs() -> None:
-    argv = ["demo", "--ramp.stages", "3", "--json", "--data.train", "a b"]
+def test_the_words_of_a_recipe_are_without_the_jobs_own_and_the_name() -> None:
+    argv = ["demo", "--ramp.stages", "3", "--json", "--name", "s", "--data.train", "a b"]
     assert recipe_words(argv, Flags) == "demo --ramp.stages 3 --data.train 'a b'"

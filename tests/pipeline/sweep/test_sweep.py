@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from infra.cluster.config import ClusterConfig
 from infra.storage.open import open_storage
-from jobs.common.cli import parse_recipe
+from jobs.common.cli import parse_recipe, recipe_words
 from jobs.common.study_report import sweep_files, winner_command
 from jobs.common.trials_view import TrialsBoard
 from jobs.recipes.solar_cells import demo
@@ -409,10 +410,12 @@ def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_broug
 def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     point = finished(study, 1)[0].point
-    command = winner_command(study, point, "demo")
-    assert command.startswith("python -m jobs.train demo --name sweep-best ")
-    parsed, _ = parse_recipe(command.split()[3:], prog="test")
+    words = recipe_words(["demo", "--name", "sweep", "--data.train", "own"], SweepOptions)
+    command = winner_command(study, point, words)
+    assert command.startswith("python -m jobs.train demo --data.train own --name sweep-best ")
+    parsed, _ = parse_recipe(shlex.split(command)[3:], prog="test")
     assert parsed.stages == study.configure(point).stages
+    assert (parsed.name, parsed.data.train) == ("sweep-best", "own")
 
 
 def test_a_confirmation_trains_both_over_further_seeds(tmp_path: Path) -> None:
