@@ -25,16 +25,12 @@ SHARED = {
         "tests/jobs/test_control.py",
         "tests/jobs/test_live_control.py",
         "tests/jobs/test_hang.py",
-        "tests/jobs/test_search.py",
-        "tests/jobs/test_sweep.py",
-        "tests/jobs/test_compare.py",
         "tests/jobs/test_predict_table.py",
         "tests/jobs/benchmark/test_scaling.py",
         "tests/pipeline/run/test_ray_policies.py",
         "tests/pipeline/run/test_group_policies.py",
         "tests/pipeline/run/test_controller_client.py",
         "tests/pipeline/run/test_moved_mlflow.py",
-        "tests/pipeline/sweep/test_study.py",
         "tests/pipeline/compare/test_compare.py",
         "tests/infra/test_spot_watch.py",
         "tests/infra/cluster/test_cluster_files.py",
@@ -46,6 +42,12 @@ SHARED = {
         "tests/chaos/test_chaos.py",
         "tests/infra/cluster/test_autoscaler.py",
         "tests/infra/cluster/test_ray_up.py",
+    ),
+    "studies": (
+        "tests/jobs/test_search.py",
+        "tests/jobs/test_sweep.py",
+        "tests/jobs/test_compare.py",
+        "tests/pipeline/sweep/test_study.py",
     ),
     "trained": (
         "tests/test_documented_commands.py",
@@ -62,7 +64,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Spread tests over pytest's processes by file: all files that use Ray to one, as its processes fill the cores."""
+    """Spread tests over pytest's processes by file: what shares a Ray cluster to one, which fills the cores."""
     return ByResource(config, log)
 
 

@@ -1,4 +1,4 @@
-"""Every part of a run is killed once, in one of two runs at a random step, and nothing is lost, doubled or changed by it.
+"""Every part of a run is killed at a random step, in one of two runs, and nothing is lost, doubled or changed by it.
 
 The number of kills in a run is that of the environment variable CRESCENDO_CHAOS_KILLS, where it is set. Nodes are lost,
 drained and added in `tests/pipeline/run/test_ray_policies.py` too.
