@@ -1,4 +1,8 @@
-"""A run of which a loader process hangs ends as one that was never disturbed; a pause is no hang."""
+"""A run of which a loader process hangs goes on with a new worker group; a pause is no hang.
+
+That it ends with the weights of one that was never disturbed is shown without Ray in
+`tests/pipeline/run/test_hanging_loader.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,11 @@ import pytest
 
 from infra.storage.open import open_storage
 from jobs.train import main
-from pipeline.checkpoint.format import Snapshot, latest_valid
+from pipeline.checkpoint.format import latest_valid
 from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient, ControllerError
 from pipeline.schedule.decisions import Pause, Resume
 from tests.support.shards import write_shards
-from tests.support.trainers import assert_same_weights
 
 TIMEOUT_S = 30
 """Long for a step, also on a busy machine, and short for a test."""
@@ -74,16 +77,10 @@ def loaders() -> list[psutil.Process]:
     return [process for process in below if process.ppid() in workers]
 
 
-def newest(folder: Path, name: str) -> Snapshot:
-    snapshot = latest_valid(open_storage(str(folder / "runs" / name)))[0]
-    assert snapshot is not None
-    return snapshot
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_whose_loader_hangs_leaves_its_stacks_and_ends_as_one_without_a_fault(
+def test_a_run_whose_loader_hangs_leaves_its_stacks_and_goes_on_to_its_end(
     tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(tmp_path / "train", [50, 64, 23])
@@ -101,5 +98,6 @@ def test_a_run_whose_loader_hangs_leaves_its_stacks_and_ends_as_one_without_a_fa
     said = capsys.readouterr().out
     assert f"made no progress for {TIMEOUT_S} s (cluster.step_timeout_s): a new worker group resumes" in said
     assert f"its stacks are in {stacks}/" in said
-    assert main(arguments(tmp_path, "plain", sqlite_uri)) == 0
-    assert_same_weights(newest(tmp_path, "plain"), newest(tmp_path, "hangs"))
+    snapshot = latest_valid(open_storage(str(tmp_path / "runs" / "hangs")))[0]
+    assert snapshot is not None
+    assert snapshot.state.cursor == 4 * 2 * 132
