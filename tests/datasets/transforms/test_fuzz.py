@@ -130,5 +130,5 @@ def test_a_few_mutated_images() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_thirty_thousand_mutated_images() -> None:
-    assert sum(fuzz(1000, 30_000).values()) == 30_000
+def test_fifty_thousand_mutated_images() -> None:
+    assert sum(fuzz(1000, 50_000).values()) == 50_000
