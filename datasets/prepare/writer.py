@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
-
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.prepare.check import checked
@@ -214,6 +212,8 @@ def _is_whole(task: _ShardTask) -> bool:
 
 
 def _write_shard(task: _ShardTask) -> None:
+    import webdataset as wds  # brings PyTorch in, which takes seconds: a mistake in the arguments is said before
+
     temporary = task.path.with_name(f".{task.path.name}.tmp")
     temporary.parent.mkdir(exist_ok=True)
     with temporary.open("wb") as stream:

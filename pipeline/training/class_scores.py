@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the driver and `status` read rows, and need no PyTorch for it
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
