@@ -17,6 +17,7 @@ from datasets.prepare.publish import staging_folder, upload_folder
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.report import report_of
 from datasets.prepare.sources.bluemarble import BlueMarble
+from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.sources.elpv import Elpv
 from datasets.prepare.sources.fonts import Fonts
 from datasets.prepare.sources.image_folder import ImageFolder
@@ -27,6 +28,7 @@ from jobs.common.display import shown_progress, summary
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
+    | Annotated[CsvTable, tyro.conf.subcommand("csv")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]

@@ -23,8 +23,16 @@ def file_bytes(path: Path) -> tuple[str, bytes]:
     Raises:
         ValueError: no image that can be read.
     """
-    data = path.read_bytes()
-    return extension_for(read_header(data).container, path.name), data
+    return stored(path.read_bytes(), path.name)
+
+
+def stored(data: bytes, name: str) -> tuple[str, bytes]:
+    """Return (extension, bytes) for an image's own bytes; `name` is of the file that they are from.
+
+    Raises:
+        ValueError: no image that can be read.
+    """
+    return extension_for(read_header(data).container, name), data
 
 
 def jpeg_bytes(image: Image.Image) -> bytes:

@@ -19,6 +19,10 @@ class Item:
     """What else identifies its content, such as a file's size: a change is noticed by it."""
     labels: tuple[int, ...] | None = None
     """Multi-label: its class numbers, ascending, each once; may be empty. None: the source has one label an image."""
+    mask: str = ""
+    """Path or URL of its mask, where the source is told it."""
+    row: str = ""
+    """Where its source says this, as a message names it: `line 7` of a table. No part of what it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

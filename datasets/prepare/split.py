@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
@@ -35,3 +35,15 @@ def mark_of(file: Path) -> str:
     """Return what tells that a file has changed."""
     stat = file.stat()
     return f"{stat.st_size} {int(stat.st_mtime)}"
+
+
+def groups_of(items: tuple[Item, ...]) -> Callable[[Item], Hashable]:
+    """Return what images are held out by: their class, the rarest of their classes, or with masks their folder."""
+    counts = Counter(label for item in items for label in item.labels or ())
+
+    def group(item: Item) -> Hashable:
+        if item.labels is not None:
+            return min(item.labels, key=lambda label: (counts[label], label), default=-1)
+        return item.label if item.label >= 0 else str(Path(item.name).parent)
+
+    return group

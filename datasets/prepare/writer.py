@@ -137,7 +137,9 @@ def _check_plan(source: Source, plan: Plan) -> None:
 def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any]:
     """Return what the shards are made from: equal descriptions give equal bytes."""
     # Where files lie is not what they are: the digest of the images tells that.
-    options = {name: value for name, value in asdict(source).items() if not isinstance(value, Path)}  # type: ignore[call-overload]
+    places = getattr(source, "places", ())
+    values = asdict(source).items()  # type: ignore[call-overload]
+    options = {name: value for name, value in values if not isinstance(value, Path) and name not in places}
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split, items in plan.splits.items():
         for item in items:

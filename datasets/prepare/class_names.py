@@ -1,0 +1,73 @@
+"""Which number a class has: by a list that a user names, or by the labels that are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets.errors import DataError
+from datasets.files.s3 import is_remote
+from datasets.files.urls import join, tag_of
+from datasets.shards.indexing import read_classes
+from datasets.shards.manifest import MANIFEST_NAME, read_manifest
+
+_SHOWN = 6
+
+
+def class_names(given: str) -> tuple[str, ...]:
+    """Return the class names that --classes means, in label order.
+
+    Args:
+        given: names separated by commas, a JSON list of them, a file of them as `jobs.index --classes` takes it, or a
+            folder of prepared data.
+
+    Raises:
+        DataError: none of these, or a name that is there twice.
+    """
+    names = _read(given)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"--classes {given}: {twice[0]!r} is there twice")
+    return names
+
+
+def class_numbers(classes: Iterable[str]) -> dict[str, int]:
+    """Return the number of each label: a class's name or, where none is named so, its number."""
+    names = [*classes]
+    return {str(number): number for number in range(len(names))} | {name: n for n, name in enumerate(names)}
+
+
+def sorted_names(found: Iterable[str]) -> tuple[str, ...]:
+    """Return labels in order of their names, or of their numbers where all are whole numbers."""
+    names = {*found}
+    numeric = all(name.removeprefix("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))
+
+
+def shown_classes(classes: tuple[str, ...]) -> str:
+    """Return the first class names for a message."""
+    return ", ".join(classes[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
+
+
+def _read(given: str) -> tuple[str, ...]:
+    if given.startswith("["):
+        try:
+            return tuple(map(str, json.loads(given)))
+        except ValueError as error:
+            raise DataError(f"--classes {given}: not a JSON list ({error})") from None
+    if is_remote(given) or Path(given).exists():
+        return _of_place(given)
+    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    if len(names) < 2:
+        raise DataError(f"--classes {given}: no such file or folder, and one class alone; name two at least, as in "
+                        "cat,dog")  # fmt: skip
+    return names
+
+
+def _of_place(place: str) -> tuple[str, ...]:
+    """Read a file of names, or the manifest of a folder or of its training split."""
+    for folder in (place, join(place, "train")):
+        manifest = join(folder, MANIFEST_NAME)
+        if tag_of(manifest) if is_remote(place) else Path(manifest).is_file():
+            return read_manifest(folder).classes
+    return read_classes(place)

@@ -1,0 +1,175 @@
+"""Images that a table lists, CSV or Parquet: with a class, several classes or a mask each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from datasets.errors import DataError
+from datasets.files.s3 import is_remote
+from datasets.files.tables import Table, open_table
+from datasets.files.urls import folder_of, join
+from datasets.prepare.encode import stored
+from datasets.prepare.files import MISSING, marks_of, read_bytes
+from datasets.prepare.layout import LeftOut
+from datasets.prepare.mask_classes import MaskClasses, mask_classes, mask_png
+from datasets.prepare.source import Item, Plan
+from datasets.prepare.split import check_share, groups_of, hold_out
+from datasets.prepare.table_labels import LabelReader, label_reader
+from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items
+from datasets.transforms.pixels import read_header
+
+_masks_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CsvTable:
+    """A table of images, CSV or Parquet, local or s3://: a column of paths, one or more of labels, perhaps splits."""
+
+    name: ClassVar[str] = "csv"
+    notice: ClassVar[str] = ""
+    places: ClassVar[tuple[str, ...]] = ("table", "root")
+
+    table: Annotated[str, tyro.conf.Positional]
+    """The table: NAME.csv (with a header line; commas, semicolons, tabs or bars) or NAME.parquet, a path or s3://."""
+    root: str = ""
+    """Folder or s3://BUCKET/PREFIX that paths are relative to; empty: the table's own."""
+    path_column: str = "path"
+    """Column of the images: paths, or s3://BUCKET/KEY."""
+    label_column: str = "label"
+    """Column of the classes: one an image, or several where it holds lists or there is a --label-separator."""
+    label_separator: str = ""
+    """Text between the labels of an image with several, such as `;`."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of 0 and 1, one for each class, in place of --label-column: names, or patterns such as `is_*`; `*` is all
+    other columns."""
+    mask_column: str = ""
+    """Column of the masks' paths, in place of --label-column: segmentation. Needs --classes."""
+    split_column: str = "split"
+    """Column that says train, val or test, where the table has one; empty: it isn't looked at."""
+    classes: str = ""
+    """Class names in the order of their numbers: `cat,dog`, a file with a name a line or a JSON list, or a folder of
+    prepared data whose classes are meant. Empty: the labels found, sorted. With --mask-column as `prepare masks` takes
+    it."""
+    ignore: tuple[str, ...] = ()
+    """With --mask-column: values of pixels that are neither trained nor evaluated, or names of classes that are
+    none."""
+    binary: bool = False
+    """With --mask-column: the masks are black and white; from 128 on the second class, below it the first."""
+    val_share: float = 0.1
+    """Share of each class held out for validation if no row is of the split val; the paths decide which."""
+
+    def __post_init__(self) -> None:
+        check_share(self.val_share)
+        if self.mask_column and not self.classes:
+            raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
+        if not self.mask_column and (self.ignore or self.binary):
+            raise ValueError("ignore and binary are about masks: name their column with --mask-column")
+
+    def plan(self) -> Plan:
+        """Read the table, and look for its files.
+
+        Raises:
+            DataError: no such table or column, a row that can't be understood, or none of the files; names the row.
+        """
+        table, left_out = open_table(self.table), LeftOut()
+        reader = self._labels(table)
+        rows = image_rows(
+            table, reader, path_column=self.path_column, split_column=self.split_column, left_out=left_out
+        )
+        marks = self._marks(table, rows, with_masks=reader.kind == "segmentation")
+        if reader.kind == "segmentation":
+            classes, items = self._masked_items(rows, marks)
+        else:
+            classes, items = labelled_items(table, reader, rows, marks, self.classes)
+        splits = by_split(table, rows, items)
+        notes: tuple[str, ...] = ()
+        if reader.kind == "classification":
+            check_trained(table, classes, splits, named=bool(self.classes))
+        if "val" not in splits:
+            notes = (f"val is {self.val_share:.0%} of the training rows: the table has none for it",)
+            splits = hold_out(splits["train"], self.val_share, groups_of(splits["train"])) | {
+                split: items for split, items in splits.items() if split == "test"
+            }
+        return Plan(
+            classes=classes,
+            splits=splits,
+            kind=reader.kind,
+            is_listed=True,
+            left_out=left_out.reasons,
+            notes=notes,
+        )
+
+    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
+        """Return one file's bytes as they are.
+
+        Raises:
+            DataError: it isn't there, or is no image that can be read; names its row.
+        """
+        try:
+            return stored(read_bytes(self._place(item.name)), item.name)
+        except ValueError as error:
+            raise self._error(item, item.name, error) from None
+
+    @property
+    def mask(self) -> Callable[[str, Item], bytes] | None:
+        """The masks, where there are any: (split, item) -> a grey PNG of class numbers, 255 for ignored pixels."""
+        return self._mask if self.mask_column else None
+
+    def _mask(self, split: str, item: Item) -> bytes:
+        try:
+            numbers = self._mask_classes().numbers_of(read_bytes(self._place(item.mask)))
+        except (ValueError, OSError) as error:
+            raise self._error(item, item.mask, error) from None
+        image = read_header(read_bytes(self._place(item.name)))
+        if numbers.shape != (image.height, image.width):
+            height, width = numbers.shape
+            sizes = f"{width}x{height} pixels, its image {item.name} {image.width}x{image.height}"
+            raise self._error(item, item.mask, f"the mask has {sizes}; make them equal")
+        return mask_png(numbers)
+
+    def _error(self, item: Item, name: str, reason: object) -> DataError:
+        return DataError(f"{self.table}: {item.row}: {name}: {reason}")
+
+    def _mask_classes(self) -> MaskClasses:
+        return _masks_of(self.classes, self.ignore, binary=self.binary)
+
+    def _place(self, name: str) -> str:
+        folder = folder_of(self.table) if is_remote(self.table) else str(Path(self.table).parent)
+        return join(self.root or folder, name)
+
+    def _labels(self, table: Table) -> LabelReader:
+        table.check(self.path_column, "--path-column")
+        if self.split_column not in ("", "split"):
+            table.check(self.split_column, "--split-column")
+        return label_reader(
+            table,
+            column=self.label_column,
+            separator=self.label_separator,
+            columns=self.label_columns,
+            mask_column=self.mask_column,
+            used=(self.path_column, self.split_column),
+        )
+
+    def _marks(self, table: Table, rows: list[ImageRow], *, with_masks: bool) -> dict[str, str]:
+        """Return what tells of each path that its file has changed; what isn't there is named when it is read."""
+        paths = {path for row in rows for path in (row.path, *(row.labels if with_masks else ()))}
+        places = {path: self._place(path) for path in paths}
+        marks = marks_of(places.values())
+        if all(marks[places[row.path]] == MISSING for row in rows):
+            raise DataError(f"{table.url}: {rows[0].place}: {places[rows[0].path]}: no such file, nor any of the "
+                            "others; name the folder that the paths are relative to with --root")  # fmt: skip
+        return {path: marks[place] for path, place in places.items()}
+
+    def _masked_items(self, rows: list[ImageRow], marks: dict[str, str]) -> tuple[tuple[str, ...], list[Item]]:
+        meaning = self._mask_classes()
+        return meaning.names, [
+            Item(row.path, -1, f"{marks[row.path]} {mask} {marks[mask]} {meaning.digest}", mask=mask, row=row.place)
+            for row in rows
+            for mask in row.labels
+        ]

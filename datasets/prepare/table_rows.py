@@ -1,0 +1,140 @@
+"""The rows of a table of images -> items: paths, splits and labels, with the row in each error."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from datasets.errors import DataError
+from datasets.files.s3 import is_remote
+from datasets.files.tables import Table
+from datasets.prepare.class_names import class_names, class_numbers, shown_classes, sorted_names
+from datasets.prepare.layout import ROLES, LeftOut
+from datasets.prepare.source import Item
+from datasets.prepare.table_labels import LabelReader
+
+_SPLITS = {name: split for split, names in ROLES.items() for name in names}
+
+
+class ImageRow(NamedTuple):
+    """A row that is an image."""
+
+    place: str
+    """in the table, as `line 7`"""
+    path: str
+    labels: tuple[str, ...]
+    """names of its classes; with masks, its mask's path alone"""
+    split: str
+
+
+def image_rows(
+    table: Table, reader: LabelReader, *, path_column: str, split_column: str, left_out: LeftOut
+) -> list[ImageRow]:
+    """Read all rows; one that says again what another says is left out.
+
+    Args:
+        table: of the images.
+        reader: of its labels.
+        path_column: of the paths.
+        split_column: of the splits; empty, or not in the table: all are for training.
+        left_out: takes what is left out.
+
+    Raises:
+        DataError: there are none, or one can't be understood, or contradicts another; names the row.
+    """
+    found = list(_once(table, _rows(table, reader, path_column, split_column), left_out))
+    if not found:
+        raise DataError(f"{table.url}: no rows in it, only the header")
+    return found
+
+
+def labelled_items(
+    table: Table, reader: LabelReader, rows: Sequence[ImageRow], marks: dict[str, str], given: str
+) -> tuple[tuple[str, ...], list[Item]]:
+    """Return the class names, and an item for each row.
+
+    Args:
+        table: of the rows.
+        reader: of its labels.
+        rows: with classes, not with masks.
+        marks: path -> what tells that the file has changed.
+        given: names of the classes, as `class_names` takes them; empty: those found.
+
+    Raises:
+        DataError: a label that is none of the classes; names the row.
+    """
+    found = (label for row in rows for label in row.labels)
+    classes = class_names(given) if given else reader.classes or sorted_names(found)
+    numbers, is_one = class_numbers(classes), reader.kind == "classification"
+    items: list[Item] = []
+    for row in rows:
+        if unknown := [label for label in row.labels if label not in numbers]:
+            raise DataError(f"{table.url}: {row.place}: the label {unknown[0]!r} is none of the {len(classes)} classes "
+                            f"({shown_classes(classes)}); correct it, or add it to --classes")  # fmt: skip
+        own = tuple(sorted({numbers[label] for label in row.labels}))
+        label, labels = (own[0], None) if is_one else (-1, own)
+        items.append(Item(row.path, label, marks[row.path], labels, row=row.place))
+    return classes, items
+
+
+def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item]) -> dict[str, tuple[Item, ...]]:
+    """Return the items of each split that there is.
+
+    Raises:
+        DataError: none is for training.
+    """
+    # In another order the table says the same.
+    pairs = sorted(zip(rows, items, strict=True), key=lambda pair: pair[0].path)
+    splits = {split: own for split in ROLES if (own := tuple(item for row, item in pairs if row.split == split))}
+    if "train" not in splits:
+        raise DataError(f"{table.url}: no row is of the split train, only of {' and '.join(splits)}; add such rows, or "
+                        "leave the column aside with --split-column ''")  # fmt: skip
+    return splits
+
+
+def check_trained(table: Table, classes: Sequence[str], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:
+    """Refuse a single class, and classes that can't be learned unless a user named them.
+
+    Raises:
+        DataError: such a class.
+    """
+    trained = {item.label for item in splits["train"]}
+    if len(trained) < 2:
+        raise DataError(f"{table.url}: only {classes[next(iter(trained))]!r} has images for training; two classes at "
+                        "least are needed")  # fmt: skip
+    for split, items in splits.items():
+        for item in items:
+            if item.label not in trained and not named:
+                raise DataError(f"{table.url}: {item.row}: class {classes[item.label]!r} has images in {split}, but "
+                                "none for training; correct it, or name all classes with --classes")  # fmt: skip
+
+
+def _rows(table: Table, reader: LabelReader, path_column: str, split_column: str) -> Iterator[ImageRow]:
+    has_splits = split_column in table.columns
+    for place, cells in table.rows((*reader.columns, path_column, *([split_column] if has_splits else []))):
+        path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else "train"
+        where = f"{table.url}: {place}"
+        if not path:
+            raise DataError(f"{where}: the column {path_column!r} is empty; fill it, or remove the row")
+        if "://" in path and not is_remote(path):
+            raise DataError(f"{where}: {path}: only paths and s3:// can be read; download it first")
+        if split not in _SPLITS:
+            raise DataError(f"{where}: the column {split_column!r} holds {cells[-1]!r}; write train, val or test, or "
+                            "leave the column aside with --split-column ''")  # fmt: skip
+        name = path if "://" in path else posixpath.normpath(path)
+        yield ImageRow(place, name, reader.of(table, place, cells), _SPLITS[split])
+
+
+def _once(table: Table, rows: Iterable[ImageRow], left_out: LeftOut) -> Iterator[ImageRow]:
+    first: dict[str, ImageRow] = {}
+    for row in rows:
+        other = first.setdefault(row.path, row)
+        if {*other.labels} != {*row.labels}:
+            both = ", here ".join(" ".join(one.labels) or "nothing" for one in (other, row))
+            raise DataError(f"{table.url}: {row.place}: {row.path} has another label in {other.place} ({both}); keep "
+                            "one of these rows")  # fmt: skip
+        if other is row or other.split != row.split:
+            yield row
+        else:
+            left_out.add("in the table twice", f"{row.place}: {row.path}")
