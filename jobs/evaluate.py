@@ -62,7 +62,7 @@ class Options:
     json: str = ""
     """File for the report as JSON; `-` prints it instead of the tables."""
     pictures: str = ""
-    """Folder for confusion.png and predictions.png."""
+    """Folder for predictions.png and, where an image has one class, confusion.png."""
     report: str = ""
     """Folder for report.html, a page that needs nothing else: scores, confusions, the worst mistakes as pictures,
     scores by class, calibration."""
@@ -152,7 +152,7 @@ def about(saved: SavedModel) -> dict[str, Any]:
 def _print(console: Console, notes: Sequence[str], saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
     for line in notes:
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-    whole = {name: value for name, value in report.metrics.items() if not name.startswith("iou_")}
+    whole = {name: value for name, value in report.metrics.items() if not name.startswith(("iou_", "threshold_"))}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
         f"{values['image_size']} px{_statistics(values['reestimate_bn'])}"
@@ -170,13 +170,14 @@ def _statistics(samples: int) -> str:
 
 
 def class_table(report: Report, kind: str) -> Table:
-    """Return a row a class: in segmentation with the IoU, else with F1."""
+    """Return a row a class: in segmentation with the IoU, else with F1; multi-label with what else it has."""
     table = Table(box=SIMPLE_HEAD)
     unit, score = ("pixels", "iou") if kind == "segmentation" else ("images", "f1")
-    for index, column in enumerate(("class", unit, "recall", "precision", score)):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    fields = ["recall", "precision", score, *(["average_precision", "threshold"] if kind == "multilabel" else [])]
+    for index, column in enumerate(("class", unit, *fields)):
+        table.add_column(column.replace("_", " "), justify="right" if index else "left", no_wrap=True)
     for row in report.classes:
-        scores = (row.recall, row.precision, getattr(row, score))
+        scores = (getattr(row, field) for field in fields)
         table.add_row(row.name, f"{row.count:,}", *("-" if value is None else f"{value:.4f}" for value in scores))
     return table
 
@@ -186,7 +187,8 @@ def _write_pictures(folder: Path, saved: SavedModel, data: EvaluationData, repor
     from pipeline.training.figures import confusion_picture
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))
+    if report.confusion is not None:
+        (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))
     config = saved.trainer_config()
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=config.eval_batch_size)
     batch, logits = next(iter(predicted(saved.model, batches, data.config, config, device=device)))

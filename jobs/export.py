@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
             batch_size=64,
             loader_workers=0,
         )
-    if options.register_as == "images" and saved.kind != "classification":
+    if options.register_as == "images" and saved.kind == "segmentation":
         raise ValueError(f"register_as is 'images': that is for classification, and {saved.uri} is for {saved.kind}")
     data = _data(saved, options)
     images = _real_images(saved, data, options.compared)
@@ -172,6 +172,7 @@ def _register(saved: SavedModel, options: Options) -> str:
             num_outputs=saved.task.num_outputs,
             step=saved.state.cursor,
             dense=saved.kind == "segmentation",
+            several=not saved.task.exclusive,
             serves=SERVED if options.register_as == "images" else None,
             code=(DECODER,) if options.register_as == "images" else (),
         ),

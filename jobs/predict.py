@@ -42,10 +42,12 @@ class Options:
     path_column: str = "path"
     """Column of a table with the images' paths, relative to the table's folder."""
     top: int = 5
-    """Number of labels to print for each image, at most."""
+    """Number of labels to print for each image, at most: the most probable ones, of a multi-label model with a mark at
+    those whose probability reaches their threshold."""
     out: str = ""
     """Segmentation: folder for the masks, as palette PNGs whose values are the classes and whose colours show them.
-    Classification: a table NAME.parquet, local or s3://, with path, label, confidence and the scores of all classes."""
+    Classification: a table NAME.parquet, local or s3://, with path, label, confidence and the scores of all classes;
+    of a multi-label model with path, labels and scores."""
     workers: int = 0
     """With --out NAME.parquet: workers of a Ray cluster, of one CPU each, which must be able to read the images and the
     model; 0: this process alone."""
@@ -132,7 +134,9 @@ def _write_table(options: Options, predictor: Predictor, files: Iterable[ImageFi
     check_table(options.out, predictor.kind)
     done, damaged = 0, 0
     with (
-        TableWriter(options.out, classes=predictor.classes, model=predictor.name) as table,
+        TableWriter(
+            options.out, classes=predictor.classes, model=predictor.name, thresholds=predictor.thresholds
+        ) as table,
         shown_progress("predict") as show,
     ):
         for rows in _rows(options, predictor, files):
@@ -267,6 +271,10 @@ def _answer(
     """Return one image's row."""
     order = prediction.scores.argsort()[::-1][:top].tolist()
     labels = [(predictor.classes[index], float(prediction.scores[index])) for index in order]
+    if predictor.kind == "multilabel":
+        there = {*predictor.labels_of(prediction)}
+        rows = [{"label": label, "probability": score, "predicted": label in there} for label, score in labels]
+        return {"image": file.name, "labels": rows}
     if place is None:
         return {
             "image": file.name,
@@ -285,12 +293,15 @@ def _print(answers: Sequence[dict[str, Any]], kind: str) -> None:
 
     score = "share" if kind == "segmentation" else "probability"
     table = Table(box=SIMPLE_HEAD)
-    for column in ("image", *(["mask"] if kind == "segmentation" else []), "label", score):
+    several = kind == "multilabel"
+    masks, marks = ["mask"] if kind == "segmentation" else [], ["predicted"] if several else []
+    for column in ("image", *masks, "label", score, *marks):
         table.add_column(column, justify="right" if column == score else "left", no_wrap=True)
     for answer in answers:
         places = [answer["image"], *([answer["mask"]] if "mask" in answer else [])]
         for label in answer["labels"]:
-            table.add_row(*places, label["label"], f"{label[score]:.3f}")
+            mark = [("yes" if label["predicted"] else "")] if several else []
+            table.add_row(*places, label["label"], f"{label[score]:.3f}", *mark)
             places = [""] * len(places)
     wide_console().print(table)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
+from pipeline.multilabel_config import MultilabelConfig
 from pipeline.schedule.stages import AdaptiveConfig, TrainingStage, Workers, worker_range
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -30,6 +31,8 @@ def check_run_name(name: str) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationConfig:
     """Single-label classification."""
+
+    kind: ClassVar = "classification"
 
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes (0 to 1)."""
@@ -52,6 +55,8 @@ class ClassificationConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationConfig:
     """A class for every pixel. Mixup blends masks as soft targets where a stage's `mixup_alpha` is above 0."""
+
+    kind: ClassVar = "segmentation"
 
     dice_weight: float = 1.0
     """Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy alone."""
@@ -77,6 +82,10 @@ class SegmentationConfig:
         """Return what an evaluation measures."""
         return ("miou", "pixel_accuracy", "loss", *(f"iou_{name}" for name in classes))
 
+
+TaskConfig = ClassificationConfig | SegmentationConfig | MultilabelConfig
+"""What a run learns. A recorded config is of the first that has all its fields (`recorded_config`), so each has one of
+its own."""
 
 TIMM_OPTIMIZERS = ("lamb", "lion", "muon")
 """Optimizers that come with timm."""
@@ -246,7 +255,8 @@ class CheckpointConfig:
     best_metric: str = "val/accuracy"
     """Of the checkpoints made at an evaluation, the one with the best value of this metric is kept as well. Empty:
     none. Classification has val/accuracy, top5_accuracy (of more than 5 classes), balanced_accuracy (the mean recall of
-    the classes), macro_f1, calibration_error and loss; segmentation miou, iou_CLASS, pixel_accuracy and loss."""
+    the classes), macro_f1, calibration_error and loss; multi-label map, micro_f1, macro_f1 and loss; segmentation miou,
+    iou_CLASS, pixel_accuracy and loss."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of `best_metric` is the best."""
     give_up_s: float = 900.0
@@ -285,7 +295,7 @@ class TrainConfig:
     """The data: where it is, and how it is read and augmented."""
     model: ModelConfig
     """The network."""
-    task: ClassificationConfig | SegmentationConfig = field(default_factory=ClassificationConfig)
+    task: TaskConfig = field(default_factory=ClassificationConfig)
     """The task: targets, loss, metrics."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer, learning rate, weight decay, moving average."""
@@ -312,16 +322,16 @@ class TrainConfig:
                 f"model.in_channels is {self.model.in_channels}: images are read as 3 channels (a grey one is the "
                 "same in each), so leave it at 3; weights of a model with other channels load into it"
             )
-        if isinstance(self.task, SegmentationConfig) != (self.model.name in UNETS):
+        if (self.kind == "segmentation") != (self.model.name in UNETS):
             wanted = "a segmentation model (unet_ and an EfficientNet's name)"
-            if not isinstance(self.task, SegmentationConfig):
+            if self.kind != "segmentation":
                 wanted = "a recipe whose task is segmentation, such as unet_demo"
             raise ValueError(f"model.name is {self.model.name}, which doesn't fit the recipe's task: take {wanted}")
 
     @property
     def kind(self) -> str:
-        """Kind of data that the task learns from: `classification` or `segmentation`."""
-        return "segmentation" if isinstance(self.task, SegmentationConfig) else "classification"
+        """Kind of data that the task learns from: `classification`, `multilabel` or `segmentation`."""
+        return self.task.kind
 
     def workers_of(self, stage: TrainingStage) -> Workers:
         """Return the workers that train a stage, or the range of them."""

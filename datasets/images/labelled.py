@@ -76,6 +76,9 @@ def labelled_files(
         DataError: no images, or one whose label is missing or none of the classes; one line.
     """
     left_out = LeftOut()
+    if kind == "multilabel":
+        raise DataError(f"{place}: only shards hold the labels that a multi-label model is evaluated on; prepare them "
+                        "with `python -m jobs.prepare csv`")  # fmt: skip
     if kind != "classification" and not place.endswith(TABLE_SUFFIX):
         raise DataError(f"{place}: only shards and tables (NAME{TABLE_SUFFIX}) hold what a model for {kind} is "
                         "evaluated on; prepare shards with `python -m jobs.prepare`")  # fmt: skip

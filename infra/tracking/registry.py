@@ -35,6 +35,8 @@ class Registration:
     """Of the run, at which the model was saved."""
     dense: bool
     """The logits are [-1, K, S, S], not [-1, K]."""
+    several: bool
+    """An image may have several labels."""
     serves: Path | None
     """Script that makes the file a pyfunc of encoded images; None: the ONNX file as it is."""
     code: tuple[Path, ...]
@@ -45,7 +47,7 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
     """Log an ONNX file with the run whose folder `storage` is, and register it as a version of a model.
 
     Its signature says images, uint8 [-1, 3, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a
-    pyfunc of images, a column `image` of bytes -> columns `label`, `confidence` and `scores`.
+    pyfunc of images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`.
 
     Returns:
         The version that it has become.
@@ -118,7 +120,8 @@ def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, An
         copy = folder / code.parent.name / code.name
         shutil.copytree(code, copy, ignore=shutil.ignore_patterns("__pycache__"))
         (copy.parent / "__init__.py").touch()
-    outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"),
+    one = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence")]
+    outputs = [*([ColSpec(Array(DataType.string), "labels")] if what.several else one),
                ColSpec(Array(DataType.double), "scores")]  # fmt: skip
     return {
         "flavor": mlflow.pyfunc,

@@ -18,6 +18,8 @@ from pipeline.config import TrainConfig
 from pipeline.control.run_status import RunStatus
 from pipeline.schedule.stages import TrainingStage, worker_range
 
+SCORES = ("val/accuracy", "val/miou", "val/map")
+"""What a user is shown of an evaluation: whichever of them the task measures."""
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -56,7 +58,7 @@ def progress_line(config: TrainConfig, status: RunStatus) -> str:
     ]
     if "train/loss" in seen:  # else it was paused before its first step
         parts += [f"{seen['train/images_per_s']:.0f} images/s", f"loss {seen['train/loss']:.3f}"]
-    parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in ("val/accuracy", "val/miou") if name in seen]
+    parts += [f"{name.removeprefix('val/')} {seen[name]:.3f}" for name in SCORES if name in seen]
     if status.phase == "paused":
         parts.append("paused")
     elif status.left_s:
@@ -78,7 +80,7 @@ def result_table(
         results: of each stage.
         samples_per_epoch: samples of an epoch.
     """
-    metric = "val/miou" if any("val/miou" in result for result in results) else "val/accuracy"
+    metric = next((name for name in SCORES if any(name in result for result in results)), "val/accuracy")
     table = Table(
         title=f"{config.name}: {config.model.name}, seed {config.seed}", title_justify="left", box=SIMPLE_HEAD
     )

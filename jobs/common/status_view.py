@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common.display import duration
+from jobs.common.display import SCORES, duration
 from pipeline.control.run_status import GroupStatus, RunStatus
 from pipeline.run.summary import format_decision
 from pipeline.schedule.decisions import records_of
@@ -16,7 +16,6 @@ from pipeline.schedule.stages import TrainingStage, worker_range
 
 SHOWN = 4
 """Newest decisions and notes that are shown."""
-SCORES = ("val/accuracy", "val/miou")
 SELDOM: dict[str, tuple[str, float | None]] = {
     "CutMix": ("cutmix_alpha", 0.0),
     "depth": ("stochastic_depth", None),

@@ -8,8 +8,19 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.checkpoint.catalog import CheckpointError
+from pipeline.config import TaskConfig
 
 Config = TypeVar("Config")
+
+
+def task_config_from(values: dict[str, Any], where: str) -> TaskConfig:
+    """Make a task's config of its recorded values, of the kind that they are of.
+
+    Raises:
+        CheckpointError: as in `config_from`.
+    """
+    kind: type[TaskConfig] = _member(get_args(TaskConfig), values)
+    return config_from(kind, values, where)
 
 
 def config_from(kind: type[Config], values: dict[str, Any], where: str) -> Config:
@@ -54,13 +65,15 @@ def _made_dataclass(kind: Any, values: dict[str, Any]) -> Any:
 
 
 def _member(kinds: Sequence[Any], value: Any) -> Any:
-    """Return the member of a union that a JSON value was written from."""
+    """Return the member of a union that a JSON value was written from.
+
+    Of dataclasses it is the first that knows all of the value's fields: each has one of its own, and versions that
+    wrote fewer knew only the first of them.
+    """
     if isinstance(value, dict):
-        names = value.keys()
-        return max(
-            (kind for kind in kinds if is_dataclass(kind)),
-            key=lambda kind: len(names & {field.name for field in fields(kind)}),
-        )
+        members = [kind for kind in kinds if is_dataclass(kind)]
+        unknown = [len(value.keys() - {field.name for field in fields(kind)}) for kind in members]
+        return members[unknown.index(min(unknown))]
     if isinstance(value, list):
         return next(kind for kind in kinds if get_origin(kind) is tuple)
     return NoneType if value is None else next(kind for kind in kinds if kind is not NoneType)

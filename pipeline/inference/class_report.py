@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from pipeline.inference.evaluation_data import EvaluationData
 from pipeline.inference.trained_model import SavedModel
-from pipeline.training.class_scores import ClassRow, class_rows
+from pipeline.training.class_scores import ClassRow
 from pipeline.training.evaluation import predicted
 
 
@@ -23,16 +23,18 @@ class Report:
     metrics: dict[str, float]
     """As training logs them under `val/`."""
     classes: tuple[ClassRow, ...]
-    confusion: Tensor
-    """int64 [truth, prediction]: images, in segmentation pixels."""
+    confusion: Tensor | None
+    """int64 [truth, prediction]: images, in segmentation pixels. None: the classes don't exclude each other."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {
-            "metrics": self.metrics,
-            "classes": [asdict(row) for row in self.classes],
-            "confusion": self.confusion.tolist(),
-        }
+        values = {"metrics": self.metrics, "classes": [_values(row) for row in self.classes]}
+        return values if self.confusion is None else values | {"confusion": self.confusion.tolist()}
+
+
+def _values(row: ClassRow) -> dict[str, Any]:
+    """Return a row's JSON values, without what only a multi-label task has where there is none."""
+    return {name: value for name, value in asdict(row).items() if name != "threshold" or value is not None}
 
 
 @torch.inference_mode()
@@ -50,18 +52,16 @@ def evaluate_saved(
         DataError: the data can't be read.
     """
     task = saved.task
-    metrics = task.metrics()
-    metrics.add_metrics({"confusion": task.confusion()})
-    metrics.to(device)
+    metrics = task.metrics(by_class=True).to(device)
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=batch_size)
     config = saved.trainer_config(eval_batch_size=batch_size)
     for batch, logits in predicted(saved.model.to(device), batches, data.config, config, device=device):
         task.update(metrics, logits, batch)
         observe(batch, logits)
     values = metrics.compute()
-    confusion = values.pop("confusion").cpu()
+    by_class = values.pop("by_class").cpu()
     return Report(
         metrics={name: float(value) for name, value in values.items()},
-        classes=class_rows(confusion, task.classes),
-        confusion=confusion,
+        classes=task.class_rows(by_class),
+        confusion=by_class if task.exclusive else None,
     )

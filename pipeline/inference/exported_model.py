@@ -22,6 +22,8 @@ from torch.export import Dim
 
 from pipeline.inference.safe_pt2 import UnsafeArchiveError, safe_archive
 from pipeline.inference.trained_model import SavedModel
+from pipeline.training.multilabel import MultilabelTask
+from pipeline.training.task import Task
 
 SUFFIXES = (".onnx", ".pt2")
 FACTS_FILE = "facts.json"
@@ -54,9 +56,17 @@ def facts_of(saved: SavedModel, precision: str = "fp32") -> dict[str, Any]:
         "model": saved.model_config.name,
         "precision": precision,
         "classes": list(saved.task.classes),
+        "scores": score_facts(saved.task),
         "preprocessing": saved.preprocessing.facts(),
         "checkpoint": {"uri": saved.uri, "cursor": saved.state.cursor, "weights": saved.weights},
     }
+
+
+def score_facts(task: Task) -> dict[str, Any]:
+    """Return how logits become scores, as JSON values; multi-label: also from which one on a class is there."""
+    if isinstance(task, MultilabelTask):
+        return {"activation": "sigmoid", "thresholds": list(task.thresholds or ())}
+    return {"activation": "softmax"}
 
 
 def write_exported(saved: SavedModel, path: Path, precision: str = "fp32") -> None:

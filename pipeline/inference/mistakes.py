@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,8 @@ class Record(Protocol):
     """Takes what an evaluation sees, batch by batch."""
 
     bins: np.ndarray
-    """float64 [3, BINS]: predictions (in segmentation: pixels), right ones, and the sum of their confidence."""
+    """float64 [3, BINS]: predictions (in segmentation: pixels; multi-label: classes of images), right ones, the sum of
+    their confidence."""
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Add a batch and its logits."""
@@ -48,6 +50,36 @@ class LabelRecord:
     def rows(self) -> np.ndarray:
         """Samples with their numbers, float64 [4, N]: number, label, prediction, confidence."""
         return np.concatenate(self._parts, 1)
+
+
+class MultilabelRecord:
+    """Of each image its classes and the probabilities of all: 5 bytes a class."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.bins = np.zeros((3, BINS))
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Add logits [B, K]. Each class of an image is a prediction, that it is there or that it isn't."""
+        probabilities, truth = logits.float().sigmoid().cpu().numpy(), batch.labels.cpu().numpy() > 0
+        self._parts.append((batch.stream_index.numpy(), probabilities, truth))
+        sure = probabilities.ravel().astype(np.float64)
+        _add_confidence(self.bins, np.maximum(sure, 1 - sure), (sure >= 0.5) == truth.ravel())
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The images' numbers, int64 [N]."""
+        return np.concatenate([part[0] for part in self._parts])
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float32 [N, K]."""
+        return np.concatenate([part[1] for part in self._parts])
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """Which classes an image has, bool [N, K]."""
+        return np.concatenate([part[2] for part in self._parts])
 
 
 class MaskRecord:
@@ -116,4 +148,6 @@ def record_for(kind: str, num_classes: int) -> Record:
         return LabelRecord()
     if kind == "segmentation":
         return MaskRecord(num_classes)
+    if kind == "multilabel":
+        return MultilabelRecord()
     raise ValueError(f"report: there is none for {kind}; leave --report out")

@@ -44,8 +44,10 @@ class Row:
     """One image's prediction."""
 
     path: str
-    label: str | None
+    label: str | list[str] | None
+    """multi-label: all classes that it has"""
     confidence: float | None
+    """in the label; multi-label: none"""
     scores: list[float] | None
     """probability of each class, in the order of the table's `classes`"""
     error: str | None = None
@@ -58,9 +60,12 @@ def rows_of(predictor: Predictor, files: Iterable[ImageFile], *, batch_size: int
         if isinstance(prediction, ValueError):
             yield Row(file.name, None, None, None, str(prediction))
         else:
-            best = int(prediction.scores.argmax())
             scores = prediction.scores.tolist()
-            yield Row(file.name, predictor.classes[best], scores[best], scores)
+            if predictor.kind == "multilabel":
+                yield Row(file.name, predictor.labels_of(prediction), None, scores)
+            else:
+                best = int(prediction.scores.argmax())
+                yield Row(file.name, predictor.classes[best], scores[best], scores)
 
 
 def check_table(place: str, kind: str) -> None:
@@ -69,29 +74,32 @@ def check_table(place: str, kind: str) -> None:
     Raises:
         ValueError: it can't.
     """
-    if kind != "classification":
+    if kind == "segmentation":
         raise ValueError(f"out is {place!r}: a table is for classification; for {kind} name a folder")
 
 
 class TableWriter:
     """Writes rows into a Parquet file, local or in S3, which appears whole or not at all. A context manager.
 
-    The file's metadata name the `classes`, as a JSON list, and the `model`.
+    The file's metadata name the `classes`, as a JSON list, and the `model`. Of a multi-label model the table has
+    `labels`, a list, in place of `label` and `confidence`, and its metadata the `thresholds`.
     """
 
-    def __init__(self, place: str, *, classes: Sequence[str], model: str) -> None:
+    def __init__(self, place: str, *, classes: Sequence[str], model: str, thresholds: Sequence[float] = ()) -> None:
         import pyarrow as pa
 
         self.place, self._stack = place, contextlib.ExitStack()
+        one = [pa.field("label", pa.string()), pa.field("confidence", pa.float32())]
+        metadata = {"classes": json.dumps(list(classes)), "model": model}
+        several = len(thresholds) > 0
         self._schema = pa.schema(
             [
                 pa.field("path", pa.string(), nullable=False),
-                pa.field("label", pa.string()),
-                pa.field("confidence", pa.float32()),
+                *([pa.field("labels", pa.list_(pa.string()))] if several else one),
                 pa.field("scores", pa.list_(pa.float32())),
                 pa.field("error", pa.string()),
             ],
-            metadata={"classes": json.dumps(list(classes)), "model": model},
+            metadata=metadata | ({"thresholds": json.dumps(list(thresholds))} if several else {}),
         )
 
     def __enter__(self) -> TableWriter:
@@ -119,5 +127,7 @@ class TableWriter:
         """Add rows."""
         import pyarrow as pa
 
-        columns = {name: [getattr(row, name) for row in rows] for name in self._schema.names}
+        columns = {
+            name: [getattr(row, "label" if name == "labels" else name) for row in rows] for name in self._schema.names
+        }
         self._file.write_table(pa.table(columns, schema=self._schema))

@@ -11,7 +11,7 @@ import torch
 
 from datasets.transforms.decode import MAX_PIXELS, Box, Header
 from datasets.transforms.pixels import decode_rgb
-from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported
+from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported, score_facts
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.tiling import tiled_classes
 from pipeline.inference.trained_model import find_run, open_saved
@@ -36,10 +36,12 @@ class Predictor:
 
     name: str
     kind: str
-    """`classification` or `segmentation`."""
+    """`classification`, `multilabel` or `segmentation`."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     run: Inference
+    thresholds: tuple[float, ...] = ()
+    """Multi-label: the probability from which on an image has a class, by class."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
     tile: int = 0
@@ -66,6 +68,11 @@ class Predictor:
             view if isinstance(view, ValueError) else self._prediction(next(rows), view[1], view[2]) for view in views
         ]
 
+    def labels_of(self, prediction: Prediction) -> list[str]:
+        """Return the classes that an image has by a multi-label model."""
+        chosen = prediction.scores >= np.array(self.thresholds)
+        return [name for name, is_there in zip(self.classes, chosen, strict=True) if is_there]
+
     def _tiled(self, data: bytes, max_pixels: int) -> Prediction | ValueError:
         try:
             pixels = decode_rgb(data, max_pixels=max_pixels)
@@ -82,6 +89,8 @@ class Predictor:
     def _prediction(self, logits: np.ndarray, header: Header, box: Box) -> Prediction:
         if self.kind == "classification":
             return Prediction(torch.from_numpy(logits).softmax(0).numpy())
+        if self.kind == "multilabel":
+            return Prediction(torch.from_numpy(logits).sigmoid().numpy())
         assert self.kind == "segmentation", self.kind
         return self._segmented(logits.argmax(0).astype(np.uint8), header, box)
 
@@ -113,6 +122,7 @@ def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, em
             name=model,
             kind=facts["task"],
             classes=tuple(facts["classes"]),
+            thresholds=tuple(facts.get("scores", {}).get("thresholds", ())),
             preprocessing=preprocessing,
             run=run,
         )
@@ -121,6 +131,7 @@ def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, em
         name=saved.uri,
         kind=saved.kind,
         classes=saved.task.classes,
+        thresholds=tuple(score_facts(saved.task).get("thresholds", ())),
         preprocessing=saved.preprocessing,
         run=saved.logits,
         notes=saved.notes,

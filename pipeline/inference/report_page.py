@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,8 @@ from datasets.loading.samples import Request, Samples, View
 from datasets.transforms.pixels import decode_rgb
 from pipeline.inference.class_report import Report
 from pipeline.inference.evaluation_data import EvaluationData
-from pipeline.inference.mistakes import LabelRecord, MaskRecord, Record
+from pipeline.inference.mistakes import LabelRecord, MaskRecord, MultilabelRecord, Record
+from pipeline.inference.multilabel_gallery import multilabel_gallery
 from pipeline.inference.report_parts import Gallery, calibration, label_gallery, mask_gallery
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.evaluation import logits_of
@@ -34,6 +35,8 @@ MOST_IN_MATRIX = 32
 MOST_PAIRS = 60
 _NAMES = {
     "accuracy": "accuracy",
+    "map": "mean average precision",
+    "micro_f1": "micro F1",
     "top5_accuracy": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -74,14 +77,8 @@ def page(found: Evaluated) -> str:
         return found.data.reader.describe(number).removeprefix(f"{place}/")
 
     dense = isinstance(record, MaskRecord)
-    if isinstance(record, MaskRecord):
-        gallery = mask_gallery(record, classes, name_of)
-        pictures = _triples(found, gallery.numbers)
-    else:
-        assert isinstance(record, LabelRecord)
-        gallery = label_gallery(record, classes, name_of)
-        pictures = {number: _thumbnail(found.data.reader.read(number).data) for number in gallery.numbers}
-    values = found.report.metrics
+    gallery = _gallery(found, name_of)
+    values, confusion = found.report.metrics, found.report.confusion
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     return (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -89,21 +86,38 @@ def page(found: Evaluated) -> str:
         .render(
             dense=dense,
             unit="pixels" if dense else "images",
+            several=confusion is None,
             title=f"{saved.model_config.name} on {found.data.config.val}",
             facts=_facts(found),
             tiles=[(_NAMES[name], f"{values[name]:.4f}") for name in _NAMES if name in values],
             gallery=gallery,
-            pictures=pictures,
+            pictures=_triples(found, gallery.numbers) if dense else _thumbnails(found, gallery.numbers),
             classes=classes,
             rows=sorted(found.report.classes, key=lambda row: (row.iou if dense else row.f1) or 0.0),
             index_of={name: index for index, name in enumerate(classes)},
             colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes)).tolist()],
-            matrix=_matrix(found.report, gallery) if len(classes) <= MOST_IN_MATRIX else None,
-            pairs=_pairs(found.report, gallery, classes),
-            calibration=calibration(record.bins, "pixels" if dense else "images"),
+            matrix=None if confusion is None or len(classes) > MOST_IN_MATRIX else _matrix(confusion, gallery),
+            pairs=[] if confusion is None else _pairs(confusion, gallery, classes),
+            calibration=calibration(record.bins, _predictions(found)),
+            predictions=_predictions(found),
             command=found.command,
         )
     )
+
+
+def _gallery(found: Evaluated, name_of: Callable[[int], str]) -> Gallery:
+    record, classes = found.record, found.saved.task.classes
+    if isinstance(record, MaskRecord):
+        return mask_gallery(record, classes, name_of)
+    if isinstance(record, MultilabelRecord):
+        return multilabel_gallery(record, found.report.classes, name_of)
+    assert isinstance(record, LabelRecord)
+    return label_gallery(record, classes, name_of)
+
+
+def _predictions(found: Evaluated) -> str:
+    """Return what the model makes a prediction of."""
+    return "pixels" if isinstance(found.record, MaskRecord) else "images" if found.saved.task.exclusive else "labels"
 
 
 def _facts(found: Evaluated) -> list[tuple[str, str]]:
@@ -118,9 +132,9 @@ def _facts(found: Evaluated) -> list[tuple[str, str]]:
     ]
 
 
-def _matrix(report: Report, gallery: Gallery) -> list[list[dict[str, Any]]]:
+def _matrix(confusion: torch.Tensor, gallery: Gallery) -> list[list[dict[str, Any]]]:
     """Return the cells [truth][prediction]: count, share of the truth's, and whether there are pictures."""
-    counts = report.confusion.tolist()
+    counts = confusion.tolist()
     return [
         [
             {"count": count, "share": count / max(1, sum(row)), "linked": (truth, guess) in gallery.pairs}
@@ -130,12 +144,11 @@ def _matrix(report: Report, gallery: Gallery) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _pairs(report: Report, gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _pairs(confusion: torch.Tensor, gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return the most confused pairs of classes, most first."""
-    confusion = report.confusion.clone()
-    confusion.fill_diagonal_(0)
-    count, flat = confusion.flatten().topk(min(MOST_PAIRS, confusion.numel()))
-    of_class = report.confusion.sum(1).clamp_min(1)
+    wrong = confusion.clone().fill_diagonal_(0)
+    count, flat = wrong.flatten().topk(min(MOST_PAIRS, wrong.numel()))
+    of_class = confusion.sum(1).clamp_min(1)
     return [
         {
             "truth": truth,
@@ -149,6 +162,10 @@ def _pairs(report: Report, gallery: Gallery, classes: Sequence[str]) -> list[dic
         )
         if many
     ]
+
+
+def _thumbnails(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
+    return {number: _thumbnail(found.data.reader.read(number).data) for number in numbers}
 
 
 def _thumbnail(data: bytes) -> str:

@@ -23,7 +23,7 @@ class Shown:
     """of the sample; the page has its picture once"""
     truth: str
     predicted: str
-    """class names; empty in segmentation"""
+    """class names; empty in segmentation; multi-label: the classes of the image, and `missed` or `not` a class"""
     score: str
     """confidence, or IoU"""
     name: str
@@ -49,13 +49,14 @@ class Gallery:
         return sorted({one.number for part in lists for one in part})
 
 
-class _Budget:
+class Budget:
     """Says which pictures still find a place."""
 
     def __init__(self) -> None:
         self._used: set[int] = set()
 
     def take(self, numbers: Iterable[int]) -> bool:
+        """Count these too, if all of them find one."""
         more = self._used | set(numbers)
         if len(more) > MOST_PICTURES:
             return False
@@ -68,7 +69,7 @@ def label_gallery(record: LabelRecord, classes: Sequence[str], name_of: Callable
     number, label, predicted, confidence = record.rows
     order = np.argsort(-confidence, kind="stable")
     wrong = order[label[order] != predicted[order]]
-    budget = _Budget()
+    budget = Budget()
 
     def shown(rows: np.ndarray) -> list[Shown]:
         return [
@@ -105,7 +106,7 @@ def mask_gallery(record: MaskRecord, classes: Sequence[str], name_of: Callable[[
     occurs = ~np.isnan(ious)
     means = np.where(occurs, ious, 0).sum(1) / np.maximum(occurs.sum(1), 1)
     means[~occurs.any(1)] = np.inf  # nothing but ignored pixels
-    place, budget = {int(number): row for row, number in enumerate(numbers)}, _Budget()
+    place, budget = {int(number): row for row, number in enumerate(numbers)}, Budget()
 
     def shown(found: Iterable[int], values: Callable[[int], str]) -> list[Shown]:
         return [Shown(int(one), "", "", values(int(one)), name_of(int(one))) for one in found]

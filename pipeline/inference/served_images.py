@@ -17,7 +17,7 @@ from datasets.transforms.decode import decode_crop, eval_crop, read_header
 
 
 class ServedImages(mlflow.pyfunc.PythonModel):
-    """Classifies encoded images with an exported ONNX file."""
+    """Classifies encoded images with an exported ONNX file: a class for each, or several."""
 
     def load_context(self, context: Any) -> None:
         """Open the file."""
@@ -26,11 +26,20 @@ class ServedImages(mlflow.pyfunc.PythonModel):
         self.session = onnxruntime.InferenceSession(context.artifacts["model"], providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map
         self.classes, self.rules = json.loads(facts["classes"]), json.loads(facts["preprocessing"])
+        self.thresholds = json.loads(facts["scores"]).get("thresholds")
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
-        """Return label, confidence and the scores of all classes for each image of the column `image`."""
+        """Return label, confidence and the scores of all classes for each image of the column `image`.
+
+        Multi-label: the labels that it has, and the scores.
+        """
         images = np.stack([self.pixels(data) for data in model_input["image"]]).transpose(0, 3, 1, 2)
         logits = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})[0]
+        if self.thresholds is not None:
+            scores = 1 / (1 + np.exp(-logits.astype(float)))
+            there = scores >= np.array(self.thresholds)
+            labels = [[self.classes[index] for index in np.flatnonzero(row)] for row in there]
+            return pandas.DataFrame({"labels": labels, "scores": scores.tolist()})
         shares = np.exp(logits - logits.max(1, keepdims=True))
         scores = shares / shares.sum(1, keepdims=True)
         return pandas.DataFrame(

@@ -18,14 +18,14 @@ from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.checkpoint.catalog import BestRule, CheckpointError, best_checkpoint, list_checkpoints, newest_state
 from pipeline.checkpoint.format import StoredWeights, read_stored_weights
-from pipeline.checkpoint.recorded_config import config_from
+from pipeline.checkpoint.recorded_config import config_from, task_config_from
 from pipeline.checkpoint.resume import locate
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import ClassificationConfig, SegmentationConfig, TrainerConfig
+from pipeline.config import TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.evaluation import normalized
-from pipeline.training.task import SegmentationTask, Task, build_task
+from pipeline.training.task import Task, build_task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +49,8 @@ class SavedModel:
 
     @property
     def kind(self) -> str:
-        """`classification` or `segmentation`."""
-        return "segmentation" if isinstance(self.task, SegmentationTask) else "classification"
+        """What it was trained for, as `DatasetManifest.kind`."""
+        return self.task.config.kind
 
     def trainer_config(self, **changes: Any) -> TrainerConfig:
         """Return settings for running the model: the run's normalization, the rest as asked."""
@@ -94,7 +94,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         if not classes:
             raise KeyError("classes")
         model_config = config_from(ModelConfig, config["model"] | {"init_from": None, "frozen": False}, where)
-        task = build_task(_task_config(config["task"], where), classes)
+        task = build_task(task_config_from(config["task"], where), classes, stored.state.evaluation)
         preprocessing = Preprocessing(
             image_size=image_size or _evaluated_size(config, stored.state, where),
             eval_crop=config["data"]["eval_crop"],
@@ -162,12 +162,6 @@ def _best(storage: Storage) -> str:
         if found := best_checkpoint(storage, list_checkpoints(storage), rule):
             return found
     raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the latest one")
-
-
-def _task_config(values: dict[str, Any], where: str) -> ClassificationConfig | SegmentationConfig:
-    if "dice_weight" in values:
-        return config_from(SegmentationConfig, values, where)
-    return config_from(ClassificationConfig, values, where)
 
 
 def _evaluated_size(config: dict[str, Any], state: TrainState, where: str) -> int:

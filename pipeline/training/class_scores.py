@@ -24,6 +24,10 @@ class ClassRow:
     f1: float | None
     iou: float | None
     """Intersection over union: right ones over all that are of the class or predicted as it."""
+    average_precision: float | None = None
+    """Multi-label only."""
+    threshold: float | None = None
+    """Multi-label only: the probability from which on an image is predicted as the class."""
 
 
 def class_rows(confusion: Tensor, names: Sequence[str]) -> tuple[ClassRow, ...]:

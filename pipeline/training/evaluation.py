@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CONFUSED = 1000
-"""Classes up to which an evaluation counts which is taken for which."""
+"""Classes up to which an evaluation says how each of them fares."""
 
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
@@ -54,18 +54,16 @@ def evaluate(
     heartbeat: Callable[[], None],
     manifest: DatasetManifest | None = None,
 ) -> tuple[dict[str, float], Tensor | None]:
-    """Return the task's metrics over every validation sample, each once, and the confusion matrix [truth, prediction].
+    """Return the task's metrics over every validation sample, each once, and its tensor by class (`Task.metrics`).
 
     The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
-    `MAX_CONFUSED` classes there is no matrix: it grows with their square, and nobody could look at it. Samples that
+    `MAX_CONFUSED` classes there is none: a matrix grows with their square, and nobody could look at it. Samples that
     can't be decoded are left out and said. `manifest` is that of `data.val`, where it was read before.
 
     Raises:
         DataError: too many samples can't be decoded.
     """
-    metrics = task.metrics()
-    if len(task.classes) <= MAX_CONFUSED:
-        metrics.add_metrics({"confusion": task.confusion()})
+    metrics = task.metrics(by_class=len(task.classes) <= MAX_CONFUSED)
     collected = collect(
         model,
         task,
@@ -78,8 +76,8 @@ def evaluate(
         manifest=manifest,
     )
     values = collected.compute()
-    confusion: Tensor | None = values.pop("confusion", None)
-    return {name: float(value) for name, value in values.items()}, confusion
+    by_class: Tensor | None = values.pop("by_class", None)
+    return {name: float(value) for name, value in values.items()}, by_class
 
 
 @torch.inference_mode()

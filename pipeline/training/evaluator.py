@@ -35,7 +35,7 @@ class Evaluator:
         self._train, self._val = train, val
 
     def scores(self, model: nn.Module, image_size: int) -> tuple[dict[str, float], Tensor | None]:
-        """Return what `evaluation.evaluate` does: metrics of every validation sample, and the confusion matrix."""
+        """Return what `evaluation.evaluate` does: metrics of every validation sample, and the tensor by class."""
         return evaluate(
             model,
             self.task,
@@ -76,7 +76,7 @@ class Evaluator:
             manifest=self._train,
         )
 
-    def pictures(self, model: nn.Module, image_size: int, confusion: Tensor | None) -> dict[str, bytes]:
+    def pictures(self, model: nn.Module, image_size: int, by_class: Tensor | None) -> dict[str, bytes]:
         """Return PNGs by name, made on this rank alone: the first validation images with truth and prediction, and
         the confusion matrix, if there is one.
         """
@@ -89,6 +89,6 @@ class Evaluator:
             manifest=self._val,
         )
         pictures = {"predictions.png": self.task.picture(batch, logits)}
-        if confusion is not None:
-            pictures["confusion-matrix.png"] = confusion_picture(confusion, self.task.classes)
+        if by_class is not None and self.task.exclusive:
+            pictures["confusion-matrix.png"] = confusion_picture(by_class, self.task.classes)
         return pictures

@@ -80,6 +80,33 @@ def labelled_images(images: Tensor, truth: Sequence[int], predicted: Sequence[in
     return as_png(sheet)
 
 
+def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
+    """Return images (uint8 [B, 3, H, W]) with their classes below, and in red those missed and those not there.
+
+    `truth` and `predicted` are bool [B, K], on the host.
+    """
+    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
+    size = photographs.shape[1]
+    width = max(size, 96) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), size + 3 * LINE + GAP), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+
+    def names(which: Tensor) -> str:
+        return ", ".join(classes[index] for index in which.nonzero()[:, 0].tolist())
+
+    for column, (photograph, there, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
+        cell = Image.new("RGB", (width - GAP, size + 3 * LINE), _BACKGROUND)  # cuts off what is too long
+        cell.paste(Image.fromarray(photograph), (0, 0))
+        sheet.paste(cell, (column * width, 0))
+        missed, wrong = names(there & ~guess), names(guess & ~there)
+        lines = [(names(there) or "none", _TEXT)]
+        lines += [(f"missed {missed}", _WRONG)] if missed else []
+        lines += [(f"not {wrong}", _WRONG)] if wrong else []
+        for row, (line, colour) in enumerate(lines):
+            draw.text((column * width, size + 2 + row * LINE), line, colour, font)
+    return as_png(sheet)
+
+
 def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
     """Return the confusion matrix [truth, prediction] as shares of each row; with numbers up to 20 classes."""
     shares = (counts.double() / counts.sum(1, keepdim=True).clamp_min(1)).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,19 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loading.loader import Batch
-from pipeline.config import ClassificationConfig, SegmentationConfig
+from pipeline.config import ClassificationConfig, SegmentationConfig, TaskConfig
+from pipeline.multilabel_config import MultilabelConfig
+from pipeline.training.class_scores import ClassRow, class_rows
+from pipeline.training.loss_metric import loss_alone, mean_loss
+from pipeline.training.multilabel import MultilabelTask
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric, MetricCollection
+    from torchmetrics import MetricCollection
 
 
 class Task(Protocol):
     """What the trainer asks of a task."""
 
+    @property
+    def config(self) -> TaskConfig:
+        """What it was made from."""
+        ...
+
     classes: tuple[str, ...]
     """Class names, in the order of the outputs."""
     num_outputs: int
     """Channels of the model's logits."""
+    exclusive: bool
+    """Whether an image, or a pixel, is of one class: then `by_class` of the metrics is the confusion matrix."""
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return soft float targets, batch first, that Mixup may blend."""
@@ -32,16 +44,19 @@ class Task(Protocol):
         """Return `{"loss": scalar, ...}`; further scalars are logged under their names."""
         ...
 
-    def metrics(self) -> MetricCollection:
-        """Return fresh evaluation metrics; their states are summed over workers, so they are exact."""
+    def metrics(self, *, by_class: bool = False) -> MetricCollection:
+        """Return fresh evaluation metrics; their states are of all workers, so they are exact.
+
+        With `by_class` they include the tensor `by_class`: what `class_rows` is made from.
+        """
         ...
 
     def loss_metric(self) -> MetricCollection:
         """Return the `loss` of `metrics()` alone."""
         ...
 
-    def confusion(self) -> Metric:
-        """Return a fresh confusion matrix; it may be added to `metrics()` under any name."""
+    def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
+        """Return a row for each class."""
         ...
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
@@ -55,6 +70,8 @@ class Task(Protocol):
 
 class ClassificationTask:
     """Softmax cross-entropy with label smoothing; `ClassificationScores` and the loss as metrics."""
+
+    exclusive = True
 
     def __init__(self, config: ClassificationConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
@@ -71,24 +88,27 @@ class ClassificationTask:
             return {"loss": focal_loss(logits.float(), targets, self.config.focal_gamma)}
         return {"loss": F.cross_entropy(logits.float(), targets)}
 
-    def metrics(self) -> MetricCollection:
-        """Return the scores of `ClassificationScores`, and the loss without smoothing."""
+    def metrics(self, *, by_class: bool = False) -> MetricCollection:
+        """Return the scores of `ClassificationScores`, and the loss without smoothing; by class the confusion matrix,
+        int64 [truth, prediction]: images.
+        """
         from torchmetrics import MetricCollection  # takes seconds, which a worker's start should not
+        from torchmetrics.classification import MulticlassConfusionMatrix
 
         from pipeline.training.metrics import ClassificationScores
 
-        metrics: dict[str, Any] = {"scores": ClassificationScores(self.num_outputs), "loss": _mean_loss()}
+        metrics: dict[str, Any] = {"scores": ClassificationScores(self.num_outputs), "loss": mean_loss()}
+        if by_class:
+            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs)
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:
         """Return the cross-entropy alone."""
-        return _loss_alone()
+        return loss_alone()
 
-    def confusion(self) -> Metric:
-        """Return the counts [truth, prediction] of images."""
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        return MulticlassConfusionMatrix(self.num_outputs)
+    def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
+        """Return a row for each class from the confusion matrix."""
+        return class_rows(by_class, self.classes)
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K] and the batch's labels [B]."""
@@ -113,6 +133,8 @@ class SegmentationTask:
     Targets are soft, float [B, K, H, W]: a pixel that is to be ignored has zeros everywhere, so that the sum over the
     classes is the pixel's weight, and stays so when Mixup blends two images.
     """
+
+    exclusive = True
 
     def __init__(self, config: SegmentationConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
@@ -151,10 +173,12 @@ class SegmentationTask:
             return 2 * common / (predicted + total).clamp_min(1e-6)
         return common / (common + alpha * (predicted - common) + beta * (total - common)).clamp_min(1e-6)
 
-    def metrics(self) -> MetricCollection:
-        """Return miou (over classes that occur), iou_CLASS, pixel_accuracy, and the cross-entropy as loss."""
+    def metrics(self, *, by_class: bool = False) -> MetricCollection:
+        """Return miou (over classes that occur), iou_CLASS, pixel_accuracy, and the cross-entropy as loss; by class the
+        confusion matrix, int64 [truth, prediction]: pixels.
+        """
         from torchmetrics import ClasswiseWrapper, MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
         options: dict[str, Any] = {"num_classes": self.num_outputs, "ignore_index": self.config.ignore_index}
         each = MulticlassJaccardIndex(average="none", **options)
@@ -162,19 +186,19 @@ class SegmentationTask:
             "miou": MulticlassJaccardIndex(average="macro", **options),
             "pixel_accuracy": MulticlassAccuracy(average="micro", **options),
             "iou": ClasswiseWrapper(each, labels=[*self.classes], prefix="iou_"),
-            "loss": _mean_loss(),
+            "loss": mean_loss(),
         }
+        if by_class:
+            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs, ignore_index=self.config.ignore_index)
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:
         """Return the cross-entropy alone."""
-        return _loss_alone()
+        return loss_alone()
 
-    def confusion(self) -> Metric:
-        """Return the counts [truth, prediction] of pixels."""
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        return MulticlassConfusionMatrix(self.num_outputs, ignore_index=self.config.ignore_index)
+    def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
+        """Return a row for each class from the confusion matrix."""
+        return class_rows(by_class, self.classes)
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K, H, W] and the batch's masks [B, H, W]."""
@@ -221,21 +245,13 @@ def sum_over_workers(here: Tensor) -> Tensor:
     return total + (here - here.detach()) * dist.get_world_size()
 
 
-def _mean_loss() -> Metric:
-    from torchmetrics import MeanMetric
+def build_task(config: TaskConfig, classes: tuple[str, ...], evaluated: Mapping[str, float] | None = None) -> Task:
+    """Make the task that a config names, for these class names.
 
-    # Sums of float32 losses are kept in float64, where they don't depend on the order of the workers.
-    return MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
-
-
-def _loss_alone() -> MetricCollection:
-    from torchmetrics import MetricCollection
-
-    return MetricCollection({"loss": _mean_loss()})
-
-
-def build_task(config: ClassificationConfig | SegmentationConfig, classes: tuple[str, ...]) -> Task:
-    """Make the task that a config names, for these class names."""
+    `evaluated` is a checkpoint's newest evaluation, where the task is to be used as that left it.
+    """
     if isinstance(config, SegmentationConfig):
         return SegmentationTask(config, classes)
+    if isinstance(config, MultilabelConfig):
+        return MultilabelTask(config, classes, evaluated)
     return ClassificationTask(config, classes)

@@ -34,7 +34,6 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
-from pipeline.training.class_scores import class_rows
 from pipeline.training.distributed import agreed, gathered, rank_and_size
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.final_scores import final_scores
@@ -87,7 +86,7 @@ class Trainer:
         self.feed = Feed(config, train, self.rank, self.world_size)
         self.evaluator = Evaluator(config, task, train=train, val=val, device=self.device, heartbeat=hooks.heartbeat)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
-        self._confusion: Tensor | None = None
+        self._by_class: Tensor | None = None
         self._damaged: list[str] = []
 
     @property
@@ -137,9 +136,9 @@ class Trainer:
 
     def _show(self) -> None:
         size = self.config.trainer.eval_size(self.config.stages[-1])
-        self.hooks.ended(self.evaluator.pictures(self.learner.evaluated_model, size, self._confusion))
-        if self._confusion is not None:
-            self.hooks.classes_evaluated(class_rows(self._confusion, self.task.classes))
+        self.hooks.ended(self.evaluator.pictures(self.learner.evaluated_model, size, self._by_class))
+        if self._by_class is not None:
+            self.hooks.classes_evaluated(self.task.class_rows(self._by_class))
 
     def fit(self, span: StageSpan, last_stage: int | None = None) -> Decision | None:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
@@ -309,7 +308,7 @@ class Trainer:
 
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
-        metrics, self._confusion = self.evaluator.scores(self.learner.evaluated_model, image_size)
+        metrics, self._by_class = self.evaluator.scores(self.learner.evaluated_model, image_size)
         return metrics
 
     # State -----------------------------------------------------------------------------------------------------------

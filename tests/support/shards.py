@@ -80,10 +80,17 @@ def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
 
     def sample(number: int) -> dict[str, bytes]:
         labels = labels_of(number)
-        text = " ".join(map(str, labels)).encode()
-        return {"jpg": simplejpeg.encode_jpeg(image_of(sum(labels), number)), "labels": text}
+        image = simplejpeg.encode_jpeg(multilabel_image(labels, number), quality=95)
+        return {"jpg": image, "labels": " ".join(map(str, labels)).encode()}
 
     return _written(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
+
+
+def multilabel_image(labels: tuple[int, ...], number: int) -> np.ndarray:
+    """A picture whose channel K has a pattern if it is of class K, else is grey: uint8 [48, 64, 3]."""
+    image = image_of(1, number)
+    image[..., [k for k in range(3) if k not in labels]] = 128
+    return image
 
 
 def _written(

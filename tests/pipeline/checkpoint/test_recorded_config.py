@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from infra.cluster.config import ClusterConfig
 from model.config import ModelConfig
 from model.tables import Block
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.checkpoint.recorded_config import config_from
+from pipeline.checkpoint.recorded_config import config_from, task_config_from
+from pipeline.config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
 from pipeline.run.provenance import recorded_config
 from pipeline.schedule.stages import TrainingStage
 
@@ -52,3 +54,29 @@ def test_missing_fields_are_defaults_and_unknown_ones_are_refused_by_name() -> N
     for values, said in (({"wings": 2}, "wings"), ({"rows": 3}, "int"), ({"rows": [{"kernel": 3}]}, "operator")):
         with pytest.raises(CheckpointError, match=rf"^x .*{said}.*use the version"):
             config_from(ModelConfig, values, "x")
+
+
+@pytest.mark.parametrize("config", [ClassificationConfig(), MultilabelConfig(), SegmentationConfig()])
+def test_a_tasks_values_are_of_its_kind(config: TaskConfig) -> None:
+    values = json.loads(json.dumps(recorded_config(config)))
+    assert task_config_from(values, "here") == config
+    own = [name for name in values if all(len({name} & {*recorded_config(kind())}) == 0 for kind in others(config))]
+    assert own, "a kind without a field of its own can't be told from the others"
+
+
+def others(config: TaskConfig) -> list[type[TaskConfig]]:
+    return [kind for kind in get_args(TaskConfig) if kind is not type(config)]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"label_smoothing": 0.2}, ClassificationConfig),  # before there was a focal loss
+        ({"label_smoothing": 0.2, "focal_gamma": 0.0}, ClassificationConfig),
+        ({"dice_weight": 0.5, "ignore_index": 255}, SegmentationConfig),  # before Tversky's weights
+    ],
+)
+def test_tasks_that_earlier_versions_wrote_are_read(values: dict[str, float], kind: type[TaskConfig]) -> None:
+    assert task_config_from(values, "here") == kind(**values)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="that this version doesn't know"):
+        task_config_from(values | {"wings": 2}, "here")
