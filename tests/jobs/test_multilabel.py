@@ -169,7 +169,7 @@ def _documented_consumer() -> str:
     """Return the ten lines of the docs, with the last two for several labels an image."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
     whole, end = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return "".join(whole.splitlines(keepends=True)[:-2]) + end
+    return "".join([*whole.splitlines(keepends=True)[:-2], *end.splitlines(keepends=True)[-2:]])
 
 
 def _labels(answer: dict) -> set[str]:
