@@ -38,6 +38,8 @@ class Options:
     """Column of a table with the images' paths, relative to the table's folder."""
     label_column: str = "label"
     """Column of a table with the classes, by name or number; for segmentation with the masks' paths."""
+    label_separator: str = ""
+    """Several labels an image: text between them in that column, such as `;`."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
@@ -95,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         best=options.best,
         image_size=options.image_size,
     )
-    columns = TableColumns(path=options.path_column, label=options.label_column)
+    columns = TableColumns(path=options.path_column, label=options.label_column, separator=options.label_separator)
     data = open_data(saved, options.data, loader_workers=options.loader_workers, columns=columns)
     device = chosen_device(options.device)
     if options.reestimate_bn:

@@ -33,7 +33,7 @@ class LabelledFiles:
 
     files: tuple[ImageFile, ...]
     labels: np.ndarray
-    """int64 [samples]: class numbers; -1 in segmentation"""
+    """int64 [samples]: class numbers; -1 in segmentation; multi-label: uint8 [samples, K], 1 for each class"""
     manifest: DatasetManifest
 
     def read(self, sample_id: int) -> Sample:
@@ -46,6 +46,8 @@ class LabelledFiles:
         if self.manifest.kind == "segmentation":
             place = join(_folder(self.manifest.shards[0].url), file.label)
             return Sample(file.read(), -1, ImageFile(place, place).read())
+        if self.manifest.kind == "multilabel":
+            return Sample(file.read(), -1, labels=tuple(np.flatnonzero(self.labels[sample_id]).tolist()))
         return Sample(file.read(), int(self.labels[sample_id]))
 
     def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
@@ -76,19 +78,16 @@ def labelled_files(
         DataError: no images, or one whose label is missing or none of the classes; one line.
     """
     left_out = LeftOut()
-    if kind == "multilabel":
-        raise DataError(f"{place}: only shards hold the labels that a multi-label model is evaluated on; prepare them "
-                        "with `python -m jobs.prepare csv`")  # fmt: skip
+    if columns.separator and kind != "multilabel":
+        raise DataError(f"{place}: the model is for {kind}, one label an image; leave --label-separator out")
     if kind != "classification" and not place.endswith(TABLE_SUFFIX):
         raise DataError(f"{place}: only shards and tables (NAME{TABLE_SUFFIX}) hold what a model for {kind} is "
                         "evaluated on; prepare shards with `python -m jobs.prepare`")  # fmt: skip
     files = tuple(_in_classes(place, find_images(place, left_out, columns), left_out))
     if not files:
         raise no_images(place, left_out)
-    masks = kind == "segmentation"
-    labels = np.full(len(files), -1) if masks else _numbers(place, files, classes)
+    labels, counts = _labels(place, files, kind, classes, columns.separator)
     shard = ShardInfo(url=place, samples=len(files), num_bytes=0, labelled=len(files), max_label=-1, first_row=0)
-    counts = () if masks else tuple(np.bincount(labels, minlength=len(classes)).tolist())
     manifest = DatasetManifest(shards=(shard,), classes=classes, kind=kind, class_counts=counts)
     return LabelledFiles(files, labels, manifest), tuple(_notes(place, left_out, classes, counts))
 
@@ -143,11 +142,47 @@ def _in_classes(place: str, files: Iterable[ImageFile], left_out: LeftOut) -> It
             left_out.add("outside class folders", file.name)
 
 
+def _labels(
+    place: str, files: Sequence[ImageFile], kind: str, classes: tuple[str, ...], separator: str
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the files' labels as `LabelledFiles` keeps them, and how many images each class has."""
+    if kind == "segmentation":
+        return np.full(len(files), -1), ()
+    if kind == "multilabel":
+        hot = _multi_hot(files, classes, separator)
+        return hot, tuple(hot.sum(0, dtype=np.int64).tolist())
+    numbers = _numbers(place, files, classes)
+    return numbers, tuple(np.bincount(numbers, minlength=len(classes)).tolist())
+
+
+def _multi_hot(files: Sequence[ImageFile], classes: tuple[str, ...], separator: str) -> np.ndarray:
+    """Return uint8 [files, K] of labels with a separator between them; nothing between two of them is no label."""
+    known, rows = _number_of(classes), np.zeros((len(files), len(classes)), dtype=np.uint8)
+    for row, file in zip(rows, files, strict=True):
+        parts = file.label.split(separator) if separator else [file.label]
+        for label in filter(None, map(str.strip, parts)):
+            if label not in known:
+                raise DataError(
+                    f"{file.name}: the label {label!r} is none of the model's {len(classes)} classes "
+                    f"({_shown(classes)}); name the text between labels with --label-separator"
+                )
+            row[known[label]] = 1
+    return rows
+
+
+def _number_of(classes: tuple[str, ...]) -> dict[str, int]:
+    """Return the numbers of labels, which are names of classes or, where none is named so, their numbers."""
+    return {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
+
+
+def _shown(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+
+
 def _numbers(place: str, files: Sequence[ImageFile], classes: tuple[str, ...]) -> np.ndarray:
-    """Return each file's class number: a label is a class's name or, where none is named so, its number."""
-    known = {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
+    """Return each file's class number."""
+    known, shown = _number_of(classes), _shown(classes)
     labels = Counter(file.label for file in files)
-    shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
     for label in labels:
         if label in known:
             continue

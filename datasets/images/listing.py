@@ -60,7 +60,9 @@ class TableColumns:
     path: str = "path"
     """The image: a path relative to the table's folder, an absolute one, or s3://BUCKET/KEY."""
     label: str = "label"
-    """Its class, by name or number; for segmentation the file of its mask."""
+    """Its class, by name or number; for segmentation the file of its mask; multi-label: its classes, may be none."""
+    separator: str = ""
+    """Multi-label: text between the classes of an image."""
 
 
 def find_images(place: str, left_out: LeftOut, columns: TableColumns | None = None) -> Iterator[ImageFile]:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.errors import DataError
+from datasets.loading.reader import SampleReader
+from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
@@ -189,11 +191,29 @@ def _check_served(path: Path, images: Path, answers: list[dict]) -> None:
         assert {*labels} == _labels(answer)
 
 
+def test_a_table_of_labels_gives_what_the_shards_give(
+    run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, reader = evaluated(capsys, run), SampleReader(load_manifest(str(run.data / "val")))
+    rows = ["path,label"]
+    for number in range(27):
+        (tmp_path / f"{number}.jpg").write_bytes(reader.read(number).data)
+        names = [CLASSES[label] if number % 2 else str(label) for label in labels_of(number)]
+        rows.append(f"{number}.jpg,{'; '.join(names)}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    told = [str(run.folder), "--data", str(tmp_path / "t.csv"), "--loader-workers", "0", "--batch-size", "16"]
+    assert evaluate([*told, "--label-separator", ";", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(expected["metrics"])
+    said = r"3.jpg: the label 'stripes; spots' is none of the model's 3 classes .* with --label-separator$"
+    with pytest.raises(DataError, match=said):
+        evaluate(told)
+
+
 def test_data_of_another_kind_is_refused_in_one_line(run: TrainedRun, tmp_path: Path, images: Path) -> None:
     single = str(write_shards(tmp_path / "single", [24], classes=3))
     for place, said in (
         (single, "is for classification, but .* was trained for multilabel"),
-        (str(images), "only shards"),
+        (str(images), "only shards and tables"),
     ):
         with pytest.raises(DataError, match=said) as error:
             evaluate([str(run.folder), "--data", place, "--loader-workers", "0"])

@@ -149,3 +149,22 @@ def test_a_part_of_a_file_that_was_cut_since_is_named(tmp_path: Path) -> None:
     file = ImageFile("a.tar:key.jpg", str(tmp_path / "a.tar"), 3, 5)
     with pytest.raises(DataError, match=r"a\.tar: cut short within a\.tar:key\.jpg"):
         file.read()
+
+
+def test_a_table_of_several_labels(tmp_path: Path) -> None:
+    cells = ("bee|ant", "", " cow ", "2|2|", "0")
+    for number in range(len(cells)):
+        (tmp_path / f"{number}.png").write_bytes(png(image_of(1, number)))
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{number}.png,{cell}\n" for number, cell in enumerate(cells)))
+    found = labelled(table, "multilabel", TableColumns(separator="|"))
+    numbers = [tuple(sorted(CLASSES.index(name) for name in names))
+               for names in (("ant", "bee"), (), ("cow",), (CLASSES[2],), (CLASSES[0],))]  # fmt: skip
+    assert [sample.labels for sample in found.read_each(range(len(cells)))] == numbers
+    assert found.manifest.class_counts == tuple(sum(k in row for row in numbers) for k in range(3))
+    with pytest.raises(
+        DataError, match=r"0.png: the label 'bee\|ant' is none of the model's 3 classes .* --label-separator"
+    ):
+        labelled(table, "multilabel")
+    with pytest.raises(DataError, match="the model is for classification, one label an image; leave --label-separator"):
+        labelled(table, columns=TableColumns(separator="|"))
