@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from datasets.prepare.sources.masks import Masks
 from datasets.prepare.writer import WriterConfig, prepare
 from jobs.common.cli import ShortSides, parse
 from jobs.common.display import shown_progress, summary
+from jobs.common.run_classes import names_of
 
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
@@ -52,11 +53,15 @@ class PrepareConfig:
     also_short_side: ShortSides = ()
     """Short sides in pixels of smaller copies of the training shards, as in `256,160`: a stage reads the smallest copy
     whose short side is at least 1.25 times its image size, and so reads and decodes less."""
+    storage: str = "runs"
+    """Folder or s3://BUCKET/PREFIX of the runs, if --classes is a run's name."""
     writer: tyro.conf.OmitArgPrefixes[WriterConfig] = field(default_factory=WriterConfig)
 
     def __post_init__(self) -> None:
         if any(side < 16 for side in self.also_short_side):
             raise ValueError(f"also_short_side is {self.also_short_side} px; each must be at least 16")
+        if self.also_short_side and getattr(self.source, "split", "train") not in ("", "train"):
+            raise ValueError("also_short_side is for training shards, and --split leaves them out; use one of the two")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,12 +87,12 @@ def run(config: PrepareConfig) -> None:
     """Write the shards with a progress bar, then say what is there."""
     if config.source.notice:
         print(config.source.notice)
-    start = time.monotonic()
+    start, source = time.monotonic(), _resolved(config)
     if is_remote(config.out):
         check_writable(config.out)
     folder = staging_folder(config.out) if is_remote(config.out) else Path(config.out)
     with shown_progress(f"{config.source.name} -> {config.out}") as progress:
-        manifests = prepare(config.source, folder, config.writer, progress=progress)
+        manifests = prepare(source, folder, config.writer, progress=progress)
     if config.also_short_side:
         with shown_progress(f"copies of short side {', '.join(map(str, config.also_short_side))}") as progress:
             workers = config.writer.workers
@@ -100,9 +105,19 @@ def run(config: PrepareConfig) -> None:
         shutil.rmtree(folder)
     for split, manifest in manifests.items():
         print(f"{config.out.rstrip('/')}/{split}: {summary(manifest)}")
-    for line in report_of(manifests["train"]):
+    for line in report_of(next(iter(manifests.values()))):
         print(line)
     print(f"{time.monotonic() - start:.1f} s")
+
+
+def _resolved(config: PrepareConfig) -> AnySource:
+    """Return the source with the names of its classes where --classes is a run."""
+    source = config.source
+    if isinstance(source, CsvTable) and source.mask_column:
+        return source
+    if isinstance(source, ImageFolder | CsvTable):
+        return replace(source, classes=names_of(source.classes, config.storage))
+    return source
 
 
 if __name__ == "__main__":

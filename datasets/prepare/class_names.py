@@ -31,6 +31,13 @@ def class_names(given: str) -> tuple[str, ...]:
     return names
 
 
+def are_named(given: str) -> bool:
+    """Say whether `class_names` finds names in this, right or wrong."""
+    if given.startswith("[") or (not is_remote(given) and ("," in given or Path(given).is_file())):
+        return True
+    return bool(_manifest_folder(given)) or given.endswith((".txt", ".json"))
+
+
 def class_numbers(classes: Iterable[str]) -> dict[str, int]:
     """Return the number of each label: a class's name or, where none is named so, its number."""
     names = [*classes]
@@ -55,8 +62,10 @@ def _read(given: str) -> tuple[str, ...]:
             return tuple(map(str, json.loads(given)))
         except ValueError as error:
             raise DataError(f"--classes {given}: not a JSON list ({error})") from None
+    if folder := _manifest_folder(given):
+        return read_manifest(folder).classes
     if is_remote(given) or Path(given).exists():
-        return _of_place(given)
+        return read_classes(given)
     names = tuple(name.strip() for name in given.split(",") if name.strip())
     if len(names) < 2:
         raise DataError(f"--classes {given}: no such file or folder, and one class alone; name two at least, as in "
@@ -64,10 +73,10 @@ def _read(given: str) -> tuple[str, ...]:
     return names
 
 
-def _of_place(place: str) -> tuple[str, ...]:
-    """Read a file of names, or the manifest of a folder or of its training split."""
+def _manifest_folder(place: str) -> str:
+    """Return the folder that has a manifest: this one, or that of its training split; empty: none."""
     for folder in (place, join(place, "train")):
         manifest = join(folder, MANIFEST_NAME)
         if tag_of(manifest) if is_remote(place) else Path(manifest).is_file():
-            return read_manifest(folder).classes
-    return read_classes(place)
+            return folder
+    return ""

@@ -82,6 +82,25 @@ def find_splits(path: Path) -> dict[str, Path]:
     return nested
 
 
+def split_folder(path: Path, split: str) -> Path:
+    """Return the folder of one split: `path` itself, where no split's folder lies in it.
+
+    Raises:
+        DataError: there are two for it, or only other splits' folders.
+    """
+    named = [(role, folder) for folder in folders(path) for role in ROLES if folder.name.lower() in ROLES[role]]
+    nested = [(role, folder) for role, folder in named if folders(folder)]
+    own = [folder for role, folder in nested if role == split]
+    if len(own) > 1:
+        raise DataError(
+            f"{path}: {own[0].name} and {own[1].name} are both the {split} split; join them, or move one away"
+        )
+    if nested and not own:
+        there = ", ".join(folder.name for _, folder in nested)
+        raise DataError(f"{path}: no folder of the {split} split in it, only {there}; name the folder that is meant")
+    return own[0] if own else path
+
+
 def class_folders(folder: Path) -> dict[str, Path]:
     """Return the class folders of a split by name, in label order.
 

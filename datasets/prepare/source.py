@@ -32,12 +32,16 @@ class Plan:
     classes: tuple[str, ...]
     """Class names in label order."""
     splits: dict[str, tuple[Item, ...]]
-    """Items of `train` and `val`, and of `test` where there is one."""
+    """Items of `train` and `val`, and of `test` where there is one; of one split alone where that is asked for."""
     kind: str = "classification"
     """What is learned from them: `classification`; `multilabel` with `Item.labels`; `segmentation` with `Source.mask`
     next to each image."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the manifest records about where the images come from (licence, package versions, ...)."""
+    is_one_split: bool = False
+    """One split alone is asked for."""
+    in_order: bool = False
+    """Images are written in this order, which the source reads fastest; otherwise they are mixed."""
     is_listed: bool = False
     """The images are somebody's files, which are all decoded before anything is written."""
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)

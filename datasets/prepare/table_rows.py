@@ -29,7 +29,7 @@ class ImageRow(NamedTuple):
 
 
 def image_rows(
-    table: Table, reader: LabelReader, *, path_column: str, split_column: str, left_out: LeftOut
+    table: Table, reader: LabelReader, *, path_column: str, split_column: str, otherwise: str, left_out: LeftOut
 ) -> list[ImageRow]:
     """Read all rows; one that says again what another says is left out.
 
@@ -37,13 +37,14 @@ def image_rows(
         table: of the images.
         reader: of its labels.
         path_column: of the paths.
-        split_column: of the splits; empty, or not in the table: all are for training.
+        split_column: of the splits; empty, or not in the table: all are of one split.
+        otherwise: that split.
         left_out: takes what is left out.
 
     Raises:
         DataError: there are none, or one can't be understood, or contradicts another; names the row.
     """
-    found = list(_once(table, _rows(table, reader, path_column, split_column), left_out))
+    found = list(_once(table, _rows(table, reader, path_column, split_column, otherwise), left_out))
     if not found:
         raise DataError(f"{table.url}: no rows in it, only the header")
     return found
@@ -78,19 +79,20 @@ def labelled_items(
     return classes, items
 
 
-def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item]) -> dict[str, tuple[Item, ...]]:
-    """Return the items of each split that there is.
+def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item], alone: str) -> dict[str, tuple[Item, ...]]:
+    """Return the items of each split that there is, or of one alone.
 
     Raises:
-        DataError: none is for training.
+        DataError: none is of that one, or for training.
     """
     # In another order the table says the same.
     pairs = sorted(zip(rows, items, strict=True), key=lambda pair: pair[0].path)
     splits = {split: own for split in ROLES if (own := tuple(item for row, item in pairs if row.split == split))}
-    if "train" not in splits:
-        raise DataError(f"{table.url}: no row is of the split train, only of {' and '.join(splits)}; add such rows, or "
-                        "leave the column aside with --split-column ''")  # fmt: skip
-    return splits
+    needed = alone or "train"
+    if needed not in splits:
+        raise DataError(f"{table.url}: no row is of the split {needed}, only of {' and '.join(splits)}; add such rows, "
+                        "or leave the column aside with --split-column ''")  # fmt: skip
+    return {alone: splits[alone]} if alone else splits
 
 
 def check_trained(table: Table, classes: Sequence[str], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:
@@ -110,10 +112,10 @@ def check_trained(table: Table, classes: Sequence[str], splits: dict[str, tuple[
                                 "none for training; correct it, or name all classes with --classes")  # fmt: skip
 
 
-def _rows(table: Table, reader: LabelReader, path_column: str, split_column: str) -> Iterator[ImageRow]:
+def _rows(table: Table, reader: LabelReader, path_column: str, split_column: str, otherwise: str) -> Iterator[ImageRow]:
     has_splits = split_column in table.columns
     for place, cells in table.rows((*reader.columns, path_column, *([split_column] if has_splits else []))):
-        path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else "train"
+        path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else otherwise
         where = f"{table.url}: {place}"
         if not path:
             raise DataError(f"{where}: the column {path_column!r} is empty; fill it, or remove the row")

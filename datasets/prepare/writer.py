@@ -26,6 +26,8 @@ STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
 _ALL_SPLITS = (*SPLITS, "test")
 _NAME_CHARACTERS = 60
+_LATER_OPTIONS = frozenset({"split", "classes"})
+"""Options that older shards were written without: those are gone on with where they aren't given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +128,7 @@ def _write_splits(
 
 
 def _check_plan(source: Source, plan: Plan) -> None:
-    for split in {**dict.fromkeys(SPLITS), **plan.splits}:
+    for split in {**dict.fromkeys(() if plan.is_one_split else SPLITS), **plan.splits}:
         items = plan.splits.get(split, ())
         if not items:
             raise DataError(f"{source.name}: the {split} split would be empty; give it more images or another split")
@@ -139,7 +141,11 @@ def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any
     # Where files lie is not what they are: the digest of the images tells that.
     places = getattr(source, "places", ())
     values = asdict(source).items()  # type: ignore[call-overload]
-    options = {name: value for name, value in values if not isinstance(value, Path) and name not in places}
+    options = {
+        name: value
+        for name, value in values
+        if not isinstance(value, Path) and name not in places and (value or name not in _LATER_OPTIONS)
+    }
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split, items in plan.splits.items():
         for item in items:
@@ -195,8 +201,10 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: WriterConfig) -> list[_ShardTask]:
-    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names."""
-    items = sorted(plan.splits[split], key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names unless in order."""
+    items = list(plan.splits[split])
+    if not plan.in_order:
+        items.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
     count = -(-len(items) // config.samples_per_shard)
     bounds = [index * len(items) // count for index in range(count + 1)]
     return [

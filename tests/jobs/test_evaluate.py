@@ -11,9 +11,11 @@ from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.evaluate import main
+from jobs.prepare import main as prepare_main
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints
+from tests.support.odd_folders import put
 from tests.support.runs import TrainedRun
-from tests.support.shards import write_shards
+from tests.support.shards import image_of, png, write_shards
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], run: TrainedRun, *more: str, model: str = "") -> dict:
@@ -35,6 +37,23 @@ def test_every_checkpoint_gives_the_metrics_that_training_recorded(
         assert {f"val/{name}": value for name, value in report["metrics"].items()} == pytest.approx(row.metrics)
         sizes.append(report["image_size"])
     assert (sizes[0], sizes[-1]) == (32, 48)
+
+
+def test_a_folder_prepared_with_the_classes_of_the_run_is_evaluated_on(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = load_manifest(str(trained_classifier.data / "val")).classes
+    for label in (3, 1):  # of four: numbers by the folders' own names would be others
+        for number in range(4):
+            put(tmp_path / "new" / classes[label] / f"{number}.png", png(image_of(label, number)))
+    name, storage = trained_classifier.folder.name, str(trained_classifier.folder.parent)
+    flags = ["--split", "test", "--classes", name, "--storage", storage, "--out", str(tmp_path / "out")]
+    assert prepare_main(["image-folder", str(tmp_path / "new"), *flags, "--workers", "1"]) == 0
+    assert load_manifest(str(tmp_path / "out/test")).classes == classes
+    assert load_manifest(str(tmp_path / "out/test")).class_counts == (0, 4, 0, 4)
+    capsys.readouterr()
+    report = evaluated(capsys, trained_classifier, "--data", str(tmp_path / "out/test"))
+    assert report["metrics"]["accuracy"] > 0.6
 
 
 def test_classes_and_confusion_add_up(trained_classifier: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:

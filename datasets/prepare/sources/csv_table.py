@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -53,14 +53,16 @@ class CsvTable:
     split_column: str = "split"
     """Column that says train, val or test, where the table has one; empty: it isn't looked at."""
     classes: str = ""
-    """Class names in the order of their numbers: `cat,dog`, a file with a name a line or a JSON list, or a folder of
-    prepared data whose classes are meant. Empty: the labels found, sorted. With --mask-column as `prepare masks` takes
-    it."""
+    """Class names in the order of their numbers: `cat,dog`, a file with a name a line or a JSON list, a folder of
+    prepared data, or a run's name or folder: those that it was trained on. Empty: the labels found, sorted. With
+    --mask-column as `prepare masks` takes it."""
     ignore: tuple[str, ...] = ()
     """With --mask-column: values of pixels that are neither trained nor evaluated, or names of classes that are
     none."""
     binary: bool = False
     """With --mask-column: the masks are black and white; from 128 on the second class, below it the first."""
+    split: Literal["", "train", "val", "test"] = ""
+    """Write this split alone: the rows that are of it, or all where the table says nothing of splits."""
     val_share: float = 0.1
     """Share of each class held out for validation if no row is of the split val; the paths decide which."""
 
@@ -80,18 +82,23 @@ class CsvTable:
         table, left_out = open_table(self.table), LeftOut()
         reader = self._labels(table)
         rows = image_rows(
-            table, reader, path_column=self.path_column, split_column=self.split_column, left_out=left_out
+            table,
+            reader,
+            path_column=self.path_column,
+            split_column=self.split_column,
+            otherwise=self.split or "train",
+            left_out=left_out,
         )
         marks = self._marks(table, rows, with_masks=reader.kind == "segmentation")
         if reader.kind == "segmentation":
             classes, items = self._masked_items(rows, marks)
         else:
             classes, items = labelled_items(table, reader, rows, marks, self.classes)
-        splits = by_split(table, rows, items)
+        splits = by_split(table, rows, items, self.split)
         notes: tuple[str, ...] = ()
-        if reader.kind == "classification":
+        if reader.kind == "classification" and not self.split:
             check_trained(table, classes, splits, named=bool(self.classes))
-        if "val" not in splits:
+        if "val" not in splits and not self.split:
             notes = (f"val is {self.val_share:.0%} of the training rows: the table has none for it",)
             splits = hold_out(splits["train"], self.val_share, groups_of(splits["train"])) | {
                 split: items for split, items in splits.items() if split == "test"
@@ -100,6 +107,7 @@ class CsvTable:
             classes=classes,
             splits=splits,
             kind=reader.kind,
+            is_one_split=bool(self.split),
             is_listed=True,
             left_out=left_out.reasons,
             notes=notes,

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from datasets.errors import DataError
+from datasets.prepare.class_names import class_names, shown_classes
 from datasets.prepare.encode import file_bytes
-from datasets.prepare.layout import LeftOut, class_folders, count_beside, find_splits, image_files
+from datasets.prepare.layout import (
+    ROLES,
+    LeftOut,
+    class_folders,
+    count_beside,
+    find_splits,
+    folders,
+    image_files,
+    split_folder,
+)
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, hold_out, mark_of
 
@@ -25,6 +35,13 @@ class ImageFolder:
     val_share: float = 0.1
     """Share of each class held out for validation if there is no val folder; the file names decide which."""
 
+    split: Literal["", "train", "val", "test"] = ""
+    """Write this split alone: its folder in PATH, or all of PATH if there are no folders of splits in it."""
+    classes: str = ""
+    """Class names in the order of their numbers: `cat,dog`, a file with a name a line or a JSON list, a folder of
+    prepared data, or a run's name or folder: those that it was trained on. Empty: the folders of the training split,
+    sorted."""
+
     def __post_init__(self) -> None:
         check_share(self.val_share)
 
@@ -37,19 +54,23 @@ class ImageFolder:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")
         left_out, notes = LeftOut(), list[str]()
-        found = find_splits(self.path) or {"": self.path}
-        if "" not in found:
-            count_beside(self.path, self.path, left_out, used={*found.values()})
-        base = next(iter(found.values())) if "" in found else found["train"]
-        classes = tuple(class_folders(base))
+        found = self._folders(left_out)
+        classes = class_names(self.classes) if self.classes else tuple(class_folders(self._base(found)))
         splits = {split: self._items(folder, classes, left_out) for split, folder in found.items()}
-        _check_classes(base, classes, splits)
-        if "val" not in splits:
+        if not self.split:
+            _check_classes(self._base(found), classes, splits, named=bool(self.classes))
+        if "val" not in splits and not self.split:
             everything = splits.pop("", ()) or splits.pop("train")
             splits = hold_out(everything, self.val_share, lambda item: item.label) | splits
-            notes.append(f"val is {self.val_share:.0%} of each class of {base}: there is no folder for it")
-        splits = {split: splits[split] for split in ("train", "val", "test") if split in splits}
-        return Plan(classes=classes, splits=splits, is_listed=True, left_out=left_out.reasons, notes=tuple(notes))
+            notes.append(f"val is {self.val_share:.0%} of each class of {self._base(found)}: there is no folder for it")
+        return Plan(
+            classes=classes,
+            splits={split: splits[split] for split in ROLES if split in splits},
+            is_one_split=bool(self.split),
+            is_listed=True,
+            left_out=left_out.reasons,
+            notes=tuple(notes),
+        )
 
     def encode(self, split: str, item: Item) -> tuple[str, bytes]:
         """Return one file's bytes as they are.
@@ -62,10 +83,29 @@ class ImageFolder:
         except ValueError as error:
             raise DataError(f"{item.name}: {error}") from error
 
+    def _folders(self, left_out: LeftOut) -> dict[str, Path]:
+        """Return the folder of each split; of none in particular where they are to be split."""
+        if self.split:
+            return {self.split: split_folder(self.path, self.split)}
+        found = find_splits(self.path)
+        if found:
+            count_beside(self.path, self.path, left_out, used={*found.values()})
+        return found or {"": self.path}
+
+    def _base(self, found: dict[str, Path]) -> Path:
+        """Return the folder whose folders are the classes: the training split's where there is one."""
+        if self.split and found[self.split] != self.path:
+            trained = [folder for folder in folders(self.path) if folder.name.lower() in ROLES["train"]]
+            return trained[0] if trained else found[self.split]
+        return found["train"] if "train" in found else next(iter(found.values()))
+
     def _items(self, folder: Path, classes: tuple[str, ...], left_out: LeftOut) -> tuple[Item, ...]:
         """List one split's images."""
         own = class_folders(folder)
         if unknown := sorted(set(own) - set(classes)):
+            if self.classes:
+                raise DataError(f"{folder}: the folder {unknown[0]!r} is none of the {len(classes)} classes "
+                                f"({shown_classes(classes)}); rename it, or move it away")  # fmt: skip
             raise DataError(f"{folder}: class {unknown[0]!r} has no folder in the training split; add it, or move it")
         count_beside(folder, self.path, left_out, used={*own.values()})
         return tuple(
@@ -76,7 +116,7 @@ class ImageFolder:
         )
 
 
-def _check_classes(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Item, ...]]) -> None:
+def _check_classes(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:
     """Refuse classes that can't be learned."""
     labels = {split: {item.label for item in items} for split, items in splits.items()}
     trained = labels[""] if "" in labels else labels["train"]
@@ -84,5 +124,5 @@ def _check_classes(folder: Path, classes: tuple[str, ...], splits: dict[str, tup
         there = f"only {classes[next(iter(trained))]!r} has" if trained else "no class has"
         raise DataError(f"{folder}: {there} images; two classes at least are needed, at {folder}/CLASS/NAME.jpg")
     for split, used in labels.items():
-        if untrained := sorted(used - trained):
+        if (untrained := sorted(used - trained)) and not named:
             raise DataError(f"{folder}: class {classes[untrained[0]]!r} has images in {split}, but none for training")

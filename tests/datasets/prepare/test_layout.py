@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +179,57 @@ def test_an_interrupted_call_does_not_decode_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(check, "run_tasks", lambda *_, **__: pytest.fail("decoded again"))
     manifests = prepare(ImageFolder(path=tmp_path / "in"), tmp_path / "out", CONFIG)
     assert sum(manifest.num_samples for manifest in manifests.values()) == 8
+
+
+def prepared_split(path: Path, out: Path, *flags: str) -> Counter[int]:
+    """Prepare one split alone; return how many images it has of each class number."""
+    assert main(["image-folder", str(path), "--out", str(out), "--workers", "1", *flags]) == 0
+    assert [folder.name for folder in out.iterdir() if folder.is_dir()] == ["test"]
+    counts = load_manifest(str(out / "test")).class_counts
+    return Counter({label: count for label, count in enumerate(counts) if count})
+
+
+def test_one_split_alone_has_the_numbers_of_the_classes_that_were_trained(tmp_path: Path) -> None:
+    class_tree(tmp_path / "all/train", {**TWO, "ape": 3})
+    class_tree(tmp_path / "all/testing", {"dog": 2, "cat": 1}, first=500)
+    assert prepared_split(tmp_path / "all", tmp_path / "a", "--split", "test") == {1: 1, 2: 2}
+    later = class_tree(tmp_path / "later", {"dog": 1, "cat": 1}, first=900)
+    for number, classes in enumerate(("ape,cat,dog", str(tmp_path / "a/test"))):
+        found = prepared_split(later, tmp_path / f"b{number}", "--split", "test", "--classes", classes)
+        assert found == {1: 1, 2: 1}
+
+
+def test_classes_can_be_named_where_training_has_none_of_one(tmp_path: Path) -> None:
+    class_tree(tmp_path / "in", {"cat": 20, "dog": 20})
+    plan = ImageFolder(path=tmp_path / "in", classes="dog,newt,cat").plan()
+    assert plan.classes == ("dog", "newt", "cat")
+    assert Counter(item.label for item in plan.splits["val"]) == {0: 2, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "test"], "no folder of the test split in it, only train, val; name the folder that is meant"),
+        (["--classes", "cat"], "--classes cat: no file of names, no prepared data, and no checkpoints of a run in "),
+        (
+            ["--classes", "cat,cow"],
+            "train: the folder 'dog' is none of the 2 classes (cat, cow); rename it, or move it",
+        ),
+        (["--split", "val", "--also-short-side", "64"], "also_short_side is for training shards"),
+        (["--split", "hold"], "--split"),
+    ],
+)
+def test_a_split_or_classes_that_are_not_there_are_one_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        class_tree(tmp_path / "in" / split, TWO)
+    assert main(["image-folder", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_shards_from_before_there_were_these_options_are_gone_on_with(tmp_path: Path) -> None:
+    prepare(ImageFolder(path=class_tree(tmp_path / "in", TWO)), tmp_path / "out", CONFIG)
+    assert set(json.loads((tmp_path / "out/prepare.json").read_text())["options"]) == {"val_share"}

@@ -128,6 +128,20 @@ def test_classes_are_those_of_a_file_or_of_prepared_data_and_an_empty_one_is_sai
         assert "no images of horse in train, val" in capsys.readouterr().out
 
 
+def test_one_split_alone_is_what_it_says(tmp_path: Path) -> None:
+    splits = ["train", "test", "val"]
+    rows: list[dict[str, object]] = [
+        {"path": name, "label": "xy"["1" in name], "split": splits[number % 3]}
+        for number, name in enumerate(write_images(tmp_path, 12))
+    ]
+    found = prepared(tmp_path / "a", write_table(tmp_path, rows), "--split", "test", "--classes", "z,y,x")
+    assert {split: by_number(batch) for split, batch in found.items()} == {"test": {1: 1, 4: 2, 7: 2, 10: 1}}
+    for row in rows:
+        del row["split"]
+    found = prepared(tmp_path / "b", write_table(tmp_path, rows), "--split", "val")
+    assert {split: len(batch.labels) for split, batch in found.items()} == {"val": 12}
+
+
 def test_masks_are_made_into_class_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names, rows = write_images(tmp_path, 20), list[dict[str, object]]()
     for number, name in enumerate(names):
@@ -212,6 +226,7 @@ A, B = "images/00.png", "images/01.png"
         (f"path,label\n{A},x\n{B}\n", [], "table.csv: line 3: 1 fields, the header has 2; quote what has a ','"),
         (f"path,label,split\n{A},x,hold\n", [], "table.csv: line 2: the column 'split' holds 'hold'; write train, val"),
         (f"path,label,split\n{A},x,val\n", [], "table.csv: no row is of the split train, only of val"),
+        (f"path,label,split\n{A},x,val\n", ["--split", "test"], "no row is of the split test, only of val"),
         (f"path,label\n{A},x\n./{A},y\n", [], "line 3: images/00.png has another label in line 2 (x, here y); keep"),
         ("path,label\nhttps://x/a.png,x\n", [], "line 2: https://x/a.png: only paths and s3:// can be read"),
         ("path,label\na.png,x\nb.png,y\n", [], "a.png: no such file, nor any of the others; name the folder"),
@@ -222,7 +237,7 @@ A, B = "images/00.png", "images/01.png"
             "line 4: class 'z' has images in val, but none for training",
         ),
         (f"path,label\n{A},x\n{B},z\n", ["--classes", "x,y"], "line 3: the label 'z' is none of the 2 classes (x, y)"),
-        (f"path,label\n{A},x\n{B},y\n", ["--classes", "x"], "--classes x: no such file or folder, and one class alone"),
+        (f"path,label\n{A},x\n{B},y\n", ["--classes", "x"], "--classes x: no file of names, no prepared data"),
         (f"path,label\n{A},x\n{B},y\n", ["--classes", "x,x"], "--classes x,x: 'x' is there twice"),
         (f"path,a,b\n{A},1,0\n{B},1,2\n", ["--label-columns", "a", "b"], "line 3: the column 'b' holds '2'; write 1"),
         (f"path,mask\n{A},a.png\n", ["--mask-column", "mask"], "mask_column needs classes"),
