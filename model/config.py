@@ -44,8 +44,9 @@ class ModelConfig:
     the authors' code has it; torchvision's don't divide by the groups, so a depthwise convolution of C channels starts
     sqrt(C) times smaller."""
     init_from: str | None = None
-    """Weights to start from: path or s3:// URI of a safetensors or PyTorch file, or a run's checkpoint. If the number
-    of classes differs, the classifier starts from random weights."""
+    """Weights to start from: path or s3:// URI of a safetensors or PyTorch file, or a run's checkpoint; or the model's
+    ImageNet weights by name: lite0 (those of efficientnet_lite0, in a package), torchvision, timm. If the number of
+    classes differs, the classifier starts from random weights."""
     frozen: bool = False
     """Train only the part that belongs to the task (classifier, a U-Net's decoder); the rest keeps its weights and
     statistics."""

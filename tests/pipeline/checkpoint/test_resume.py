@@ -18,7 +18,9 @@ from datasets.loading.loader import sample_order
 from infra.storage.base import Storage
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
+from model.config import ModelConfig
 from model.factory import build_model
+from model.pretrained import PretrainedError
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.metadata import RunMetadata
@@ -27,6 +29,7 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig, TrainConfig
 from pipeline.run.preflight import absolute, check_run, preflight, with_start
 from pipeline.run.provenance import recorded_config
+from pipeline.run.reachability import check_reachable
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.shards import index_again
@@ -130,6 +133,20 @@ def test_case_3_weights_only(make_config: MakeConfig, s3_uri: str, tmp_path: Pat
         config = replace(base, name="other", model=replace(base.model, init_from=missing))
         with pytest.raises(CheckpointError, match="init_from is"):
             planned_start(config, storage_of(config))
+
+
+def test_case_3_imagenet_weights_by_name(make_config: MakeConfig) -> None:
+    model = ModelConfig(name="efficientnet_lite0", init_from="lite0")
+    config = replace(make_config(), model=model)
+    assert planned_start(config, storage_of(config)).source == "lite0"
+    start = find_start(config, storage_of(config))
+    assert start.weights is not None
+    assert start.weights["_fc.weight"].shape == (1000, 1280)
+    assert absolute(config).model == model
+    check_reachable(replace(absolute(config), tracking=TrackingConfig(uri="http://mlflow:5000")))
+    other = replace(config, model=replace(model, name="resnet50"))
+    with pytest.raises(PretrainedError, match=r"set --model\.name efficientnet_lite0"):
+        planned_start(other, storage_of(other))
 
 
 def test_case_4_fresh(make_config: MakeConfig) -> None:
