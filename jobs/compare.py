@@ -53,6 +53,7 @@ class _Compare:
         from infra.tracking.tracker import Tracker
         from pipeline.compare.peer_check import check_peer
         from pipeline.compare.runs import plan_runs
+        from pipeline.run.origin import origin_tags
 
         planned = plan_runs(self.comparison, self.options.seeds, dry=self.options.dry_run)
         for run in planned:
@@ -67,7 +68,7 @@ class _Compare:
         self.storage = open_storage(f"{self.base.storage}/{self.comparison.name}")
         tracking = replace(self.base.tracking, system_metrics=False)
         tracker = Tracker(tracking, self.comparison.name, storage=self.storage)
-        tracker.set_tags({"kind": "comparison"})
+        tracker.set_tags({"kind": "comparison", **origin_tags()})
         tracker.log_params({"command": self.command, "baseline": self.comparison.baseline})
         tracker.flush(30)
         status = "FAILED"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.cluster.config import ClusterError
-from infra.cluster.job_submission import follow, open_client, submit
+from infra.cluster.job_submission import follow, job_page, open_client, submit
 from infra.redact import redacted_command
 from jobs.common.cli import UsageError, parse_known, parse_recipe, run_main
 from pipeline.config import TrainConfig
+from pipeline.run.origin import submitter_tags
 from pipeline.run.reachability import check_reachable
 
 
@@ -38,13 +39,13 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
     client = open_client(options.dashboard)
     entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields])
-    job_id = submit(client, entrypoint, name=config.name)
-    _announce(config, client.get_address(), job_id)
+    job_id = submit(client, entrypoint, name=config.name, origin=submitter_tags())
+    _announce(config, job_page(client, job_id), job_id)
     return 0 if options.detach else _follow(client, job_id)
 
 
-def _announce(config: TrainConfig, dashboard: str, job_id: str) -> None:
-    print(f"job     {job_id}   {dashboard}/#/jobs/{job_id}")
+def _announce(config: TrainConfig, page: str, job_id: str) -> None:
+    print(f"job     {job_id}   {page}")
     print(f"run     {config.name}   {config.storage}/{config.name}")
     print(f"MLflow  {config.tracking.ui_command()}")
     print(f"stop it with `ray job stop {job_id}`; the same command again resumes the run", flush=True)

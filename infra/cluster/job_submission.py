@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from infra.cluster.code_package import packed_code
 from infra.cluster.config import ClusterError
 from infra.cluster.connect import token_problem
-from infra.redact import redacted
+from infra.redact import redacted, redacted_values
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -22,6 +24,9 @@ PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRA
 """Variables that a job gets from the submitter's environment. Keys are not among them: Ray writes a job's variables
 into logs, and onto the command lines of the processes that it starts. Keys are the nodes' own: by their role, or in the
 environment of `ray start`."""
+
+ORIGIN_VARIABLE = "CRESCENDO_ORIGIN"
+"""Tells a job, as JSON, which tags its run gets in MLflow on where it comes from."""
 
 _STOPPING = {
     # A stopped job is interrupted as by Ctrl-C, and has this long for its last checkpoint; by default SIGTERM and 3 s.
@@ -66,13 +71,14 @@ def _refused(address: str) -> str:
     return f"the Ray dashboard at {address} {token_problem()}"
 
 
-def submit(client: JobSubmissionClient, entrypoint: str, *, name: str) -> str:
+def submit(client: JobSubmissionClient, entrypoint: str, *, name: str, origin: Mapping[str, str] | None = None) -> str:
     """Submit a command that runs in a copy of this repository on the cluster's head; return the job's id.
 
     Args:
         client: of the cluster.
         entrypoint: the shell command; anyone who may look at the cluster can read it, so it holds no secrets.
         name: first part of the job's id.
+        origin: tags for MLflow on the submitter and its code; those on the job are added.
 
     Raises:
         ClusterError: a variable that the job would get holds a password.
@@ -84,14 +90,22 @@ def submit(client: JobSubmissionClient, entrypoint: str, *, name: str) -> str:
                 f"{variable} holds a user or password, which anyone on the cluster could read: take it out, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the nodes"
             )
+    submission = f"{name}-{uuid.uuid4().hex[:8]}"
+    about = {"mlflow.source.type": "JOB", "ray.job": submission, "ray.dashboard": job_page(client, submission)}
+    variables[ORIGIN_VARIABLE] = json.dumps(redacted_values({**(origin or {}), **about}))
     with packed_code() as code:
         job_id = client.submit_job(
             entrypoint=entrypoint,
-            submission_id=f"{name}-{uuid.uuid4().hex[:8]}",
+            submission_id=submission,
             runtime_env={"working_dir": code, "env_vars": variables | _STOPPING},
             metadata={"run": name},
         )
     return str(job_id)
+
+
+def job_page(client: JobSubmissionClient, job_id: str) -> str:
+    """Return the URL of a job's page in the dashboard, as this process reaches it."""
+    return f"{client.get_address()}/#/jobs/{job_id}"
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.control.controller import StageController
 from pipeline.control.journal import Journal, JournalWriter
 from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient
+from pipeline.run.origin import origin_tags
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
 from pipeline.run.worker_group import SegmentRunner, record_failure
@@ -30,7 +32,11 @@ UNFINISHED_S = 86400.0
 
 
 def start_controller(
-    ready: Preflight, *, num_stages: int | None = None, callbacks: tuple[Any, ...] = ()
+    ready: Preflight,
+    *,
+    num_stages: int | None = None,
+    callbacks: tuple[Any, ...] = (),
+    origin: Mapping[str, str] | None = None,
 ) -> ControllerClient:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
 
@@ -39,6 +45,7 @@ def start_controller(
         num_stages: train only so many stages; the run can continue, or be forked, from there. None: all.
         callbacks: Ray Train's, which hear of each stage's end but the last one's: that is the run's, and not over
             before the run is whole.
+        origin: tags on where the run comes from; None: from this process.
 
     Raises:
         LeaseError: the run is in progress already.
@@ -65,6 +72,7 @@ def start_controller(
             SegmentRunner(
                 config,
                 fingerprints=ready.fingerprints,
+                origin=origin_tags() if origin is None else origin,
                 callbacks=callbacks,
                 report_stages=count - 1 if callbacks else 0,
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from infra.storage.base import Storage
 from infra.storage.failures import FailureClass, failure_class
 from infra.storage.lease import Lease
 from infra.storage.open import open_storage
+from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
@@ -77,6 +78,8 @@ class Rank:
     """Ray Train hears of the ends of so many stages."""
     fingerprints: tuple[str, str]
     """Those that the run's data had when it was started; see `RunData.fingerprints`."""
+    origin: Mapping[str, str]
+    """Tags on where the run comes from."""
     writer: Writer | None = None
     """What rank 0 has claimed to write checkpoints; the other ranks write none."""
 
@@ -102,12 +105,14 @@ def train_worker(
     last_stage: int,
     report_stages: int = 0,
     fingerprints: tuple[str, str] = ("", ""),
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
     An error that trying again doesn't cure is told to the controller, which ends the run. One that may pass, as storage
     that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train hears of the ends of
-    the first `report_stages` stages. `fingerprints` are those that `RunData` must have, as the driver saw the data.
+    the first `report_stages` stages. `fingerprints` are those that `RunData` must have, as the driver saw the data;
+    `origin` are tags on where the run comes from.
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
@@ -126,6 +131,7 @@ def train_worker(
         last_stage=last_stage,
         report_stages=report_stages,
         fingerprints=fingerprints,
+        origin=origin or {},
     )
     try:
         _train(rank)
@@ -263,7 +269,8 @@ def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], 
         storage,
         world_size=rank.world_size,
         writer=rank.writer,
-        fingerprint=run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint),
+        tags={FINGERPRINT_TAG: run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint)}
+        | dict(rank.origin),
         heartbeat=heartbeat,
         report_stages=rank.report_stages,
     )

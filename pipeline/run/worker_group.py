@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ FLUSH_TIMEOUT_S = 15.0
 class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries.
 
-    `fingerprints` are those of the run's data when it was started, which every group must find again.
+    `fingerprints` are those of the run's data when it was started, which every group must find again. `origin` are
+    tags on where the run comes from.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class SegmentRunner:
         fingerprints: tuple[str, str],
         callbacks: tuple[Any, ...] = (),
         report_stages: int = 0,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
+        self.origin = dict(origin or {})
         self.callbacks, self.report_stages, self.fingerprints = callbacks, report_stages, fingerprints
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.sealed_config = pickle.dumps(config)
@@ -63,6 +67,7 @@ class SegmentRunner:
                 "last_stage": segment.last,
                 "report_stages": self.report_stages,
                 "fingerprints": self.fingerprints,
+                "origin": self.origin,
             },
             scaling_config=_scaling(self.cluster, segment.num_workers),
             torch_config=TorchConfig(timeout_s=group_timeout_s(self.cluster.step_timeout_s)),
@@ -95,7 +100,7 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     from pipeline.run.worker import train_worker
 
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
-    names = ("controller", "last_stage", "report_stages", "fingerprints")
+    names = ("controller", "last_stage", "report_stages", "fingerprints", "origin")
     train_worker(config, *(loop_config[name] for name in names))
 
 

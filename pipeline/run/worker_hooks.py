@@ -13,7 +13,6 @@ from datasets.loading.batch import Batch
 from infra.cluster.logs import add_to_log
 from infra.storage.base import Storage
 from infra.storage.lease import Lease
-from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import Snapshot
@@ -92,7 +91,7 @@ class TrackingHooks(RankHooks):
         storage: of the run.
         world_size: number of ranks.
         writer: what this worker group has claimed.
-        fingerprint: what is equal for runs that may stand for each other in a comparison.
+        tags: of the MLflow run.
         heartbeat: of this rank's watchdog.
         report_stages: as in `RankHooks`.
     """
@@ -106,7 +105,7 @@ class TrackingHooks(RankHooks):
         *,
         world_size: int,
         writer: Writer,
-        fingerprint: str,
+        tags: Mapping[str, str],
         heartbeat: Callable[[], None] = lambda: None,
         report_stages: int = 0,
     ) -> None:
@@ -116,7 +115,7 @@ class TrackingHooks(RankHooks):
         self.num_stages = len(config.stages)
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
         self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch)
-        self.tracker.set_tags({FINGERPRINT_TAG: fingerprint})
+        self.tracker.set_tags(tags)
         lease = Lease(storage, token=joined.lease_token)
         listener = CheckpointListener(controller, lease, self.tracker, storage)
         self.saver = Saver(storage, config.checkpoint, listener, writer=writer)

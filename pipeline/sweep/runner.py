@@ -18,6 +18,7 @@ from infra.tracking.mlflow_run import log_below
 from infra.tracking.tracker import Tracker, end_record
 from pipeline.config import TrainConfig
 from pipeline.run.launch import CONFIG_FILE
+from pipeline.run.origin import origin_tags
 from pipeline.run.provenance import flat_values
 from pipeline.sweep.config import StudyOptions
 from pipeline.sweep.interrupt import Stopper
@@ -62,6 +63,7 @@ class StudyRunner:
         self._waiting: list[Record] = []
         self._scheduler: Any = None
         self._parent_run_id = ""
+        self._origin: dict[str, str] = {}
 
     def run(self) -> StudyResult:
         """Train; return when the trials are done, the time is over, or the user stopped it.
@@ -74,7 +76,8 @@ class StudyRunner:
             os.environ.setdefault(name, value)
         connect(base.cluster, num_workers=max(base.worker_counts))
         tracker = Tracker(replace(base.tracking, system_metrics=False), base.name, storage=self.study.storage)
-        tracker.set_tags({"kind": self.study.kind})
+        self._origin = origin_tags()
+        tracker.set_tags({"kind": self.study.kind, **self._origin})
         tracker.log_params(flat_values(self.study.plan))
         tracker.flush(30)
         self._parent_run_id = tracker.run_id or ""
@@ -242,6 +245,7 @@ class StudyRunner:
             num_stages=self._target,
             study=study.base.name,
             shared=study.shared,
+            origin=self._origin,
         )
         return {"number": record.number, "name": record.name, "sealed": pickle.dumps(order)}
 

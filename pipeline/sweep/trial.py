@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -56,6 +57,8 @@ class TrialOrder:
     """Name of the study."""
     shared: frozenset[str]
     """Starts that are runs of their own."""
+    origin: Mapping[str, str]
+    """Tags on where the study comes from."""
 
 
 _running: list[tuple[ControllerClient, RunFuture]] = []
@@ -79,7 +82,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
         tune.report(stage_report(number, result, metric))
     if len(done) < num_stages:
         callback = TuneReportCallback()
-        if run_to_end(_started(ready, num_stages, callback)).phase != "finished":
+        if run_to_end(_started(ready, order, callback)).phase != "finished":
             return
         _wait_until_told(callback)
         done = _state(config).stage_results
@@ -107,13 +110,13 @@ def shared_start(order: TrialOrder) -> str | None:
         if key in order.shared:
             name, tracking = start_name(order.study, key), replace(config.tracking, extra_params=())
             prefix = replace(prefix_config(config, length), name=name, resume_from=start or "", tracking=tracking)
-            start = _trained_start(prefix, length)
+            start = _trained_start(prefix, length, order.origin)
             if start is None:
                 break
     return start
 
 
-def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
+def _trained_start(config: TrainConfig, num_stages: int, origin: Mapping[str, str]) -> str | None:
     """Return the checkpoint at the end of `num_stages` stages; train it, or wait while another trial does.
 
     None: it was stopped.
@@ -127,7 +130,9 @@ def _trained_start(config: TrainConfig, num_stages: int) -> str | None:
         if state is not None and len(state.stage_starts) > num_stages:
             return f"{storage.uri}/{list_checkpoints(storage)[-1]}"
         try:
-            controller = start_controller(preflight(config, tracking_is_ready=True), num_stages=num_stages)
+            controller = start_controller(
+                preflight(config, tracking_is_ready=True), num_stages=num_stages, origin=origin
+            )
         except (LeaseError, ClusterError):
             time.sleep(WAIT_S)
             continue
@@ -144,12 +149,12 @@ def _wait_until_told(callback: TuneReportCallback) -> None:
     time.sleep(WAIT_S)
 
 
-def _started(ready: Preflight, num_stages: int, callback: TuneReportCallback) -> ControllerClient:
+def _started(ready: Preflight, order: TrialOrder, callback: TuneReportCallback) -> ControllerClient:
     """Start a run; wait for what is left of this trial's earlier actor, if it was killed, to be gone."""
     give_up = time.monotonic() + GONE_S
     while True:
         try:
-            return start_controller(ready, num_stages=num_stages, callbacks=(callback,))
+            return start_controller(ready, num_stages=order.num_stages, callbacks=(callback,), origin=order.origin)
         except (LeaseError, ClusterError):
             if time.monotonic() > give_up:
                 raise

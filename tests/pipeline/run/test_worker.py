@@ -20,6 +20,7 @@ def test_a_worker_trains_on_the_data_that_the_driver_saw(make_config: MakeConfig
     shutil.copytree(getattr(base.data, part), tmp_path / part)
     config = replace(base, data=replace(base.data, **{part: str(tmp_path / part)}))
     nothing: dict[str, Any] = {"controller": None, "joined": None, "number": 0, "last_stage": 0, "report_stages": 0}
+    nothing["origin"] = {}
     rank = Rank(config=config, world_size=1, fingerprints=check_run(config).fingerprints, **nothing)
     assert load_data(rank).fingerprints == rank.fingerprints
     index_again(tmp_path / part)
