@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,8 +33,14 @@ TOLERANCE = 1e-4
 class Options:
     """Options of the export."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
+    checkpoint: Annotated[str, tyro.conf.Positional] = ""
+    """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://. Left out
+    with --best-of."""
+    best_of: str = ""
+    """In place of a checkpoint: an MLflow experiment, for the best of all checkpoints that its runs keep."""
+    metric: str = ""
+    """With --best-of: metric that the best checkpoint is the best by; empty: the newest run's
+    `checkpoint.best_metric`."""
     to: str
     """File to write: NAME.onnx or NAME.pt2 (torch.export). It is written only if its results match the checkpoint's."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -65,16 +71,24 @@ class Options:
     """Number of images with which the two models are compared."""
     register: str = ""
     """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name, with
-    the tags checkpoint, sha256, size_bytes and, where it is known, score."""
+    the tags checkpoint, sha256, size_bytes, classes_sha256 (of the classes' names, one a line) and, where it is known,
+    score."""
     register_as: Literal["tensors", "images"] = "tensors"
     """What the registered model takes. tensors: the ONNX file as it is (MLflow's onnx flavor); images: encoded images,
     as a pyfunc for `mlflow models serve` that has this project's decoder in it (classification)."""
     alias: str = ""
-    """With --register: alias that the new version gets, such as champion; another version loses it."""
+    """With --register: alias that the new version gets, such as champion; another version loses it. None is ever set
+    unasked: which version is served stays your decision."""
     tracking_uri: str = ""
-    """With --register: URI of the MLflow server; empty: the one that recorded the run."""
+    """With --register: URI of the MLflow server; empty: the one that recorded the run. With --best-of: empty:
+    MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db."""
 
     def __post_init__(self) -> None:
+        if bool(self.checkpoint) == bool(self.best_of):
+            given = f"both {self.checkpoint!r} and --best-of" if self.checkpoint else "neither"
+            raise ValueError(f"a checkpoint or --best-of EXPERIMENT is needed, and there is {given}: name one")
+        if self.metric and not self.best_of:
+            raise ValueError(f"metric is {self.metric!r}: it needs --best-of EXPERIMENT")
         if not self.to.endswith((".onnx", ".pt2")):
             raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
         if self.register and not self.to.endswith(".onnx"):
@@ -106,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
     from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
-        find_run(options.checkpoint, options.storage),
+        _best_of(options) if options.best_of else find_run(options.checkpoint, options.storage),
         ema=options.ema,
         best=options.best,
         image_size=options.image_size,
@@ -145,6 +159,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _best_of(options: Options) -> str:
+    """Return the URI of the experiment's best checkpoint, and tell it."""
+    from infra.tracking.config import TrackingConfig
+    from infra.tracking.ranking import best_checkpoint
+
+    config = TrackingConfig(experiment=options.best_of)
+    found = best_checkpoint(replace(config, uri=options.tracking_uri or config.uri), options.metric)
+    print(f"best of {options.best_of!r}: {found.uri}, {found.metric} {found.value:.4f}")
+    return found.uri
+
+
 def _register(saved: SavedModel, options: Options) -> str:
     from infra.tracking.config import TrackingConfig
     from infra.tracking.registry import Registration, register_model
@@ -157,6 +182,7 @@ def _register(saved: SavedModel, options: Options) -> str:
         "checkpoint": saved.uri,
         "sha256": hashlib.sha256(content).hexdigest(),
         "size_bytes": str(len(content)),
+        "classes_sha256": hashlib.sha256("\n".join(saved.task.classes).encode()).hexdigest(),
         "precision": options.precision,
         **({} if options.image_size or options.reestimate_bn else _recorded_score(saved, storage)),
     }

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.redact import one_line
+from infra.redact import one_line, redacted
 from infra.tracking.outbox import File, Row
 
 if TYPE_CHECKING:
@@ -63,14 +63,15 @@ class MlflowRun:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self.run_id: str = run.info.run_id
-        self._client = client
+        self.experiment_id: str = run.info.experiment_id
+        self.client = client
         self._params = dict(run.data.params)
         # Not by the client: MLflow keeps one artifact store a run and process, with the address of its first server.
         self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
 
     def sent_steps(self) -> dict[str, int]:
         """Return the last step of each metric."""
-        return {metric.key: metric.step for metric in self._client.get_run(self.run_id).data.to_proto().metrics}
+        return {metric.key: metric.step for metric in self.client.get_run(self.run_id).data.to_proto().metrics}
 
     def send_rows(self, rows: Iterable[Row]) -> None:
         """Send metrics of valid names, in one transaction per 1,000 values.
@@ -82,7 +83,7 @@ class MlflowRun:
 
         metrics = [Metric(key, value, row.time_ms, row.step) for row in rows for key, value in row.values.items()]
         for chunk in _chunks(metrics, MAX_VALUES_PER_CALL):
-            self._client.log_batch(self.run_id, metrics=chunk)
+            self.client.log_batch(self.run_id, metrics=chunk)
 
     def send_params(self, params: Mapping[str, str]) -> dict[str, str]:
         """Send params; return those that the server refuses, and why.
@@ -95,7 +96,7 @@ class MlflowRun:
         new = {name: text for name, text in texts.items() if name not in self._params}
         refused = dict[str, str]()
         for chunk in _chunks([Param(name, text) for name, text in new.items()], MAX_LABELS_PER_CALL):
-            refused |= _refused(chunk, lambda some: self._client.log_batch(self.run_id, params=some))
+            refused |= _refused(chunk, lambda some: self.client.log_batch(self.run_id, params=some))
         self._params |= {name: text for name, text in new.items() if name not in refused}
         changed = {f"changed.{name}": text for name, text in texts.items() if text != self._params.get(name, text)}
         return refused | self.send_tags(changed)
@@ -107,7 +108,7 @@ class MlflowRun:
         entities = [RunTag(name[:MAX_NAME], value[:MAX_TAG]) for name, value in tags.items()]
         refused = dict[str, str]()
         for chunk in _chunks(entities, MAX_LABELS_PER_CALL):
-            refused |= _refused(chunk, lambda some: self._client.log_batch(self.run_id, tags=some))
+            refused |= _refused(chunk, lambda some: self.client.log_batch(self.run_id, tags=some))
         return refused
 
     def send_file(self, file: File) -> None:
@@ -123,7 +124,7 @@ class MlflowRun:
 
     def finish(self, status: str) -> None:
         """Set the end time and `FINISHED`, `FAILED` or `KILLED`."""
-        self._client.set_terminated(self.run_id, status)
+        self.client.set_terminated(self.run_id, status)
 
 
 def open_run(
@@ -201,6 +202,14 @@ def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, f
         token = page.token
         if not token:
             return
+
+
+def page_url(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page on a server, in the view for model training.
+
+    Without it, MLflow 3.17 opens in its view for language models until a user has chosen the other one.
+    """
+    return f"{redacted(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 @lru_cache(maxsize=10_000)

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 256 << 20
 """Content of unsent files that is held in memory at most."""
+LABELS = ("params", "tags", "inputs", "models")
+"""Kinds of named texts: the last two are datasets and checkpoints, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Outbox:
         self._rows: deque[Row] = deque()
         self._num_values = 0
         self._last_step: dict[str, int] = {}
-        self._labels: dict[str, dict[str, str]] = {"params": {}, "tags": {}}
+        self._labels: dict[str, dict[str, str]] = {kind: {} for kind in LABELS}
         self._files: dict[str, File] = {}
 
     def __len__(self) -> int:
@@ -116,12 +118,12 @@ class Outbox:
             return max((step for key, step in self._last_step.items() if key.startswith(prefix)), default=-1)
 
     def add_labels(self, kind: str, labels: Mapping[str, str]) -> None:
-        """Add `params` or `tags`; a newer value of a name takes the older one's place."""
+        """Add to one of `LABELS`; a newer value of a name takes the older one's place."""
         with self._lock:
             self._labels[kind].update(labels)
 
     def labels(self, kind: str) -> dict[str, str]:
-        """Return the waiting `params` or `tags`."""
+        """Return what waits of one of `LABELS`."""
         with self._lock:
             return dict(self._labels[kind])
 

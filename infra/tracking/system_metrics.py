@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Any
 
+log = logging.getLogger(__name__)
 PREFIX = "system/"
 
 
@@ -32,6 +35,28 @@ class SystemSampler:
         return values
 
 
+class SystemRecorder:
+    """Samples in the interval that is asked for. It fails once at most, with a warning: training continues without."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s, self._next = interval_s, 0.0
+        self._sampler: SystemSampler | None = None
+
+    def sample(self) -> dict[str, float]:
+        """Return the values where they are due; else nothing."""
+        now = time.monotonic()
+        if now < self._next:
+            return {}
+        self._next = now + self._interval_s
+        try:
+            self._sampler = self._sampler or SystemSampler()
+            return self._sampler.sample()
+        except Exception as error:  # a missing psutil, a driver that fails: no reason to hold up the rest
+            self._next = math.inf
+            log.warning("tracking: no system metrics: %s", error)
+            return {}
+
+
 def _gpu_monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
@@ -40,5 +65,5 @@ def _gpu_monitors() -> list[Any]:
         try:
             return [monitor()]
         except Exception as error:  # no such GPU, driver or library: each monitor raises its own type
-            logging.getLogger(__name__).debug("no %s: %s", monitor.__name__, error)
+            log.debug("no %s: %s", monitor.__name__, error)
     return []

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from infra.redact import one_line, redacted, redacted_values
+from infra.redact import redacted_values
 from infra.storage.base import Storage, StorageError, checked_key
 from infra.timeouts import call_with_timeout
 from infra.tracking import mlflow_run
 from infra.tracking.config import TrackingConfig, explained
-from infra.tracking.mlflow_run import MlflowRun, TrackingError, valid_name
+from infra.tracking.delivery import Delivery
+from infra.tracking.images import image_files
+from infra.tracking.lineage import CheckpointModel, Dataset, models_json
+from infra.tracking.mlflow_run import MlflowRun, TrackingError, page_url, valid_name
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool, spooled_status
-from infra.tracking.system_metrics import PREFIX, SystemSampler
+from infra.tracking.system_metrics import PREFIX, SystemRecorder
 
 log = logging.getLogger(__name__)
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PAUSE_S = 15.0
-FILES_PAUSE_S = 5.0
 SETTLE_S = 1.0
 SPOOL_TIMEOUT_S = 120.0
 """How long storage may take for what MLflow was not sent; a process that ends must not hang with its storage."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 """By which MLflow's page knows the artifacts that are tables."""
+IMAGES_TAG = "mlflow.loggedImages"
+"""By which it knows that there are pictures by step."""
 
 
 class Tracker:
@@ -63,8 +66,9 @@ class Tracker:
         self.url = ""
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
-        self._refused: set[tuple[str, str]] = set()
         self._outbox = Outbox(config.max_unsent)
+        self._delivery = Delivery(self._outbox)
+        self._system = SystemRecorder(config.system_interval_s) if config.system_metrics else None
         self._tables: set[str] = set()
         self._spool = Spool(storage, self._outbox, epoch)
         self._row_log = RowLog(storage, epoch) if storage is not None else None
@@ -75,8 +79,6 @@ class Tracker:
         self._finished = self._stopping = self._abandoned = False
         self._down_since = 0.0
         self._problem = ""
-        self._sampler: SystemSampler | None = None
-        self._next_sample = self._files_wait_until = 0.0
         self._wake = threading.Event()
         self._quiet = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -128,6 +130,24 @@ class Tracker:
         self._tables |= {path}
         self.log_artifact_bytes(path, content.encode())
         self.set_tags({TABLES_TAG: json.dumps([{"path": name, "type": "table"} for name in sorted(self._tables)])})
+
+    def log_image(self, key: str, png: bytes, step: int) -> None:
+        """Record a picture of a step: MLflow's page has a slider over those of a key. The same step is replaced."""
+        for file in image_files(key, png, step):
+            self._outbox.add_file(file)
+        self.set_tags({IMAGES_TAG: "true"})
+
+    def log_inputs(self, datasets: Sequence[Dataset]) -> None:
+        """Record what the run reads, once: those that the run has are left as they are."""
+        texts = {f"{one.name} {one.digest}": one.to_json() for one in reversed(datasets)}
+        self._outbox.add_labels("inputs", texts)
+
+    def log_checkpoints(self, models: Sequence[CheckpointModel]) -> None:
+        """Record which checkpoints are kept, as models of MLflow: those of the run that are not among them are deleted.
+
+        Their metrics must have been logged before.
+        """
+        self._outbox.add_labels("models", {"kept": models_json(models)})
 
     def log_text(self, path: str, text: str) -> None:
         """Record a text as an artifact."""
@@ -210,7 +230,8 @@ class Tracker:
     def _send(self) -> None:
         self._spool.load()
         run = self._run or self._connect()
-        self._sample_system()
+        if self._system is not None and not self._status and (load := self._system.sample()):
+            self.log_metrics(load, self.last_step(PREFIX) + 1)
         while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
             if self._row_log is not None:
                 self._row_log.add(run.run_id, rows)
@@ -218,38 +239,12 @@ class Tracker:
             self._outbox.confirm_rows(rows)
         if self._row_log is not None and (len(self._outbox) or self._status):
             self._row_log.check()
-        self._send_labels("params", run.send_params)
-        self._send_labels("tags", run.send_tags)
+        self._delivery.labels(run)
         self._note_success()
-        self._send_files(run)
+        self._delivery.rest(run)
         if self._status and not self._finished and not len(self._outbox):
             run.finish(self._status)
             self._finished = True
-
-    def _send_labels(self, kind: str, send: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        labels = self._outbox.labels(kind)
-        for name, why in send(labels).items():
-            if (kind, name) not in self._refused:
-                log.warning("tracking: MLflow refuses one of the %s, the run has the others: %s: %s", kind, name, why)
-                self._refused.add((kind, name))
-        self._outbox.confirm_labels(kind, labels)
-
-    def _send_files(self, run: MlflowRun) -> None:
-        """Send files. Artifacts may have a store of their own, whose faults hold up no metrics."""
-        if time.monotonic() < self._files_wait_until:
-            return
-        try:
-            for file in self._outbox.files():
-                if isinstance(file.content, Path) and not file.content.is_file():
-                    log.warning("tracking: %s is gone and can't be sent to MLflow", file.content)
-                else:
-                    run.send_file(file)
-                self._outbox.confirm_file(file)
-            self._files_wait_until = 0.0
-        except Exception as error:
-            if not self._files_wait_until:
-                log.warning("tracking: artifacts wait, metrics continue: %s", one_line(error))
-            self._files_wait_until = time.monotonic() + FILES_PAUSE_S
 
     def _connect(self) -> MlflowRun:
         config = self.config
@@ -274,7 +269,7 @@ class Tracker:
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
         if config.uri.startswith("http"):
-            self.url = f"{redacted(config.uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run.run_id}"
+            self.url = page_url(config.uri, experiment_id, run.run_id)
         if self.config is config:  # else `set_uri` came in between
             self._run = run
         return run
@@ -294,20 +289,6 @@ class Tracker:
             self._abandoned = self._stopping = True
         except TimeoutError:
             raise StorageError(f"{self._spool.location} could not be written: storage does not answer") from None
-
-    def _sample_system(self) -> None:
-        now = time.monotonic()
-        if not self.config.system_metrics or self._status or now < self._next_sample:
-            return
-        self._next_sample = now + self.config.system_interval_s
-        try:
-            self._sampler = self._sampler or SystemSampler()
-            load = self._sampler.sample()
-        except Exception as error:  # a missing psutil, a driver that fails: no reason to hold up the rest
-            self._next_sample = math.inf
-            log.warning("tracking: no system metrics: %s", error)
-            return
-        self.log_metrics(load, self.last_step(PREFIX) + 1)
 
     def _wait_until(self, done: Callable[[], bool], timeout: float) -> bool:
         deadline = time.monotonic() + timeout

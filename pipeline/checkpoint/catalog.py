@@ -188,6 +188,8 @@ class CheckpointRow:
     """Why it isn't valid, or an empty text."""
     verified: bool
     """Whether every file was read and has the manifest's SHA-256."""
+    trained_stage: int | None = None
+    """Index of the stage that was trained last; None where the manifest doesn't say."""
 
 
 def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
@@ -205,12 +207,13 @@ def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[Chec
 
 
 def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
-    stage, problem, verified = None, "", False
+    stage, trained_stage, problem, verified = None, None, "", False
     state: CheckpointCondition = "valid"
     metrics: dict[str, float] = {}
     try:
         manifest = _manifest(storage, key)
         stage, metrics = manifest.get("stage"), manifest.get("metrics") or {}
+        trained_stage = manifest.get("trained_stage")
         _check_sizes(storage, key, manifest["files"], sizes)
         if verify:
             for name, facts in manifest["files"].items():
@@ -220,7 +223,7 @@ def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -
         state = "incomplete" if isinstance(error, IncompleteCheckpointError) else "corrupt"
         problem = str(error)
     total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
-    return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, state, problem, verified)
+    return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, state, problem, verified, trained_stage)
 
 
 def _check_sizes(storage: Storage, key: str, files: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:

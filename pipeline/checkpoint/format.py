@@ -100,7 +100,12 @@ def write_checkpoint(
         wrote_file()
     before_manifest()
     state = snapshot.state
-    about = {"cursor": state.cursor, "stage": len(state.stage_starts) - 1, "metrics": state.metrics_here()}
+    about = {
+        "cursor": state.cursor,
+        "stage": len(state.stage_starts) - 1,
+        "trained_stage": state.trained_stage,
+        "metrics": state.metrics_here(),
+    }
     storage.write(f"{key}/{MANIFEST}", json.dumps({"files": files, **about}, indent=1).encode())
     return key
 

@@ -34,6 +34,11 @@ class TrainState:
     evaluation: dict[str, float] = field(default_factory=dict)
     """The newest evaluation: its metrics, and the `cursor` at which it was made."""
 
+    @property
+    def trained_stage(self) -> int:
+        """Index of the stage that the last sample was of; that of the first stage before any."""
+        return max(0, sum(start < self.cursor for start in self.stage_starts) - 1)
+
     def metrics_here(self) -> dict[str, float]:
         """Return the metrics that were measured at this very cursor; empty when there was no evaluation."""
         if self.evaluation.get("cursor") != self.cursor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 from infra.storage.base import Storage
 from infra.storage.lease import Lease, LeaseError
+from infra.tracking.lineage import CheckpointModel
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import SaverEvents, SaverStoppedError
-from pipeline.checkpoint.catalog import describe_checkpoints
+from pipeline.checkpoint.catalog import CheckpointRow, describe_checkpoints
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.summary import checkpoint_table
 
@@ -16,10 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointListener(SaverEvents):
-    """Lets a checkpoint become whole only while the run is this one's; tells the controller and MLflow of it."""
+    """Lets a checkpoint become whole only while the run is this one's; tells the controller and MLflow of it.
 
-    def __init__(self, controller: ControllerClient, lease: Lease, tracker: Tracker, storage: Storage) -> None:
+    `models` makes of the checkpoints in storage those that MLflow is told of.
+    """
+
+    def __init__(
+        self,
+        controller: ControllerClient,
+        lease: Lease,
+        tracker: Tracker,
+        storage: Storage,
+        models: Callable[[Sequence[CheckpointRow]], Sequence[CheckpointModel]],
+    ) -> None:
         self.controller, self.lease, self.tracker, self.storage = controller, lease, tracker, storage
+        self._models = models
 
     def before_manifest(self) -> None:
         """Make the rows up to a checkpoint outlive this process: a resumed run won't make them again.
@@ -42,8 +55,9 @@ class CheckpointListener(SaverEvents):
 
     def pruned(self) -> None:
         """List in MLflow the checkpoints that are kept."""
-        table = checkpoint_table(describe_checkpoints(self.storage), self.storage.uri)
-        self.tracker.log_table("checkpoints.json", table)
+        rows = describe_checkpoints(self.storage)
+        self.tracker.log_table("checkpoints.json", checkpoint_table(rows, self.storage.uri))
+        self.tracker.log_checkpoints(self._models(rows))
 
     def waits(self, line: str) -> None:
         """Tell the user, once for each fault."""

@@ -271,6 +271,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], 
         writer=rank.writer,
         tags={FINGERPRINT_TAG: run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint)}
         | dict(rank.origin),
+        data=(data.train, data.val),
         heartbeat=heartbeat,
         report_stages=rank.report_stages,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import ray.train
 from torch import Tensor
 
 from datasets.loading.batch import Batch
+from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import add_to_log
 from infra.storage.base import Storage
 from infra.storage.lease import Lease
@@ -21,6 +23,7 @@ from pipeline.config import TrainConfig
 from pipeline.control.replies import JoinReply
 from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
+from pipeline.run.lineage import checkpoint_models, datasets_of
 from pipeline.run.provenance import flat_values, recorded_config
 from pipeline.run.sample_log import SampleLog
 from pipeline.run.schedule_picture import schedule_picture
@@ -92,6 +95,7 @@ class TrackingHooks(RankHooks):
         world_size: number of ranks.
         writer: what this worker group has claimed.
         tags: of the MLflow run.
+        data: the training and the validation data.
         heartbeat: of this rank's watchdog.
         report_stages: as in `RankHooks`.
     """
@@ -106,6 +110,7 @@ class TrackingHooks(RankHooks):
         world_size: int,
         writer: Writer,
         tags: Mapping[str, str],
+        data: tuple[DatasetManifest, DatasetManifest],
         heartbeat: Callable[[], None] = lambda: None,
         report_stages: int = 0,
     ) -> None:
@@ -116,8 +121,11 @@ class TrackingHooks(RankHooks):
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
         self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch)
         self.tracker.set_tags(tags)
+        validation = datasets_of(data[1], "validation")
+        self.tracker.log_inputs([*datasets_of(data[0], "training"), *validation])
         lease = Lease(storage, token=joined.lease_token)
-        listener = CheckpointListener(controller, lease, self.tracker, storage)
+        models = partial(checkpoint_models, where=storage.uri, config=config, validation=validation)
+        listener = CheckpointListener(controller, lease, self.tracker, storage, models)
         self.saver = Saver(storage, config.checkpoint, listener, writer=writer)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
@@ -126,7 +134,7 @@ class TrackingHooks(RankHooks):
         number = span.index + 1
         log.info("stage %d begins: %s", number, summary(span.stage))
         self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
-        self.tracker.log_artifact_bytes(f"samples/stage-{number}.png", grid_png(images))
+        self.tracker.log_image("samples", grid_png(images), step=span.start)
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:
         """Queue a row of metrics for MLflow; tell where they can be seen."""

@@ -150,10 +150,16 @@ def resumed(name: str, cursor: int) -> str:
 def check_pages(stack: Stack, said: str) -> None:
     """MLflow's pages of the run show what they should, in a browser."""
     assert CHROMIUM, "no Chromium (Debian: chromium)"
-    url = next(word for word in said.split() if "/#/experiments/" in word)
+    url, _, view = next(word for word in said.split() if "/#/experiments/" in word).partition("?")
+    assert view == "workflowType=machine_learning"
     profile = stack.folder / "browser"
-    assert missing(url, profile, "stopped", "Finished", "RandAugment", "val/accuracy", "train/loss") == []
-    assert missing(f"{url}/model-metrics", profile, "image_size", "images_per_s", "main-svg") == []
+    assert (
+        missing(
+            url, profile, "stopped", "Finished", "RandAugment", "val/accuracy", "train/loss", r"/train\b", r"-\d+</"
+        )
+        == []
+    )
+    assert missing(f"{url}/model-metrics", profile, "image_size", "images_per_s", "main-svg", "samples") == []
     for name in ("predictions.png", "confusion-matrix.png"):
         assert missing(f"{url}/artifacts/{name}", profile, r'<img [^>]*(src="blob:|get-artifact)') == [], name
 

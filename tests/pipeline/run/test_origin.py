@@ -54,7 +54,7 @@ def test_commit_branch_and_changes_are_told(repository: Path) -> None:
 
 def test_a_remote_is_told_without_its_token(repository: Path) -> None:
     git(repository, "remote", "add", "origin", "https://me:t0ken@example.org/code.git")
-    assert submitter_tags(repository)["mlflow.source.git.repoURL"] == "https://***@example.org/code.git"
+    assert submitter_tags(repository)["mlflow.source.git.repoURL"] == "https://example.org/code.git"
 
 
 @pytest.mark.parametrize("broken", ["no repository", "no commit", "no git"])

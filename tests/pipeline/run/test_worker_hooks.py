@@ -47,7 +47,7 @@ def lease(tmp_path: Path) -> Lease:
 
 
 def listener(told: Told, lease: Lease, storage: Storage) -> CheckpointListener:
-    return CheckpointListener(told, lease, told, storage)  # type: ignore[arg-type]
+    return CheckpointListener(told, lease, told, storage, lambda rows: [])  # type: ignore[arg-type]
 
 
 def test_rows_are_safe_before_a_checkpoint_is_whole(lease: Lease, tmp_path: Path) -> None:
@@ -78,7 +78,14 @@ def test_what_comes_of_a_checkpoint_is_told(lease: Lease, tmp_path: Path) -> Non
     events.waits("a checkpoint waits")
     events.gave_up("no checkpoint could be written")
     events.pruned()
-    assert [name for name, *_ in told.calls] == ["saved", "set_tags", "not_saved", "failed", "log_table"]
+    assert [name for name, *_ in told.calls] == [
+        "saved",
+        "set_tags",
+        "not_saved",
+        "failed",
+        "log_table",
+        "log_checkpoints",
+    ]
 
 
 def test_a_rank_other_than_0_tells_how_far_it_is_and_saves_nothing() -> None:
