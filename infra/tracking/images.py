@@ -17,7 +17,7 @@ def image_files(key: str, png: bytes, step: int) -> list[File]:
 
     `log_image` itself has the time and a random number in the name, and would add a picture at each restart.
     """
-    name = re.sub(r"[^\w\-. ]", "~", key)
+    name = re.sub(r"[^\w\-. ]", "~", key, flags=re.ASCII)
     stem = f"images/{name}+step+{step}+timestamp+{step}+{uuid.uuid5(uuid.NAMESPACE_URL, f'{name}+{step}')}"
     return [File(f"{stem}.png", png), File(f"{stem}+compressed.webp", _small(png))]
 

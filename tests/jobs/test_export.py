@@ -33,10 +33,12 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.export import main
 from jobs.predict import main as predict
+from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
 from pipeline.inference.norm_statistics import reestimate_saved
 from pipeline.inference.predictor import open_predictor
 from pipeline.inference.trained_model import SavedModel, open_saved
+from tests.support.lineage import checkpoint
 from tests.support.runs import TrainedRun
 from tests.support.shards import image_of, png
 
@@ -308,6 +310,35 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
         (tmp_path / name).write_text("no model")
         with pytest.raises(ExportError, match=name):
             open_exported(tmp_path / name)
+
+
+def test_the_best_checkpoint_of_an_experiment_is_exported(
+    trained_classifier: TrainedRun, sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = list_checkpoints(open_storage(trained_classifier.folder))[-1]
+    best = replace(checkpoint(48, 0.7), uri=f"{trained_classifier.folder}/{key}")
+    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded")
+    for model in (checkpoint(24, 0.5), best):
+        tracker.log_metrics({"val/accuracy": model.metrics["val/accuracy"]}, model.step)
+    tracker.log_checkpoints([checkpoint(24, 0.5), best])
+    assert tracker.close()
+    told = ["--to", str(tmp_path / "model.onnx"), "--tracking-uri", sqlite_uri, "--best-of", "crescendo"]
+    assert main([*told, "--metric", "val/accuracy"]) == 0
+    assert f"best of 'crescendo': {best.uri}, val/accuracy 0.7000" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ([], "a checkpoint or --best-of EXPERIMENT is needed, and there is neither"),
+        (["demo", "--best-of", "solar"], "there is both 'demo' and --best-of: name one"),
+        (["demo", "--metric", "val/loss"], "metric is 'val/loss': it needs --best-of EXPERIMENT"),
+    ],
+)
+def test_either_a_checkpoint_or_an_experiment_is_named(told: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        main([*told, "--to", "model.onnx"])
 
 
 def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(

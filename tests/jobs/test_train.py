@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def _check_record(place: Path, name: str) -> None:
     assert last is not None
     assert steps[-1] == last.state.cursor
     assert set(range(96, steps[-1], 96)) <= set(steps)  # every second step of 48
-    assert len(client.list_artifacts(record.info.run_id, "samples")) == 4
+    assert len(client.list_artifacts(record.info.run_id, "images")) == 2 * 4  # each with its smaller copy
     run_id = record.info.run_id
     assert len(client.list_artifacts(run_id, "profile")) == 1
     files = {file.path for file in client.list_artifacts(run_id)}
@@ -122,6 +123,27 @@ def _check_record(place: Path, name: str) -> None:
     kept = json.loads(Path(client.download_artifacts(run_id, "checkpoints.json")).read_text())
     there = [f"{place}/runs/{name}/{key}" for key in list_checkpoints(open_storage(f"{place}/runs/{name}"))]
     assert [row[-2:] for row in kept["data"]] == [["valid", uri] for uri in reversed(there)]
+    _check_lineage(client, record, there)
+
+
+def _check_lineage(client: MlflowClient, record: Run, checkpoints: list[str]) -> None:
+    """MLflow knows where the run comes from, its data once, and a model for each kept checkpoint, with its values."""
+    assert record.data.tags["mlflow.source.name"]
+    assert record.data.tags["mlflow.user"] == getpass.getuser()
+    inputs = client.get_run(record.info.run_id).inputs.dataset_inputs
+    assert {one.dataset.name.rpartition("/")[2]: one.tags[0].value for one in inputs} == {
+        "train": "training",
+        "val": "validation",
+    }
+    models = client.search_logged_models([record.info.experiment_id], f"source_run_id = '{record.info.run_id}'")
+    assert sorted(model.tags["checkpoint"] for model in models) == sorted(checkpoints)
+    last = next(model for model in models if model.tags["checkpoint"] == checkpoints[-1])
+    assert last.params["stage"] == last.params["stages_done"] == "4"
+    points = client.get_metric_history(record.info.run_id, "val/accuracy")
+    assert len(points) == len({point.step for point in points})  # not doubled by the models'
+    (accuracy,) = [metric for metric in last.metrics if metric.key == "val/accuracy"]
+    assert (accuracy.value, accuracy.step) == (points[-1].value, points[-1].step)
+    assert accuracy.dataset_digest in [one.dataset.digest for one in inputs]
 
 
 def _lose_a_row(place: Path, name: str) -> None:

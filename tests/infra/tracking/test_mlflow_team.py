@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ from infra.devstack.servers import MlflowServer
 from infra.mlflow_serve import settings
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig, check
-from infra.tracking.mlflow_run import TrackingError
+from infra.tracking.lineage import model_name
+from infra.tracking.mlflow_run import TrackingError, make_client
+from infra.tracking.ranking import best_checkpoint
 from infra.tracking.tracker import Tracker
+from tests.support.lineage import TRAIN, VAL, checkpoint
 from tests.support.servers import S3Server
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(shutil.which("postgres") or "")]
@@ -99,8 +103,15 @@ def test_a_run_with_a_password_is_kept_in_postgresql_and_s3(
         tracker = Tracker(config, "of-a-team")
         tracker.log_metrics({"train/loss": 0.5}, step=1)
         tracker.log_text("report.md", "fine")
+        tracker.log_params({LONGEST: "x" * 10_000, "Größe 📏": "📏" * 4000})
+        tracker.set_tags({LONGEST: "📏" * 9000})
+        tracker.log_metrics({LONGEST: 1.0, "val/Überlänge/f1": float("inf")}, step=1)
+        tracker.log_metrics({"val/accuracy": 0.25}, step=24)
+        tracker.log_inputs([replace(TRAIN, name="x" * 700), VAL])
+        tracker.log_checkpoints([replace(checkpoint(24, 0.25), name=model_name("a:b" * 300))])
         assert tracker.close("FINISHED", 60)
         assert PASSWORD not in (server.folder / "server.log").read_text()
+        check_taken(server.url, tracker.run_id)
     finally:
         server.stop()
     for name, value in s3_server.client_environment().items():
@@ -110,3 +121,21 @@ def test_a_run_with_a_password_is_kept_in_postgresql_and_s3(
     asked = "SELECT value FROM metrics WHERE key = 'train/loss'"
     found = subprocess.run(["psql", postgres.uri, "-Atc", asked], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "0.5"
+
+
+LONGEST = "long/" + "x" * 600
+
+
+def check_taken(uri: str, run_id: str | None) -> None:
+    """PostgreSQL has all of it, cut at MLflow's limits, with the datasets and the model."""
+    client = make_client(uri)
+    run = client.get_run(run_id)
+    name = LONGEST[:250]
+    assert (len(run.data.params[name]), len(run.data.tags[name]), run.data.metrics[name]) == (6000, 8000, 1.0)
+    assert sorted(len(one.dataset.name) for one in run.inputs.dataset_inputs) == [len(VAL.name), 500]
+    found = client.search_runs([run.info.experiment_id], f"datasets.name = '{VAL.name}'")
+    assert [one.info.run_id for one in found] == [run_id]
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (len(model.name), model.metrics[0].value, model.metrics[0].dataset_name) == (500, 0.25, VAL.name)
+    assert len(client.get_metric_history(run_id, "val/accuracy")) == 1
+    assert best_checkpoint(TrackingConfig(uri=uri), "val/accuracy").uri == model.tags["checkpoint"]

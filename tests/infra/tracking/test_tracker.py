@@ -376,7 +376,7 @@ def test_artifacts_that_cannot_be_stored_hold_up_no_metrics(
     assert caplog.text.count("artifacts wait") == 1
     assert b"a.txt" in storage.read(SPOOL_FILE)
     blocked.unlink()
-    monkeypatch.setattr(tracking, "FILES_PAUSE_S", 0.1)
+    monkeypatch.setattr("infra.tracking.delivery.PAUSE_S", 0.1)
     assert send_unsent(database, "blocked", storage)
     assert (tmp_path / "blocked").is_dir()
 
