@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
     from pipeline.inference.trained_model import find_run, open_saved
 
     saved = open_saved(
-        _best_of(options) if options.best_of else find_run(options.checkpoint, options.storage),
+        best_of(options) if options.best_of else find_run(options.checkpoint, options.storage),
         ema=options.ema,
         best=options.best,
         image_size=options.image_size,
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _best_of(options: Options) -> str:
+def best_of(options: Options) -> str:
     """Return the URI of the experiment's best checkpoint, and tell it."""
     from infra.tracking.config import TrackingConfig
     from infra.tracking.ranking import best_checkpoint

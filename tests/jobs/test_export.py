@@ -31,9 +31,8 @@ from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
-from jobs.export import main
+from jobs.export import Options, best_of, main
 from jobs.predict import main as predict
-from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
 from pipeline.inference.norm_statistics import reestimate_saved
 from pipeline.inference.predictor import open_predictor
@@ -312,20 +311,16 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
             open_exported(tmp_path / name)
 
 
-def test_the_best_checkpoint_of_an_experiment_is_exported(
-    trained_classifier: TrainedRun, sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    key = list_checkpoints(open_storage(trained_classifier.folder))[-1]
-    best = replace(checkpoint(48, 0.7), uri=f"{trained_classifier.folder}/{key}")
+def test_the_best_checkpoint_of_an_experiment_is_taken(sqlite_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded")
-    for model in (checkpoint(24, 0.5), best):
+    kept = [checkpoint(24, 0.5), checkpoint(48, 0.7), checkpoint(72, 0.6)]
+    for model in kept:
         tracker.log_metrics({"val/accuracy": model.metrics["val/accuracy"]}, model.step)
-    tracker.log_checkpoints([checkpoint(24, 0.5), best])
+    tracker.log_checkpoints(kept)
     assert tracker.close()
-    told = ["--to", str(tmp_path / "model.onnx"), "--tracking-uri", sqlite_uri, "--best-of", "crescendo"]
-    assert main([*told, "--metric", "val/accuracy"]) == 0
-    assert f"best of 'crescendo': {best.uri}, val/accuracy 0.7000" in capsys.readouterr().out
-    assert (tmp_path / "model.onnx").is_file()
+    options = Options(best_of="crescendo", metric="val/accuracy", to="model.onnx", tracking_uri=sqlite_uri)
+    assert best_of(options) == kept[1].uri
+    assert f"best of 'crescendo': {kept[1].uri}, val/accuracy 0.7000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
