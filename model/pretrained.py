@@ -6,11 +6,12 @@ What has been fetched once is in the library's own cache, and is found there wit
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.util
-import os
 import re
 import shutil
 import urllib.request
+import uuid
 from pathlib import Path
 
 from model.config import TIMM_PREFIX, UNETS
@@ -100,16 +101,19 @@ def _fetched(url: str, name: str) -> Path:
     file = Path(get_dir()) / "checkpoints" / name
     if file.is_file():
         return file
-    part = file.with_name(f"{name}.{os.getpid()}.part")
+    part = file.with_name(f"{name}.{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open("wb") as out:
             shutil.copyfileobj(answer, out)
+            wanted = answer.headers["Content-Length"]
+            if wanted is not None and out.tell() != int(wanted):
+                raise OSError(f"{out.tell()} of {wanted} bytes came")
         digest = re.search(r"-([0-9a-f]{8,})\.", name)
         if digest and not hashlib.sha256(part.read_bytes()).hexdigest().startswith(digest[1]):
             raise OSError("what came has another SHA-256 than its name says")
         part.replace(file)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise PretrainedError(
             f"{url} can't be fetched from here ({error}): put it at {file}, or take --init-from lite0 or a file"
         ) from None

@@ -82,13 +82,15 @@ class Table:
             raise DataError(f"{self.url}: line {reader.line_num}: {error}") from None
 
     def _parquet_rows(self, columns: Sequence[str], file: ParquetFile) -> Iterator[Row]:
+        import pyarrow as pa
+
         number = 0
         try:
             for batch in file.iter_batches(columns=[*dict.fromkeys(columns)]):
                 for cells in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                     number += 1
                     yield Row(f"row {number}", tuple(map(_cell, cells)))
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.url}: row {number + 1}: not readable ({error}); write it again") from None
 
 
@@ -136,7 +138,9 @@ def _parquet_table(url: str, data: bytes) -> Table:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{url}: not a readable Parquet file ({error}); write it again") from None
     lists = frozenset(
-        field.name for field in schema if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        field.name
+        for field in schema
+        if pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type)
     )
     return _checked(Table(url, tuple(schema.names), lists, _parquet=file))
 

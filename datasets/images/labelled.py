@@ -22,6 +22,7 @@ from datasets.loading.corruption import CorruptionLog
 from datasets.loading.reader import Reader, Sample
 from datasets.loading.samples import Request, Samples, View
 from datasets.prepare.layout import ROLES, LeftOut
+from datasets.shards.class_names import class_numbers, shown_classes
 from datasets.shards.manifest import DatasetManifest, ShardInfo
 
 _REQUESTS_AT_ONCE = 16
@@ -157,31 +158,22 @@ def _labels(
 
 def _multi_hot(files: Sequence[ImageFile], classes: tuple[str, ...], separator: str) -> np.ndarray:
     """Return uint8 [files, K] of labels with a separator between them; nothing between two of them is no label."""
-    known, rows = _number_of(classes), np.zeros((len(files), len(classes)), dtype=np.uint8)
+    known, rows = class_numbers(classes), np.zeros((len(files), len(classes)), dtype=np.uint8)
     for row, file in zip(rows, files, strict=True):
         parts = file.label.split(separator) if separator else [file.label]
         for label in filter(None, map(str.strip, parts)):
             if label not in known:
                 raise DataError(
                     f"{file.name}: the label {label!r} is none of the model's {len(classes)} classes "
-                    f"({_shown(classes)}); name the text between labels with --label-separator"
+                    f"({shown_classes(classes)}); name the text between labels with --label-separator"
                 )
             row[known[label]] = 1
     return rows
 
 
-def _number_of(classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the numbers of labels, which are names of classes or, where none is named so, their numbers."""
-    return {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
-
-
-def _shown(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-
-
 def _numbers(place: str, files: Sequence[ImageFile], classes: tuple[str, ...]) -> np.ndarray:
     """Return each file's class number."""
-    known, shown = _number_of(classes), _shown(classes)
+    known, shown = class_numbers(classes), shown_classes(classes)
     labels = Counter(file.label for file in files)
     for label in labels:
         if label in known:

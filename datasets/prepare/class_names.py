@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
 from datasets.files.urls import join, tag_of
+from datasets.shards.class_names import is_whole_number
 from datasets.shards.indexing import read_classes
 from datasets.shards.manifest import MANIFEST_NAME, read_manifest
-
-_SHOWN = 6
 
 
 def class_names(given: str) -> tuple[str, ...]:
@@ -33,27 +32,16 @@ def class_names(given: str) -> tuple[str, ...]:
 
 def are_named(given: str) -> bool:
     """Say whether `class_names` finds names in this, right or wrong."""
-    if given.startswith("[") or (not is_remote(given) and ("," in given or Path(given).is_file())):
+    if given.startswith("[") or (not is_remote(given) and ("," in given or _is(Path.is_file, given))):
         return True
     return bool(_manifest_folder(given)) or given.endswith((".txt", ".json"))
-
-
-def class_numbers(classes: Iterable[str]) -> dict[str, int]:
-    """Return the number of each label: a class's name or, where none is named so, its number."""
-    names = [*classes]
-    return {str(number): number for number in range(len(names))} | {name: n for n, name in enumerate(names)}
 
 
 def sorted_names(found: Iterable[str]) -> tuple[str, ...]:
     """Return labels in order of their names, or of their numbers where all are whole numbers."""
     names = {*found}
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
+    numeric = all(is_whole_number(name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))
-
-
-def shown_classes(classes: tuple[str, ...]) -> str:
-    """Return the first class names for a message."""
-    return ", ".join(classes[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
 
 
 def _read(given: str) -> tuple[str, ...]:
@@ -64,7 +52,7 @@ def _read(given: str) -> tuple[str, ...]:
             raise DataError(f"--classes {given}: not a JSON list ({error})") from None
     if folder := _manifest_folder(given):
         return read_manifest(folder).classes
-    if is_remote(given) or Path(given).exists():
+    if is_remote(given) or _is(Path.exists, given):
         return read_classes(given)
     names = tuple(name.strip() for name in given.split(",") if name.strip())
     if len(names) < 2:
@@ -77,6 +65,13 @@ def _manifest_folder(place: str) -> str:
     """Return the folder that has a manifest: this one, or that of its training split; empty: none."""
     for folder in (place, join(place, "train")):
         manifest = join(folder, MANIFEST_NAME)
-        if tag_of(manifest) if is_remote(place) else Path(manifest).is_file():
+        if tag_of(manifest) if is_remote(place) else _is(Path.is_file, manifest):
             return folder
     return ""
+
+
+def _is(question: Callable[[Path], bool], place: str) -> bool:
+    try:
+        return question(Path(place))
+    except OSError:  # a list of names is longer than a file's name may be
+        return False

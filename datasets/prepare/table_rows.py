@@ -9,10 +9,11 @@ from typing import NamedTuple
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
 from datasets.files.tables import Table
-from datasets.prepare.class_names import class_names, class_numbers, shown_classes, sorted_names
+from datasets.prepare.class_names import class_names, sorted_names
 from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.source import Item
 from datasets.prepare.table_labels import LabelReader
+from datasets.shards.class_names import class_numbers, shown_classes
 
 _SPLITS = {name: split for split, names in ROLES.items() for name in names}
 
@@ -65,7 +66,9 @@ def labelled_items(
     Raises:
         DataError: a label that is none of the classes; names the row.
     """
-    found = (label for row in rows for label in row.labels)
+    found = {label for row in rows for label in row.labels}
+    if not found:
+        raise DataError(f"{table.url}: no row has a label; name their column with --label-column")
     classes = class_names(given) if given else reader.classes or sorted_names(found)
     numbers, is_one = class_numbers(classes), reader.kind == "classification"
     items: list[Item] = []
@@ -130,13 +133,15 @@ def _rows(table: Table, reader: LabelReader, path_column: str, split_column: str
 
 def _once(table: Table, rows: Iterable[ImageRow], left_out: LeftOut) -> Iterator[ImageRow]:
     first: dict[str, ImageRow] = {}
+    seen: set[tuple[str, str]] = set()
     for row in rows:
         other = first.setdefault(row.path, row)
         if {*other.labels} != {*row.labels}:
             both = ", here ".join(" ".join(one.labels) or "nothing" for one in (other, row))
             raise DataError(f"{table.url}: {row.place}: {row.path} has another label in {other.place} ({both}); keep "
                             "one of these rows")  # fmt: skip
-        if other is row or other.split != row.split:
+        if (row.path, row.split) not in seen:
+            seen.add((row.path, row.split))
             yield row
         else:
             left_out.add("in the table twice", f"{row.place}: {row.path}")

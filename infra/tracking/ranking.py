@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from infra.redact import redacted
 from infra.tracking.config import TrackingConfig, check, explained
 from infra.tracking.lineage import BEST_TAG, METRIC_TAG, URI_TAG
-from infra.tracking.mlflow_run import TrackingError, make_client
+from infra.tracking.mlflow_run import TrackingError, make_client, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +35,9 @@ def best_checkpoint(config: TrackingConfig, metric: str = "") -> RankedCheckpoin
     Raises:
         TrackingError: no such experiment, or none of its checkpoints has the metric; or MLflow can't be read.
     """
+    path = sqlite_path(config.uri)
+    if path is not None and not path.is_file():
+        raise TrackingError(f"{path}: there is no such file: name the MLflow server with --tracking-uri")
     check(config)
     try:
         return _best(config, metric)

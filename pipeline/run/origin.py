@@ -60,7 +60,7 @@ def _git(root: Path, *command: str) -> str | None:
     # Without a lock: a commit of the user's at this moment must not fail because of us.
     call = ["git", "--no-optional-locks", "-C", str(root), *command]
     try:
-        done = subprocess.run(call, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True)
+        done = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=GIT_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

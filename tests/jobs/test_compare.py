@@ -294,6 +294,7 @@ def test_how_a_comparison_ended_is_on_record_without_passwords(
         raise error("it failed")
 
     monkeypatch.setattr(_Compare, "_histories", fails)
+    monkeypatch.chdir(tmp_path)  # it makes the folder that --out is here
     with pytest.raises(error):
         main(arguments(tmp_path, sqlite_uri, "--out", "https://me:secret@host"))
     client = make_client(sqlite_uri)

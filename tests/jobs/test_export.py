@@ -30,6 +30,7 @@ import pipeline.inference.exported_model
 from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
+from infra.tracking.mlflow_run import TrackingError
 from infra.tracking.tracker import Tracker
 from jobs.export import Options, best_of, main
 from jobs.predict import main as predict
@@ -311,7 +312,9 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
             open_exported(tmp_path / name)
 
 
-def test_the_best_checkpoint_of_an_experiment_is_taken(sqlite_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_checkpoint_of_an_experiment_is_taken(
+    sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded")
     kept = [checkpoint(24, 0.5), checkpoint(48, 0.7), checkpoint(72, 0.6)]
     for model in kept:
@@ -320,6 +323,10 @@ def test_the_best_checkpoint_of_an_experiment_is_taken(sqlite_uri: str, capsys: 
     assert tracker.close()
     options = Options(best_of="crescendo", metric="val/accuracy", to="model.onnx", tracking_uri=sqlite_uri)
     assert best_of(options) == kept[1].uri
+    absent = tmp_path / "absent.db"
+    with pytest.raises(TrackingError, match=f"{absent}: there is no such file: name the MLflow server"):
+        best_of(Options(best_of="crescendo", to="model.onnx", tracking_uri=f"sqlite:///{absent}"))
+    assert not absent.exists()
     assert f"best of 'crescendo': {kept[1].uri}, val/accuracy 0.7000" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import urllib.error
 import urllib.request
@@ -55,14 +56,22 @@ def test_what_is_cached_needs_no_network_and_what_is_not_says_where_to_put_it(
     assert named_weights(source, model) == cache / name
 
 
+class Answer(io.BytesIO):
+    """What a server sends, and how many bytes it says that this is."""
+
+    def __init__(self, data: bytes, length: int | None = None) -> None:
+        super().__init__(data)
+        self.headers = {"Content-Length": str(length or len(data))}
+
+
 def test_weights_are_fetched_once_and_checked_by_the_digest_in_their_name(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
-    def answer(url: str, timeout: float) -> io.BytesIO:
+    def answer(url: str, timeout: float) -> Answer:
         asked.append(url)
-        return io.BytesIO(b"something")
+        return Answer(b"something")
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     with pytest.raises(PretrainedError, match="another SHA-256 than its name says"):
@@ -75,6 +84,21 @@ def test_weights_are_fetched_once_and_checked_by_the_digest_in_their_name(
     for _ in range(2):
         assert named_weights("torchvision", "efficientnet_v2_s").read_bytes() == b"something"
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("fault", [None, http.client.BadStatusLine("nonsense")])
+def test_a_download_that_breaks_off_is_no_file(
+    fault: Exception | None, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(url: str, timeout: float) -> Answer:
+        if fault:
+            raise fault
+        return Answer(b"some", length=1000)
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(PretrainedError, match="nonsense" if fault else "4 of 1000 bytes came"):
+        named_weights("timm", "timm/resnet18")
+    assert [*cache.iterdir()] == []
 
 
 def weights_at(digest: str) -> object:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from datasets.errors import DataError
-from datasets.prepare.class_names import class_names, shown_classes
+from datasets.prepare.class_names import class_names
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import (
     ROLES,
@@ -21,6 +21,7 @@ from datasets.prepare.layout import (
 )
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, hold_out, mark_of
+from datasets.shards.class_names import shown_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,8 @@ from jobs.prepare import main
 from tests.datasets.prepare.sources.test_masks import png
 
 SIDE = 16
+MANY = ",".join(f"class-{number:02d}" for number in range(80))
+"""Longer than the name of a file may be."""
 
 
 def write_image(path: Path, shade: int) -> None:
@@ -126,6 +128,15 @@ def test_classes_are_those_of_a_file_or_of_prepared_data_and_an_empty_one_is_sai
         found = prepared(tmp_path / str(number), table, "--classes", classes)
         assert set(found["train"].labels.tolist()) == {1, 2}
         assert "no images of horse in train, val" in capsys.readouterr().out
+
+
+def test_a_row_that_is_there_twice_is_left_out_in_each_split(tmp_path: Path) -> None:
+    names = write_images(tmp_path, 6)
+    labels = {name: "dog" if number % 2 else "cat" for number, name in enumerate(names)}
+    splits = [("train", names[:4]), ("val", [names[0], *names[4:], names[0]])]
+    rows = [{"path": name, "label": labels[name], "split": split} for split, those in splits for name in those]
+    found = prepared(tmp_path / "out", write_table(tmp_path, rows))
+    assert {split: len(batch.labels) for split, batch in found.items()} == {"train": 4, "val": 3}
 
 
 def test_one_split_alone_is_what_it_says(tmp_path: Path) -> None:
@@ -238,6 +249,9 @@ A, B = "images/00.png", "images/01.png"
         ),
         (f"path,label\n{A},x\n{B},z\n", ["--classes", "x,y"], "line 3: the label 'z' is none of the 2 classes (x, y)"),
         (f"path,label\n{A},x\n{B},y\n", ["--classes", "x"], "--classes x: no file of names, no prepared data"),
+        (f"path,label\n{A},1\n{B},0\n", ["--classes", "1,2,3"], "line 3: the label '0' is none of the 3 classes"),
+        (f"path,label\n{A},x\n", ["--classes", MANY], "line 2: the label 'x' is none of the 80 classes (class-00, "),
+        (f"path,label\n{A},\n{B},\n", ["--label-separator", ";"], "table.csv: no row has a label; name their column"),
         (f"path,label\n{A},x\n{B},y\n", ["--classes", "x,x"], "--classes x,x: 'x' is there twice"),
         (f"path,a,b\n{A},1,0\n{B},1,2\n", ["--label-columns", "a", "b"], "line 3: the column 'b' holds '2'; write 1"),
         (f"path,mask\n{A},a.png\n", ["--mask-column", "mask"], "mask_column needs classes"),
