@@ -91,7 +91,7 @@ def submit(client: JobSubmissionClient, entrypoint: str, *, name: str, origin: M
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the nodes"
             )
     submission = f"{name}-{uuid.uuid4().hex[:8]}"
-    about = {"mlflow.source.type": "JOB", "ray.job": submission, "ray.dashboard": job_page(client, submission)}
+    about = {"mlflow.source.type": "JOB", "ray.job": submission, "ray.page": job_page(client, submission)}
     variables[ORIGIN_VARIABLE] = json.dumps(redacted_values({**(origin or {}), **about}))
     with packed_code() as code:
         job_id = client.submit_job(

@@ -68,11 +68,6 @@ class TrainingProgress:
         )
         return rate * self.setting("lr_scale")
 
-    @property
-    def micro_limit(self) -> int:
-        """Most samples of a forward pass on one worker in the current stage; 0: all."""
-        return self.micro_limit_of(self.stage)
-
     def micro_limit_of(self, stage: int) -> int:
         """Most samples of a forward pass on one worker in a stage; 0: all."""
         limits = self.state.micro_limits

@@ -76,7 +76,7 @@ def test_a_job_has_its_submitters_tags(repository: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.argv", [str(origin.ROOT / "jobs" / "train.py")])
     monkeypatch.setenv("USER", "root-of-a-node")
     page = f"http://head:8265/#/jobs/{job['submission_id']}"
-    ray = {"ray.job": job["submission_id"], "ray.dashboard": page}
+    ray = {"ray.job": job["submission_id"], "ray.page": page}
     source = {"mlflow.source.type": "JOB", "mlflow.source.name": "jobs/train.py"}
     assert origin_tags() == told | ray | source
 

@@ -24,7 +24,7 @@ from jobs.recipes.solar_cells import demo
 from jobs.recipes.sweep_spaces import SPACES, space_of
 from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import ramp
-from pipeline.sweep.config import SweepOptions
+from pipeline.sweep.config import SearchOptions, SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
 from pipeline.sweep.ledger import Ledger, Record, StudyError, read_records
 from pipeline.sweep.report import importances
@@ -437,6 +437,12 @@ def test_a_confirmation_trains_both_over_further_seeds(tmp_path: Path) -> None:
     found = comparison(confirming, ledger.records)
     assert found.difference == pytest.approx(0.2)
     assert found.standard_error == pytest.approx(0.1 / 3**0.5)
+
+
+@pytest.mark.parametrize("name", ["image_size", "latency_repeats", "latency_checks", "epochs"])
+def test_a_search_wants_numbers_that_can_be_measured(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is -1: "):
+        SearchOptions(**{name: -1})  # type: ignore[arg-type]
 
 
 # Runner --------------------------------------------------------------------------------------------------------------
