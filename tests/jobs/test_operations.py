@@ -51,7 +51,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def flags(name: str) -> list[str]:
-    stages = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=10", "image_size=32")]
+    stages = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=5", "image_size=32")]
     data = ["--data.train", f"s3://{BUCKET}/shards", "--data.val", f"s3://{BUCKET}/shards", "--data.cache-dir", "none"]
     pace = ["--trainer.log-every", "1", "--tracking.system-metrics", "False", "--cluster.num-workers", "1"]
     return ["demo", "--name", name, "--storage", f"s3://{BUCKET}/runs", *data, *pace, *stages]
