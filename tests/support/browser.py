@@ -29,11 +29,11 @@ def missing(url: str, folder: Path, *parts: str) -> list[str]:
 
 
 def page(url: str, folder: Path) -> str:
-    """Return the HTML of a page after its scripts have run for 30 s of its own time; `folder` keeps its profile."""
+    """Return the HTML of a page after its scripts have run for 120 s of its own time; `folder` keeps its profile."""
     assert CHROMIUM
     switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    size = [f"--user-data-dir={folder}", f"--window-size={WINDOW}", "--virtual-time-budget=30000"]
+    size = [f"--user-data-dir={folder}", f"--window-size={WINDOW}", "--virtual-time-budget=120000"]
     shown = subprocess.run(
-        [CHROMIUM, *switches, *size, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
+        [CHROMIUM, *switches, *size, "--dump-dom", url], capture_output=True, text=True, timeout=240, check=True
     )
     return shown.stdout
