@@ -89,7 +89,8 @@ def test_a_lost_worker_is_replaced_and_its_chunk_predicted_again(
         chunk=2,
     )
     first = next(chunks)
-    (worker,) = [one for one in psutil.process_iter() if "ray::PredictionWorker" in " ".join(one.cmdline())]
+    every = psutil.process_iter(["cmdline"])  # of one that ends meanwhile it is None
+    (worker,) = [one for one in every if "ray::PredictionWorker" in " ".join(one.info["cmdline"] or ())]
     worker.kill()
     found = [*first, *(row for chunk in chunks for row in chunk)]
     assert [row.path for row in found] == [str(file) for file in sorted(images.rglob("*.png"))]
