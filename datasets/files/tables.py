@@ -7,12 +7,10 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets.errors import DataError
-from datasets.files.s3 import is_remote
-from datasets.files.urls import folder_of, read_file
+from datasets.files.urls import read_file
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -43,11 +41,6 @@ class Table:
     _text: str = ""
     _delimiter: str = ","
     _parquet: ParquetFile | None = None
-
-    @property
-    def folder(self) -> str:
-        """The folder that the table lies in."""
-        return folder_of(self.url) if is_remote(self.url) else str(Path(self.url).parent)
 
     def check(self, column: str, flag: str) -> None:
         """Refuse the name of a column that isn't there; `flag` names it.

@@ -38,6 +38,11 @@ def folder_of(url: str) -> str:
     return url.rstrip("/").rpartition("/")[0]
 
 
+def folder_beside(place: str) -> str:
+    """Return the folder that a file lies in, which its relative paths are relative to; `place` is a path or a URL."""
+    return folder_of(place) if is_remote(place) else str(Path(place).parent)
+
+
 def join(folder: str, name: str) -> str:
     """Return `name` in `folder`, or `name` itself where it is a URL or an absolute path."""
     return name if "://" in name or name.startswith("/") else f"{folder.rstrip('/')}/{name}"

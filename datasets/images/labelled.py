@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
-from datasets.files.urls import folder_of, is_shard, join
+from datasets.files.urls import folder_beside, is_shard, join
 from datasets.images.listing import TABLE_SUFFIX, ImageFile, TableColumns, find_images, no_images
 from datasets.loading.batch import Batch
 from datasets.loading.corruption import CorruptionLog
@@ -45,7 +44,7 @@ class LabelledFiles:
         """
         file = self.files[sample_id]
         if self.manifest.kind == "segmentation":
-            place = join(_folder(self.manifest.shards[0].url), file.label)
+            place = join(folder_beside(self.manifest.shards[0].url), file.label)
             return Sample(file.read(), -1, ImageFile(place, place).read())
         if self.manifest.kind == "multilabel":
             return Sample(file.read(), -1, labels=tuple(np.flatnonzero(self.labels[sample_id]).tolist()))
@@ -127,10 +126,6 @@ def file_batches(
 
 def _same(batch: Any) -> Any:
     return batch
-
-
-def _folder(url: str) -> str:
-    return folder_of(url) if is_remote(url) else str(Path(url).parent)
 
 
 def _in_classes(place: str, files: Iterable[ImageFile], left_out: LeftOut) -> Iterator[ImageFile]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
-from datasets.files.urls import folder_of, is_packed, is_shard, join, name_of, read_file
+from datasets.files.urls import folder_beside, folder_of, is_packed, is_shard, join, name_of, read_file
 from datasets.prepare.layout import LeftOut, image_files, is_hidden
 from datasets.shards.resolve import expand_files
 from datasets.shards.tar_index import image_members
@@ -155,7 +155,7 @@ def _table_rows(url: str, columns: TableColumns) -> Iterator[ImageFile]:
     if columns.path not in names:
         raise DataError(f"{url}: no column {columns.path!r} in it, only {', '.join(names) or 'nothing'}; name it with "
                         "--path-column")  # fmt: skip
-    folder = folder_of(url) if is_remote(url) else str(Path(url).parent)
+    folder = folder_beside(url)
     try:
         for row in rows:
             if not row[columns.path]:

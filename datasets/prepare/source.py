@@ -40,8 +40,6 @@ class Plan:
     """What the manifest records about where the images come from (licence, package versions, ...)."""
     is_one_split: bool = False
     """One split alone is asked for."""
-    in_order: bool = False
-    """Images are written in this order, which the source reads fastest; otherwise they are mixed."""
     is_listed: bool = False
     """The images are somebody's files, which are all decoded before anything is written."""
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)

@@ -201,10 +201,8 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: WriterConfig) -> list[_ShardTask]:
-    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names unless in order."""
-    items = list(plan.splits[split])
-    if not plan.in_order:
-        items.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names."""
+    items = sorted(plan.splits[split], key=lambda item: hashlib.sha256(item.name.encode()).digest())
     count = -(-len(items) // config.samples_per_shard)
     bounds = [index * len(items) // count for index in range(count + 1)]
     return [

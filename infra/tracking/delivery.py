@@ -51,10 +51,10 @@ class Delivery:
         self._outbox.confirm_labels(kind, labels)
 
     def _datasets(self, run: MlflowRun, texts: dict[str, str]) -> dict[str, str]:
-        return _refusal("all", lambda: send_datasets(run, texts))
+        return _refusal(lambda: send_datasets(run, texts))
 
     def _checkpoints(self, run: MlflowRun, texts: dict[str, str]) -> dict[str, str]:
-        return _refusal("all", lambda: self._models.send(run, texts["kept"]))
+        return _refusal(lambda: self._models.send(run, texts["kept"]))
 
     def _files(self, run: MlflowRun) -> None:
         for file in self._outbox.files():
@@ -77,12 +77,12 @@ class Delivery:
             self._wait_until[what] = time.monotonic() + PAUSE_S
 
 
-def _refusal(name: str, send: Callable[[], None]) -> dict[str, str]:
-    """Send; return why MLflow refuses it for good, by this name. What may pass is raised."""
+def _refusal(send: Callable[[], None]) -> dict[str, str]:
+    """Send all at once; return why MLflow refuses it for good. What may pass is raised."""
     try:
         send()
     except Exception as error:
         if error_code(error) not in (*REFUSALS, "ENDPOINT_NOT_FOUND") and not _UNKNOWN.search(str(error)):
             raise
-        return {name: one_line(error)}
+        return {"all": one_line(error)}
     return {}

@@ -137,7 +137,7 @@ def open_run(
     client = make_client(uri)
     run = _run_by_id(client, run_id) or run_by_key(client, experiment_id, key)
     if run is None:
-        tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": _user(), "mlflow.source.name": "Crescendo"}
+        tags = {NAME_TAG: name, KEY_TAG: key, "mlflow.user": user_name(), "mlflow.source.name": "Crescendo"}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(experiment_id, tags=tags, run_name=name)
@@ -240,7 +240,8 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return who runs this process, as runs and their tags name them."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # an account without a name, as containers have it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from infra.cluster.job_submission import ORIGIN_VARIABLE
 from infra.redact import redacted
+from infra.tracking.mlflow_run import user_name
 
 ROOT = Path(__file__).resolve().parents[2]
 GIT_TIMEOUT_S = 10.0
@@ -30,7 +30,7 @@ def origin_tags() -> dict[str, str]:
 
 def submitter_tags(root: Path = ROOT) -> dict[str, str]:
     """Return the tags on this process's user and the repository at `root`; only the user's where there is none."""
-    tags = {"mlflow.user": _user()}
+    tags = {"mlflow.user": user_name()}
     commit = _git(root, "rev-parse", "HEAD")
     if not commit:
         return tags
@@ -46,13 +46,6 @@ def _job() -> str:
     """Return the script that runs, from the repository's root; of one elsewhere, only its name."""
     script = Path(sys.argv[0]).resolve()
     return str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as containers have it
-        return f"uid {os.getuid()}"
 
 
 def _git(root: Path, *command: str) -> str | None:

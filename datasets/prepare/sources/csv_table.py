@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from datasets.errors import DataError
-from datasets.files.s3 import is_remote
 from datasets.files.tables import Table, open_table
-from datasets.files.urls import folder_of, join
+from datasets.files.urls import folder_beside, join
 from datasets.prepare.encode import stored
 from datasets.prepare.files import MISSING, marks_of, read_bytes
 from datasets.prepare.layout import LeftOut
@@ -148,8 +146,7 @@ class CsvTable:
         return _masks_of(self.classes, self.ignore, binary=self.binary)
 
     def _place(self, name: str) -> str:
-        folder = folder_of(self.table) if is_remote(self.table) else str(Path(self.table).parent)
-        return join(self.root or folder, name)
+        return join(self.root or folder_beside(self.table), name)
 
     def _labels(self, table: Table) -> LabelReader:
         table.check(self.path_column, "--path-column")
