@@ -1,10 +1,65 @@
-"""`MultilabelConfig`: the task of any number of classes an image."""
+"""What a run learns: the config of each task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationConfig:
+    """Single-label classification."""
+
+    kind: ClassVar = "classification"
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes (0 to 1)."""
+    focal_gamma: float = 0.0
+    """Focal loss: each class's term of the training loss is multiplied by (1 - p) to this power, so that what is
+    predicted well already counts less; usual is 2. 0: cross-entropy. The loss of evaluations is the cross-entropy."""
+
+    def __post_init__(self) -> None:
+        if not self.focal_gamma >= 0:
+            raise ValueError(f"task.focal_gamma is {self.focal_gamma}: it must be 0 (off) or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+
+    def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what an evaluation measures."""
+        top5 = ("top5_accuracy",) if len(classes) > 5 else ()
+        return ("accuracy", *top5, "balanced_accuracy", "macro_f1", "calibration_error", "loss")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentationConfig:
+    """A class for every pixel. Mixup blends masks as soft targets where a stage's `mixup_alpha` is above 0."""
+
+    kind: ClassVar = "segmentation"
+
+    dice_weight: float = 1.0
+    """Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy alone."""
+    false_positive_weight: float = 0.5
+    """Weight of a false positive in the Dice loss (alpha of the Tversky loss, which it is with other weights than 0.5
+    and 0.5)."""
+    false_negative_weight: float = 0.5
+    """Weight of a false negative in the Dice loss (beta of the Tversky loss); larger: fewer are missed."""
+    ignore_index: int = 255
+    """Mask value of pixels that are ignored by the loss and the metrics; 255 also fills the area outside a shifted
+    image."""
+
+    def __post_init__(self) -> None:
+        if not self.dice_weight >= 0:
+            raise ValueError(f"task.dice_weight is {self.dice_weight}: it must be 0 (off) or more")
+        for name in ("false_positive_weight", "false_negative_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"task.{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"task.ignore_index is {self.ignore_index}: it must be from 0 to 255")
+
+    def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what an evaluation measures."""
+        return ("miou", "pixel_accuracy", "loss", *(f"iou_{name}" for name in classes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,3 +98,8 @@ class MultilabelConfig:
 def threshold_name(class_name: str) -> str:
     """Return the metric that a class's chosen threshold is recorded as."""
     return f"threshold_{class_name}"
+
+
+TaskConfig = ClassificationConfig | SegmentationConfig | MultilabelConfig
+"""What a run learns. A recorded config is of the first that has all its fields (`recorded_config`), so each has one of
+its own."""

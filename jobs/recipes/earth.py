@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import (
-    CheckpointConfig,
-    OptimizerConfig,
-    SegmentationConfig,
-    TrainConfig,
-    TrainerConfig,
-)
+from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import ramp
+from pipeline.task_config import SegmentationConfig
 
 
 def unet_demo() -> TrainConfig:

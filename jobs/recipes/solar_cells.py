@@ -6,13 +6,9 @@ from dataclasses import replace
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import (
-    ClassificationConfig,
-    OptimizerConfig,
-    TrainConfig,
-    TrainerConfig,
-)
+from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import AdaptiveConfig, ramp
+from pipeline.task_config import ClassificationConfig
 
 
 def demo() -> TrainConfig:

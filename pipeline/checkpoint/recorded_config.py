@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.config import TaskConfig
+from pipeline.task_config import TaskConfig
 
 Config = TypeVar("Config")
 

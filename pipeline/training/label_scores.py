@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from pipeline.multilabel_config import threshold_name
+from pipeline.task_config import threshold_name
 from pipeline.training.class_scores import macro_f1
 
 

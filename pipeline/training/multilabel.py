@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loading.batch import Batch
-from pipeline.multilabel_config import MultilabelConfig, threshold_name
+from pipeline.task_config import MultilabelConfig, threshold_name
 from pipeline.training.class_scores import ClassRow
 from pipeline.training.loss_metric import loss_alone, mean_loss
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loading.loader import Batch
-from pipeline.config import ClassificationConfig, SegmentationConfig, TaskConfig
-from pipeline.multilabel_config import MultilabelConfig
+from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
 from pipeline.training.class_scores import ClassRow, class_rows
 from pipeline.training.loss_metric import loss_alone, mean_loss
 from pipeline.training.multilabel import MultilabelTask

@@ -23,11 +23,12 @@ from jobs.export import main as export
 from jobs.predict import main as predict
 from pipeline.checkpoint.catalog import describe_checkpoints
 from pipeline.checkpoint.recorded_config import config_from
-from pipeline.config import ClassificationConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.inference.exported_model import open_exported
 from pipeline.inference.predictor import open_predictor
 from pipeline.inference.trained_model import open_saved
 from pipeline.run.preflight import check_run
+from pipeline.task_config import ClassificationConfig
 from pipeline.training.multilabel import MultilabelTask
 from tests.support.runs import TrainedRun, train_multilabel
 from tests.support.shards import labels_of, multilabel_image, png, write_shards

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from jobs.evaluate import main
-from pipeline.config import ClassificationConfig
 from pipeline.inference.class_report import evaluate_saved
 from pipeline.inference.evaluation_data import open_data
 from pipeline.inference.mistakes import record_for
 from pipeline.inference.report_page import Evaluated, page
 from pipeline.inference.trained_model import open_saved
+from pipeline.task_config import ClassificationConfig
 from pipeline.training.task import build_task
 from tests.support.runs import TrainedRun
 from tests.support.shards import image_of, png

@@ -20,9 +20,10 @@ from infra.tracking.tracker import Tracker
 from model.config import ModelConfig
 from pipeline.checkpoint.format import write_checkpoint
 from pipeline.checkpoint.resume import planned_start
-from pipeline.config import ClassificationConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.run.provenance import recorded_config
 from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import ClassificationConfig
 from tests.support.snapshots import snapshot
 
 SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIexample", "hunter2", "session-token-77")

@@ -17,16 +17,10 @@ from model.factory import build_model
 from model.tables import Block
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.metadata import RunMetadata
-from pipeline.config import (
-    CheckpointConfig,
-    MultilabelConfig,
-    OptimizerConfig,
-    SegmentationConfig,
-    TrainConfig,
-    TrainerConfig,
-)
+from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.run.provenance import recorded_config, versions
 from pipeline.schedule.stages import ramp
+from pipeline.task_config import MultilabelConfig, SegmentationConfig
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer

@@ -14,9 +14,9 @@ from model.config import ModelConfig
 from model.tables import Block
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.recorded_config import config_from, task_config_from
-from pipeline.config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
 from pipeline.run.provenance import recorded_config
 from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
 
 numbers = st.integers(1, 64)
 blocks = st.builds(

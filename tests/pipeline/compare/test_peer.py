@@ -17,8 +17,9 @@ from jobs.recipes.fonts import fonts_small
 from pipeline.compare.config import CompareError
 from pipeline.compare.peer import Split, _rand_augment, _split, _Twin, train_with_timm
 from pipeline.compare.peer_check import check_peer
-from pipeline.config import ClassificationConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, check_run
+from pipeline.task_config import ClassificationConfig
 from tests.support.shards import image_of, write_shards
 
 

@@ -11,7 +11,7 @@ from torchmetrics.classification import (
 )
 
 from datasets.loading.batch import Batch
-from pipeline.config import ClassificationConfig
+from pipeline.task_config import ClassificationConfig
 from pipeline.training.class_scores import class_rows
 from pipeline.training.task import ClassificationTask
 

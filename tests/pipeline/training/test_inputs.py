@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from datasets.shards.resolve import load_manifest
-from pipeline.config import SegmentationConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import SegmentationConfig
 from pipeline.training.inputs import mixed_inputs, stage_batches
 from pipeline.training.task import build_task
 from tests.support.configs import MakeConfig, small_config

@@ -17,8 +17,8 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from datasets.transforms.mixing import cutmix, mixup
 from pipeline.config import TrainConfig
-from pipeline.multilabel_config import MultilabelConfig
 from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
+from pipeline.task_config import MultilabelConfig
 from pipeline.training.label_scores import class_curve
 from pipeline.training.multilabel import MultilabelTask, asymmetric_loss
 from tests.support.configs import MakeConfig

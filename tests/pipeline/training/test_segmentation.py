@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.loading.batch import Batch
-from pipeline.config import SegmentationConfig
+from pipeline.task_config import SegmentationConfig
 from pipeline.training.task import SegmentationTask
 
 CLASSES = ("ocean", "land", "ice", "cloud")

@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from datasets.loading.batch import Batch
 from datasets.transforms.mixing import mixup
-from pipeline.config import ClassificationConfig, SegmentationConfig
+from pipeline.task_config import ClassificationConfig, SegmentationConfig
 from pipeline.training.task import ClassificationTask, SegmentationTask, build_task, focal_loss
 
 CLASSES = ("sea", "land", "ice")
