@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.storage.open import open_storage
-from jobs.common.cli import UsageError, parse, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import UsageError, parse
 from pipeline.checkpoint.catalog import CheckpointRow, describe_checkpoints
 from pipeline.config import check_run_name
 

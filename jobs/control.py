@@ -19,7 +19,8 @@ import tyro
 from infra.cluster.discovery import visit
 from infra.redact import redacted
 from infra.tracking.config import TrackingConfig, check
-from jobs.common.cli import UsageError, operator, parse, run_main
+from jobs.common.cli import operator, run_main
+from jobs.common.parsing import UsageError, parse
 from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
 from pipeline.schedule.decisions import (
     LIVE_FIELDS,

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.images.listing import TableColumns
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
+from jobs.common.parsing import parse
 
 if TYPE_CHECKING:
     from pipeline.inference.class_report import Report

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import parse
 
 if TYPE_CHECKING:
     import numpy as np

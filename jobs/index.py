@@ -13,8 +13,9 @@ from datasets.files.urls import absolute, check_writable, folder_of, name_of, wr
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.manifest import wids_json
 from datasets.shards.resolve import expand_files
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
 from jobs.common.display import shown_progress, summary
+from jobs.common.parsing import parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import parse
 from model.agreement import compare_all
 from model.config import ModelConfig
 from model.cost import count_multiply_adds, count_parameters

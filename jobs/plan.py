@@ -14,9 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from jobs.common.cli import UsageError, parse_recipe, rate_notes, run_main
+from jobs.common.cli import parse_recipe, rate_notes, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 from jobs.common.schedule_plot import schedule_plot
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig

@@ -15,8 +15,9 @@ import tyro
 from datasets.images.listing import ImageFile, TableColumns
 from datasets.prepare.layout import LeftOut
 from datasets.transforms.pixels import MAX_PIXELS
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
 from jobs.common.display import shown_progress, wide_console
+from jobs.common.parsing import parse
 
 if TYPE_CHECKING:
     from pipeline.inference.prediction_table import PredictorSpec, Row

@@ -23,8 +23,9 @@ from datasets.prepare.sources.fonts import Fonts
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.sources.masks import Masks
 from datasets.prepare.writer import WriterConfig, prepare
-from jobs.common.cli import ShortSides, parse
+from jobs.common.cli import ShortSides
 from jobs.common.display import shown_progress, summary
+from jobs.common.parsing import parse
 from jobs.common.run_classes import names_of
 
 AnySource = (

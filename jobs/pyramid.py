@@ -11,8 +11,9 @@ import tyro
 
 from datasets.files.urls import absolute
 from datasets.prepare.pyramid import write_copies
-from jobs.common.cli import ShortSides, parse, run_main
+from jobs.common.cli import ShortSides, run_main
 from jobs.common.display import shown_progress, summary
+from jobs.common.parsing import parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

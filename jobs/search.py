@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.common.cli import UsageError, parse_recipe, recipe_words, run_main
+from jobs.common.cli import parse_recipe, recipe_words, run_main
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 from jobs.common.study_run import train_study
 from jobs.recipes.catalog import RECIPES
 from model.config import architecture_of

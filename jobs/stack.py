@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from infra.devstack.stack import BUCKET, Stack
-from jobs.common.cli import UsageError, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import UsageError
 
 USAGE = """usage: python -m jobs.stack VERB
 

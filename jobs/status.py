@@ -16,8 +16,9 @@ from rich.text import Text
 
 from infra.cluster.config import ClusterError
 from infra.cluster.discovery import attached, is_local, is_up, visit
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
 from jobs.common.display import wide_console
+from jobs.common.parsing import parse
 from jobs.common.status_view import run_view
 from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerError, find_controllers

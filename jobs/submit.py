@@ -11,7 +11,8 @@ from typing import Any
 from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, job_page, open_client, submit
 from infra.redact import redacted_command
-from jobs.common.cli import UsageError, parse_known, parse_recipe, run_main
+from jobs.common.cli import parse_recipe, run_main
+from jobs.common.parsing import UsageError, parse_known
 from pipeline.config import TrainConfig
 from pipeline.run.origin import submitter_tags
 from pipeline.run.reachability import check_reachable

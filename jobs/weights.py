@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.common.cli import parse, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import parse
 from model.pretrained import LITE0_PACKAGE, package_file
 
 

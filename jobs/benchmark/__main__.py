@@ -6,7 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jobs.common.cli import UsageError, run_main
+from jobs.common.cli import run_main
+from jobs.common.parsing import UsageError
 
 NAMES = {
     "controller": "cost of a run's controller with 1,000 workers and 10 operators",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jobs.common.cli import UsageError, parse
+from jobs.common.parsing import UsageError, parse
 
 T = TypeVar("T")
 

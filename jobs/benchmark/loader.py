@@ -28,8 +28,8 @@ from datasets.transforms.decode import CROP_DRAWS, decode_crop, random_crop, rea
 from datasets.transforms.randomness import Purpose, uniforms
 from jobs.benchmark.baseline import usual_batches
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.common.cli import UsageError
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 
 SIDES = (256, 160)
 MAGNITUDE = 10.0

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torchvision import models
 
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.common.cli import UsageError
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 from model.checks import check_image_size, check_model
 from model.config import ModelConfig
 from model.factory import build_model

@@ -25,8 +25,8 @@ from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
-from jobs.common.cli import UsageError
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from pipeline.checkpoint.head import PREFIX, cursor_of
 from pipeline.config import CheckpointConfig, TrainConfig

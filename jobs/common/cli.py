@@ -1,4 +1,4 @@
-"""Recipe + command line -> `TrainConfig`: the only place that knows the CLI library."""
+"""Recipe + command line -> `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
-from tyro._errors import (
-    BadValue,
-    InstantiationFailure,
-    InvalidChoice,
-    MissingArgs,
-    ParseErrorEvent,
-    UnrecognizedArgs,
-    on_parse_error,
-)
 
 from infra.redact import redacted, redacted_command
 from infra.storage.open import open_storage
+from jobs.common.parsing import UsageError, parse, parse_known
 from jobs.common.recipe_help import CONVERSIONS, recipe_help
 from jobs.common.schedule_flags import ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
@@ -36,13 +28,6 @@ from pipeline.schedule.stages import AUTO
 
 T = TypeVar("T")
 
-_PLAIN = {
-    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not an integer",
-    r"could not convert string to float: (.*)": r"\1 is not a number",
-    r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not accept \1",
-    r"Could not find valid parse for arguments: \[(.*)\]": r"it does not accept \1",
-}
-"""Python's message about a value -> one that a user can read"""
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
 _BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
@@ -62,10 +47,6 @@ class _Name:
     """What a run is called, apart from its other flags."""
 
     name: str = ""
-
-
-class UsageError(ValueError):
-    """The command line asks for something that doesn't exist."""
 
 
 def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None) -> tuple[TrainConfig, T | None]:
@@ -146,77 +127,6 @@ def _read_rows(uri: str) -> tuple[Block, ...]:
         return rows_from_json(open_storage(folder or slash).read(name))
     except ValueError as error:
         raise UsageError(f"model-rows is {uri}: {error}") from error
-
-
-def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
-    """Parse the flags that are the dataclass's; return it, and the other arguments."""
-    found: Any = parse(kind, argv, prog=prog, return_unknown_args=True, add_help=False)
-    return found[0], found[1]
-
-
-def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
-    """Parse flags into a dataclass; what is wrong with them is one line.
-
-    Raises:
-        UsageError: an unknown field, or a value that the field doesn't take.
-    """
-
-    def refuse(event: ParseErrorEvent) -> None:
-        raise UsageError(_one_line(event, kind, options.get("default")))
-
-    with on_parse_error(refuse):
-        return tyro.cli(kind, args=list(argv), **options)
-
-
-def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
-    """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
-    match event:
-        case UnrecognizedArgs(tokens=tokens) if isinstance(default, TrainConfig) and (
-            which := _no_stage(tokens, default)
-        ):
-            return which
-        case UnrecognizedArgs(tokens=tokens):
-            kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
-            known = [f"--{name}" for one in kinds for name in _flags(one)]
-            close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
-            return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
-        case InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {', '.join(choices)}"
-        case BadValue(argument=argument):
-            return f"{argument.lowered.name_or_flags[0]}: it needs a value"
-        case InstantiationFailure(message=message, argument=None):
-            # Which of several stages it was is known only to the error behind the event.
-            where = getattr(sys.exception(), "arg", "")
-            return f"{where}: {message}" if where and not message.startswith("--") else message
-        case InstantiationFailure(message=message, argument=argument) if argument is not None:
-            sentence = message.partition("\n")[0]
-            for pattern, words in _PLAIN.items():
-                sentence = re.sub(pattern, words, sentence)
-            return f"{argument.lowered.name_or_flags[0]}: {sentence}"
-        case MissingArgs(missing_arguments=missing):
-            return f"missing: {', '.join(one.arg.lowered.name_or_flags[0] for one in missing)}"
-    return f"wrong arguments; {event.prog} --help lists the flags"
-
-
-def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:
-    """Say that a flag is of a stage that the recipe doesn't have; empty: it isn't."""
-    flag, count = tokens[0].partition("=")[0], len(config.stages)
-    match = re.match(r"--stages\.(\d+)\.", flag)
-    if match is None or int(match[1]) < count:
-        return ""
-    there = f"are {count} stages, 0 to {count - 1}" if count > 1 else "is one stage, 0"
-    return f"{flag}: there {there}; --ramp.stages {int(match[1]) + 1} makes more"
-
-
-def _flags(of: object, prefix: str = "") -> Iterator[str]:
-    """Yield the flags of a dataclass, or of an instance whose parts may be dataclasses too."""
-    for field in fields(of):  # type: ignore[arg-type]
-        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(of, field.name, None)
-        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        nested = [(f"{name}.{key}." if key != "" else f"{name}.", part) for key, part in parts if is_dataclass(part)]
-        yield from (flag for key, part in nested for flag in _flags(part, key))
-        if not nested:
-            yield name
 
 
 def _usage(prog: str) -> str:

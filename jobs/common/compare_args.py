@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 
-from jobs.common.cli import UsageError, parse_recipe
+from jobs.common.cli import parse_recipe
+from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, fixed_stages
 from pipeline.compare.config import CompareOptions, Comparison

@@ -25,8 +25,9 @@ from rich.table import Table
 
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
-from jobs.common.cli import UsageError, run_main
+from jobs.common.cli import run_main
 from jobs.common.display import wide_console
+from jobs.common.parsing import UsageError
 from pipeline.run.sample_log import VARIABLE
 from tests.chaos.run import Killer, Place, Run
 from tests.chaos.verdict import Verdict, compare

@@ -7,7 +7,7 @@ import pytest
 
 from infra.storage.open import open_storage
 from jobs.checkpoints import main
-from jobs.common.cli import UsageError
+from jobs.common.parsing import UsageError
 from pipeline.checkpoint.format import write_checkpoint
 from tests.support.snapshots import snapshot
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common.cli import UsageError
 from jobs.common.compare_args import parse
+from jobs.common.parsing import UsageError
 from jobs.common.schedule_flags import scaled
 from jobs.compare import _Compare, main
 from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused

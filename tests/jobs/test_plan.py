@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import plan
-from jobs.common.cli import UsageError
+from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from tests.support.shards import write_shards
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from jobs import weights
-from jobs.common.cli import UsageError
+from jobs.common.parsing import UsageError
 from jobs.recipes.solar_cells import elpv_transfer
 from model import pretrained
 from model.factory import build_model

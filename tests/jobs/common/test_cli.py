@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from infra.cluster.code_package import ROOT
-from jobs.common.cli import UsageError, parse_recipe, recipe_words
-from jobs.common.cli import _flags as flags_of
+from jobs.common.cli import parse_recipe, recipe_words
+from jobs.common.parsing import UsageError, flags_of
 from jobs.recipes.solar_cells import demo
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import differences

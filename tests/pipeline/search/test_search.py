@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.cli import UsageError, parse_recipe
+from jobs.common.cli import parse_recipe
+from jobs.common.parsing import UsageError
 from jobs.common.study_report import search_files
 from jobs.recipes.solar_cells import demo
 from model.config import ModelConfig, architecture_of

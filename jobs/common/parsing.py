@@ -1,0 +1,109 @@
+"""Flags -> a dataclass by tyro; what is wrong with them is one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import tyro
+from tyro._errors import (
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    ParseErrorEvent,
+    UnrecognizedArgs,
+    on_parse_error,
+)
+
+from jobs.common.schedule_flags import ScheduleFlags
+from pipeline.config import TrainConfig
+
+T = TypeVar("T")
+
+_PLAIN = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not an integer",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"no type matching .* could be instantiated from \[(.*)\].*": r"it does not accept \1",
+    r"Could not find valid parse for arguments: \[(.*)\]": r"it does not accept \1",
+}
+"""Python's message about a value -> one that a user can read"""
+
+
+class UsageError(ValueError):
+    """The command line asks for something that doesn't exist."""
+
+
+def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """Parse the flags that are the dataclass's; return it, and the other arguments."""
+    found: Any = parse(kind, argv, prog=prog, return_unknown_args=True, add_help=False)
+    return found[0], found[1]
+
+
+def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
+    """Parse flags into a dataclass; what is wrong with them is one line.
+
+    Raises:
+        UsageError: an unknown field, or a value that the field doesn't take.
+    """
+
+    def refuse(event: ParseErrorEvent) -> None:
+        raise UsageError(_one_line(event, kind, options.get("default")))
+
+    with on_parse_error(refuse):
+        return tyro.cli(kind, args=list(argv), **options)
+
+
+def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
+    """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
+    match event:
+        case UnrecognizedArgs(tokens=tokens) if isinstance(default, TrainConfig) and (
+            which := _no_stage(tokens, default)
+        ):
+            return which
+        case UnrecognizedArgs(tokens=tokens):
+            kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
+            known = [f"--{name}" for one in kinds for name in flags_of(one)]
+            close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
+            return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
+        case InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {', '.join(choices)}"
+        case BadValue(argument=argument):
+            return f"{argument.lowered.name_or_flags[0]}: it needs a value"
+        case InstantiationFailure(message=message, argument=None):
+            # Which of several stages it was is known only to the error behind the event.
+            where = getattr(sys.exception(), "arg", "")
+            return f"{where}: {message}" if where and not message.startswith("--") else message
+        case InstantiationFailure(message=message, argument=argument) if argument is not None:
+            sentence = message.partition("\n")[0]
+            for pattern, words in _PLAIN.items():
+                sentence = re.sub(pattern, words, sentence)
+            return f"{argument.lowered.name_or_flags[0]}: {sentence}"
+        case MissingArgs(missing_arguments=missing):
+            return f"missing: {', '.join(one.arg.lowered.name_or_flags[0] for one in missing)}"
+    return f"wrong arguments; {event.prog} --help lists the flags"
+
+
+def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:
+    """Say that a flag is of a stage that the recipe doesn't have; empty: it isn't."""
+    flag, count = tokens[0].partition("=")[0], len(config.stages)
+    match = re.match(r"--stages\.(\d+)\.", flag)
+    if match is None or int(match[1]) < count:
+        return ""
+    there = f"are {count} stages, 0 to {count - 1}" if count > 1 else "is one stage, 0"
+    return f"{flag}: there {there}; --ramp.stages {int(match[1]) + 1} makes more"
+
+
+def flags_of(of: object, prefix: str = "") -> Iterator[str]:
+    """Yield the flags of a dataclass, or of an instance whose parts may be dataclasses too."""
+    for field in fields(of):  # type: ignore[arg-type]
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(of, field.name, None)
+        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        nested = [(f"{name}.{key}." if key != "" else f"{name}.", part) for key, part in parts if is_dataclass(part)]
+        yield from (flag for key, part in nested for flag in flags_of(part, key))
+        if not nested:
+            yield name
