@@ -1,7 +1,8 @@
 """Drains this node when AWS reclaims its spot instance: `python -m infra.spot_watch`, next to `ray start`.
 
 AWS gives two minutes' notice, in the machine's metadata. Ray then drains the node, and a run that has workers on it
-writes a checkpoint and continues elsewhere.
+writes a checkpoint and continues elsewhere. `--now SECONDS` is for others that give notice, such as Kubernetes: it
+drains the node at once, and returns when no run has workers here any more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from infra.cluster.config import ClusterError, RayVersionError
 METADATA = "http://169.254.169.254"
 PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 1.0
+TRAINING = "ray::RayTrainWorker"
+"""What the title of a rank's process begins with."""
 
 
 def notice(metadata: str = METADATA) -> dict[str, str] | None:
@@ -64,24 +68,42 @@ def drain(address: str, left_s: int) -> None:
     if not nodes:
         raise ClusterError(f"no living node of the cluster at {address} has the address {host}")
     for node in nodes:
-        drain_node(address, node, left_s=left_s, why="AWS is reclaiming this spot node")
+        drain_node(address, node, left_s=left_s, why="this node is being taken away")
 
 
 def drain_in_time(address: str, found: dict[str, str]) -> None:
-    """Tell Ray of a notice; again with pauses until it is told or the machine is gone, and say what failed."""
-    while True:
-        left_s = seconds_left(found, datetime.now(UTC))
-        try:
-            drain(address, left_s)
-        except RayVersionError:
-            raise
-        except Exception as error:
-            why = str(error).strip().partition("\n")[0]
-            print(f"Ray could not be told yet: {why}; next try in {PAUSE_S:g} s, {left_s} s left", flush=True)
-            time.sleep(PAUSE_S)
-        else:
-            print(f"Ray is draining this node, with {left_s} s left", flush=True)
-            return
+    """Tell Ray of a notice; again with pauses until it is told or the machine is gone."""
+    while not is_told(address, seconds_left(found, datetime.now(UTC))):
+        time.sleep(PAUSE_S)
+
+
+def leave(address: str, left_s: float) -> None:
+    """Drain this node, and return when no rank is on it any more, or after `left_s` seconds."""
+    end, told = time.monotonic() + left_s, False
+    while is_training() and (left_s := end - time.monotonic()) > 0:
+        told = told or is_told(address, round(left_s))
+        time.sleep(LOOK_EVERY_S)
+
+
+def is_told(address: str, left_s: int) -> bool:
+    """Tell Ray that this node will be taken away in `left_s` seconds; if that fails, print why and return False."""
+    try:
+        drain(address, left_s)
+    except RayVersionError:
+        raise
+    except Exception as error:
+        print(f"Ray could not be told yet: {str(error).strip().partition(chr(10))[0]}; {left_s} s left", flush=True)
+        return False
+    print(f"Ray is draining this node, with {left_s} s left", flush=True)
+    return True
+
+
+def is_training() -> bool:
+    """Say whether a rank of a run is among this machine's, or this container's, processes."""
+    import psutil
+
+    titles = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+    return any(title and title[0].startswith(TRAINING) for title in titles)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True, help="of the cluster, as HOST:6379")
     parser.add_argument("--metadata", default=METADATA, help="URL of AWS's metadata service")
+    parser.add_argument(
+        "--now", type=float, metavar="SECONDS", help="the node is taken away after so long: drain it now"
+    )
     options = parser.parse_args(argv)
+    if options.now is not None:
+        leave(options.address, options.now)
+        return
     while (found := notice(options.metadata)) is None:
         time.sleep(PAUSE_S)
     print(f"AWS will {found['action']} this node in {seconds_left(found, datetime.now(UTC))} s", flush=True)

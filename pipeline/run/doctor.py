@@ -25,12 +25,12 @@ from infra.tracking import config as tracking
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import absolute
 from pipeline.run.provenance import versions
+from pipeline.run.shared_memory import ranks_of, shared_memory_bytes
 
 LARGE_BYTES = 18 << 20
 """Above the size from which objects go in parts."""
 CLOCK_LIMIT_S = 60.0
 """S3 refuses requests of clocks that are 15 minutes off; certificates and logs suffer earlier."""
-SHARED_MEMORY_BYTES = 1 << 30
 NODE_TIMEOUT_S = 120.0
 
 
@@ -55,7 +55,8 @@ def diagnose(config: TrainConfig, *, cluster: bool) -> Iterator[Finding]:
     if cluster:
         yield from _tried("Ray", lambda: _cluster(config, disk_gb))
     else:
-        yield from node_findings("this machine", node_facts(config), versions(), disk_gb=disk_gb)
+        shared = shared_memory_bytes(config, max(config.worker_counts))
+        yield from node_findings("this machine", node_facts(config), versions(), disk_gb=disk_gb, shared=shared)
 
 
 def _tried(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -127,6 +128,7 @@ def _cluster(config: TrainConfig, disk_gb: float) -> Iterator[Finding]:
         ).remote(config)
         for node in nodes
     }
+    shared = {f"node {node['NodeManagerAddress']}": _shared_memory(config, node["Resources"]) for node in nodes}
     for name, call in calls.items():
         try:
             facts = ray.get(call, timeout=NODE_TIMEOUT_S)
@@ -136,7 +138,12 @@ def _cluster(config: TrainConfig, disk_gb: float) -> Iterator[Finding]:
             cause = str(error).strip().splitlines()[-1]
             yield Finding(name, "can't run our code", f"{cause}: install requirements.lock there")
         else:
-            yield from node_findings(name, facts, here, disk_gb=disk_gb)
+            yield from node_findings(name, facts, here, disk_gb=disk_gb, shared=shared[name])
+
+
+def _shared_memory(config: TrainConfig, resources: dict[str, float]) -> float:
+    """Return the bytes of /dev/shm that a node needs: for its ranks' loaders, and for Ray's object store."""
+    return shared_memory_bytes(config, ranks_of(config, resources)) + resources.get("object_store_memory", 0.0)
 
 
 def node_facts(config: TrainConfig) -> dict[str, Any]:
@@ -164,8 +171,10 @@ def _problem(check: Callable[[], None]) -> str:
     return ""
 
 
-def node_findings(name: str, facts: dict[str, Any], here: dict[str, str], *, disk_gb: float) -> Iterator[Finding]:
-    """Judge a node's facts; `here` are the versions of this process."""
+def node_findings(
+    name: str, facts: dict[str, Any], here: dict[str, str], *, disk_gb: float, shared: float
+) -> Iterator[Finding]:
+    """Judge a node's facts; `here` are the versions of this process, `shared` the bytes of /dev/shm that it needs."""
     other = {key: value for key, value in facts["versions"].items() if here.get(key) != value}
     differ = ", ".join(f"{key} {value} (here {here.get(key)})" for key, value in other.items())
     yield Finding(
@@ -181,14 +190,19 @@ def node_findings(name: str, facts: dict[str, Any], here: dict[str, str], *, dis
         "" if free >= disk_gb else f"{disk_gb:.0f} GB are needed: free some, lower data.cache_gb or set data.cache_dir"
     )
     yield Finding(f"{name}, disk", f"{free:.0f} GB free in {facts['disk']}", cure)
-    shared = facts["shared_memory"]
-    if shared is not None:
-        cure = (
-            "" if shared >= SHARED_MEMORY_BYTES else "a container needs --shm-size=2g or more (Kubernetes: an emptyDir)"
-        )
-        yield Finding(f"{name}, shared memory", f"{shared / 1e9:.1f} GB in /dev/shm", cure)
+    if (there := facts["shared_memory"]) is not None:
+        yield Finding(f"{name}, shared memory", f"{there / 1e9:.1f} GB in /dev/shm", _shared_cure(there, shared))
     for what in ("storage", "tracking"):
         yield Finding(f"{name}, {what}", "reached" if not facts[what] else "not reached", facts[what])
+
+
+def _shared_cure(there: float, needed: float) -> str:
+    if there >= needed:
+        return ""
+    return (
+        f"its loaders may come to hold {needed / 1e9:.1f} GB: enlarge it (a container's --shm-size, in Kubernetes the "
+        "volume shm), or lower data.loader_workers or data.prefetch_batches"
+    )
 
 
 def _far(skew_s: float) -> bool:

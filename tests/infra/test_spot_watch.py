@@ -58,6 +58,7 @@ def metadata(*answers: bytes | int | None) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot_watch, "PAUSE_S", 0.0)
+    monkeypatch.setattr(spot_watch, "LOOK_EVERY_S", 0.0)
 
 
 ODD = (404, 500, None, b"", b"[]", b"null", b"{}", b'{"action": "stop"}', b'{"action": "stop", "time": 1}')
@@ -97,6 +98,44 @@ def test_the_watcher_goes_on_until_ray_is_told(
         "Ray could not be told yet: head is busy",
     ]
     assert lines[4].startswith("Ray is draining this node")
+
+
+class Node:
+    """A node whose ranks leave after it was looked at so often, once Ray has been told; which fails at first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, ranks_for: int, failures: int = 0) -> None:
+        self.left, self.failures, self.told = ranks_for, failures, list[int]()
+        monkeypatch.setattr(spot_watch, "drain", self.drain)
+        monkeypatch.setattr(spot_watch, "is_training", self.is_training)
+
+    def drain(self, address: str, left_s: int) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionRefusedError("refused")
+        self.told.append(left_s)
+
+    def is_training(self) -> bool:
+        self.left -= bool(self.told)
+        return self.left > 0
+
+
+def test_a_node_that_leaves_now_is_drained_once_and_waits_for_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(monkeypatch, ranks_for=3, failures=2)
+    spot_watch.main(["--address", "head:6379", "--now", "100"])
+    assert node.told == [100]
+    assert node.left == 0
+
+
+def test_a_node_without_ranks_leaves_at_once_also_from_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(monkeypatch, ranks_for=0, failures=10**9)
+    spot_watch.main(["--address", "head:6379", "--now", "100"])
+    assert node.told == []
+
+
+def test_a_node_whose_ranks_stay_leaves_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for failures in (0, 10**9):
+        Node(monkeypatch, ranks_for=10**9, failures=failures)
+        spot_watch.main(["--address", "head:6379", "--now", "0.05"])
 
 
 def test_another_ray_is_no_failure_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
-"""The files that start clusters elsewhere, checked by Ray's own code and by shells; no cloud is reached."""
+"""The launcher files, checked by Ray's own code and by shells; no cloud is reached."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
-KUBERAY = ROOT / "infra" / "kuberay"
 
 
 def filled_in(name: str) -> dict[str, Any]:
@@ -99,81 +97,6 @@ def test_policies_change_only_what_is_the_clusters_own(path: Path) -> None:
         assert not ends_or_passes or statement["Condition"]["StringEquals"]
         writes = [action for action in actions if action.startswith(("s3:Put", "s3:Delete"))]
         assert not writes or all(part.endswith(("/runs/*", "/mlflow/*")) for part in statement["Resource"])
-
-
-def manifests() -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (f"{path.stem}-{item['kind']}-{item['metadata']['name']}", item)
-        for path in sorted(KUBERAY.glob("*.yaml"))
-        for item in yaml.safe_load_all(path.read_text())
-    ]
-
-
-def test_rays_autoscaler_reads_the_kubernetes_cluster() -> None:
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
-    from ray.autoscaler._private.util import validate_config
-
-    cluster = next(item for _, item in manifests() if item["kind"] == "RayCluster")
-    config = _derive_autoscaling_config_from_ray_cr(cluster | {"metadata": {"name": "crescendo", "namespace": "ml"}})
-    validate_config(config)
-    types = config["available_node_types"]
-    assert types["gpu"]["resources"]["GPU"] == 1
-    assert types["headgroup"]["resources"]["CPU"] == 0  # no training beside the controller
-
-
-def containers(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield from value.get("containers", ())
-        for inner in value.values():
-            yield from containers(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from containers(inner)
-
-
-@pytest.mark.parametrize(("name", "item"), [pytest.param(*pair, id=pair[0]) for pair in manifests()])
-def test_manifests_hold_no_secret_and_refer_to_those_that_the_example_makes(name: str, item: dict[str, Any]) -> None:
-    if item["kind"] == "Secret":
-        return
-    made = {
-        secret["metadata"]["name"]: set(secret["stringData"]) for _, secret in manifests() if "stringData" in secret
-    }
-    for container in containers(item):
-        for variable in container.get("env", ()):
-            assert "PASSWORD" not in variable["name"] or "value" not in variable
-            if "valueFrom" in variable:
-                reference = variable["valueFrom"]["secretKeyRef"]
-                assert reference["key"] in made[reference["name"]]
-        for source in container.get("envFrom", ()):
-            assert source["secretRef"]["name"] in made
-
-
-@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's crd/bases")
-@pytest.mark.parametrize("kind", ["raycluster", "rayjob"])
-def test_kuberay_takes_the_manifest(kind: str) -> None:
-    from jsonschema import Draft202012Validator
-
-    crd = yaml.safe_load(Path(os.environ["KUBERAY_CRDS"], f"ray.io_{kind}s.yaml").read_text())
-    schema = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")["schema"][
-        "openAPIV3Schema"
-    ]
-    for name, item in manifests():
-        if item["kind"].lower() == kind:
-            assert [error.message for error in Draft202012Validator(strict(schema)).iter_errors(item)] == [], name
-
-
-def strict(schema: Any) -> Any:
-    """A schema in which an unknown field is an error, as kubectl has it."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    # What Kubernetes calls IntOrString is an `anyOf` beside a `type` that doesn't hold.
-    inner = {key: strict(value) for key, value in schema.items()}
-    closed = (
-        "properties" in schema and isinstance(schema["properties"], dict) and not schema.get("additionalProperties")
-    )
-    return inner | ({"additionalProperties": False} if closed and schema.get("type") == "object" else {})
 
 
 def test_s3_takes_the_rule_that_removes_unfinished_uploads(aws: None) -> None:

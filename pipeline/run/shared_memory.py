@@ -1,0 +1,46 @@
+"""How much shared memory (`/dev/shm`) the loader processes of a node's ranks take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.config import TrainConfig
+from pipeline.schedule.stages import worker_range
+
+MARGIN = 1.25
+"""For labels, masks and what is being handed over."""
+
+
+def shared_memory_bytes(config: TrainConfig, ranks: int) -> float:
+    """Return the bytes of the batches that the loaders of so many ranks on one node keep ready, at the largest.
+
+    Each loader process keeps `data.prefetch_batches` batches, and the rank one more; the training loader keeps its own
+    while the evaluation's runs. A batch is a rank's share of the stage's batch size: the fewer workers, the larger.
+    """
+    kept = config.data.loader_workers * config.data.prefetch_batches + 1
+    if not config.data.loader_workers:
+        return 0.0
+    return MARGIN * kept * (_training(config, ranks) + _evaluation(config, ranks))
+
+
+def _training(config: TrainConfig, ranks: int) -> float:
+    """Return the bytes of one training batch of each rank."""
+    sizes = [0.0]
+    for stage in config.stages:
+        low, high = worker_range(config.workers_of(stage))
+        side = max((stage.image_size, *stage.random_sizes))
+        counts = [count for count in config.possible_workers if low <= count <= high] or [low]
+        sizes += [min(ranks, count) * stage.batch_size / count * 3 * side**2 for count in counts]
+    return max(sizes)
+
+
+def _evaluation(config: TrainConfig, ranks: int) -> float:
+    side = max(config.trainer.eval_size(stage) for stage in config.stages)
+    return ranks * config.trainer.eval_batch_size * 3 * float(side) ** 2
+
+
+def ranks_of(config: TrainConfig, resources: Mapping[str, float]) -> int:
+    """Return how many of the run's workers fit on a node with these resources of Ray's."""
+    each = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
+    room = min(int(resources.get(name, 0) // amount) for name, amount in each.items() if amount)
+    return min(room, max(config.worker_counts))
