@@ -21,3 +21,7 @@ class DataAwayError(DataError):
     """Where the data are was away or busy for longer than a call waits; the same call may succeed later."""
 
     failure = FailureClass.TRANSIENT
+
+
+PLACE_ERRORS = (DataAccessError, DataAwayError)
+"""What is wrong with a place, and not with the file that was to be read there: no reason to leave that file out."""

@@ -20,6 +20,7 @@ from datasets.prepare.sources.bluemarble import BlueMarble
 from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.sources.elpv import Elpv
 from datasets.prepare.sources.fonts import Fonts
+from datasets.prepare.sources.hf_parquet import HfParquet
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.sources.masks import Masks
 from datasets.prepare.writer import WriterConfig, prepare
@@ -31,6 +32,7 @@ from jobs.common.run_classes import names_of
 AnySource = (
     Annotated[ImageFolder, tyro.conf.subcommand("image-folder"), tyro.conf.PositionalRequiredArgs]
     | Annotated[CsvTable, tyro.conf.subcommand("csv")]
+    | Annotated[HfParquet, tyro.conf.subcommand("parquet")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
@@ -114,9 +116,9 @@ def run(config: PrepareConfig) -> None:
 def _resolved(config: PrepareConfig) -> AnySource:
     """Return the source with the names of its classes where --classes is a run."""
     source = config.source
-    if isinstance(source, CsvTable) and source.mask_column:
+    if isinstance(source, CsvTable | HfParquet) and source.mask_column:
         return source
-    if isinstance(source, ImageFolder | CsvTable):
+    if isinstance(source, ImageFolder | CsvTable | HfParquet):
         return replace(source, classes=names_of(source.classes, config.storage))
     return source
 

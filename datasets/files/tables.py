@@ -82,7 +82,7 @@ class Table:
             for batch in file.iter_batches(columns=[*dict.fromkeys(columns)]):
                 for cells in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                     number += 1
-                    yield Row(f"row {number}", tuple(map(_cell, cells)))
+                    yield Row(f"row {number}", tuple(map(cell_text, cells)))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.url}: row {number + 1}: not readable ({error}); write it again") from None
 
@@ -151,9 +151,10 @@ def _reader(text: str, delimiter: str) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
-def _cell(value: object) -> str | list[str]:
+def cell_text(value: object) -> str | list[str]:
+    """Return what a value of a Parquet file would be in a CSV file; a list of these for a list."""
     if isinstance(value, list):
-        return [str(_cell(part)) for part in value]
+        return [str(cell_text(part)) for part in value]
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.errors import DataError
+from datasets.errors import PLACE_ERRORS, DataError
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated
 from datasets.prepare.source import Item, Plan, Source
@@ -136,8 +136,10 @@ def _check(task: _CheckTask) -> list[_Outcome]:
             _, data = task.source.encode(task.split, item)
             decode_rgb(data)
             mask = getattr(task.source, "mask", None)
-            counts = [] if mask is None else _pixels(mask(task.split, item), task.num_classes)
+            counts = [] if mask is None else _pixels(mask(task.split, item, data), task.num_classes)
             rows.append((hashlib.sha256(data).hexdigest()[:32], "", counts))
+        except PLACE_ERRORS:
+            raise
         except (ValueError, OSError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{item.name}: {error}"
             rows.append(("", reason, []))

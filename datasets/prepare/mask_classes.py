@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
+from datasets.transforms.pixels import read_header
 
 IGNORED = 255
 """Value of the pixels that are left out, in the masks that are written."""
@@ -101,6 +102,27 @@ def mask_classes(classes: str, ignore: Sequence[str], *, binary: bool) -> MaskCl
     if binary and (by_colour or ignore):
         raise DataError("--binary: masks with two classes have neither colours nor pixels to ignore; leave these out")
     return MaskClasses(kept, numbers, by_colour, binary)
+
+
+def numbered_mask(classes: MaskClasses, mask: bytes, image: bytes, name: str) -> bytes:
+    """Return a mask's file as a grey PNG of class numbers, 255 for pixels that are ignored.
+
+    Args:
+        classes: what its pixels mean.
+        mask: the file.
+        image: the file of its image.
+        name: of the image, for the message.
+
+    Raises:
+        ValueError: a mask that can't be read, of another size than its image, or with pixels of no class.
+        OSError: a damaged mask.
+    """
+    numbers, shown = classes.numbers_of(mask), read_header(image)
+    if numbers.shape != (shown.height, shown.width):
+        height, width = numbers.shape
+        sizes = f"{width}x{height} pixels, its image {name} {shown.width}x{shown.height}"
+        raise ValueError(f"the mask has {sizes}; make them equal")
+    return mask_png(numbers)
 
 
 def mask_png(numbers: np.ndarray) -> bytes:

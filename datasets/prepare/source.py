@@ -23,6 +23,8 @@ class Item:
     """Path or URL of its mask, where the source is told it."""
     row: str = ""
     """Where its source says this, as a message names it: `line 7` of a table. No part of what it is."""
+    chunk: str = ""
+    """What its source reads as a whole: such images are written one after the other. Empty: it is read by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,20 +98,20 @@ def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item], alon
     return {alone: splits[alone]} if alone else splits
 
 
-def check_trained(table: Table, classes: Sequence[str], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:
-    """Refuse a single class, and classes that can't be learned unless a user named them.
+def check_trained(url: str, classes: Sequence[str], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:
+    """Refuse a single class, and classes that can't be learned unless a user named them; `url` is of the rows.
 
     Raises:
         DataError: such a class.
     """
     trained = {item.label for item in splits["train"]}
     if len(trained) < 2:
-        raise DataError(f"{table.url}: only {classes[next(iter(trained))]!r} has images for training; two classes at "
+        raise DataError(f"{url}: only {classes[next(iter(trained))]!r} has images for training; two classes at "
                         "least are needed")  # fmt: skip
     for split, items in splits.items():
         for item in items:
             if item.label not in trained and not named:
-                raise DataError(f"{table.url}: {item.row}: class {classes[item.label]!r} has images in {split}, but "
+                raise DataError(f"{url}: {item.row}: class {classes[item.label]!r} has images in {split}, but "
                                 "none for training; correct it, or name all classes with --classes")  # fmt: skip
 
 

@@ -201,8 +201,8 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: WriterConfig) -> list[_ShardTask]:
-    """Cut a split into shards of nearly equal counts, the images mixed by the hash of their names."""
-    items = sorted(plan.splits[split], key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    """Cut a split into shards of nearly equal counts, the images or chunks mixed by the hash of their names."""
+    items = sorted(plan.splits[split], key=lambda item: hashlib.sha256((item.chunk or item.name).encode()).digest())
     count = -(-len(items) // config.samples_per_shard)
     bounds = [index * len(items) // count for index in range(count + 1)]
     return [
@@ -233,7 +233,7 @@ def _write_shard(task: _ShardTask) -> None:
                 if item.labels is not None:
                     truth = {LABELS_EXTENSION: labels_text(item).encode()}
                 else:
-                    truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item)}
+                    truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item, data)}
                 tar.write({"__key__": _key(number, item.name), extension: data, **truth})
                 count_one()
         stream.flush()

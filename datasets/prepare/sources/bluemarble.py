@@ -76,7 +76,7 @@ class BlueMarble:
         """Return one crop of the photograph as a JPEG."""
         return "jpg", jpeg_bytes(Image.fromarray(self._cut(_maps()[0], item)))
 
-    def mask(self, split: str, item: Item) -> bytes:
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
         """Return the climates of the same crop as a grey PNG."""
         stream = io.BytesIO()
         Image.fromarray(self._cut(_maps()[1], item)).save(stream, "PNG")

@@ -9,18 +9,17 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from datasets.errors import DataError
+from datasets.errors import PLACE_ERRORS, DataError
 from datasets.files.tables import Table, open_table
 from datasets.files.urls import folder_beside, join
 from datasets.prepare.encode import stored
 from datasets.prepare.files import MISSING, marks_of, read_bytes
 from datasets.prepare.layout import LeftOut
-from datasets.prepare.mask_classes import MaskClasses, mask_classes, mask_png
+from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_mask
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, groups_of, hold_out
 from datasets.prepare.table_labels import LabelReader, label_reader
 from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items
-from datasets.transforms.pixels import read_header
 
 _masks_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 
@@ -95,7 +94,7 @@ class CsvTable:
         splits = by_split(table, rows, items, self.split)
         notes: tuple[str, ...] = ()
         if reader.kind == "classification" and not self.split:
-            check_trained(table, classes, splits, named=bool(self.classes))
+            check_trained(table.url, classes, splits, named=bool(self.classes))
         if "val" not in splits and not self.split:
             notes = (f"val is {self.val_share:.0%} of the training rows: the table has none for it",)
             splits = hold_out(splits["train"], self.val_share, groups_of(splits["train"])) | {
@@ -119,25 +118,27 @@ class CsvTable:
         """
         try:
             return stored(read_bytes(self._place(item.name)), item.name)
+        except PLACE_ERRORS:
+            raise
         except ValueError as error:
             raise self._error(item, item.name, error) from None
 
     @property
-    def mask(self) -> Callable[[str, Item], bytes] | None:
-        """The masks, where there are any: (split, item) -> a grey PNG of class numbers, 255 for ignored pixels."""
+    def mask(self) -> Callable[[str, Item, bytes], bytes] | None:
+        """The masks, where there are any: (split, item, image) -> a grey PNG of class numbers, 255 for ignored pixels.
+
+        Raises:
+            DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
+        """
         return self._mask if self.mask_column else None
 
-    def _mask(self, split: str, item: Item) -> bytes:
+    def _mask(self, split: str, item: Item, image: bytes) -> bytes:
         try:
-            numbers = self._mask_classes().numbers_of(read_bytes(self._place(item.mask)))
+            return numbered_mask(self._mask_classes(), read_bytes(self._place(item.mask)), image, item.name)
+        except PLACE_ERRORS:
+            raise
         except (ValueError, OSError) as error:
             raise self._error(item, item.mask, error) from None
-        image = read_header(read_bytes(self._place(item.name)))
-        if numbers.shape != (image.height, image.width):
-            height, width = numbers.shape
-            sizes = f"{width}x{height} pixels, its image {item.name} {image.width}x{image.height}"
-            raise self._error(item, item.mask, f"the mask has {sizes}; make them equal")
-        return mask_png(numbers)
 
     def _error(self, item: Item, name: str, reason: object) -> DataError:
         return DataError(f"{self.table}: {item.row}: {name}: {reason}")

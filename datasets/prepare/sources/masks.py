@@ -12,10 +12,9 @@ import tyro
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import LeftOut, image_files
-from datasets.prepare.mask_classes import MaskClasses, mask_classes, mask_png
+from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_mask
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, hold_out, mark_of
-from datasets.transforms.pixels import read_header
 
 _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 _EXTENSIONS = (*_LOSSLESS, *(extension.upper() for extension in _LOSSLESS))
@@ -100,27 +99,18 @@ class Masks:
         except ValueError as error:
             raise DataError(f"{item.name}: {error}") from error
 
-    def mask(self, split: str, item: Item) -> bytes:
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
         """Return one mask as a grey PNG of class numbers, 255 for pixels that are ignored.
 
         Raises:
             DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
         """
-        image = self._image(split, item)
-        mask = self._mask(image, split)
+        mask = self._mask(self._image(split, item), split)
         assert mask is not None, "the plan has images with masks alone"
         try:
-            numbers = self._table().numbers_of(mask.read_bytes())
+            return numbered_mask(self._table(), mask.read_bytes(), image, item.name)
         except (ValueError, OSError) as error:
             raise DataError(f"{mask}: {error}") from error
-        shown = read_header(image.read_bytes())
-        if numbers.shape != (shown.height, shown.width):
-            height, width = numbers.shape
-            raise DataError(
-                f"{mask}: the mask has {width}x{height} pixels, its image {item.name} {shown.width}x{shown.height}; "
-                "make them equal"
-            )
-        return mask_png(numbers)
 
     def _table(self) -> MaskClasses:
         return _classes_of(self.classes, self.ignore, binary=self.binary)

@@ -14,10 +14,12 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from datasets.errors import DataError
+from datasets.errors import DataAwayError, DataError
 from datasets.loading.loader import DataConfig, build_eval_loader
 from datasets.prepare.folder_lock import locked
 from datasets.prepare.source import Item, Plan
+from datasets.prepare.sources import csv_table
+from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.writer import WriterConfig, prepare
 from infra.storage.base import StorageError
@@ -200,3 +202,30 @@ def test_a_filesystem_without_locks_is_one_line(tmp_path: Path, monkeypatch: pyt
         pass
     with pytest.raises(StorageError, match="it has no file locks; mount this"):
         open_storage(tmp_path).write_if_match("key", b"new", "etag")
+
+
+AWAY = [f"s3://bucket/{number}.png" for number in range(6)]
+
+
+def refuse(place: str) -> bytes:
+    raise DataAwayError(f"{place}: away for 900 s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AwayTable(CsvTable):
+    """A table whose files are in a storage that is listed, and then away."""
+
+    def _marks(self, table: object, rows: object, *, with_masks: bool) -> dict[str, str]:
+        return dict.fromkeys(AWAY, "1")
+
+    def encode(self, split: str, item: Item) -> tuple[str, bytes]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(csv_table, "read_bytes", refuse)
+            return CsvTable.encode(self, split, item)
+
+
+def test_storage_that_is_away_ends_the_command_and_no_file_is_called_broken(tmp_path: Path) -> None:
+    rows = [f"{name},{'xy'[number % 2]}" for number, name in enumerate(AWAY)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(DataAwayError, match="away for 900 s"):
+        prepare(AwayTable(table=str(tmp_path / "table.csv")), tmp_path / "out", config(skip_broken=True))

@@ -58,7 +58,7 @@ def test_a_crop_and_its_mask_are_of_the_same_place() -> None:
     item = source.plan().splits["train"][0]
     extension, photograph = source.encode("train", item)
     image = np.asarray(Image.open(io.BytesIO(photograph)), dtype=np.int64)
-    mask = np.asarray(Image.open(io.BytesIO(source.mask("train", item))))
+    mask = np.asarray(Image.open(io.BytesIO(source.mask("train", item, b""))))
     top, left = place(item.name)
     assert (extension, image.shape, mask.shape) == ("jpg", (160, 160, 3), (160, 160))
     assert np.array_equal(mask, _maps()[1][top : top + 160, left : left + 160])

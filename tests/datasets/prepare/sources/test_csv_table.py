@@ -13,30 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.config import DataConfig
 from datasets.files import s3
 from datasets.files.tables import open_table
-from datasets.loading.batch import Batch
-from datasets.loading.loader import build_eval_loader
 from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
-from tests.datasets.prepare.sources.test_masks import png
+from tests.support.prepared import SIDE, by_number, numbered, png, prepared
 
-SIDE = 16
 MANY = ",".join(f"class-{number:02d}" for number in range(80))
 """Longer than the name of a file may be."""
-
-
-def write_image(path: Path, shade: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(np.full((SIDE, SIDE, 3), shade, np.uint8)))
 
 
 def write_images(folder: Path, count: int) -> list[str]:
     """Write images whose shade is 3 times their number."""
     names = [f"images/{number:02d}.png" for number in range(count)]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        write_image(folder / name, 3 * number)
+        (folder / name).write_bytes(numbered(number))
     return names
 
 
@@ -50,22 +42,6 @@ def write_table(folder: Path, rows: list[dict[str, object]], *, parquet: bool = 
     return str(path)
 
 
-def prepared(out: Path, *flags: str) -> dict[str, Batch]:
-    """Prepare; return all samples of each split as they are evaluated."""
-    assert main(["csv", *flags, "--out", str(out), "--workers", "1"]) == 0
-    found: dict[str, Batch] = {}
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
-        config = DataConfig(train=str(folder), val=str(folder), eval_crop="whole", loader_workers=0)
-        loader = build_eval_loader(config, image_size=SIDE, batch_size=100, rank=0, world_size=1)
-        found[folder.name] = next(iter(loader))
-    return found
-
-
-def by_number(batch: Batch) -> dict[int, object]:
-    """Return the labels of each image by its number, which its shade tells."""
-    return {int(image[0, 0, 0]) // 3: label.tolist() for image, label in zip(batch.images, batch.labels, strict=True)}
-
-
 @pytest.mark.parametrize(("parquet", "delimiter"), [(True, ","), (False, ","), (False, ";"), (False, "\t")])
 def test_each_row_is_an_image_with_its_class_and_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], parquet: bool, delimiter: str
@@ -75,7 +51,7 @@ def test_each_row_is_an_image_with_its_class_and_split(
         {"label": number % 11 if parquet else f" {number % 11}", "split": splits[number % 5], "path": f"./{name}"}
         for number, name in enumerate(names)
     ]
-    found = prepared(tmp_path / "out", write_table(tmp_path, rows, parquet=parquet, delimiter=delimiter))
+    found = prepared(tmp_path / "out", "csv", write_table(tmp_path, rows, parquet=parquet, delimiter=delimiter))
     for position, split in ((2, "val"), (4, "test")):
         assert by_number(found[split]) == {number: number % 11 for number in range(30) if number % 5 == position}
     assert load_manifest(str(tmp_path / "out/train")).classes == tuple(map(str, range(11)))
@@ -88,7 +64,7 @@ def test_without_splits_each_class_gives_to_validation_and_paths_are_below_the_r
         {"file": name, "what": "rare" if number < 3 else "usual"} for number, name in enumerate(names)
     ]
     flags = ["--path-column", "file", "--label-column", "what", "--root", str(tmp_path / "elsewhere")]
-    found = prepared(tmp_path / "out", write_table(tmp_path, rows), *flags)
+    found = prepared(tmp_path / "out", "csv", write_table(tmp_path, rows), *flags)
     assert np.bincount(found["val"].labels).tolist() == [1, 3]
     assert by_number(found["train"]) | by_number(found["val"]) == {number: int(number >= 3) for number in range(30)}
 
@@ -108,7 +84,7 @@ def test_several_labels_an_image_in_each_form(tmp_path: Path, capsys: pytest.Cap
         label: dict[str, object] = {"label": own if form == "lists" else "; ".join(own)}
         rows.append({"path": name, **({key: int(key in own) for key in "abc"} if form == "columns" else label)})
     flags = {"separator": ["--label-separator", ";"], "columns": ["--label-columns", "*"], "lists": []}[form]
-    found = prepared(tmp_path / "out", write_table(tmp_path, rows, parquet=form == "lists"), *flags)
+    found = prepared(tmp_path / "out", "csv", write_table(tmp_path, rows, parquet=form == "lists"), *flags)
     assert by_number(found["train"]) | by_number(found["val"]) == {
         number: [int(key in several(number)) for key in "abc"] for number in range(40)
     }
@@ -125,7 +101,7 @@ def test_classes_are_those_of_a_file_or_of_prepared_data_and_an_empty_one_is_sai
     table = write_table(tmp_path, [{"path": name, "label": "dog" if "1" in name else "cat"} for name in names])
     (tmp_path / "classes.txt").write_text("horse\ndog\ncat\n")
     for number, classes in enumerate([str(tmp_path / "classes.txt"), "horse,dog,cat", str(tmp_path / "0")]):
-        found = prepared(tmp_path / str(number), table, "--classes", classes)
+        found = prepared(tmp_path / str(number), "csv", table, "--classes", classes)
         assert set(found["train"].labels.tolist()) == {1, 2}
         assert "no images of horse in train, val" in capsys.readouterr().out
 
@@ -135,7 +111,7 @@ def test_a_row_that_is_there_twice_is_left_out_in_each_split(tmp_path: Path) -> 
     labels = {name: "dog" if number % 2 else "cat" for number, name in enumerate(names)}
     splits = [("train", names[:4]), ("val", [names[0], *names[4:], names[0]])]
     rows = [{"path": name, "label": labels[name], "split": split} for split, those in splits for name in those]
-    found = prepared(tmp_path / "out", write_table(tmp_path, rows))
+    found = prepared(tmp_path / "out", "csv", write_table(tmp_path, rows))
     assert {split: len(batch.labels) for split, batch in found.items()} == {"train": 4, "val": 3}
 
 
@@ -145,11 +121,11 @@ def test_one_split_alone_is_what_it_says(tmp_path: Path) -> None:
         {"path": name, "label": "xy"["1" in name], "split": splits[number % 3]}
         for number, name in enumerate(write_images(tmp_path, 12))
     ]
-    found = prepared(tmp_path / "a", write_table(tmp_path, rows), "--split", "test", "--classes", "z,y,x")
+    found = prepared(tmp_path / "a", "csv", write_table(tmp_path, rows), "--split", "test", "--classes", "z,y,x")
     assert {split: by_number(batch) for split, batch in found.items()} == {"test": {1: 1, 4: 2, 7: 2, 10: 1}}
     for row in rows:
         del row["split"]
-    found = prepared(tmp_path / "b", write_table(tmp_path, rows), "--split", "val")
+    found = prepared(tmp_path / "b", "csv", write_table(tmp_path, rows), "--split", "val")
     assert {split: len(batch.labels) for split, batch in found.items()} == {"val": 12}
 
 
@@ -160,7 +136,7 @@ def test_masks_are_made_into_class_numbers(tmp_path: Path, capsys: pytest.Captur
         (tmp_path / f"{number}.png").write_bytes(png(mask))
         rows.append({"path": name, "truth": f"{number}.png"})
     flags = ["--mask-column", "truth", "--classes", "good,bad", "--binary"]
-    found = prepared(tmp_path / "out", write_table(tmp_path, rows), *flags)
+    found = prepared(tmp_path / "out", "csv", write_table(tmp_path, rows), *flags)
     for batch in found.values():
         assert batch.masks is not None
         for image, mask in zip(batch.images, batch.masks, strict=True):
@@ -210,7 +186,7 @@ def test_table_and_images_can_lie_in_s3(s3_uri: str, tmp_path: Path, capsys: pyt
     rows[3]["path"] = f"{s3_uri}/images/03.png"
     for place in (*names, write_table(tmp_path, rows, parquet=True)):
         s3.upload(f"{s3_uri}/{Path(place).relative_to(tmp_path) if place[0] == '/' else place}", tmp_path / place)
-    found = prepared(tmp_path / "out", f"{s3_uri}/table.parquet")
+    found = prepared(tmp_path / "out", "csv", f"{s3_uri}/table.parquet")
     assert by_number(found["train"]) | by_number(found["val"]) == {
         number: int("1" in name) for number, name in enumerate(names)
     }

@@ -16,15 +16,10 @@ from datasets.loading.loader import build_eval_loader
 from datasets.prepare.mask_classes import mask_classes
 from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
+from tests.support.prepared import png
 
 SIDE = 32
 COLOURS = {"sky": (0, 0, 128), "road": (128, 64, 128), "void": (0, 0, 0)}
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def write_pairs(
