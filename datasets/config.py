@@ -10,6 +10,7 @@ from datasets.errors import DataError
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
 FlipOrder = Literal["random", "alternating"]
+Sampling = Literal["uniform", "balanced", "sqrt"]
 RandAugmentPolicy = Literal["torchvision", "google"]
 
 
@@ -26,6 +27,10 @@ class DataConfig:
     """Weights of a mixture, one for each part of `train`. An epoch takes round(weight * n) of a shard's n samples, and
     the next epoch continues where this one ended, so over the epochs all are used equally often. Empty: all samples of
     all parts."""
+    sampling: Sampling = "uniform"
+    """How often an epoch takes the images of each class. uniform: each image once; balanced: all classes equally often;
+    sqrt: by the square root of their numbers of images. An epoch has as many images as the data in any case: those of
+    rare classes are repeated, and those of frequent ones take turns over the epochs. For one class an image."""
     pyramid: bool = True
     """Read the smallest copy of the training shards that a stage's image size allows, if there are copies."""
     cache_dir: str = ""

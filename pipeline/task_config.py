@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+ClassWeights = Literal["none", "auto"] | tuple[float, ...]
+"""Weights by class: none, those that follow from the training data, or numbers in the order of the classes."""
+
+
+def _check_weights(name: str, weights: ClassWeights) -> None:
+    if isinstance(weights, tuple) and (not any(weights) or any(not 0 <= one < math.inf for one in weights)):
+        raise ValueError(
+            f"task.{name} is {weights}: it must be none, auto, or for each class a number of 0 or more, not all 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +26,10 @@ class ClassificationConfig:
 
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes (0 to 1)."""
+    class_weights: ClassWeights = "none"
+    """Weights of the images in the training loss, by their class. auto: images / (classes * images of the class), of
+    the classes that occur, so that the classes count alike and the mean over the images is 1; or a number for each
+    class, in the order of the classes. The loss of evaluations has no weights."""
     focal_gamma: float = 0.0
     """Focal loss: each class's term of the training loss is multiplied by (1 - p) to this power, so that what is
     predicted well already counts less; usual is 2. 0: cross-entropy. The loss of evaluations is the cross-entropy."""
@@ -24,6 +39,7 @@ class ClassificationConfig:
             raise ValueError(f"task.focal_gamma is {self.focal_gamma}: it must be 0 (off) or more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        _check_weights("class_weights", self.class_weights)
 
     def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Return what an evaluation measures."""
@@ -38,22 +54,31 @@ class SegmentationConfig:
     kind: ClassVar = "segmentation"
 
     dice_weight: float = 1.0
-    """Weight of the Dice loss, which is added to the cross-entropy; 0: cross-entropy alone."""
+    """Weight of the Dice loss, which is added to the cross-entropy; 0: off."""
     false_positive_weight: float = 0.5
     """Weight of a false positive in the Dice loss (alpha of the Tversky loss, which it is with other weights than 0.5
     and 0.5)."""
     false_negative_weight: float = 0.5
     """Weight of a false negative in the Dice loss (beta of the Tversky loss); larger: fewer are missed."""
+    lovasz_weight: float = 0.0
+    """Weight of the Lovász-Softmax loss (arXiv 1705.08790), which is added as well: a surrogate of the mean IoU of the
+    classes of each image; 0: off."""
+    class_weights: ClassWeights = "none"
+    """Weights of the pixels in the cross-entropy of training, by their class. auto: pixels / (classes * pixels of the
+    class), by the data report of `jobs.prepare`, so that the classes count alike and the mean over the pixels is 1; or
+    a number for each class, in the order of the classes. The loss of evaluations has no weights."""
     ignore_index: int = 255
     """Mask value of pixels that are ignored by the loss and the metrics; 255 also fills the area outside a shifted
     image."""
 
     def __post_init__(self) -> None:
-        if not self.dice_weight >= 0:
-            raise ValueError(f"task.dice_weight is {self.dice_weight}: it must be 0 (off) or more")
+        for name in ("dice_weight", "lovasz_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"task.{name} is {getattr(self, name)}: it must be 0 (off) or more")
         for name in ("false_positive_weight", "false_negative_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"task.{name} is {getattr(self, name)}: it must be above 0")
+        _check_weights("class_weights", self.class_weights)
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"task.ignore_index is {self.ignore_index}: it must be from 0 to 255")
 
@@ -80,6 +105,12 @@ class MultilabelConfig:
     """Asymmetric loss: a positive's term is multiplied by (1 - its probability) to this power."""
     clip: float = 0.05
     """Asymmetric loss: subtracted from a negative's probability, so that those below it are not learned from."""
+    positive_weights: ClassWeights = "none"
+    """Weights of each class's positives in the training loss. auto: images without the class / images with it, at most
+    `max_positive_weight`; or a number for each class, in the order of the classes. The loss of evaluations has no
+    weights."""
+    max_positive_weight: float = 20.0
+    """The largest weight that `positive_weights auto` gives."""
 
     def __post_init__(self) -> None:
         for name in ("gamma_neg", "gamma_pos"):
@@ -88,6 +119,9 @@ class MultilabelConfig:
         for name in ("label_smoothing", "clip"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"task.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
+        _check_weights("positive_weights", self.positive_weights)
+        if not 0 < self.max_positive_weight < math.inf:
+            raise ValueError(f"task.max_positive_weight is {self.max_positive_weight}: it must be above 0")
 
     def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Return what an evaluation measures."""

@@ -74,11 +74,8 @@ class TrainSteps:
         return sorted(nearest.items(), key=lambda item: item[1])
 
     def _lane(self, lane: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids, epochs = (
-            self.order.lane_samples(lane, int(offsets[0]), int(offsets[-1]) + 1),
-            offsets // self.order.lane_length,
-        )
-        return (ids, epochs) if self._mix is None else self._mix.samples(ids, epochs)
+        ids, uses = self.order.lane_uses(lane, int(offsets[0]), int(offsets[-1]) + 1)
+        return (ids, uses) if self._mix is None else self._mix.samples(ids, uses)
 
 
 class _Mix:

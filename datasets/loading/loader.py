@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def build_loader(
     """
     check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
     manifest = _checked(manifest) or load_manifest(config.train, weights=config.train_weights)
-    order = sample_order(config, manifest.shard_counts, seed=seed)
+    order = sample_order(config, manifest, seed=seed)
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
@@ -112,7 +113,8 @@ def build_plain_loader(
         DataError: shards that can't be read.
     """
     manifest = _checked(manifest) or load_manifest(config.train, weights=config.train_weights)
-    order = sample_order(config, manifest.shard_counts, seed=seed)
+    # An evaluation's samples have the shares of the data, which a sampling by classes changes for training only.
+    order = sample_order(replace(config, sampling="uniform"), manifest, seed=seed)
     size = math.ceil(batch_size / order.num_lanes) * order.num_lanes
     steps = TrainSteps(
         order,

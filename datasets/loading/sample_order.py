@@ -11,14 +11,13 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.transforms.randomness import Purpose, philox
-
-if TYPE_CHECKING:
-    from datasets.config import DataConfig
+from datasets.config import DataConfig
+from datasets.loading.class_sampling import ClassSampling, class_sampling
+from datasets.shards.manifest import DatasetManifest
+from datasets.transforms.randomness import Purpose, permutation
 
 _ORDER_VERSION = 1
 _SUM_EVERY = 64
@@ -34,6 +33,8 @@ class _Window:
     first: int
     """Lane offset in the epoch of its first sample."""
     samples: np.ndarray
+    uses: np.ndarray | None
+    """How often the run has used each before; None: once in each epoch before."""
 
 
 class _EpochBlocks:
@@ -71,6 +72,8 @@ class SampleOrder:
             a million of them.
         window_blocks: blocks that are shuffled together inside a lane; fewer where the blocks are larger than
             `block_size`, so that a window has no more samples.
+        sampling: how often an epoch takes each sample; None: once. A block is as large in an epoch as its samples are
+            taken then, so what is repeated lies within one window.
 
     Raises:
         ValueError: fewer samples than lanes, or an argument out of its range.
@@ -84,6 +87,7 @@ class SampleOrder:
         num_lanes: int,
         block_size: int,
         window_blocks: int,
+        sampling: ClassSampling | None = None,
     ) -> None:
         counts = np.asarray(shard_counts, dtype=np.int64)
         for name, value in (("num_lanes", num_lanes), ("block_size", block_size), ("window_blocks", window_blocks)):
@@ -94,7 +98,7 @@ class SampleOrder:
         total = int(counts.sum())
         if total < num_lanes:
             raise ValueError(f"num_lanes is {num_lanes}, but there are only {total} samples; use fewer lanes")
-        self.seed, self.num_lanes = seed, num_lanes
+        self.seed, self.num_lanes, self.sampling = seed, num_lanes, sampling
         least = -(-total // _MOST_BLOCKS)
         if least > block_size:
             window_blocks, block_size = max(1, window_blocks * block_size // least), least
@@ -127,20 +131,29 @@ class SampleOrder:
         """Hex digest of everything that fixes the order; equal digests mean equal orders."""
         head = np.array([_ORDER_VERSION, self.num_lanes, self.block_size, self.window_blocks], dtype="<i8")
         digest = hashlib.sha256(str(self.seed).encode() + head.tobytes() + self._counts.astype("<i8").tobytes())
+        if self.sampling is not None:
+            digest.update(b"sampling" + self.sampling.counts.astype("<i8").tobytes())
+            digest.update(self.sampling.taken.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
     def lane_samples(self, lane: int, start: int, stop: int) -> np.ndarray:
         """Return the global sample ids of a lane's offsets [start, stop) of the whole run, int64 [stop - start]."""
+        return self.lane_uses(lane, start, stop)[0]
+
+    def lane_uses(self, lane: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `lane_samples` does, and how often the run has used each sample before, int64 both."""
         assert 0 <= lane < self.num_lanes
         assert 0 <= start <= stop
-        parts: list[np.ndarray] = []
+        samples: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+        uses: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
         while start < stop:
             epoch, offset = divmod(start, self.lane_length)
             window = self._window(epoch, lane, offset)
-            taken = window.samples[offset - window.first : offset - window.first + stop - start]
-            parts.append(taken)
-            start += len(taken)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+            part = slice(offset - window.first, offset - window.first + stop - start)
+            samples.append(window.samples[part])
+            uses.append(np.full(len(samples[-1]), epoch) if window.uses is None else window.uses[part])
+            start += len(samples[-1])
+        return np.concatenate(samples), np.concatenate(uses)
 
     def shards_ahead(self, lane: int, offset: int, num_blocks: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the shards of a lane's next blocks, and the lane offsets at which their windows begin.
@@ -176,10 +189,17 @@ class SampleOrder:
         number = (blocks.find(lane_start + offset) - first_block) // self.window_blocks
         low = first_block + number * self.window_blocks
         begin = blocks.start_of(low)
-        samples = self._block_samples(blocks.order[low : low + self.window_blocks])
-        samples = samples[max(lane_start - begin, 0) : lane_start + self.lane_length - begin]
-        samples = samples[_permutation(len(samples), self.seed, Purpose.WINDOW, epoch, lane, number)]
-        self._windows[lane] = _Window(epoch, max(begin - lane_start, 0), samples)
+        samples, uses = self._block_samples(blocks.order[low : low + self.window_blocks]), None
+        if self.sampling is not None:
+            samples, uses = _repeated(samples, self.sampling, epoch)
+        inside = slice(max(lane_start - begin, 0), lane_start + self.lane_length - begin)
+        shuffled = permutation(len(samples[inside]), self.seed, Purpose.WINDOW, epoch, lane, number)
+        self._windows[lane] = _Window(
+            epoch,
+            max(begin - lane_start, 0),
+            samples[inside][shuffled],
+            None if uses is None else uses[inside][shuffled],
+        )
         return self._windows[lane]
 
     def _epoch_blocks(self, epoch: int) -> _EpochBlocks:
@@ -187,8 +207,13 @@ class SampleOrder:
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
-            order = _permutation(len(self._sizes), self.seed, Purpose.BLOCKS, epoch)
-            self._epochs[epoch] = _EpochBlocks(order, self._sizes)
+            order = permutation(len(self._sizes), self.seed, Purpose.BLOCKS, epoch)
+            sizes = self._sizes
+            if self.sampling is not None:
+                starts = np.cumsum(self._sizes, dtype=np.int64) - self._sizes
+                sizes = np.add.reduceat(self.sampling.uses_in(epoch, slice(None)), starts)
+                order = order[sizes[order] > 0]
+            self._epochs[epoch] = _EpochBlocks(order, sizes)
         return self._epochs[epoch]
 
     def _all_block_sizes(self) -> np.ndarray:
@@ -214,28 +239,27 @@ class SampleOrder:
         return np.repeat(low - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def _permutation(length: int, seed: int, purpose: Purpose, *position: int) -> np.ndarray:
-    """Return a permutation of range(length), a function of the arguments only.
+def _repeated(samples: np.ndarray, sampling: ClassSampling, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples as often as an epoch takes them, one after another, and the uses of each before."""
+    times = sampling.uses_in(epoch, samples)
+    firsts = np.repeat(np.cumsum(times) - times, times)
+    return np.repeat(samples, times), np.repeat(sampling.uses_before(epoch, samples), times) + (
+        np.arange(len(firsts)) - firsts
+    )
 
-    Random high bits over the index in the low bits, sorted: NumPy promises the raw Philox stream to stay the same over
-    its versions, which it does not for `Generator.permutation`, and this sort is no slower.
+
+def sample_order(config: DataConfig, manifest: DatasetManifest, *, seed: int) -> SampleOrder:
+    """Return the order in which a run with this configuration and seed uses the samples.
+
+    Raises:
+        DataError: `data.sampling` doesn't go with the data, or their index can't be read.
+        ValueError: fewer samples than lanes.
     """
-    bits = max(1, (length - 1).bit_length())
-    raw = philox(seed, purpose, *position).random_raw(length)
-    low = np.uint64((1 << bits) - 1)
-    raw &= ~low
-    raw |= np.arange(length, dtype=np.uint64)
-    raw.sort()
-    raw &= low
-    return raw.astype(np.uint32 if bits <= 32 else np.int64)
-
-
-def sample_order(config: DataConfig, shard_counts: np.ndarray, *, seed: int) -> SampleOrder:
-    """Return the order in which a run with this configuration and seed uses the samples."""
     return SampleOrder(
-        shard_counts,
+        manifest.shard_counts,
         seed=seed,
         num_lanes=config.num_lanes,
         block_size=config.block_size,
         window_blocks=config.window_blocks,
+        sampling=class_sampling(config, manifest, seed=seed),
     )

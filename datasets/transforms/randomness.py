@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     MIX_KIND = 8
     FLIP = 9
     IMAGE_SIZE = 10
+    CLASS_ORDER = 11
 
 
 def philox(seed: int, purpose: Purpose, *position: int) -> np.random.Philox:
@@ -52,3 +53,19 @@ def uniforms(seed: int, purpose: Purpose, stream_index: np.ndarray, count: int) 
         bits.state = state
         raw[row] = bits.random_raw(count)
     return (raw >> np.uint64(11)) * 2.0**-53
+
+
+def permutation(length: int, seed: int, purpose: Purpose, *position: int) -> np.ndarray:
+    """Return a permutation of range(length), a function of the arguments only.
+
+    Random high bits over the index in the low bits, sorted: NumPy promises the raw Philox stream to stay the same over
+    its versions, which it does not for `Generator.permutation`, and this sort is no slower.
+    """
+    bits = max(1, (length - 1).bit_length())
+    raw = philox(seed, purpose, *position).random_raw(length)
+    low = np.uint64((1 << bits) - 1)
+    raw &= ~low
+    raw |= np.arange(length, dtype=np.uint64)
+    raw.sort()
+    raw &= low
+    return raw.astype(np.uint32 if bits <= 32 else np.int64)

@@ -100,7 +100,7 @@ def one_stage(options: Options, folder: str) -> TrainConfig:
         raise UsageError(f"{options.recipe}: the plain loop doesn't clip gradients, as optimizer.clip_norm has it")
     stage = base.stages[-1]
     manifest, _ = check_data(base.data, batch_sizes=[stage.batch_size], worker_counts=[options.workers])
-    samples = sample_order(base.data, manifest.shard_counts, seed=base.seed).samples_per_epoch
+    samples = sample_order(base.data, manifest, seed=base.seed).samples_per_epoch
     return replace(
         base,
         name="overhead",

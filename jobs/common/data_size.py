@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.loading.class_sampling import sampling_lines
 from datasets.loading.sample_order import sample_order
 from datasets.prepare.report import report_of
 from datasets.shards.resolve import DataError, load_manifest
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
+from pipeline.run.class_weights import weight_lines, with_class_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +36,7 @@ class DataSize:
     classes: int = 1000
     """ImageNet's, where they aren't known."""
     report: tuple[str, ...] = ()
-    """Lines of the data report that `jobs.prepare` made."""
+    """Lines of the data report that `jobs.prepare` made, and on how often and with which weights classes are used."""
 
 
 IMAGENET = (1_281_167, 147_897_477_120)
@@ -57,10 +59,14 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
         manifest = load_manifest(config.data.train, weights=config.data.train_weights)
     except DataError as error:
         raise DataError(f"{error} (or plan for --samples N)") from error
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    order = sample_order(config.data, manifest, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
     num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
-    classes = len(manifest.classes)
-    return DataSize(
-        used, order.samples_per_epoch, num_bytes / used, config.data.train, classes, tuple(report_of(manifest))
+    task = with_class_weights(config.task, config.data, manifest)
+    report = (
+        *report_of(manifest),
+        *sampling_lines(config.data, manifest, seed=config.seed),
+        *weight_lines(task, manifest.classes),
     )
+    classes = len(manifest.classes)
+    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes, report)

@@ -20,6 +20,7 @@ from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TIMM_OPTIMIZERS, OptimizerConfig, TrainConfig
+from pipeline.run.class_weights import with_class_weights
 from pipeline.run.provenance import breaking, described, differences, recorded_config, with_defaults
 from pipeline.run.reachability import check_reachable
 from pipeline.schedule.decisions import records_of
@@ -35,7 +36,7 @@ class Preflight:
     """A run that may start."""
 
     config: TrainConfig
-    """With absolute paths, as workers need them."""
+    """With absolute paths, as workers need them, and numbers in place of what is automatic."""
     train: DatasetManifest
     val: DatasetManifest
     samples_per_epoch: int
@@ -100,9 +101,10 @@ def check_run(config: TrainConfig) -> Preflight:
         config.trainer.check_workers(count)
     if train.kind != config.kind:
         raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
+    config = replace(config, task=with_class_weights(config.task, config.data, train))
     _check_mixup(config)
     _check_metrics(config, train.classes)
-    order = sample_order(config.data, train.shard_counts, seed=config.seed)
+    order = sample_order(config.data, train, seed=config.seed)
     return Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None)
 
 

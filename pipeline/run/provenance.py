@@ -21,6 +21,8 @@ HARMLESS = (
 )
 """Fields that a resumed run may change, and every stage's `num_workers`: they don't change what is learned from."""
 
+_MANY = 16
+
 
 def config_values(config: Any) -> Any:
     """Return a config as JSON values, nested as its dataclasses are."""
@@ -58,10 +60,10 @@ def _default(field: Field[Any]) -> Any:
 
 
 def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values to `a.b.0.c` keys."""
+    """Flatten nested values to `a.b.0.c` keys; a long list of numbers, one for each class, stays one value."""
     if isinstance(values, dict):
         items = list(values.items())
-    elif isinstance(values, list):
+    elif isinstance(values, list) and not (len(values) > _MANY and all(isinstance(one, float) for one in values)):
         items = list(enumerate(values))
     else:
         return {prefix: values}

@@ -201,7 +201,7 @@ def load_data(rank: Rank) -> RunData:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=[rank.world_size],
     )
-    order = sample_order(config.data, train.shard_counts, seed=config.seed)
+    order = sample_order(config.data, train, seed=config.seed)
     data = RunData(train=train, val=val, train_fingerprint=data_fingerprint(order, train))
     places = (config.data.train, config.data.val)
     for place, now, pinned in zip(places, data.fingerprints, rank.fingerprints, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from pipeline.task_config import MultilabelConfig, threshold_name
 from pipeline.training.class_scores import ClassRow
-from pipeline.training.loss_metric import loss_alone, mean_loss
+from pipeline.training.loss_metric import loss_alone, mean_loss, weights_tensor
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -39,6 +39,7 @@ class MultilabelTask:
                 lacks. None: each evaluation chooses its own, as training does.
         """
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
+        self._weights = weights_tensor(config.positive_weights, classes)
         self.thresholds: tuple[float, ...] | None = None
         if evaluated is not None:
             self.thresholds = tuple(evaluated.get(f"val/{threshold_name(name)}", 0.5) for name in classes)
@@ -50,13 +51,12 @@ class MultilabelTask:
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of float32 logits [B, K] against soft targets [B, K]."""
-        config = self.config
+        config, logits = self.config, logits.float()
+        weights = None if self._weights is None else self._weights.to(logits.device)
         if config.loss == "bce":
-            return {"loss": F.binary_cross_entropy_with_logits(logits.float(), targets)}
-        loss = asymmetric_loss(
-            logits.float(), targets, gamma_neg=config.gamma_neg, gamma_pos=config.gamma_pos, clip=config.clip
-        )
-        return {"loss": loss}
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)}
+        gammas = {"gamma_neg": config.gamma_neg, "gamma_pos": config.gamma_pos}
+        return {"loss": asymmetric_loss(logits, targets, clip=config.clip, pos_weight=weights, **gammas)}
 
     def metrics(self, *, by_class: bool = False) -> MetricCollection:
         """Return the scores of `LabelScores`, and the binary cross-entropy without smoothing."""
@@ -110,13 +110,21 @@ def _row(
     )
 
 
-def asymmetric_loss(logits: Tensor, targets: Tensor, *, gamma_neg: float, gamma_pos: float, clip: float) -> Tensor:
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma_neg: float,
+    gamma_pos: float,
+    clip: float,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
     """Return the asymmetric loss of logits [B, K], averaged over images and classes.
 
     Ridnik et al., Asymmetric Loss for Multi-Label Classification, 2021 (arXiv 2009.14119), equations 4 to 7: with
     q = max(p - clip, 0), a positive's term is -(1 - p)^gamma_pos log p and a negative's -q^gamma_neg log(1 - q). Soft
-    targets [B, K], as smoothing, Mixup and CutMix make them, weigh a class's two terms. The authors' code sums over the
-    classes; the mean has gradients of the same size for any number of them.
+    targets [B, K], as smoothing, Mixup and CutMix make them, weigh a class's two terms; `pos_weight` [K] multiplies the
+    positives'. The authors' code sums over the classes; the mean has gradients of the same size for any number of them.
     """
     positive = F.logsigmoid(logits)
     probability = positive.exp()
@@ -127,4 +135,6 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, *, gamma_neg: float, gamma_
         positive = positive * (1 - probability).clamp_min(1e-7) ** gamma_pos
     if gamma_neg:  # at 0 the gradient of a power below 1 is infinite
         negative = negative * torch.where(shifted > 0, shifted.clamp_min(1e-7) ** gamma_neg, 0.0)
+    if pos_weight is not None:
+        positive = positive * pos_weight
     return -(targets * positive + (1 - targets) * negative).mean()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loading.loader import Batch
-from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
-from pipeline.training.class_scores import ClassRow, class_rows
-from pipeline.training.loss_metric import loss_alone, mean_loss
+from pipeline.task_config import MultilabelConfig, SegmentationConfig, TaskConfig
+from pipeline.training.class_scores import ClassRow
+from pipeline.training.classification import ClassificationTask
 from pipeline.training.multilabel import MultilabelTask
+from pipeline.training.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -65,183 +64,6 @@ class Task(Protocol):
     def picture(self, batch: Batch, logits: Tensor) -> bytes:
         """Return a PNG of some images with their truth and the prediction."""
         ...
-
-
-class ClassificationTask:
-    """Softmax cross-entropy with label smoothing; `ClassificationScores` and the loss as metrics."""
-
-    exclusive = True
-
-    def __init__(self, config: ClassificationConfig, classes: tuple[str, ...]) -> None:
-        self.config, self.classes, self.num_outputs = config, classes, len(classes)
-
-    def targets(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return smoothed one-hot targets, float [B, K]."""
-        smoothing = self.config.label_smoothing
-        one_hot = F.one_hot(batch.labels.to(device, non_blocking=True), self.num_outputs).float()
-        return one_hot * (1 - smoothing) + smoothing / self.num_outputs
-
-    def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the mean cross-entropy, or focal loss, of float32 logits [B, K] against soft targets [B, K]."""
-        if self.config.focal_gamma:
-            return {"loss": focal_loss(logits.float(), targets, self.config.focal_gamma)}
-        return {"loss": F.cross_entropy(logits.float(), targets)}
-
-    def metrics(self, *, by_class: bool = False) -> MetricCollection:
-        """Return the scores of `ClassificationScores`, and the loss without smoothing; by class the confusion matrix,
-        int64 [truth, prediction]: images.
-        """
-        from torchmetrics import MetricCollection  # takes seconds, which a worker's start should not
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        from pipeline.training.metrics import ClassificationScores
-
-        metrics: dict[str, Any] = {"scores": ClassificationScores(self.num_outputs), "loss": mean_loss()}
-        if by_class:
-            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs)
-        return MetricCollection(metrics, compute_groups=False)
-
-    def loss_metric(self) -> MetricCollection:
-        """Return the cross-entropy alone."""
-        return loss_alone()
-
-    def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
-        """Return a row for each class from the confusion matrix."""
-        return class_rows(by_class, self.classes)
-
-    def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-        """Add logits [B, K] and the batch's labels [B]."""
-        labels = batch.labels.to(logits.device)
-        for name in metrics:
-            if name == "loss":
-                metrics[name].update(F.cross_entropy(logits.float(), labels, reduction="none").double())
-            else:
-                metrics[name].update(logits.float(), labels)
-
-    def picture(self, batch: Batch, logits: Tensor) -> bytes:
-        """Return images with their label and, where it differs, what was predicted."""
-        from pipeline.training.figures import labelled_images
-
-        predicted = logits.argmax(1).tolist()
-        return labelled_images(batch.images, batch.labels.tolist(), predicted, self.classes)
-
-
-class SegmentationTask:
-    """Cross-entropy and Dice over pixels; mean IoU, IoU of each class, pixel accuracy and loss as metrics.
-
-    Targets are soft, float [B, K, H, W]: a pixel that is to be ignored has zeros everywhere, so that the sum over the
-    classes is the pixel's weight, and stays so when Mixup blends two images.
-    """
-
-    exclusive = True
-
-    def __init__(self, config: SegmentationConfig, classes: tuple[str, ...]) -> None:
-        self.config, self.classes, self.num_outputs = config, classes, len(classes)
-
-    def targets(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return one-hot targets, float [B, K, H, W], zero at ignored pixels."""
-        masks = self._masks(batch).to(device, non_blocking=True).long()
-        ignored = masks == self.config.ignore_index
-        one_hot = F.one_hot(masks.masked_fill(ignored, self.num_outputs), self.num_outputs + 1)
-        return one_hot[..., : self.num_outputs].permute(0, 3, 1, 2).float()
-
-    def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return `loss` and its parts for logits [B, K, H, W]; Dice is averaged over the classes that are there.
-
-        Both are of sums over the pixels of all workers: a mean of the workers' losses would weigh a pixel the more, the
-        fewer its worker has, and Dice is no mean at all. With gradient accumulation each micro-batch counts alike.
-        """
-        logits = logits.float()
-        weight = targets.sum(1, keepdim=True)
-        shares = logits.softmax(1) * weight
-        dims = (0, 2, 3)
-        log_likelihood = (targets * F.log_softmax(logits, 1)).sum(dims)
-        here = torch.stack((log_likelihood, (shares * targets).sum(dims), shares.sum(dims), targets.sum(dims)))
-        log_likelihood, common, predicted, total = sum_over_workers(here)
-        cross_entropy = -log_likelihood.sum() / total.sum().clamp_min(1)
-        scores = self._overlap(common, predicted, total)
-        there = (total > 0).float()
-        dice = ((1 - scores) * there).sum() / there.sum().clamp_min(1)
-        loss = cross_entropy + self.config.dice_weight * dice
-        return {"loss": loss, "cross_entropy": cross_entropy, "dice": dice}
-
-    def _overlap(self, common: Tensor, predicted: Tensor, total: Tensor) -> Tensor:
-        """Return each class's Dice score, or Tversky index where the two kinds of mistakes weigh otherwise."""
-        alpha, beta = self.config.false_positive_weight, self.config.false_negative_weight
-        if alpha == beta == 0.5:
-            return 2 * common / (predicted + total).clamp_min(1e-6)
-        return common / (common + alpha * (predicted - common) + beta * (total - common)).clamp_min(1e-6)
-
-    def metrics(self, *, by_class: bool = False) -> MetricCollection:
-        """Return miou (over classes that occur), iou_CLASS, pixel_accuracy, and the cross-entropy as loss; by class the
-        confusion matrix, int64 [truth, prediction]: pixels.
-        """
-        from torchmetrics import ClasswiseWrapper, MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
-
-        options: dict[str, Any] = {"num_classes": self.num_outputs, "ignore_index": self.config.ignore_index}
-        each = MulticlassJaccardIndex(average="none", **options)
-        metrics: dict[str, Any] = {
-            "miou": MulticlassJaccardIndex(average="macro", **options),
-            "pixel_accuracy": MulticlassAccuracy(average="micro", **options),
-            "iou": ClasswiseWrapper(each, labels=[*self.classes], prefix="iou_"),
-            "loss": mean_loss(),
-        }
-        if by_class:
-            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs, ignore_index=self.config.ignore_index)
-        return MetricCollection(metrics, compute_groups=False)
-
-    def loss_metric(self) -> MetricCollection:
-        """Return the cross-entropy alone."""
-        return loss_alone()
-
-    def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
-        """Return a row for each class from the confusion matrix."""
-        return class_rows(by_class, self.classes)
-
-    def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-        """Add logits [B, K, H, W] and the batch's masks [B, H, W]."""
-        masks = self._masks(batch).to(logits.device).long()
-        predicted = logits.argmax(1)
-        for name in metrics:
-            if name == "loss":
-                values = F.cross_entropy(logits.float(), masks, reduction="none", ignore_index=self.config.ignore_index)
-                metrics[name].update(values[masks != self.config.ignore_index].double())
-            else:
-                metrics[name].update(predicted, masks)
-
-    def picture(self, batch: Batch, logits: Tensor) -> bytes:
-        """Return rows of image, truth and prediction."""
-        from pipeline.training.figures import segmented_images
-
-        return segmented_images(batch.images, self._masks(batch), logits.argmax(1), self.classes)
-
-    def _masks(self, batch: Batch) -> Tensor:
-        assert batch.masks is not None, "preflight lets only data with masks through"
-        return batch.masks
-
-
-def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Return the focal loss (arXiv 1708.02002) of logits [B, K], averaged over the batch.
-
-    Soft targets [B, K], as smoothing and Mixup make them, weigh the terms of their classes.
-    """
-    log_likelihood = F.log_softmax(logits, 1)
-    missed = (1 - log_likelihood.exp()).clamp_min(1e-7)  # at 0 the gradient of a power below 1 is infinite
-    return -(targets * missed**gamma * log_likelihood).sum(1).mean()
-
-
-def sum_over_workers(here: Tensor) -> Tensor:
-    """Return the sum of all workers' tensors, with the gradient that DDP's mean over the workers makes right.
-
-    A function of the sum is the same on every worker, and its gradient on each is of that worker's own part only: DDP
-    divides the sum of these by the number of workers, so each is multiplied by it.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return here
-    total = here.detach().clone()
-    dist.all_reduce(total)
-    return total + (here - here.detach()) * dist.get_world_size()
 
 
 def build_task(config: TaskConfig, classes: tuple[str, ...], evaluated: Mapping[str, float] | None = None) -> Task:

@@ -79,7 +79,7 @@ class Trainer:
         self.config, self.task, self.hooks, self.metadata = config, task, hooks, metadata
         self.rank, self.world_size = rank_and_size()
         self.device = device or torch.device("cpu")
-        order = sample_order(config.data, train.shard_counts, seed=config.seed)
+        order = sample_order(config.data, train, seed=config.seed)
         self.progress = TrainingProgress(config, order.samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()

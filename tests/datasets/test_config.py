@@ -68,9 +68,9 @@ def test_a_label_out_of_range_names_shard_and_key_when_it_is_read(tmp_path: Path
 def test_a_run_goes_on_only_with_the_same_samples_in_the_same_order(tmp_path: Path, shard_folder: Path) -> None:
     other = load_manifest(str(write_shards(tmp_path, [50, 64, 23], classes=3)))
     manifest = load_manifest(str(shard_folder))
-    order = sample_order(DataConfig(num_lanes=4), manifest.shard_counts, seed=1)
-    assert order.fingerprint == sample_order(DataConfig(num_lanes=4), other.shard_counts, seed=1).fingerprint
-    later = sample_order(DataConfig(num_lanes=4), manifest.shard_counts, seed=2)
+    order = sample_order(DataConfig(num_lanes=4), manifest, seed=1)
+    assert order.fingerprint == sample_order(DataConfig(num_lanes=4), other, seed=1).fingerprint
+    later = sample_order(DataConfig(num_lanes=4), manifest, seed=2)
     prints = {data_fingerprint(*one) for one in ((order, manifest), (order, other), (later, manifest))}
     assert len(prints) == 3
 

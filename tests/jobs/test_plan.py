@@ -9,7 +9,7 @@ import pytest
 from jobs import plan
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
-from tests.support.shards import write_shards
+from tests.support.shards import write_rare_shards, write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
     "s": ((128, 300), (5, 15), (0, 0), (0.1, 0.3)),
@@ -173,3 +173,18 @@ def test_the_transfer_recipes_are_the_papers(capsys: pytest.CaptureFixture[str])
         assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("cosine", 0)
     assert RECIPES["elpv_frozen"]().model.frozen
     assert RECIPES["elpv_scratch"]().model.init_from is None
+
+
+def test_weights_and_sampling_of_classes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(write_rare_shards(tmp_path / "train", [80]))
+    flags = ("--data.train", folder, "--data.val", folder)
+    found = planned(capsys, "demo", *flags, "--task.class-weights", "auto")["data"]["report"]
+    assert found == ["task.class_weights: rarest 13.33, rare 3.333, usual 0.381"]
+    found = planned(capsys, "demo", *flags, "--data.sampling", "balanced")["data"]["report"]
+    assert found[0] == "data.sampling balanced: what an epoch takes"
+    assert found[1] == "  rarest: 2.50% of the images, 32.50% of an epoch, each image 13 times"
+    assert planned(capsys, "demo", *flags)["data"]["report"] == []
+    with pytest.raises(ValueError, match=r"task.class_weights has 2 numbers for 3 classes"):
+        plan.main(["demo", *flags, "--task.class-weights", "1", "2"])
+    with pytest.raises(UsageError, match="'some' is not one of uniform, balanced, sqrt"):
+        plan.main(["demo", *flags, "--data.sampling", "some"])

@@ -115,7 +115,7 @@ def train_here(config: TrainConfig) -> None:
     manifest, val = check_data(
         config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=[1]
     )
-    order = sample_order(config.data, manifest.shard_counts, seed=config.seed)
+    order = sample_order(config.data, manifest, seed=config.seed)
     task = build_task(config.task, manifest.classes)
     Trainer(
         config,

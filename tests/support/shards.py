@@ -86,6 +86,16 @@ def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
     return _written(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
 
 
+def write_rare_shards(folder: Path, counts: list[int]) -> Path:
+    """Shards with `counts` images of 48x64 px, of every 40 samples 35 usual, 4 rare and 1 rarest; their manifest."""
+
+    def sample(number: int) -> dict[str, bytes]:
+        label = 2 if number % 40 == 7 else int(number % 10 == 3)
+        return {"jpg": simplejpeg.encode_jpeg(image_of(label, number)), "cls": str(label).encode()}
+
+    return _written(folder, counts, sample, classes=["usual", "rare", "rarest"], kind="classification")
+
+
 def multilabel_image(labels: tuple[int, ...], number: int) -> np.ndarray:
     """A picture whose channel K has a pattern if it is of class K, else is grey: uint8 [48, 64, 3]."""
     image = image_of(1, number)

@@ -80,7 +80,7 @@ def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataC
 
     def fingerprint(world_size: int) -> str:
         digest = hashlib.sha256()
-        order = sample_order(config, manifest.shard_counts, seed=5)
+        order = sample_order(config, manifest, seed=5)
         numbers = {"batch_size": BATCH, "cursor": 0, "stop": 800, "world_size": world_size}  # six epochs
         ranks = [TrainSteps(order.fresh(), manifest, rank=rank, **numbers) for rank in range(world_size)]
         for parts in zip(*ranks, strict=True):
@@ -141,7 +141,7 @@ def test_a_stages_crop_area_takes_the_place_of_the_datas(config: DataConfig) -> 
 def mirrored(config: DataConfig, **changes: Any) -> dict[int, list[bool]]:
     """Return for each sample, by its id, whether it was mirrored, use by use."""
     manifest = load_manifest(config.train, weights=config.train_weights)
-    order = sample_order(config, manifest.shard_counts, seed=changes.get("seed", 5))
+    order = sample_order(config, manifest, seed=changes.get("seed", 5))
     arguments = {"batch_size": BATCH, "cursor": 0, "stop": 800, "rank": 0, "world_size": 1, **changes}
     arguments.pop("seed", None)
     steps = TrainSteps(order, manifest, **arguments)

@@ -79,7 +79,7 @@ def test_copies_have_the_same_samples_in_the_same_order(folder: Path) -> None:
 def test_a_stage_reads_the_smallest_copy_that_allows_its_size_and_the_order_stays(folder: Path) -> None:
     data = config(folder)
     plain = load_manifest(str(folder))
-    order = sample_order(data, plain.shard_counts, seed=1)
+    order = sample_order(data, plain, seed=1)
     for size, side in ((32, 40), (48, 64), (64, 0)):
         loader = build_loader(
             data, image_size=size, batch_size=8, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1

@@ -138,7 +138,7 @@ def test_a_mix_takes_its_shares_in_every_epoch_and_all_samples_equally_in_the_lo
     mix = config(f"{one}::{two}", train_weights=(0.5, 2.0))
     manifest, _ = check_data(replace(mix, val=str(one)), batch_sizes=[8], worker_counts=[1, 2])
     assert manifest.shard_counts.tolist() == [12, 32]
-    order = sample_order(mix, manifest.shard_counts, seed=3)
+    order = sample_order(mix, manifest, seed=3)
     assert order.samples_per_epoch == 44
 
     def ids(rank: int, world_size: int) -> np.ndarray:

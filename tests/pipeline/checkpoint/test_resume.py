@@ -50,7 +50,7 @@ def saved(
     model["classifier.1.bias"].fill_(bias)
     ema = {f"module.{name}": value.clone() for name, value in model.items()} | {"n_averaged": torch.tensor(3)}
     ema["module.classifier.1.bias"].fill_(-bias)
-    data = data_fingerprint(sample_order(config.data, manifest.shard_counts, seed=config.seed), manifest)
+    data = data_fingerprint(sample_order(config.data, manifest, seed=config.seed), manifest)
     snapshot = Snapshot(
         state=TrainState(cursor=cursor, step=cursor // 24),
         model=model,

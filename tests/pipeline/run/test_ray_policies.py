@@ -145,7 +145,7 @@ def _check_samples(run: Run, num_workers: list[int]) -> list[Group]:
 def _check_ids(run: Run, steps: dict[int, dict[int, dict[str, list[int]]]], stop: int) -> None:
     """Each epoch takes each of its samples once, and what was decoded are these samples: their labels fit."""
     config = DataConfig(train=str(run.folder / "train"), val=str(run.folder / "val"), block_size=32)
-    order = sample_order(config, load_manifest(config.train).shard_counts, seed=0)
+    order = sample_order(config, load_manifest(config.train), seed=0)
     lanes, length = order.num_lanes, order.samples_per_epoch
     ids = np.concatenate([order.lane_samples(lane, 0, stop // lanes)[:, None] for lane in range(lanes)], axis=1).ravel()
     for epoch in range(stop // length):

@@ -13,7 +13,7 @@ from torchmetrics.classification import (
 from datasets.loading.batch import Batch
 from pipeline.task_config import ClassificationConfig
 from pipeline.training.class_scores import class_rows
-from pipeline.training.task import ClassificationTask
+from pipeline.training.classification import ClassificationTask
 
 
 def test_class_rows_by_hand() -> None:

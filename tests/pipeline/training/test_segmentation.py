@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from datasets.loading.batch import Batch
 from pipeline.task_config import SegmentationConfig
-from pipeline.training.task import SegmentationTask
+from pipeline.training.segmentation import SegmentationTask
 
 CLASSES = ("ocean", "land", "ice", "cloud")
 MASK = torch.tensor([[[0, 0, 1, 1], [0, 255, 1, 1]]], dtype=torch.uint8)

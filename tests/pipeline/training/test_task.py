@@ -17,7 +17,9 @@ from torchvision.ops import sigmoid_focal_loss
 from datasets.loading.batch import Batch
 from datasets.transforms.mixing import mixup
 from pipeline.task_config import ClassificationConfig, SegmentationConfig
-from pipeline.training.task import ClassificationTask, SegmentationTask, build_task, focal_loss
+from pipeline.training.classification import ClassificationTask, focal_loss
+from pipeline.training.segmentation import SegmentationTask
+from pipeline.training.task import build_task
 
 CLASSES = ("sea", "land", "ice")
 
@@ -176,6 +178,8 @@ def test_tversky_by_counted_mistakes_and_equal_halves_are_dice() -> None:
         (ClassificationConfig, {"focal_gamma": -1.0}),
         (SegmentationConfig, {"false_positive_weight": 0.0}),
         (SegmentationConfig, {"false_negative_weight": -0.5}),
+        (SegmentationConfig, {"lovasz_weight": -1.0}),
+        (SegmentationConfig, {"dice_weight": float("inf")}),
     ],
 )
 def test_weights_that_make_no_loss_are_refused(config: type, fields: dict[str, float]) -> None:
@@ -201,9 +205,9 @@ class _Net(nn.Module):
         return self.layers(images)
 
 
-def _gradients(net: nn.Module, part: slice, alpha: float) -> tuple[dict[str, Tensor], float]:
+def _gradients(net: nn.Module, part: slice, fields: dict[str, float]) -> tuple[dict[str, Tensor], float]:
     """The loss of some images of the batch, with the gradients that training would take."""
-    task, batch = task_of(false_positive_weight=alpha), batch_of(masks_of(4, ignored=IGNORED))
+    task, batch = task_of(**fields), batch_of(masks_of(4, ignored=IGNORED))
     targets = task.targets(batch, torch.device("cpu"))
     terms = task.loss(net(batch.images[part].float() / 255), targets[part])
     terms["loss"].backward()
@@ -211,24 +215,26 @@ def _gradients(net: nn.Module, part: slice, alpha: float) -> tuple[dict[str, Ten
     return gradients, terms["loss"].item()
 
 
-def _worker(rank: int, folder: str, alpha: float) -> None:
+def _worker(rank: int, folder: str, fields: dict[str, float]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    result = _gradients(DistributedDataParallel(_Net()), slice(2 * rank, 2 * rank + 2), alpha)
+    result = _gradients(DistributedDataParallel(_Net()), slice(2 * rank, 2 * rank + 2), fields)
     torch.save(result, f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.8])  # Dice, Tversky
-def test_two_workers_with_unequal_pixels_learn_what_one_would(tmp_path: Path, alpha: float) -> None:
-    mp.spawn(_worker, (str(tmp_path), alpha), nprocs=2)  # type: ignore[attr-defined]
-    expected, loss = _gradients(_Net(), slice(0, 4), alpha)
+@pytest.mark.parametrize("fields", [{"lovasz_weight": 1.0}, {"false_positive_weight": 0.8}])  # and Dice; Tversky
+def test_two_workers_with_unequal_pixels_learn_what_one_would(tmp_path: Path, fields: dict[str, float]) -> None:
+    mp.spawn(_worker, (str(tmp_path), fields), nprocs=2)  # type: ignore[attr-defined]
+    expected, loss = _gradients(_Net(), slice(0, 4), fields)
+    losses: list[float] = []
     for rank in (0, 1):
         gradients, seen = torch.load(tmp_path / str(rank), weights_only=True)
-        assert seen == pytest.approx(loss)
+        losses.append(seen)
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
             assert torch.allclose(gradient, expected[name], rtol=1e-5, atol=1e-7), name
+    assert sum(losses) / 2 == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("config", [ClassificationConfig(), SegmentationConfig()])
