@@ -56,7 +56,7 @@ COMPILE := uv pip compile --quiet --universal --no-emit-index-url --no-header --
 
 lock: ## Make both lock files again from pyproject.toml (needs uv; UPGRADE=1 for the newest versions)
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements-dev.lock
-	$(COMPILE) --extra export --extra lite0 --extra server --extra timm --constraints requirements-dev.lock pyproject.toml \
+	$(COMPILE) --extra export --extra lite0 --extra server --extra tiff --extra timm --constraints requirements-dev.lock pyproject.toml \
 		-o requirements.lock
 
 clean: ## Remove the caches of the tools (keeps .venv, data and runs)

@@ -44,6 +44,7 @@ def check_data(
     for name, manifest in (("data.train", train), ("data.val", val)):
         _check_labels(name, manifest)
         _check_cache(config, manifest)
+        _check_pixels(name, config, manifest)
     if train.kind != val.kind:
         raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both together")
     if train.classes != val.classes:
@@ -55,6 +56,13 @@ def check_data(
             f"data.train has {train.shard_counts.sum()} samples for data.num_lanes={config.num_lanes}; use fewer lanes"
         )
     return train, val
+
+
+def _check_pixels(name: str, config: DataConfig, manifest: DatasetManifest) -> None:
+    if (found := manifest.pixels) is not None and found != config.pixels:
+        raise DataError(
+            f"{name}: the images hold {found}, but they would be read as {config.pixels}: use {' '.join(found.flags)}"
+        )
 
 
 def _check_cache(config: DataConfig, manifest: DatasetManifest) -> None:

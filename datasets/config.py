@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets.errors import DataError
+from datasets.transforms.formats import PixelFormat, PixelType
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
 FlipOrder = Literal["random", "alternating"]
 Sampling = Literal["uniform", "balanced", "sqrt"]
-RandAugmentPolicy = Literal["torchvision", "google"]
+RandAugmentPolicy = Literal["torchvision", "google", "geometric"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +65,19 @@ class DataConfig:
     randaugment_policy: RandAugmentPolicy = "torchvision"
     """RandAugment's operations and what a magnitude means. torchvision: its 14 operations, full range at 10, larger
     magnitudes extrapolate. google: the 16 operations of EfficientNetV2's released code, by its formulas; it translates
-    by 10 pixels per unit of magnitude at any image size, so it is for large images."""
+    by 10 pixels per unit of magnitude at any image size, so it is for large images. geometric: shears, translations and
+    rotation alone, by torchvision's amounts, for pixels of any kind; what comes in from outside is the image's mean."""
     eval_crop: EvalCrop = "central_below_320"
     """The crop for evaluation. central: a square of size / (size + 32) of the short side; whole: the whole image,
     squeezed to a square; central_below_320: central below 320 px, whole from there on."""
 
+    pixel_type: PixelType = "rgb"
+    """What an image's pixels are. rgb: any image, turned into RGB of 8 bits; uint8, uint16, float32: its values of this
+    type as they are stored, in `channels` channels (NPY, TIFF with any number of bands, grey PNG of 16 bits). Images of
+    other values count as corrupt. With one of these, `model.in_channels` is `channels`, and the inputs are normalized
+    by `trainer.channel_mean` and `channel_std`."""
+    channels: int = 3
+    """Channels of an image; rgb has 3."""
     max_pixels: int = 80_000_000
     """Largest image to decode, in pixels; a larger one counts as corrupt (it may be a decompression bomb)."""
     max_damaged: float = 0.01
@@ -84,6 +93,13 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"data.max_damaged is {self.max_damaged}; it must be a share from 0 to 1")
+        if self.channels < 1:
+            raise ValueError(f"data.channels is {self.channels}; it must be at least 1")
+        if self.pixel_type == "rgb" and self.channels != 3:
+            raise ValueError(
+                f"data.channels is {self.channels} and data.pixel_type rgb, which has 3: name the type of the stored "
+                "values, as --data.pixel-type uint16"
+            )
         if self.max_pixels < 1:
             raise ValueError(f"data.max_pixels is {self.max_pixels}; it must be at least 1")
         if not self.cache_gb > 0:
@@ -94,6 +110,11 @@ class DataConfig:
             raise ValueError(f"data.crop_area is {self.crop_area}; it must be two shares with 0 < first <= second <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What an image's pixels are."""
+        return PixelFormat(self.pixel_type, self.channels)
 
 
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:

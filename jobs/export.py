@@ -197,6 +197,8 @@ def _register(saved: SavedModel, options: Options) -> str:
             tags=tags,
             image_size=saved.preprocessing.image_size,
             num_outputs=saved.task.num_outputs,
+            dtype=saved.preprocessing.dtype.__name__,
+            channels=saved.preprocessing.channels,
             step=saved.state.cursor,
             dense=saved.kind == "segmentation",
             several=not saved.task.exclusive,
@@ -270,7 +272,7 @@ def _quantize(saved: SavedModel, options: Options, source: Path, target: Path) -
 
 
 def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
-    """Write a model file that was run on `images`, uint8 [B, 3, S, S]; return its logits' largest difference.
+    """Write a model file that was run on `images` [B, C, S, S]; return its logits' largest difference.
 
     Raises:
         ExportError: it doesn't run, or gives other logits; then there is no new file.
@@ -318,7 +320,7 @@ def _data(saved: SavedModel, options: Options) -> EvaluationData:
 
 
 def _real_images(saved: SavedModel, data: EvaluationData, count: int) -> np.ndarray:
-    """Return images of the data as the model takes them, uint8 [B, 3, S, S]."""
+    """Return images of the data as the model takes them, [B, C, S, S]."""
     import numpy as np
 
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=count)

@@ -6,6 +6,7 @@ command line must answer at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,6 +147,12 @@ class TrainerConfig:
     """Subtracted from each pixel (0 to 255): inputs are (x - 128) / 128, as in the authors' code."""
     pixel_std: float = 128.0
     """Each pixel is divided by this."""
+    channel_mean: tuple[float, ...] = ()
+    """Mean of each channel, in the values' own unit, in place of `pixel_mean`. Empty: `pixel_mean` for RGB; for another
+    `data.pixel_type` it is estimated once, when the run is submitted, from 256 training images, evenly spaced, and
+    recorded as if it had been given."""
+    channel_std: tuple[float, ...] = ()
+    """Standard deviation of each channel, in place of `pixel_std`; given or estimated together with `channel_mean`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sync_batchnorm, int) and self.sync_batchnorm < 0:
@@ -158,6 +165,13 @@ class TrainerConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
 
+        if len(self.channel_mean) != len(self.channel_std):
+            raise ValueError(
+                f"trainer.channel_mean has {len(self.channel_mean)} numbers and trainer.channel_std "
+                f"{len(self.channel_std)}: give both one number a channel, or neither"
+            )
+        if not all(0 < value < math.inf for value in self.channel_std):
+            raise ValueError(f"trainer.channel_std is {self.channel_std}: each must be above 0")
         if self.compile and self.checkpoint_activations:
             raise ValueError(
                 "trainer.checkpoint_activations and trainer.compile are both True: the compiler decides itself what "
@@ -257,16 +271,30 @@ class TrainConfig:
                 "adaptive.closed_loop chooses each next stage's regularization, and a stage with fixres is to have its "
                 "own: turn one of the two off"
             )
-        if self.model.in_channels != 3:
-            raise ValueError(
-                f"model.in_channels is {self.model.in_channels}: images are read as 3 channels (a grey one is the "
-                "same in each), so leave it at 3; weights of a model with other channels load into it"
-            )
+        self._check_channels()
         if (self.kind == "segmentation") != (self.model.name in UNETS):
             wanted = "a segmentation model (unet_ and an EfficientNet's name)"
             if self.kind != "segmentation":
                 wanted = "a recipe whose task is segmentation, such as unet_demo"
             raise ValueError(f"model.name is {self.model.name}, which doesn't fit the recipe's task: take {wanted}")
+
+    def _check_channels(self) -> None:
+        data, trainer = self.data, self.trainer
+        if self.model.in_channels != data.channels:
+            raise ValueError(
+                f"model.in_channels is {self.model.in_channels}, but images are read as {data.pixels}: set "
+                f"--model.in-channels {data.channels}, or data.pixel_type and data.channels to what the images hold"
+            )
+        if trainer.channel_mean and len(trainer.channel_mean) != data.channels:
+            raise ValueError(
+                f"trainer.channel_mean and channel_std have {len(trainer.channel_mean)} numbers, but data.channels is "
+                f"{data.channels}: give one a channel"
+            )
+        if not data.pixels.is_rgb and data.randaugment_policy != "geometric":
+            raise ValueError(
+                f"data.randaugment_policy is {data.randaugment_policy}, whose colour operations are for RGB of 8 bits, "
+                f"but data.pixel_type is {data.pixel_type}: use --data.randaugment-policy geometric"
+            )
 
     @property
     def kind(self) -> str:

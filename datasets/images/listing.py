@@ -12,10 +12,10 @@ from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import folder_beside, folder_of, is_packed, is_shard, join, name_of, read_file
-from datasets.prepare.layout import LeftOut, image_files, is_hidden
+from datasets.prepare.layout import ARRAY_BESIDE, LeftOut, image_files, is_hidden
 from datasets.shards.resolve import expand_files
 from datasets.shards.tar_index import image_members
-from datasets.transforms.formats import IMAGE_EXTENSIONS, is_image_name
+from datasets.transforms.formats import IMAGE_EXTENSIONS, arrays_beside_images, is_image_name
 
 TABLE_SUFFIX = ".csv"
 
@@ -119,11 +119,14 @@ def _remote_images(url: str, left_out: LeftOut) -> Iterator[ImageFile]:
     if any(is_shard(file.url) and folder_of(file.url) == url for file in found):
         yield from _tar_images(expand_files(url))
         return
+    beside = arrays_beside_images(file.url for file in found)
     for file in found:
         below = file.url.removeprefix(f"{url}/")
         first, *rest = below.split("/")
         if any(is_hidden(part) for part in (first, *rest)):
             left_out.add("hidden or system files", below)
+        elif file.url in beside:
+            left_out.add(ARRAY_BESIDE, below)
         elif not is_image_name(name_of(below)):
             left_out.add(f"not an image: .{name_of(below).rpartition('.')[2].lower()}", below)
         else:

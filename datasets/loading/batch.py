@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import get_worker_info
 
+from datasets.transforms.formats import RGB, PixelFormat
+
 
 class DamagedSample(NamedTuple):
     """A sample that can't be decoded."""
@@ -24,7 +26,7 @@ class Batch:
     """One rank's part of a step, lane-major."""
 
     images: torch.Tensor
-    """uint8 [B, 3, H, W], in channels_last memory"""
+    """uint8 [B, 3, H, W], or float32 [B, C, H, W] of pixels that aren't RGB, in channels_last memory"""
     labels: torch.Tensor
     """int64 [B]; -1 in segmentation; uint8 [B, K] with 1 for each class of a multi-label sample"""
     stream_index: torch.Tensor
@@ -40,9 +42,13 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), masks=masks)
 
 
-def empty_images(count: int, size: int) -> torch.Tensor:
-    """Return uint8 [count, 3, size, size] in channels_last memory; in a loader process the parent maps it, uncopied."""
-    return _empty((count, size, size, 3)).permute(0, 3, 1, 2)
+def empty_images(count: int, size: int, pixels: PixelFormat = RGB) -> torch.Tensor:
+    """Return uint8 [count, 3, size, size] in channels_last memory; in a loader process the parent maps it, uncopied.
+
+    Of other pixels than RGB it is float32 [count, C, size, size].
+    """
+    dtype = torch.uint8 if pixels.is_rgb else torch.float32
+    return _empty((count, size, size, pixels.channels), dtype).permute(0, 3, 1, 2)
 
 
 def empty_masks(count: int, size: int) -> torch.Tensor:
@@ -50,8 +56,8 @@ def empty_masks(count: int, size: int) -> torch.Tensor:
     return _empty((count, size, size))
 
 
-def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]

@@ -75,7 +75,9 @@ def build_loader(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
     largest = max((image_size, *random_sizes))
-    copy = 0 if central or not config.pyramid else choose_copy(manifest.copies, largest, crop_area, config.crop_area)
+    copy = (
+        0 if central or not _has_copies(config) else choose_copy(manifest.copies, largest, crop_area, config.crop_area)
+    )
     view = View(
         image_size=image_size,
         magnitude=magnitude,
@@ -162,6 +164,11 @@ def _checked(manifest: DatasetManifest | None) -> DatasetManifest | None:
     return manifest
 
 
+def _has_copies(config: DataConfig) -> bool:
+    """Say whether smaller copies are read: they are made of RGB."""
+    return config.pyramid and config.pixels.is_rgb
+
+
 class _Requests:
     """The batch sampler of a pool: its steps change from stage to stage, while the loader processes stay."""
 
@@ -178,7 +185,7 @@ class _Pool:
 
     def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
         cache = open_cache(config)
-        manifests = load_copies(manifest, config.train) if training and config.pyramid else {0: manifest}
+        manifests = load_copies(manifest, config.train) if training and _has_copies(config) else {0: manifest}
         if cache is not None:
             cache.check_room([shard for shard in manifest.shards if shard.is_cached])
         self.cache, self.manifests, self.in_use = cache, manifests, False

@@ -18,7 +18,15 @@ from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_mas
 from datasets.loading.reader import Reader, Sample
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
-from datasets.transforms.decode import CROP_DRAWS, Header, decode_crop, decode_mask, eval_crop, random_crop, read_header
+from datasets.transforms.decode import (
+    CROP_DRAWS,
+    Header,
+    decode_crop,
+    decode_mask,
+    eval_crop,
+    image_header,
+    random_crop,
+)
 from datasets.transforms.randaugment_policies import POLICIES
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 
@@ -76,7 +84,7 @@ class Request(NamedTuple):
 
 class _Decoded(NamedTuple):
     image: np.ndarray
-    """uint8 [H, W, 3]"""
+    """uint8 [H, W, 3], or float32 [H, W, C] of pixels that aren't RGB"""
     label: int | np.ndarray
     """class number, or uint8 [K] of a multi-label sample"""
     mask: np.ndarray | None
@@ -112,7 +120,7 @@ class Samples(Dataset[Batch]):
             DataError: shards that can't be read.
         """
         view, reader = request.view, self.readers[request.view.short_side]
-        images, damaged, kept = empty_images(len(request.ids), view.image_size), [], []
+        images, damaged, kept = empty_images(len(request.ids), view.image_size, self.config.pixels), [], []
         rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(len(request.ids), reader.manifest)
         masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
         draws = self._draws(request)
@@ -168,12 +176,13 @@ class Samples(Dataset[Batch]):
         )
 
     def _decode(self, sample: Sample, draws: list[float], view: View, reader: Reader) -> _Decoded:
-        header = read_header(sample.data, max_pixels=self.config.max_pixels)
+        pixels = self.config.pixels
+        header = image_header(sample.data, pixels, max_pixels=self.config.max_pixels)
         if view.training:
             image, mask = self._cropped(sample, header, draws, view)
         else:
             box = eval_crop(header, view.image_size, rule=self.config.eval_crop)
-            image = decode_crop(sample.data, header, box, view.image_size)
+            image = decode_crop(sample.data, header, box, view.image_size, pixels)
             mask = decode_mask(sample.mask, header, box, view.image_size) if sample.mask else None
         if mask is not None:
             _check_mask(mask, len(reader.manifest.classes))
@@ -189,7 +198,7 @@ class Samples(Dataset[Batch]):
             box = eval_crop(header, size, rule=config.eval_crop)
         else:
             box = random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=config.crop_ratio)
-        image = decode_crop(sample.data, header, box, size)
+        image = decode_crop(sample.data, header, box, size, config.pixels)
         mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
         return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
 

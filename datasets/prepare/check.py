@@ -16,13 +16,15 @@ from datasets.errors import PLACE_ERRORS, DataError
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated
 from datasets.prepare.source import Item, Plan, Source
-from datasets.transforms.pixels import decode_rgb
+from datasets.transforms.bands import checked_format
+from datasets.transforms.formats import PixelFormat
 
 _CACHE_NAME = ".checked.json"
 _ITEMS_A_TASK = 64
 _MOST_NAMED = 5
-_Outcome = tuple[str, str, list[int]]
-"""(digest of the bytes, what is wrong with them or "", pixels of each class and of none in its mask if it has one)"""
+_Outcome = tuple[str, str, list[int], list[str | int]]
+"""(digest of the bytes, what is wrong with them or "", pixels of each class and of none in its mask if it has one,
+type and channels of its values where it can't be read as RGB)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,17 @@ def checked(
         return plan, _report(plan)
     outcomes = _outcomes(source, plan, out / _CACHE_NAME, images, workers, progress)
     pairs = {split: list(zip(items, outcomes[split], strict=True)) for split, items in plan.splits.items()}
-    broken = [wrong for rows in pairs.values() for _, (_, wrong, _) in rows if wrong]
+    pairs, stored = _of_one_kind(pairs)
+    broken = [wrong for rows in pairs.values() for _, (_, wrong, *_) in rows if wrong]
     if broken and not skip_broken:
         raise DataError(_named(broken, sum(map(len, pairs.values()))))
-    kept = {split: [(item, digest) for item, (digest, wrong, _) in rows if not wrong] for split, rows in pairs.items()}
+    kept = {split: [(item, digest) for item, (digest, wrong, *_) in rows if not wrong] for split, rows in pairs.items()}
     plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
+    if stored:
+        pixels = _format(stored)
+        note = f"the images hold {pixels}: train with {' '.join(pixels.flags)}"
+        origin = {**plan.origin, "pixels": {"type": pixels.kind, "channels": pixels.channels}}
+        plan = replace(plan, origin=origin, notes=(*plan.notes, note))
     if broken:
         plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
     twice = repeated(
@@ -80,8 +88,33 @@ def checked(
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
             raise DataError(f"{source.name}: every image of {split} is in train too ({example}); use different images")
-    pixels = {split: [counts for _, (_, _, counts) in rows if counts] for split, rows in pairs.items()}
-    return plan, replace(_report(plan, twice), pixels=pixel_shares(plan.classes, pixels))
+    masks = {split: [counts for _, (_, _, counts, _) in rows if counts] for split, rows in pairs.items()}
+    return plan, replace(_report(plan, twice), pixels=pixel_shares(plan.classes, masks))
+
+
+def _of_one_kind(
+    pairs: dict[str, list[tuple[Item, _Outcome]]],
+) -> tuple[dict[str, list[tuple[Item, _Outcome]]], list[str | int]]:
+    """Return the images with those marked as broken that are read in another way than the first one.
+
+    With it comes type and channels of their values; empty: they are read as RGB.
+    """
+    good = [(item, stored) for rows in pairs.values() for item, (_, wrong, _, stored) in rows if not wrong]
+    if not any(stored for _, stored in good):
+        return pairs, []
+    first, kind = good[0]
+
+    def marked(item: Item, outcome: _Outcome) -> _Outcome:
+        digest, wrong, counts, stored = outcome
+        if wrong or stored == kind:
+            return outcome
+        return digest, f"{item.name}: it holds {_format(stored)}, {first.name} {_format(kind)}", counts, stored
+
+    return {split: [(item, marked(item, one)) for item, one in rows] for split, rows in pairs.items()}, kind
+
+
+def _format(stored: list[str | int]) -> PixelFormat:
+    return PixelFormat(*stored)  # type: ignore[arg-type]
 
 
 def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> DataReport:
@@ -110,7 +143,7 @@ def _outcomes(
         known = json.loads(cache.read_text(encoding="utf-8"))
         if known["images"] == images:
             return {
-                split: [(one, wrong, counts) for one, wrong, counts in rows]
+                split: [(one, wrong, counts, stored) for one, wrong, counts, stored in rows]
                 for split, rows in known["outcomes"].items()
             }
     except (OSError, ValueError, KeyError, TypeError):
@@ -134,15 +167,16 @@ def _check(task: _CheckTask) -> list[_Outcome]:
     for item in task.items:
         try:
             _, data = task.source.encode(task.split, item)
-            decode_rgb(data)
+            pixels = checked_format(data)
             mask = getattr(task.source, "mask", None)
             counts = [] if mask is None else _pixels(mask(task.split, item, data), task.num_classes)
-            rows.append((hashlib.sha256(data).hexdigest()[:32], "", counts))
+            stored: list[str | int] = [] if pixels.is_rgb else [pixels.kind, pixels.channels]
+            rows.append((hashlib.sha256(data).hexdigest()[:32], "", counts, stored))
         except PLACE_ERRORS:
             raise
         except (ValueError, OSError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{item.name}: {error}"
-            rows.append(("", reason, []))
+            rows.append(("", reason, [], []))
         count_one()
     return rows
 

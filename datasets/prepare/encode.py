@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.transforms.bands import any_header
 from datasets.transforms.formats import extension_for
 from datasets.transforms.pixels import decode_rgb, read_header
 
@@ -32,7 +33,7 @@ def stored(data: bytes, name: str) -> tuple[str, bytes]:
     Raises:
         ValueError: no image that can be read.
     """
-    return extension_for(read_header(data).container, name), data
+    return extension_for(any_header(data).container, name), data
 
 
 def jpeg_bytes(image: Image.Image) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.errors import DataError
-from datasets.transforms.formats import is_image_name
+from datasets.transforms.formats import arrays_beside_images, is_image_name
 
 ROLES = {
     "train": ("train", "training"),
@@ -16,6 +16,7 @@ ROLES = {
     "test": ("test", "testing"),
 }
 """Split -> names of its folder, in any case."""
+ARRAY_BESIDE = "an array beside an image of its name"
 _SYSTEM = frozenset(
     {
         *("__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
@@ -143,9 +144,13 @@ def count_beside(path: Path, root: Path, left_out: LeftOut, *, used: set[Path]) 
 
 
 def _walk(folder: Path, root: Path, left_out: LeftOut, above: set[Path]) -> Iterator[Path]:
-    for entry, is_folder in _entries(folder):
+    entries = _entries(folder)
+    beside = arrays_beside_images(entry.name for entry, _ in entries)
+    for entry, is_folder in entries:
         if is_hidden(entry.name):
             _count_hidden(entry, root, left_out)
+        elif entry.name in beside:
+            left_out.add(ARRAY_BESIDE, _name(entry, root))
         elif is_folder:
             real = entry.resolve()
             if real in above:

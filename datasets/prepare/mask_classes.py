@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.transforms.pixels import read_header
+from datasets.transforms.bands import any_header
 
 IGNORED = 255
 """Value of the pixels that are left out, in the masks that are written."""
@@ -117,7 +117,7 @@ def numbered_mask(classes: MaskClasses, mask: bytes, image: bytes, name: str) ->
         ValueError: a mask that can't be read, of another size than its image, or with pixels of no class.
         OSError: a damaged mask.
     """
-    numbers, shown = classes.numbers_of(mask), read_header(image)
+    numbers, shown = classes.numbers_of(mask), any_header(image)
     if numbers.shape != (shown.height, shown.width):
         height, width = numbers.shape
         sizes = f"{width}x{height} pixels, its image {name} {shown.width}x{shown.height}"

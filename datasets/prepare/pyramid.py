@@ -76,6 +76,8 @@ def write_copies(
     manifest = read_manifest(folder)
     if packed := next((shard.url for shard in manifest.shards if shard.packed), None):
         raise DataError(f"{packed}: copies are made of plain tars; unpack it first")
+    if manifest.pixels is not None:
+        raise DataError(f"{folder}: smaller copies are made of RGB, and these images hold {manifest.pixels}")
     targets = {side: join(folder, copy_folder(side)) for side in sorted(set(short_sides))}
     with contextlib.ExitStack() as locks:
         if not is_remote(folder):

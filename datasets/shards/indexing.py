@@ -9,16 +9,18 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
-from datasets.files.urls import read_file
+from datasets.files.urls import is_packed, open_shard, read_file
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
 from datasets.shards.resolve import describe, expand_files, several_counts
 from datasets.shards.tar_index import ShardIndex, scan_shard
+from datasets.transforms.bands import checked_format
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +87,28 @@ def index_shards(
         check_captions(url, classes, np.concatenate([part["label"] for part in rows]))
     classes = classes or kept or _numbers_as_names(rows)
     counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
-    manifest, index = describe(files, rows, classes=classes, kind=kind, source={"indexed": url}, class_counts=counts)
+    source = {"indexed": url, **_pixels(files[0], rows[0])}
+    manifest, index = describe(files, rows, classes=classes, kind=kind, source=source, class_counts=counts)
     if before is not None and before.fingerprint == manifest.fingerprint:
         manifest = replace(manifest, copies=before.copies)
     save_manifest(out, manifest, index, version=version)
     for line in report(files, scans, rows):
         tell(line)
     return manifest
+
+
+def _pixels(file: RemoteFile, rows: np.ndarray) -> dict[str, Any]:
+    """Return what the manifest records of the first image's pixels: nothing where they are RGB, or unreadable."""
+    if is_packed(file.url) or not len(rows):
+        return {}
+    with open_shard(file, block_bytes=int(rows["size"][0])) as stream:
+        stream.seek(int(rows["offset"][0]))
+        data = stream.read(int(rows["size"][0]))
+    try:
+        pixels = checked_format(data)
+    except ValueError:
+        return {}
+    return {} if pixels.is_rgb else {"pixels": {"type": pixels.kind, "channels": pixels.channels}}
 
 
 def _kind(scans: Sequence[ShardIndex]) -> str:

@@ -16,6 +16,7 @@ from datasets.errors import DataError
 from datasets.files.s3 import is_remote
 from datasets.files.urls import folder_of, is_packed, join, name_of, read_file, replace_file, tag_of, write_file
 from datasets.shards.tar_index import INDEX_NAME
+from datasets.transforms.formats import PixelFormat
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "crescendo-shards"
@@ -123,6 +124,12 @@ class DatasetManifest:
     """What the shards were made from and how, as `jobs.prepare` recorded it."""
     copies: tuple[int, ...] = ()
     """Short sides in pixels of the smaller copies in the folders `short-SIDE` next to the shards."""
+
+    @property
+    def pixels(self) -> PixelFormat | None:
+        """What the images hold, where they can't be read as RGB; None: RGB, or nobody has looked."""
+        found = self.source.get("pixels")
+        return PixelFormat(found["type"], found["channels"]) if found else None
 
     @property
     def num_samples(self) -> int:

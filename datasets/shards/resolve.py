@@ -26,6 +26,7 @@ from datasets.shards.manifest import (
     save_manifest,
 )
 from datasets.shards.tar_index import ShardIndex, index_name, rows_digest, scan_shard
+from datasets.transforms.formats import RGB
 
 __all__ = [
     "MANIFEST_NAME",
@@ -165,6 +166,11 @@ def _joined(url: str, manifests: list[DatasetManifest], shards: list[ShardInfo])
         if (manifest.classes, manifest.kind) != (first.classes, first.kind):
             raise DataError(
                 f"{manifest.shards[0].index_folder}: its classes are not those of the other shards of {url!r}"
+            )
+        if manifest.pixels != first.pixels:
+            raise DataError(
+                f"{manifest.shards[0].index_folder}: its images hold {manifest.pixels or RGB}, those of the other "
+                f"shards of {url!r} {first.pixels or RGB}"
             )
     copies = set(first.copies).intersection(*(manifest.copies for manifest in manifests[1:]))
     whole = len(manifests) == 1 and len(shards) == len(first.shards)

@@ -22,7 +22,7 @@ from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
 from datasets.files.urls import is_packed, name_of, open_shard
 from datasets.shards.tar_walk import FILE, SPARSE, Member, TarError, TarWalk
-from datasets.transforms.formats import IMAGE_EXTENSIONS
+from datasets.transforms.formats import ARRAYS, IMAGE_EXTENSIONS
 
 INDEX_NAME = "index.npy"
 """What an index was called when it was written over by the next one; it is still read."""
@@ -131,7 +131,8 @@ def image_members(file: RemoteFile, *, json_field: str = "label") -> Iterator[tu
     """
     for key, sample in _samples(file, _Members(file)):
         (offset, size, label, _, _), name = _row(file, key, sample, json_field)
-        extension = next(extension for extension in sample if extension in IMAGE_EXTENSIONS)
+        extension = _image_extension(sample)
+        assert extension is not None
         yield key, extension, offset, size, name or (label if _several(file, key, sample) is None else -1)
 
 
@@ -188,8 +189,7 @@ class _Members:
 
     def skip_all(self, key: str, sample: _Sample) -> None:
         """Count the files of a sample that nothing is read of."""
-        images = [extension for extension in sample if extension in IMAGE_EXTENSIONS]
-        for extension in sample.keys() - {MASK_EXTENSION, *LABEL_EXTENSIONS, *images[:1]}:
+        for extension in sample.keys() - {MASK_EXTENSION, *LABEL_EXTENSIONS, _image_extension(sample)}:
             is_image = extension in IMAGE_EXTENSIONS
             self.skip(SECOND_IMAGE if is_image else OTHER_EXTENSION, f"{key}.{extension}")
 
@@ -259,12 +259,15 @@ def _samples(file: RemoteFile, members: _Members) -> Iterator[tuple[str, _Sample
 
 def _row(file: RemoteFile, key: str, sample: _Sample, json_field: str) -> tuple[tuple[int, int, int, int, int], str]:
     """Return a sample's row of the index, and its class name where that is its label."""
-    image = next((sample[extension] for extension in sample if extension in IMAGE_EXTENSIONS), None)
-    if image is None:
+    extension = _image_extension(sample)
+    if extension is None:
         there = ", ".join(sorted(sample))
         raise DataError(
             f"{file.url}: sample {key!r} has no image, only {there}; a key ends at the first dot of the file's name"
         )
+    image = sample[extension]
+    if image.size > _LARGEST_BYTES:
+        raise DataError(f"{file.url}: the image of sample {key!r} has {image.size} bytes; it must be below 2 GiB")
     label: int | str
     if (labels := _several(file, key, sample)) is None:
         label = _label(sample, json_field, f"{file.url}: the label of sample {key!r} is")
@@ -273,6 +276,12 @@ def _row(file: RemoteFile, key: str, sample: _Sample, json_field: str) -> tuple[
         label, truth = max(labels, default=-1), sample[LABELS_EXTENSION]
     number, name = (label, "") if isinstance(label, int) else (-1, label)
     return (image.offset, image.size, number, truth.offset, truth.size), name
+
+
+def _image_extension(sample: _Sample) -> str | None:
+    """Return which file of a sample is its image: the first one, or an array where there is no other."""
+    images = (extension for extension in sample if extension in IMAGE_EXTENSIONS)
+    return next(images, ARRAYS if ARRAYS in sample else None)
 
 
 def _several(file: RemoteFile, key: str, sample: _Sample) -> tuple[int, ...] | None:

@@ -24,7 +24,7 @@ def rand_augment(
     mask is `MASK_IGNORE`.
 
     Args:
-        images: uint8 [B, H, W, 3], contiguous.
+        images: uint8 [B, H, W, 3] or, by a policy for any pixels, float32 [B, H, W, C]; contiguous.
         masks: of the images, uint8 [B, H, W], or None.
         draws: for each image numbers in [0, 1), `policy.draws_per_layer` for each operation.
         policy: which operations there are.
@@ -46,7 +46,7 @@ def rand_augment(
 
 
 def random_flip_pair(pixels: np.ndarray, mask: np.ndarray | None, draw: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mirror an image and its mask, uint8 [H, W, 3] and [H, W], together where `draw` in [0, 1) is below a half."""
+    """Mirror an image and its mask, [H, W, C] and uint8 [H, W], together where `draw` in [0, 1) is below a half."""
     if draw >= 0.5:
         return pixels, mask
     # PyTorch's mirrored copy is ten times faster than NumPy's.

@@ -1,4 +1,4 @@
-"""Image bytes -> uint8 crop at the stage's size."""
+"""Image bytes -> crop at the stage's size: uint8 RGB, or float32 of any channels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import simplejpeg
 import torch
 
+from datasets.transforms.bands import band_header, decode_bands
+from datasets.transforms.formats import RGB, PixelFormat
 from datasets.transforms.pixels import (
     EXTRA_BYTES,
     MAX_PIXELS,
     Header,
     decode_jpeg,
+    decode_rgb,
     opened,
     read_header,
     stored_pixels,
@@ -28,7 +31,9 @@ __all__ = [
     "Header",
     "decode_crop",
     "decode_mask",
+    "decode_whole",
     "eval_crop",
+    "image_header",
     "random_crop",
     "read_header",
     "resize",
@@ -102,19 +107,45 @@ def takes_whole(size: int, rule: str) -> bool:
     return rule == "whole" or (rule == "central_below_320" and size >= _EVAL_CROP_BELOW)
 
 
-def decode_crop(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
+def image_header(data: bytes, pixels: PixelFormat = RGB, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read size and kind of an image that will be decoded as `pixels`.
+
+    Raises:
+        ValueError: no image that can be read so, or one of more than `max_pixels`.
+    """
+    return (read_header(data, max_pixels=max_pixels) if pixels.is_rgb
+            else band_header(data, pixels, max_pixels=max_pixels))  # fmt: skip
+
+
+def decode_whole(data: bytes, pixels: PixelFormat = RGB, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a whole image: uint8 [H, W, 3], or values as they are stored as float32 [H, W, C].
+
+    Raises:
+        ValueError: damaged, larger than `max_pixels`, or of other values than `pixels`.
+    """
+    if pixels.is_rgb:
+        return decode_rgb(data, max_pixels=max_pixels)
+    band_header(data, pixels, max_pixels=max_pixels)
+    return decode_bands(data, max_pixels=max_pixels).astype(np.float32)
+
+
+def decode_crop(data: bytes, header: Header, box: Box, size: int, pixels: PixelFormat = RGB) -> np.ndarray:
     """Decode an image, cut out `box` and resize it to uint8 [size, size, 3].
 
     The pixels are those of `decode_rgb`; only a JPEG whose crop stays at least twice the target is decoded at a smaller
-    scale.
+    scale. Of other `pixels` than RGB the values are those of `decode_bands`, as float32 [size, size, C].
 
     Raises:
         ValueError: the data is corrupt.
     """
+    if not pixels.is_rgb:
+        top, left, height, width = box
+        values = decode_bands(data, max_pixels=header.height * header.width * pixels.channels)
+        return resize(values[top : top + height, left : left + width].astype(np.float32, order="C"), size)
     stored, box = _stored(header, box)
-    pixels = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)
-    top, left, height, width = _scaled_box(box, stored, pixels.shape[0], pixels.shape[1])
-    resized = resize(np.ascontiguousarray(pixels[top : top + height, left : left + width]), size)
+    found = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)
+    top, left, height, width = _scaled_box(box, stored, found.shape[0], found.shape[1])
+    resized = resize(np.ascontiguousarray(found[top : top + height, left : left + width]), size)
     return np.ascontiguousarray(upright(resized, header.orientation))
 
 
@@ -206,11 +237,11 @@ def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 [H, W, 3] with antialiased bilinear interpolation."""
+    """Resize uint8 or float32 [H, W, C] with antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels
     # `functional.interpolate` would return planes, which cost more to put back in order than the interpolation itself.
-    out = torch.empty((1, size, size, 3), dtype=torch.uint8)
     given = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    out = torch.empty((1, size, size, given.shape[1]), dtype=given.dtype)
     _interpolate(given, [size, size], False, None, None, out=out.permute(0, 3, 1, 2))
     return out[0].numpy()

@@ -1,4 +1,4 @@
-"""RandAugment's two policies: which operations there are, and how far each goes at which magnitude.
+"""RandAugment's policies: which operations there are, and how far each goes at which magnitude.
 
 `torchvision` is `torchvision.transforms.v2.RandAugment` with `fill=128`, of whose 31 bins magnitude 10 is the last.
 `google` is that of EfficientNetV2's released code (google/automl, efficientnetv2/autoaugment.py), oddities included:
@@ -9,6 +9,8 @@
 - Contrast blends with the number of pixels / 256 where the mean grey would be, 255 at most.
 
 It draws a probability for each operation and does not use it: an operation that is drawn is carried out.
+
+`geometric` has the moves of `torchvision` by the same amounts, about the centre, for images of any channels and values.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.transforms import geometric
 from datasets.transforms import randaugment_ops as ops
 
 FULL_MAGNITUDE = 10.0
@@ -129,7 +132,26 @@ GOOGLE = Policy(
     draws_per_layer=4,
 )
 
-POLICIES: Mapping[str, Policy] = {"torchvision": TORCHVISION, "google": GOOGLE}
+# geometric -----------------------------------------------------------------------------------------------------------
+
+
+def _geometric(matrix: Callable[[np.ndarray, Amount], geometric.Matrix]) -> Operation:
+    return lambda pixels, at: geometric.moved(pixels, matrix(pixels, at))
+
+
+GEOMETRIC = Policy(
+    {
+        "identity": lambda pixels, at: pixels,
+        "shear_x": _geometric(lambda pixels, at: geometric.shear_x(0.3 * at.strength * at.sign)),
+        "shear_y": _geometric(lambda pixels, at: geometric.shear_y(0.3 * at.strength * at.sign)),
+        "translate_x": _geometric(lambda pixels, at: geometric.translate(_shift(pixels.shape[1], at), 0)),
+        "translate_y": _geometric(lambda pixels, at: geometric.translate(0, _shift(pixels.shape[0], at))),
+        "rotate": _geometric(lambda pixels, at: geometric.rotate(30.0 * at.strength * at.sign)),
+    },
+    draws_per_layer=2,
+)
+
+POLICIES: Mapping[str, Policy] = {"torchvision": TORCHVISION, "google": GOOGLE, "geometric": GEOMETRIC}
 """By the values of `data.randaugment_policy`."""
 
 MASKED = frozenset({"shear_x", "shear_y", "translate_x", "translate_y", "rotate", "cutout"})

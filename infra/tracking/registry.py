@@ -33,6 +33,10 @@ class Registration:
     num_outputs: int
     step: int
     """Of the run, at which the model was saved."""
+    dtype: str
+    """Of the model's input."""
+    channels: int
+    """Of the model's input."""
     dense: bool
     """The logits are [-1, K, S, S], not [-1, K]."""
     several: bool
@@ -46,8 +50,8 @@ class Registration:
 def register_model(path: Path, config: TrackingConfig, storage: Storage, what: Registration) -> str:
     """Log an ONNX file with the run whose folder `storage` is, and register it as a version of a model.
 
-    Its signature says images, uint8 [-1, 3, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a
-    pyfunc of images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`.
+    Its signature says images [-1, C, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a pyfunc of
+    images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`.
 
     Returns:
         The version that it has become.
@@ -101,7 +105,7 @@ def _onnx_options(path: Path, what: Registration) -> dict[str, Any]:
         "flavor": mlflow.onnx,
         "onnx_model": onnx.load(path),
         "signature": ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, *side), "images")]),
+            inputs=Schema([TensorSpec(np.dtype(what.dtype), (-1, what.channels, *side), "images")]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), outputs, "logits")]),
         ),
         "pip_requirements": ["onnx", "onnxruntime"],

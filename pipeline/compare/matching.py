@@ -35,7 +35,7 @@ def nearest_swin(model: ModelConfig, image_size: int) -> Match:
         if name.startswith("swin"):
             stride = swin_stride(name)
             size = max(1, round(image_size / stride)) * stride
-            swin = ModelConfig(name=name, stochastic_depth=model.stochastic_depth)
+            swin = ModelConfig(name=name, stochastic_depth=model.stochastic_depth, in_channels=model.in_channels)
             ratio = multiply_adds(swin, size) / multiply_adds(model, size)
             found.append(Match(name, stride, ratio))
     return min(found, key=lambda match: abs(math.log(match.ratio)))
@@ -44,4 +44,5 @@ def nearest_swin(model: ModelConfig, image_size: int) -> Match:
 def multiply_adds(model: ModelConfig, image_size: int, *, num_classes: int = 10) -> int:
     """Return a model's multiply-adds for one image of this side."""
     with torch.device("meta"):
-        return count_multiply_adds(build_model(model, num_classes=num_classes), image_size)
+        built = build_model(model, num_classes=num_classes)
+        return count_multiply_adds(built, image_size, in_channels=model.in_channels)

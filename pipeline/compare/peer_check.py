@@ -50,6 +50,8 @@ def _reading(ready: Preflight) -> Iterator[str]:
     data, count = ready.config.data, len(ready.train.shards)
     if any(shard.is_cached for shard in (*ready.train.shards, *ready.val.shards)):
         yield "it reads plain shards in local folders; give --train and --val"
+    if not data.pixels.is_rgb or ready.config.trainer.channel_mean:
+        yield "it reads RGB of 8 bits and normalizes all channels alike; leave --peer out for this data"
     if data.train_weights:
         yield "it takes all of every shard; leave --data.train-weights out"
     if count < data.loader_workers:

@@ -72,7 +72,8 @@ def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.gpus_per_worker else "cpu")
     model = build_model(config.model, num_classes=num_classes).to(device).to(memory_format=torch.channels_last).eval()
     size = eval_size(config)
-    images = torch.randn(BATCH, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    channels = config.model.in_channels
+    images = torch.randn(BATCH, channels, size, size, device=device).to(memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode(), autocast(config.trainer, device):
         for repeat in range(REPEATS + 2):
@@ -80,7 +81,7 @@ def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
             model(images)
             if repeat >= 2:
                 seconds.append(_now(device) - started)
-    multiply_adds = count_multiply_adds(model, size)
+    multiply_adds = count_multiply_adds(model, size, in_channels=channels)
     return Cost(count_parameters(model), multiply_adds, size, BATCH / statistics.median(seconds))
 
 

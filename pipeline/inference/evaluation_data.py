@@ -65,7 +65,14 @@ def open_data(
     Raises:
         DataError: nothing is there, or its labels mean something else than the model's outputs.
     """
-    config = DataConfig(val=place, eval_crop=saved.preprocessing.eval_crop, loader_workers=loader_workers)
+    view = saved.preprocessing
+    config = DataConfig(
+        val=place,
+        eval_crop=view.eval_crop,
+        pixel_type=view.pixel_type,
+        channels=view.channels,
+        loader_workers=loader_workers,
+    )
     if _is_indexed(place):
         manifest = load_manifest(place)
         check_classes(saved, manifest, place)

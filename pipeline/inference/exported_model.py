@@ -1,7 +1,8 @@
 """Exported models for other programs: ONNX and PyTorch's `.pt2`, with the metadata that their use needs.
 
-The input is `images`, uint8 [B, 3, S, S] in RGB, for any B: an image as it is decoded, so no scale can be mistaken;
-mean and std are inside the graph. The output is `logits`, float32 [B, K] or, of a U-Net, [B, K, S, S].
+The input is `images`, uint8 [B, 3, S, S] in RGB, for any B: an image as it is decoded, so no scale can be mistaken. Of
+a model for other pixels it is float32 [B, C, S, S]: the values as they are stored. Mean and std are inside the graph.
+The output is `logits`, float32 [B, K] or, of a U-Net, [B, K, S, S].
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.safe_pt2 import UnsafeArchiveError, safe_archive
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.multilabel import MultilabelTask
@@ -28,7 +30,7 @@ from pipeline.training.task import Task
 SUFFIXES = (".onnx", ".pt2")
 FACTS_FILE = "facts.json"
 Inference = Callable[[np.ndarray], np.ndarray]
-"""From images, uint8 [B, 3, S, S], to logits, float32 [B, K, ...]."""
+"""From images, uint8 [B, 3, S, S] or float32 [B, C, S, S], to logits, float32 [B, K, ...]."""
 
 
 class ExportError(ValueError):
@@ -36,11 +38,16 @@ class ExportError(ValueError):
 
 
 class Deployed(nn.Module):
-    """A model that takes pixels: uint8 [B, 3, S, S] -> float32 logits; with `half` it computes in fp16 between them."""
+    """A model that takes images as they are decoded -> float32 logits; with `half` it computes in fp16 between them."""
 
-    def __init__(self, model: nn.Module, *, mean: float, std: float, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, view: Preprocessing, *, half: bool = False) -> None:
         super().__init__()
-        self.model, self.mean, self.std = deepcopy(model).half() if half else model, mean, std
+        self.model = deepcopy(model).half() if half else model
+        self.mean, self.std = view.pixel_mean, view.pixel_std
+        if view.channel_mean:
+            for name, values in (("mean", view.channel_mean), ("std", view.channel_std)):
+                delattr(self, name)
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1))
         self.dtype = torch.float16 if half else torch.float32
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,9 +80,10 @@ def write_exported(saved: SavedModel, path: Path, precision: str = "fp32") -> No
     """Write the model as ONNX or `.pt2`, by the name's end; `int8` is written as `fp32`, to be quantized then."""
     view, facts = saved.preprocessing, facts_of(saved, precision)
     half = precision == "fp16"
-    model = Deployed(saved.model, mean=view.pixel_mean, std=view.pixel_std, half=half).eval()
+    model = Deployed(saved.model, view, half=half).eval()
     # Two images, not one: a batch of one would be taken for a constant. Zeros, since `.pt2` keeps them.
-    images = torch.zeros(2, saved.model_config.in_channels, view.image_size, view.image_size, dtype=torch.uint8)
+    dtype = torch.uint8 if view.format.is_rgb else torch.float32
+    images = torch.zeros(2, view.channels, view.image_size, view.image_size, dtype=dtype)
     with torch.no_grad(), _quiet():
         program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch", min=1)},))
         if path.suffix == ".pt2":

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from datasets.transforms.decode import MAX_PIXELS, Box, Header
-from datasets.transforms.pixels import decode_rgb
 from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported, score_facts
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.tiling import tiled_classes
@@ -75,7 +74,7 @@ class Predictor:
 
     def _tiled(self, data: bytes, max_pixels: int) -> Prediction | ValueError:
         try:
-            pixels = decode_rgb(data, max_pixels=max_pixels)
+            pixels = self.preprocessing.whole(data, max_pixels=max_pixels)
         except ValueError as error:
             return error
         size = self.preprocessing.image_size

@@ -15,10 +15,8 @@ import torch
 from jinja2 import Environment
 from PIL import Image
 
-from datasets.config import DataConfig
 from datasets.loading.batch import Batch
 from datasets.loading.samples import Request, Samples, View
-from datasets.transforms.pixels import decode_rgb
 from pipeline.inference.class_report import Report
 from pipeline.inference.evaluation_data import EvaluationData
 from pipeline.inference.mistakes import LabelRecord, MaskRecord, MultilabelRecord, Record
@@ -26,7 +24,7 @@ from pipeline.inference.multilabel_gallery import multilabel_gallery
 from pipeline.inference.report_parts import Gallery, calibration, label_gallery, mask_gallery
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.evaluation import logits_of
-from pipeline.training.figures import coloured_mask, palette
+from pipeline.training.figures import as_rgb, coloured_mask, palette
 
 PICTURE_SIDE = 144
 """Longest side of a picture, in pixels."""
@@ -165,12 +163,12 @@ def _pairs(confusion: torch.Tensor, gallery: Gallery, classes: Sequence[str]) ->
 
 
 def _thumbnails(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
-    return {number: _thumbnail(found.data.reader.read(number).data) for number in numbers}
+    return {number: _thumbnail(found.saved, found.data.reader.read(number).data) for number in numbers}
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(saved: SavedModel, data: bytes) -> str:
     """Return a whole image, made smaller, as a data URL."""
-    return _as_url(Image.fromarray(decode_rgb(data)), PICTURE_SIDE)
+    return _as_url(Image.fromarray(as_rgb(saved.preprocessing.whole(data))), PICTURE_SIDE)
 
 
 def _as_url(image: Image.Image, side: int) -> str:
@@ -184,7 +182,7 @@ def _as_url(image: Image.Image, side: int) -> str:
 def _triples(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
     """Return image, truth and prediction side by side, as the model sees them, by sample; predicted once more."""
     saved, made = found.saved, dict[int, str]()
-    samples = Samples({0: found.data.reader}, DataConfig(eval_crop=found.data.config.eval_crop))
+    samples = Samples({0: found.data.reader}, found.data.config)
     for start in range(0, len(numbers), 16):
         ids = np.array(numbers[start : start + 16])
         view = View(image_size=saved.preprocessing.image_size, training=False)
@@ -200,6 +198,9 @@ def _triple(batch: Batch, predicted: torch.Tensor, row: int, num_classes: int) -
     assert batch.masks is not None
     truth = batch.masks[row].numpy()
     guess = np.where(truth == 255, 255, predicted[row].numpy()).astype(np.uint8)
-    parts = batch.images[row].permute(1, 2, 0).numpy(), *(coloured_mask(one, num_classes) for one in (truth, guess))
+    parts = (
+        as_rgb(batch.images[row].permute(1, 2, 0).numpy()),
+        *(coloured_mask(one, num_classes) for one in (truth, guess)),
+    )
     gap = np.full((truth.shape[0], max(2, truth.shape[1] // 40), 3), 255, dtype=np.uint8)
     return _as_url(Image.fromarray(np.concatenate([parts[0], gap, parts[1], gap, parts[2]], 1)), 4 * PICTURE_SIDE)

@@ -13,7 +13,8 @@ import mlflow.pyfunc
 import numpy as np
 import pandas
 
-from datasets.transforms.decode import decode_crop, eval_crop, read_header
+from datasets.transforms.decode import decode_crop, eval_crop, image_header
+from datasets.transforms.formats import PixelFormat
 
 
 class ServedImages(mlflow.pyfunc.PythonModel):
@@ -51,9 +52,11 @@ class ServedImages(mlflow.pyfunc.PythonModel):
         )
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """Return what the model looks at, uint8 [S, S, 3]."""
-        header, size = read_header(data), self.rules["image_size"]
-        return decode_crop(data, header, eval_crop(header, size, rule=self.rules["eval_crop"]), size)
+        """Return what the model looks at, uint8 [S, S, 3] or float32 [S, S, C]."""
+        size = self.rules["image_size"]
+        pixels = PixelFormat(self.rules.get("pixel_type", "rgb"), self.rules.get("channels", 3))  # not in older files
+        header = image_header(data, pixels)
+        return decode_crop(data, header, eval_crop(header, size, rule=self.rules["eval_crop"]), size, pixels)
 
 
 mlflow.models.set_model(ServedImages())

@@ -54,12 +54,11 @@ class SavedModel:
 
     def trainer_config(self, **changes: Any) -> TrainerConfig:
         """Return settings for running the model: the run's normalization, the rest as asked."""
-        view = self.preprocessing
-        return TrainerConfig(pixel_mean=view.pixel_mean, pixel_std=view.pixel_std, **changes)
+        return TrainerConfig(**self.preprocessing.normalization, **changes)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 [B, K, ...] for images, uint8 [B, 3, S, S], on the CPU."""
+        """Return float32 [B, K, ...] for images [B, C, S, S] as they are decoded, on the CPU."""
         inputs = normalized(torch.from_numpy(images), self.trainer_config(), torch.device("cpu"))
         logits: Tensor = self.model(inputs)
         return logits.float().numpy()
@@ -100,6 +99,10 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
             eval_crop=config["data"]["eval_crop"],
             pixel_mean=config["trainer"]["pixel_mean"],
             pixel_std=config["trainer"]["pixel_std"],
+            pixel_type=config["data"].get("pixel_type", "rgb"),
+            channels=config["data"].get("channels", 3),
+            channel_mean=tuple(config["trainer"].get("channel_mean", ())),
+            channel_std=tuple(config["trainer"].get("channel_std", ())),
         )
     except KeyError as error:
         raise CheckpointError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datasets.checks import check_data, data_fingerprint
 from datasets.loading.sample_order import sample_order
@@ -117,6 +118,8 @@ def with_start(ready: Preflight) -> Preflight:
     config = ready.config
     storage = open_storage(f"{config.storage}/{config.name}")
     start = planned_start(config, storage)
+    config = with_statistics(config, start.metadata.config, ready.train)
+    ready = replace(ready, config=config)
     notes = start.notes + _check_start(ready, start, storage)
     if start.state is not None and start.source:
         _check_something_is_left(config, start.state, ready.samples_per_epoch)
@@ -129,6 +132,24 @@ def with_numbers(config: TrainConfig) -> TrainConfig:
     rules = replace(config.adaptive, batch_lr_rule="none") if config.optimizer.lr_per_batch else config.adaptive
     stages = with_batch_sizes(config.stages, rules, multiple=config.data.num_lanes)
     return replace(config, stages=stages)
+
+
+def with_statistics(config: TrainConfig, recorded: Mapping[str, Any], train: DatasetManifest) -> TrainConfig:
+    """Fill in each channel's mean and deviation where they are needed and not given: recorded ones before estimated.
+
+    Raises:
+        DataError: the images that they are estimated from can't be read.
+    """
+    trainer = config.trainer
+    if config.data.pixels.is_rgb or trainer.channel_mean:
+        return config
+    from datasets.loading.statistics import channel_statistics
+
+    known = recorded.get("trainer", {})
+    mean, std = (tuple(known.get(name, ())) for name in ("channel_mean", "channel_std"))
+    if len(mean) != config.data.channels:
+        mean, std = channel_statistics(config.data, train)
+    return replace(config, trainer=replace(trainer, channel_mean=mean, channel_std=std))
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,10 +30,19 @@ MAX_CONFUSED = 1000
 
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
-    """Turn uint8 [B, 3, H, W] into normalized float32, channels_last, on the device."""
+    """Turn values [B, C, H, W] into normalized float32, channels_last, on the device."""
     on_device = images.to(device, non_blocking=True)
     pixels = on_device.to(dtype=torch.float32, memory_format=torch.channels_last)
+    if config.channel_mean:  # not in place: these pixels may be the batch's own
+        mean, std = (_per_channel(values, str(device)) for values in (config.channel_mean, config.channel_std))
+        return (pixels - mean) / std
     return pixels.sub_(config.pixel_mean).div_(config.pixel_std)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: str) -> Tensor:
+    with torch.inference_mode(False):  # it is kept for training, too
+        return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
 
 
 def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
@@ -219,7 +229,7 @@ def first_batch(
 def logits_of(
     model: nn.Module, images: Tensor, config: TrainerConfig, device: torch.device, most: int
 ) -> tuple[Tensor, int]:
-    """Return the logits of uint8 images [B, 3, H, W], and how many samples, `most` or fewer, fit into a pass.
+    """Return the logits of decoded images [B, C, H, W], and how many samples, `most` or fewer, fit into a pass.
 
     No other rank hears of it: a pass of an evaluation has no collective, and a sample's logits don't depend on the
     others in it, but for their rounding.

@@ -41,8 +41,22 @@ def indexed_mask(mask: np.ndarray, num_classes: int) -> bytes:
     return as_png(image)
 
 
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Return how an image [H, W, C] is shown, uint8 [H, W, 3]: RGB of 8 bits as it is.
+
+    Of other values the first three channels are shown as red, green and blue, the first as grey where there are fewer,
+    each stretched from its 2nd percentile to its 98th.
+    """
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return pixels
+    shown = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    low, high = np.percentile(shown, (2, 98), axis=(0, 1))
+    stretched = (shown - low) / np.maximum(high - low, 1e-12) * 255
+    return np.asarray(stretched.clip(0, 255).astype(np.uint8))
+
+
 def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
-    """Return columns of image, truth and prediction (uint8 [B, 3, H, W], [B, H, W] twice), with a legend."""
+    """Return columns of image, truth and prediction ([B, C, H, W], [B, H, W] twice), with a legend."""
     ignored = truth[:SHOWN] == 255
     shown = predicted[:SHOWN].to("cpu", torch.uint8).masked_fill(ignored.cpu(), 255).numpy()
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
@@ -54,7 +68,7 @@ def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: 
     for row, title in enumerate(("image", "truth", "prediction")):
         draw.text((GAP, row * step + size // 2), title, _TEXT, font)
     for column in range(len(photographs)):
-        cells = photographs[column], *(coloured_mask(mask[column], len(classes)) for mask in (masks, shown))
+        cells = as_rgb(photographs[column]), *(coloured_mask(mask[column], len(classes)) for mask in (masks, shown))
         for row, cell in enumerate(cells):
             sheet.paste(Image.fromarray(cell), (margin + column * step, row * step))
     x = margin
@@ -66,14 +80,14 @@ def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: 
 
 
 def labelled_images(images: Tensor, truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> bytes:
-    """Return images (uint8 [B, 3, H, W]) with their class below, in red with the prediction where that is wrong."""
+    """Return images [B, C, H, W] with their class below, in red with the prediction where that is wrong."""
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
     size = photographs.shape[1]
     width = max(size, 96) + GAP
     sheet = Image.new("RGB", (width * len(photographs), size + 2 * LINE + GAP), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for column, (photograph, label, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
-        sheet.paste(Image.fromarray(photograph), (column * width, 0))
+        sheet.paste(Image.fromarray(as_rgb(photograph)), (column * width, 0))
         draw.text((column * width, size + 2), classes[label], _TEXT, font)
         if guess != label:
             draw.text((column * width, size + 2 + LINE), f"not {classes[guess]}", _WRONG, font)
@@ -81,7 +95,7 @@ def labelled_images(images: Tensor, truth: Sequence[int], predicted: Sequence[in
 
 
 def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
-    """Return images (uint8 [B, 3, H, W]) with their classes below, and in red those missed and those not there.
+    """Return images [B, C, H, W] with their classes below, and in red those missed and those not there.
 
     `truth` and `predicted` are bool [B, K], on the host.
     """
@@ -96,7 +110,7 @@ def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, class
 
     for column, (photograph, there, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
         cell = Image.new("RGB", (width - GAP, size + 3 * LINE), _BACKGROUND)  # cuts off what is too long
-        cell.paste(Image.fromarray(photograph), (0, 0))
+        cell.paste(Image.fromarray(as_rgb(photograph)), (0, 0))
         sheet.paste(cell, (column * width, 0))
         missed, wrong = names(there & ~guess), names(guess & ~there)
         lines = [(names(there) or "none", _TEXT)]
@@ -155,10 +169,10 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def grid_png(images: Tensor, count: int = 32) -> bytes:
-    """Return a PNG of the first `count` of normalized float images [B, 3, H, W]."""
+    """Return a PNG of the first `count` of normalized images [B, C, H, W]: the first three channels, or the first."""
     from PIL import Image
 
-    shown = images[:count].float().cpu()
+    shown = images[:count, : 3 if images.shape[1] >= 3 else 1].float().cpu()
     low, high = shown.amin(), shown.amax()
     grid = make_grid((shown - low) / (high - low).clamp_min(1e-6), nrow=8, padding=2)
     out = io.BytesIO()

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -69,21 +70,21 @@ def png(pixels: np.ndarray) -> bytes:
 def write_mask_shards(folder: Path, counts: list[int]) -> Path:
     """Segmentation shards with `counts` PNG images of 48x64 px, their masks of 3 classes, and their manifest."""
 
-    def sample(number: int) -> dict[str, bytes]:
+    def sample(number: int) -> dict[str, object]:
         return {"png": png(image_of(1, number)), "mask.png": png(mask_of(1, number))}
 
-    return _written(folder, counts, sample, classes=["low", "middle", "high"], kind="segmentation")
+    return write_samples(folder, counts, sample, classes=["low", "middle", "high"], kind="segmentation")
 
 
 def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
     """Multi-label shards with `counts` images of 48x64 px of the classes of `labels_of`, and their manifest."""
 
-    def sample(number: int) -> dict[str, bytes]:
+    def sample(number: int) -> dict[str, object]:
         labels = labels_of(number)
         image = simplejpeg.encode_jpeg(multilabel_image(labels, number), quality=95)
         return {"jpg": image, "labels": " ".join(map(str, labels)).encode()}
 
-    return _written(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
+    return write_samples(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
 
 
 def write_rare_shards(folder: Path, counts: list[int]) -> Path:
@@ -93,7 +94,7 @@ def write_rare_shards(folder: Path, counts: list[int]) -> Path:
         label = 2 if number % 40 == 7 else int(number % 10 == 3)
         return {"jpg": simplejpeg.encode_jpeg(image_of(label, number)), "cls": str(label).encode()}
 
-    return _written(folder, counts, sample, classes=["usual", "rare", "rarest"], kind="classification")
+    return write_samples(folder, counts, sample, classes=["usual", "rare", "rarest"], kind="classification")
 
 
 def multilabel_image(labels: tuple[int, ...], number: int) -> np.ndarray:
@@ -103,9 +104,16 @@ def multilabel_image(labels: tuple[int, ...], number: int) -> np.ndarray:
     return image
 
 
-def _written(
-    folder: Path, counts: list[int], sample: Callable[[int], dict[str, bytes]], *, classes: list[str], kind: str
+def write_samples(
+    folder: Path,
+    counts: list[int],
+    sample: Callable[[int], dict[str, object]],
+    *,
+    classes: list[str],
+    kind: str = "classification",
+    source: dict[str, Any] | None = None,
 ) -> Path:
+    """Write shards of `counts` samples, each by its number, and their manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     number, names = 0, []
     for index, count in enumerate(counts):
@@ -114,7 +122,7 @@ def _written(
             for _ in range(count):
                 tar.write({"__key__": f"{number:08d}", **sample(number)})
                 number += 1
-    write_manifest(folder, names, classes=classes, kind=kind)
+    write_manifest(folder, names, classes=classes, kind=kind, source=source)
     return folder
 
 
