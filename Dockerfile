@@ -1,8 +1,8 @@
 # The image of head, workers and jobs: `docker build -t crescendo .`. CPU or GPU: torch brings its CUDA libraries along.
 FROM python:3.11.15-slim-bookworm
 
-# wget: KubeRay's probes of the nodes use it. libgomp1: PyTorch.
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 wget \
+# wget: KubeRay's probes of the nodes use it. libgomp1: PyTorch. gcc and libc6-dev: Triton, for trainer.compile.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libgomp1 wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 ray
 

@@ -123,6 +123,10 @@ class TrainerConfig:
     """Workers over whose samples BatchNorm normalizes together in training: groups of so many, or `all`. A group must
     divide the number of workers. 0: each worker over its own micro-batch; the running statistics, which evaluations and
     checkpoints use, are the mean over all workers in any case."""
+    deterministic: bool = False
+    """On a GPU: use deterministic algorithms only, so that the same seed gives the same bits and a resumed run those of
+    one that wasn't stopped; False: the fastest algorithms. A model with an operation that has no such algorithm is
+    refused with its name. A CPU's bits are the same in any case."""
     compile: bool = False
     """Whether to use torch.compile: one compilation per stage, all before the first step."""
     checkpoint_activations: bool = False

@@ -106,11 +106,18 @@ def one_stage(options: Options, folder: str) -> TrainConfig:
         name="overhead",
         storage=folder,
         stages=(replace(stage, epochs=options.steps * stage.batch_size / samples, num_workers=0),),
-        cluster=ClusterConfig(num_workers=options.workers, address="local"),
+        cluster=ClusterConfig(num_workers=options.workers, gpus_per_worker=_gpus(), address="local"),
         trainer=replace(trainer, eval_every_epochs=1e6),
         checkpoint=CheckpointConfig(every_epochs=1e6, every_s=options.checkpoint_every_s, keep=1000),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
+
+
+def _gpus() -> int:
+    """Return how many GPUs a worker has: one where there are any, as the plain loop takes it."""
+    import torch
+
+    return int(torch.cuda.is_available())
 
 
 class _Taken(NamedTuple):

@@ -20,9 +20,11 @@ from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model
 from model.regularization import set_dropout, set_stochastic_depth
+from pipeline.training.device import choose_algorithms
 from pipeline.training.evaluation import autocast
 from pipeline.training.inputs import mixed_inputs, stage_batches
-from pipeline.training.optim import build_ema, build_optimizer
+from pipeline.training.moving_average import MovingAverage
+from pipeline.training.optim import build_optimizer
 from pipeline.training.task import build_task
 
 
@@ -36,6 +38,7 @@ def main() -> None:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     config = one_stage(options, folder="")
     (stage,) = config.stages
+    choose_algorithms(deterministic=config.trainer.deterministic)
     manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
     task = build_task(config.task, manifest.classes)
     torch.manual_seed(config.seed)
@@ -44,7 +47,8 @@ def main() -> None:
     set_dropout(model, stage.dropout)
     if stage.stochastic_depth is not None:
         set_stochastic_depth(model, stage.stochastic_depth)
-    optimizer, ema = build_optimizer(config.optimizer, model), build_ema(config.optimizer, model)
+    optimizer, decay = build_optimizer(config.optimizer, model), config.optimizer.ema_decay
+    average = MovingAverage(model, decay) if decay else None
     net = DistributedDataParallel(model, device_ids=[device] if cuda else None, gradient_as_bucket_view=True)
     stop = options.steps * stage.batch_size
     batches = stage_batches(config, stage, start=0, stop=stop, rank=rank, world_size=world_size)
@@ -57,8 +61,8 @@ def main() -> None:
         task.loss(logits, targets)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update_parameters(model)
+        if average is not None:
+            average.update(model)
         ends.append(time.time())
     if rank == 0:
         print(json.dumps({"seconds": ends[-1] - ends[options.warm_up]}), flush=True)

@@ -180,9 +180,12 @@ def read_stored_weights(storage: Storage, key: str, *, ema: bool) -> StoredWeigh
         tensors = load_safetensors(read_verified(storage, key, file, files[file]))
     except SafetensorError as error:
         raise CheckpointError(f"{storage.uri}/{key}/{file} can't be read ({error})") from error
-    if name == "ema":  # an AveragedModel's names
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items() if key != "n_averaged"}
-    return StoredWeights(state, metadata, name, tensors)
+    return StoredWeights(state, metadata, name, averaged_tensors(tensors) if name == "ema" else tensors)
+
+
+def averaged_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors in a moving average's state, named as in its model."""
+    return {name.removeprefix("module."): tensor for name, tensor in state.items() if name != "n_averaged"}
 
 
 def latest_valid(storage: Storage) -> tuple[Snapshot | None, list[str]]:

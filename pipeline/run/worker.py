@@ -39,6 +39,7 @@ from pipeline.run.stacks import Stacks
 from pipeline.run.watchdog import TELL_TIMEOUT_S, Watchdog, end_stuck_rank
 from pipeline.run.worker_hooks import RankHooks, TrackingHooks
 from pipeline.schedule.decisions import Decision, NewGroup, Stop
+from pipeline.training.device import accelerator, choose_algorithms
 from pipeline.training.distributed import agreed, gathered
 from pipeline.training.memory import OutOfMemoryError
 from pipeline.training.task import build_task
@@ -116,6 +117,7 @@ def train_worker(
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
+    choose_algorithms(deterministic=config.trainer.deterministic)
     number, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     log_as_json(run=config.name, rank=number)
     node = ray.get_runtime_context().get_node_id()
@@ -232,6 +234,7 @@ def build_trainer(
             log.info(line)
             rank.controller.note(line)
     hooks = _hooks(rank, data, storage, heartbeat)
+    device = ray.train.torch.get_device()
     trainer = Trainer(
         config,
         model=model,
@@ -244,10 +247,10 @@ def build_trainer(
             data=data.train_fingerprint,
             val=data.val.fingerprint,
             versions=versions(),
-            machine=machine(),
+            machine=", ".join(filter(None, (machine(), accelerator(device)))),
             classes=data.train.classes,
         ),
-        device=ray.train.torch.get_device(),
+        device=device,
     )
     return trainer, hooks
 

@@ -23,7 +23,8 @@ from pipeline.training.batch_norm import average_statistics, momentum_share, run
 from pipeline.training.distributed import buffers_kept, data_parallel
 from pipeline.training.evaluation import autocast
 from pipeline.training.memory import largest_that_fits
-from pipeline.training.optim import averaging_decay, build_ema, build_optimizer, ema_update, set_rate
+from pipeline.training.moving_average import MovingAverage, horizon_kept
+from pipeline.training.optim import build_optimizer, set_rate
 from pipeline.training.sync_batch_norm import synchronize, unsynchronized
 from pipeline.training.task import Task
 
@@ -41,7 +42,8 @@ class Learner:
         self.model = model.to(device).to(memory_format=torch.channels_last)
         if config.trainer.checkpoint_activations:
             checkpoint_blocks(self.model)
-        self.ema = build_ema(config.optimizer, self.model)
+        decay = config.optimizer.ema_decay
+        self.ema = MovingAverage(self.model, decay) if decay else None
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._norms = running_norms(self.model)
         self._all_norms = [norm for one in self.models for norm in running_norms(one)]
@@ -73,10 +75,8 @@ class Learner:
     def keep_horizon(self, stage: TrainingStage) -> None:
         """Have the moving average reach as many samples back in a stage as with the last stage's batch."""
         if self.ema is not None:
-            decay = averaging_decay(
-                self.config.optimizer.ema_decay, stage.batch_size, self.config.stages[-1].batch_size
-            )
-            self.ema.multi_avg_fn = ema_update(decay)
+            last = self.config.stages[-1].batch_size
+            self.ema.decay = horizon_kept(self.config.optimizer.ema_decay, stage.batch_size, last)
 
     def stochastic_depth(self, stage: TrainingStage) -> float:
         """Return the drop probability of the last residual block in a stage."""
@@ -181,11 +181,22 @@ class Learner:
         try:
             self.model.load_state_dict(snapshot.model)
             self.optimizer.load_state_dict(snapshot.optimizer)
+            self._match_memory_formats()
             if self.ema is not None:
                 self.ema.load_state_dict(snapshot.ema or {})
         except (RuntimeError, ValueError, KeyError) as error:
             summary = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the checkpoint doesn't fit this model or optimizer: {summary}") from error
+
+    def _match_memory_formats(self) -> None:
+        """Give the optimizer's state the strides of its parameters, which a checkpoint doesn't hold.
+
+        With others, each of its operations is one kernel a tensor instead of one for all.
+        """
+        for weight, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
     def _update(self, lr: float) -> None:
         for weight in self._fixed:  # after the ranks' sum, which DDP makes of all: an optimizer passes over these
@@ -196,7 +207,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model)
 
     def _parallel(self, model: nn.Module) -> nn.Module:
         net = (

@@ -7,8 +7,8 @@ grows with the pixels of its images. The global batch stays what the stage says;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -27,6 +27,27 @@ class MemoryLimitError(ValueError):
     """Not even one sample fits."""
 
 
+_ALLOCATION_FAILED = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+"""What cuDNN, cuBLAS and the driver say in a RuntimeError of its own where PyTorch would raise OutOfMemoryError."""
+
+
+@contextmanager
+def allocation_errors() -> Iterator[None]:
+    """Raise what libraries raise without memory as PyTorch's own error.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if any(text in str(error) for text in _ALLOCATION_FAILED):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
+
+
 def largest_that_fits(try_pass: Callable[[int], None], most: int) -> int:
     """Return the largest of `most`, `most` / 2, `most` / 4, ... samples with which a pass doesn't run out of memory.
 
@@ -35,7 +56,7 @@ def largest_that_fits(try_pass: Callable[[int], None], most: int) -> int:
     """
     count = most
     while count >= 1:
-        with suppress(torch.OutOfMemoryError):
+        with suppress(torch.OutOfMemoryError), allocation_errors():
             try_pass(count)
             return count
         count //= 2
@@ -44,10 +65,21 @@ def largest_that_fits(try_pass: Callable[[int], None], most: int) -> int:
     )
 
 
+MARGIN = 0.85
+"""Of what a stage's pixels say: small images keep up to a tenth more memory a pixel, and a pool has gaps."""
+
+
 def stage_limits(stages: Sequence[TrainingStage], fits_last: int) -> list[int]:
     """Return the most samples of a pass for each stage, when `fits_last` samples of the last stage fit."""
     pixels = [max(stage.image_sizes) ** 2 for stage in stages]
-    return [max(1, math.floor(fits_last * pixels[-1] / count)) for count in pixels]
+    return [max(fits_last, math.floor(MARGIN * fits_last * pixels[-1] / count)) for count in pixels]
+
+
+def release(device: torch.device) -> None:
+    """Give cached memory of another image size back, and measure the most that is used anew: a stage begins."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def micro_batch(samples: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""Optimizers, and the moving average of the weights."""
+"""Optimizers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from model.depth import layer_of_parameters
 from model.head import TaskHead
@@ -158,41 +157,3 @@ class RMSpropTF(Optimizer):
             state["mean_square"] = torch.ones_like(parameter)
             state["buffer"] = torch.zeros_like(parameter)
         return state
-
-
-def build_ema(config: OptimizerConfig, model: nn.Module) -> AveragedModel | None:
-    """The moving average of the model's weights and batch-norm statistics, or None when `ema_decay` is 0.
-
-    Call `update_parameters(model)` after each step; the first call copies the model.
-    """
-    if not config.ema_decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=ema_update(config.ema_decay), use_buffers=True)
-
-
-def averaging_decay(decay: float, batch: int, reference: int) -> float:
-    """Return the decay of a step of `batch` samples with which as much of the past is left, sample by sample, as with
-    `decay` and steps of `reference` samples."""
-    return float(decay ** (batch / reference))
-
-
-def ema_update(decay: float) -> Callable[[Any, Any, Any], None]:
-    """TensorFlow's moving average for `AveragedModel`: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
-
-    @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], num_averaged: Tensor) -> None:
-        if not averages[0].is_floating_point():  # counters, such as batch norm's
-            torch._foreach_copy_(averages, currents)
-        elif num_averaged.device.type == "cpu":
-            torch._foreach_lerp_(averages, currents, 1 - _ramped(decay, int(num_averaged)))
-        else:  # reading the count would wait for the device
-            weight = 1 - torch.clamp((1 + num_averaged) / (10 + num_averaged), max=decay)
-            steps = torch._foreach_sub(currents, averages)
-            torch._foreach_mul_(steps, weight)
-            torch._foreach_add_(averages, steps)
-
-    return update
-
-
-def _ramped(decay: float, updates: int) -> float:
-    return min(decay, (1 + updates) / (10 + updates))

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import torch
+
 from datasets.loading.batch import Batch
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainConfig
@@ -20,8 +22,11 @@ BATCHES_AHEAD = 2
 class Feed:
     """Gives one rank the batches of each stage, all of the same manifest, whatever is indexed again meanwhile."""
 
-    def __init__(self, config: TrainConfig, manifest: DatasetManifest, rank: int, world_size: int) -> None:
+    def __init__(
+        self, config: TrainConfig, manifest: DatasetManifest, rank: int, world_size: int, device: torch.device
+    ) -> None:
         self.config, self.manifest, self.rank, self.world_size = config, manifest, rank, world_size
+        self.device = device
         self._ahead: Ahead | None = None
 
     def batches(self, span: StageSpan, cursor: int) -> Iterable[Batch]:
@@ -38,7 +43,7 @@ class Feed:
         """Start the following stage's loader when a stage is about to end as planned."""
         steps_left = (span.stop - cursor) // span.stage.batch_size
         if following is not None and steps_left <= STEPS_AHEAD and self._ahead is None:
-            self._ahead = Ahead(following, self.loader(following))
+            self._ahead = Ahead(following, self.loader(following), self.device)
 
     def close(self) -> None:
         """Give back what was made ready and isn't used."""
@@ -61,8 +66,8 @@ class Feed:
 class Ahead:
     """Starts a span's loader and takes its first batches in a thread; `batches` gives those, then all others."""
 
-    def __init__(self, span: StageSpan, batches: Iterable[Batch]) -> None:
-        self.span = span
+    def __init__(self, span: StageSpan, batches: Iterable[Batch], device: torch.device) -> None:
+        self.span, self._device = span, device
         self._iterator = iter(batches)
         self._ready: list[Batch] = []
         self._error: Exception | None = None
@@ -86,6 +91,8 @@ class Ahead:
 
     def _fill(self) -> None:
         try:
+            if self._device.type == "cuda":  # a thread's own is the first one: pinned memory would open a context there
+                torch.cuda.set_device(self._device)
             for batch in self._iterator:
                 self._ready.append(batch)
                 if len(self._ready) == BATCHES_AHEAD:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -34,13 +36,14 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
+from pipeline.training.device import nondeterministic_operation
 from pipeline.training.distributed import agreed, gathered, rank_and_size
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.final_scores import final_scores
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.inputs import mixed_inputs
 from pipeline.training.learner import Learner, step_seed
-from pipeline.training.memory import OutOfMemoryError, micro_batch
+from pipeline.training.memory import OutOfMemoryError, allocation_errors, micro_batch, release
 from pipeline.training.prefetch import Feed
 from pipeline.training.profiler import StepProfiler
 from pipeline.training.progress import TrainingProgress
@@ -83,7 +86,7 @@ class Trainer:
         self.progress = TrainingProgress(config, order.samples_per_epoch)
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
-        self.feed = Feed(config, train, self.rank, self.world_size)
+        self.feed = Feed(config, train, self.rank, self.world_size, self.device)
         self.evaluator = Evaluator(config, task, train=train, val=val, device=self.device, heartbeat=hooks.heartbeat)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._by_class: Tensor | None = None
@@ -144,18 +147,20 @@ class Trainer:
         """Train one stage from the state's cursor to its end, or to the decision with which its loop is left."""
         self.learner.regularize(span.stage)
         self.learner.keep_horizon(span.stage)
+        release(self.device)
         if (decision := self._while_paused({})) is not None:
             return decision
         self._note_micro_batch(span)
         meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True
         for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
-            images, targets = self._inputs(batch, span.stage)
-            if first:
-                self.state.stage_results[span.index].setdefault("began_s", time.time())
-                self.hooks.stage_started(span, images)
-            first = False
-            meter.add(self._step(span, images, targets))
+            with self._memory_of(span):
+                images, targets = self._inputs(batch, span.stage)
+                if first:
+                    self.state.stage_results[span.index].setdefault("began_s", time.time())
+                    self.hooks.stage_started(span, images)
+                first = False
+                meter.add(self._step(span, images, targets))
             self.hooks.heartbeat()
             self.hooks.stepped(batch, self.state.cursor)
             self.progress.stepped(span.stage.batch_size)
@@ -167,12 +172,24 @@ class Trainer:
         return None
 
     def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        seed = step_seed(self.config.seed, self.state.cursor, self.rank)
-        micro = self._micro_batch(span)
+        seed, rate = step_seed(self.config.seed, self.state.cursor, self.rank), self.progress.learning_rate
+        return self.learner.step(images, targets, seed=seed, lr=rate, micro=self._micro_batch(span))
+
+    @contextmanager
+    def _memory_of(self, span: StageSpan) -> Iterator[None]:
+        """Say of which stage, and of how many samples, a step was that ran out of memory."""
         try:
-            return self.learner.step(images, targets, seed=seed, lr=self.progress.learning_rate, micro=micro)
+            with allocation_errors():
+                yield
         except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(span.index, micro) from error
+            raise OutOfMemoryError(span.index, self._micro_batch(span)) from error
+        except RuntimeError as error:
+            if operation := nondeterministic_operation(error):
+                raise TrainingError(
+                    f"trainer.deterministic is True, but {operation} has no deterministic algorithm on this device: "
+                    "set it to False, or take another model"
+                ) from error
+            raise
 
     def _micro_batch(self, span: StageSpan) -> int:
         return micro_batch(span.stage.batch_size // self.world_size, self.progress.micro_limit_of(span.index))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from infra.storage.local import LocalStorage
+from pipeline.checkpoint.format import read_checkpoint, write_checkpoint
 from pipeline.config import OptimizerConfig, TrainerConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
@@ -50,3 +53,21 @@ def test_a_run_with_layer_decay_resumes_bit_for_bit(make_config: MakeConfig) -> 
     again.restore(whole.snapshots[0])
     again.run(last_stage=0)
     assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw"])
+def test_a_resumed_optimizers_state_lies_in_memory_as_its_weights(make_config: MakeConfig, name: str) -> None:
+    """With other strides, each operation of a step on a GPU is a kernel a tensor instead of one for all."""
+    how = OptimizerConfig(optimizer=name, lr=1e-3, warmup_epochs=1)  # type: ignore[arg-type]
+    make_trainer(make_config(optimizer=how), whole := Recorder()).run(last_stage=0)
+    storage = LocalStorage(str(Path(make_config().storage) / "strides"))
+    again = make_trainer(make_config(optimizer=how), Recorder())
+    again.restore(read_checkpoint(storage, write_checkpoint(storage, whole.snapshots[0])))
+    strides = [
+        (weight.stride(), value.stride())
+        for weight, state in again.learner.optimizer.state.items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.shape == weight.shape
+    ]
+    assert len(strides) > 20
+    assert all(one == other for one, other in strides)

@@ -61,9 +61,40 @@ def test_when_nothing_fits_the_cure_is_named() -> None:
         halved([4, 1], 1, 1)
 
 
+@pytest.mark.parametrize("told", ["CUDNN_STATUS_ALLOC_FAILED", "CUDA driver error: out of memory"])
+def test_libraries_without_memory_count_as_pytorch_without_it(told: str) -> None:
+    def try_pass(count: int) -> None:
+        if count > 12:
+            raise RuntimeError(f"cuDNN error: {told}")
+
+    assert largest_that_fits(try_pass, 48) == 12
+
+    def broken(count: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        largest_that_fits(broken, 48)
+
+
+def test_memory_that_runs_out_while_a_batch_is_made_ready_is_of_its_stage(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_config(), Recorder())
+
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("pipeline.training.trainer.mixed_inputs", no_room)
+    with pytest.raises(OutOfMemoryError, match="out of memory in stage 1 with 24 samples"):
+        trainer.run()
+
+
 def test_limits_follow_the_pixels_and_chunks_are_even() -> None:
     stages = [TrainingStage(image_size=size, epochs=1, batch_size=96) for size in (32, 48, 64)]
-    assert stage_limits(stages, 6) == [24, 10, 6]
+    assert stage_limits(stages, 60) == [204, 90, 60]  # with a margin for the other stages
+    assert stage_limits(stages, 6) == [20, 9, 6]
+    near = [replace(stages[0], image_size=size) for size in (62, 64)]
+    assert stage_limits(near, 6) == [6, 6]  # never fewer than of the larger images
     assert [micro_batch(48, limit) for limit in (0, 100, 48, 24, 20, 10, 1)] == [48, 48, 48, 24, 16, 10, 1]
     assert halved([24, 10, 6], 1, 10) == [24, 5, 3]
     assert halved([24, 10, 6], 0, 24) == [12, 5, 3]
@@ -78,10 +109,10 @@ def test_the_probe_runs_once_holds_the_global_batch_and_leaves_no_trace(make_con
     passes = limited(probed, pixels=8 * 48**2)
     fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]  # the last stage's images
-    assert probed.state.micro_limits == [13, 6]
+    assert probed.state.micro_limits == [11, 6]
     assert all(torch.equal(value, before[name]) for name, value in probed.learner.model.state_dict().items())
     probed.run()
-    assert set(passes[3:]) == {(12, 3, 32, 32), (6, 3, 48, 48)}
+    assert set(passes[3:]) == {(8, 3, 32, 32), (6, 3, 48, 48)}
     assert probed.state.cursor == 528
     # The same micro-batches without a probe are the same run; a resumed one doesn't probe, and uses them too.
     resumed = make_trainer(config, other := Recorder())
@@ -102,7 +133,7 @@ def test_the_probe_takes_the_largest_of_a_stages_random_sizes(make_config: MakeC
     passes = limited(probed, pixels=8 * 48**2)
     fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]
-    assert probed.state.micro_limits == [13, 6]
+    assert probed.state.micro_limits == [11, 6]
 
 
 def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_config: MakeConfig) -> None:

@@ -5,19 +5,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import ModelConfig
 from model.factory import build_model
 from pipeline.config import OptimizerConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.learning_rate import learning_rate, stage_learning_rate
+from pipeline.training.moving_average import MovingAverage
 from pipeline.training.optim import (
     RMSpropTF,
-    averaging_decay,
-    build_ema,
     build_optimizer,
-    ema_update,
     parameter_groups,
     set_rate,
 )
@@ -29,7 +27,7 @@ def small_net() -> nn.Sequential:
     return net.to(memory_format=torch.channels_last)
 
 
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, ema: nn.Module | None = None) -> None:
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, average: MovingAverage | None = None) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images = torch.randn(4, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
@@ -38,8 +36,8 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, ema: n
         optimizer.zero_grad()
         net(images).square().mean().backward()
         optimizer.step()
-        if ema is not None:
-            ema.update_parameters(net)
+        if average is not None:
+            average.update(net)
 
 
 def test_rmsprop_is_tensorflows_formula() -> None:
@@ -87,25 +85,23 @@ def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     config = OptimizerConfig(optimizer=name, lr=0.01, weight_decay=1e-4)  # type: ignore[arg-type]
     straight = small_net()
     optimizer = build_optimizer(config, straight)
-    ema = build_ema(config, straight)
-    train(straight, optimizer, range(3), ema)
+    average = MovingAverage(straight, config.ema_decay)
+    train(straight, optimizer, range(3), average)
     file = io.BytesIO()
-    assert ema is not None
-    torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}, file)
-    train(straight, optimizer, range(3, 6), ema)
+    torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict(), "ema": average.state_dict()}, file)
+    train(straight, optimizer, range(3, 6), average)
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     resumed = small_net()
     resumed_optimizer = build_optimizer(config, resumed)
-    resumed_ema = build_ema(config, resumed)
-    assert resumed_ema is not None
+    resumed_average = MovingAverage(resumed, config.ema_decay)
     resumed.load_state_dict(saved["model"])
     resumed_optimizer.load_state_dict(saved["optimizer"])
-    resumed_ema.load_state_dict(saved["ema"])
-    train(resumed, resumed_optimizer, range(3, 6), resumed_ema)
+    resumed_average.load_state_dict(saved["ema"])
+    train(resumed, resumed_optimizer, range(3, 6), resumed_average)
 
-    for one, other in ((straight, resumed), (ema, resumed_ema)):
+    for one, other in ((straight, resumed), (average, resumed_average)):
         for key, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[key]), key
 
@@ -157,43 +153,6 @@ def test_smooth_exponential_cosine_constant_and_floor() -> None:
     assert rate(10, schedule="cosine", warmup_epochs=2, min_lr=0.01) == 0.01
     assert rate(10, schedule="cosine", warmup_epochs=10) == pytest.approx(1)
     assert rate(0, schedule="constant", warmup_epochs=0) == 1
-
-
-def test_ema_has_tensorflows_ramp_and_averages_statistics() -> None:
-    net = small_net()
-    ema = build_ema(OptimizerConfig(ema_decay=0.25), net)
-    assert ema is not None
-    history: list[Tensor] = []
-    for value in (1.0, 2.0, 5.0, -3.0):
-        nn.init.constant_(net[4].weight, value)
-        net[1].running_mean.fill_(10 * value)
-        net[1].num_batches_tracked.fill_(int(abs(value)))
-        ema.update_parameters(net)
-        history.append(ema.module[4].weight[0, 0].clone())
-    second = 2 / 11 * 1.0 + 9 / 11 * 2.0
-    third = 0.25 * second + 0.75 * 5.0  # (1 + 2) / (10 + 2) is the ceiling itself
-    fourth = 0.25 * third + 0.75 * -3.0
-    assert [v.item() for v in history] == pytest.approx([1.0, second, third, fourth], rel=1e-6)
-    assert ema.module[1].running_mean[0].item() == pytest.approx(10 * fourth, rel=1e-6)
-    assert ema.module[1].num_batches_tracked.item() == 3
-    assert build_ema(OptimizerConfig(ema_decay=0.0), net) is None
-
-
-def test_the_average_reaches_as_many_samples_back_whatever_the_batch() -> None:
-    """A step of 96 samples at 24's decay forgot a quarter as fast as four steps of 24."""
-    decay = 0.98
-    assert averaging_decay(decay, 24, 24) == decay  # the same bits where all batches are equal
-    assert averaging_decay(decay, 96, 24) == pytest.approx(decay**4)
-    assert averaging_decay(decay, 12, 24) ** 2 == pytest.approx(decay)
-
-    def weight_of_the_past(batch: int, steps: int) -> float:
-        update = ema_update(averaging_decay(decay, batch, 24))
-        average = [torch.ones(1, dtype=torch.float64)]
-        for step in range(steps):
-            update(average, [torch.zeros(1, dtype=torch.float64)], torch.tensor(1000 + step))
-        return average[0].item()
-
-    assert weight_of_the_past(96, 5) == pytest.approx(weight_of_the_past(24, 20))
 
 
 def test_a_rate_that_is_for_a_batch_is_scaled_with_it() -> None:

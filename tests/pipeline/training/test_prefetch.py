@@ -25,7 +25,7 @@ class Watched(Feed):
     """Says which loaders are made and how many batches were taken from each."""
 
     def __init__(self, feed: Feed) -> None:
-        super().__init__(feed.config, feed.manifest, feed.rank, feed.world_size)
+        super().__init__(feed.config, feed.manifest, feed.rank, feed.world_size, feed.device)
         self.made: list[StageSpan] = []
         self.taken: dict[int, int] = {}
 
@@ -100,7 +100,8 @@ def test_an_error_of_the_loader_is_raised_where_its_batches_are_used(make_config
     config = make_config()
     trainer = make_trainer(config, Recorder())
     spans = trainer.progress.schedule.spans
-    feed = Feed(replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0)), trainer.feed.manifest, 0, 1)
+    damaged = replace(config, data=replace(config.data, max_pixels=1, max_damaged=0.0))
+    feed = Feed(damaged, trainer.feed.manifest, 0, 1, trainer.device)
     feed.make_ready(spans[0], spans[0].stop, spans[1])
     with pytest.raises(ValueError, match="corrupt"):
         list(feed.batches(spans[1], spans[1].start))
