@@ -23,6 +23,7 @@ from datasets.prepare.sources.fonts import Fonts
 from datasets.prepare.sources.hf_parquet import HfParquet
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.sources.masks import Masks
+from datasets.prepare.sources.torchvision_set import TorchvisionData
 from datasets.prepare.writer import WriterConfig, prepare
 from jobs.common.cli import ShortSides
 from jobs.common.display import shown_progress, summary
@@ -34,6 +35,7 @@ AnySource = (
     | Annotated[CsvTable, tyro.conf.subcommand("csv")]
     | Annotated[HfParquet, tyro.conf.subcommand("parquet")]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
+    | Annotated[TorchvisionData, tyro.conf.subcommand("torchvision")]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]

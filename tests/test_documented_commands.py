@@ -14,11 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from jobs.common import compare_args
+from tests.support import torchvision_sets
 from tests.support.documented import documented
+from tests.support.hf_parquet import write_classes
+from tests.support.prepared import SIDE, numbered, png
 from tests.support.runs import TrainedRun
 from tests.support.shards import image_of
 
@@ -35,6 +39,11 @@ class Run:
 
 RUNS = {
     r"jobs\.prepare image-folder PATH --out data/\S+( --also-short-side 256,160)?": Run("12 images of 2 classes"),
+    r"jobs\.prepare csv photos\.csv --(out|label|mask).*": Run("12 images of 2 classes"),
+    r"jobs\.prepare parquet data/beans .*": Run("20 images of 3 classes"),
+    r"jobs\.prepare masks (camvid|tiles)\S* .*": Run("images, pixels: "),
+    r"jobs\.prepare torchvision DTD .*": Run("8 images of 2 classes"),
+    r"jobs\.prepare torchvision OxfordIIITPet --masks .*": Run("pixels: pet 50.00%, background 25.00%"),
     r"jobs\.prepare fonts --families 8 .*": Run("images of 8 classes", "--train-images 3 --val-images 2"),
     r"jobs\.prepare fonts --families 16 .*": Run("images of 16 classes", "--train-images 2 --val-images 1"),
     r"jobs\.index (URL|data/theirs)": Run("images of 4 classes in"),
@@ -86,7 +95,33 @@ def place(trained_classifier: TrainedRun, tmp_path_factory: pytest.TempPathFacto
         path.rename(place / "data" / "more" / path.name)
     (place / "data" / "classes.json").write_text(json.dumps(["a", "b", "c", "d"]))
     shutil.copytree(place / "PATH" / "val" / "cat", place / "cells")
+    lay_out_sources(place)
     return place
+
+
+def lay_out_sources(place: Path) -> None:
+    """Write a table of images, folders of images and masks, a set of Parquet files and two of torchvision."""
+    lines = ["path,label,has_cat,has_dog,mask,split"]
+    for number in range(15):
+        kind, split = number % 2, "train" if number < 12 else "val"
+        image, mask = numbered(number), png(np.full((SIDE, SIDE), kind, np.uint8))
+        lines.append(f"{number}.png,{('cat', 'dog')[kind]},{1 - kind},{kind},masks/{number}.png,{split}")
+        black_or_white = png(np.full((SIDE, SIDE), 255 * kind, np.uint8))
+        for path, data in (
+            (f"{number}.png", image),
+            (f"masks/{number}.png", mask),
+            (f"camvid/{split}/{number}.png", image),
+            (f"camvid/{split}annot/{number}.png", mask),
+            (f"tiles/{number}.jpg", image),
+            (f"tiles/{number}.png", black_or_white),
+        ):
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(data)
+    (place / "photos.csv").write_text("\n".join(lines))
+    write_classes(place / "data/beans/train-00000-of-00001.parquet", range(20))
+    write_classes(place / "data/beans/validation-00000-of-00001.parquet", range(20, 26))
+    torchvision_sets.dtd(place / "data/torchvision")
+    torchvision_sets.pets(place / "data/torchvision")
 
 
 @pytest.mark.parametrize("command", [pytest.param(one, id=one[:60]) for one in COMMANDS if run_of(one)])

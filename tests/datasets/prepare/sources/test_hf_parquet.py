@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,8 @@ from datasets.prepare.parquet_rows import ParquetPart
 from datasets.prepare.sources.hf_parquet import HfParquet
 from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
+from tests.support.hf_parquet import CLASS_LABEL, IMAGE, NAMES, images, write, write_classes
 from tests.support.prepared import SIDE, by_number, numbered, png, prepared
-
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-NAMES = ["dog", "cat", "ant"]
-CLASS_LABEL = {"names": NAMES, "_type": "ClassLabel"}
-GROUP = 4
-
-
-def write(path: Path, columns: dict[str, Any], features: dict[str, object] | None = None) -> None:
-    """Write a file with row groups of four, and with Hugging Face's note of what the columns are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    if features is not None:
-        note = {"info": {"features": {"image": {"_type": "Image"}, **features}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
-    pq.write_table(table, path, row_group_size=GROUP)
-
-
-def images(numbers: range) -> pa.Array:
-    return pa.array([{"bytes": numbered(number), "path": f"{number}.png"} for number in numbers], IMAGE)
-
-
-def write_classes(path: Path, numbers: range) -> None:
-    """Write images of the class that is their number modulo 3."""
-    labels = pa.array([number % 3 for number in numbers], pa.int64())
-    write(path, {"image": images(numbers), "label": labels}, {"label": CLASS_LABEL})
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
