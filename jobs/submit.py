@@ -12,6 +12,7 @@ from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, job_page, open_client, submit
 from infra.redact import redacted_command
 from jobs.common.cli import parse_recipe, run_main
+from jobs.common.extension import ExtendFlags
 from jobs.common.parsing import UsageError, parse_known
 from pipeline.config import TrainConfig
 from pipeline.run.origin import submitter_tags
@@ -19,7 +20,7 @@ from pipeline.run.reachability import check_reachable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(ExtendFlags):
     """Flags of the submission; all others are the run's."""
 
     dashboard: str = ""
@@ -35,11 +36,12 @@ def main(argv: Sequence[str]) -> int:
     recipe, *rest = argv
     config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
     options, fields = parse_known(Options, rest, prog="python -m jobs.submit")
+    config = options.of(config)
     check_reachable(config)
     if redacted_command(fields) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
     client = open_client(options.dashboard)
-    entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields])
+    entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields, *options.words])
     job_id = submit(client, entrypoint, name=config.name, origin=submitter_tags())
     _announce(config, job_page(client, job_id), job_id)
     return 0 if options.detach else _follow(client, job_id)

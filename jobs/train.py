@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from jobs.common.cli import parse_recipe, rate_notes, run_main
 from jobs.common.display import result_table, wide_console
+from jobs.common.extension import ExtendFlags
 from jobs.common.follow import follow_to_end
-from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, preflight
 from pipeline.run.summary import format_workers
 from pipeline.schedule.decisions import records_of
@@ -19,41 +17,11 @@ from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What is no field of the run."""
-
-    extend: float = 0.0
-    """Epochs by which to train a finished run further: under the name NAME-plus-EPOCHS, from the run's last state, with
-    so many more in its last stage. 0: off."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.extend < math.inf:
-            raise ValueError(f"extend is {self.extend:g}: it must be 0 (off) or a number of epochs")
-
-
-def extended(config: TrainConfig, epochs: float) -> TrainConfig:
-    """Return the config of the run that trains a run's last stage for more epochs.
-
-    Raises:
-        ValueError: it is to resume from another run already.
-    """
-    if config.resume_from:
-        raise ValueError(f"extend is {epochs:g}: it resumes from the run {config.name!r}; leave out --resume-from")
-    *stages, last = config.stages
-    return replace(
-        config,
-        name=f"{config.name}-plus-{epochs:g}",
-        resume_from=f"{config.storage.rstrip('/')}/{config.name}",
-        stages=(*stages, replace(last, epochs=last.epochs + epochs)),
-    )
-
-
 def main(argv: Sequence[str]) -> int:
     """Check, start or resume, follow, and show the result. Exit code 1: the run failed."""
-    config, options = parse_recipe(argv, prog="python -m jobs.train", extra=Options)
-    if options is not None and options.extend:
-        config = extended(config, options.extend)
+    config, flags = parse_recipe(argv, prog="python -m jobs.train", extra=ExtendFlags)
+    assert flags is not None
+    config = flags.of(config)
     console = wide_console()
     ready = preflight(config)
     for line in (*rate_notes(argv, config), *ready.notes):

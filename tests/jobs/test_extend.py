@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+import jobs.submit
+from jobs.common.extension import ExtendFlags, extended
 from jobs.recipes.catalog import RECIPES
-from jobs.train import Options, extended
 
 
 def test_extend_is_another_run_that_starts_from_the_end_of_the_first() -> None:
@@ -21,4 +24,33 @@ def test_extend_is_another_run_that_starts_from_the_end_of_the_first() -> None:
 @pytest.mark.parametrize("epochs", [-1, float("nan"), float("inf")])
 def test_what_is_no_number_of_epochs_is_refused(epochs: float) -> None:
     with pytest.raises(ValueError, match="it must be 0"):
-        Options(extend=epochs)
+        ExtendFlags(extend=epochs)
+
+
+FLAGS = ("--name", "mine", "--storage", "/shared/runs", "--data.train", "/shared/train", "--data.val", "/shared/val")
+
+
+def test_a_submission_extends_the_run_on_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted: list[tuple[str, str]] = []
+
+    def submit(client: Any, entrypoint: str, *, name: str, **_: Any) -> str:
+        submitted.append((entrypoint, name))
+        return "job"
+
+    monkeypatch.setattr(jobs.submit, "open_client", lambda dashboard: None)
+    monkeypatch.setattr(jobs.submit, "submit", submit)
+    monkeypatch.setattr(jobs.submit, "job_page", lambda client, job: "")
+    flags = [*FLAGS, "--tracking.uri", "http://mlflow:5000"]
+    assert jobs.submit.main(["demo", "--extend", "2.5", *flags, "--detach"]) == 0
+    assert jobs.submit.main(["demo", *flags, "--detach"]) == 0
+    (longer, name), (plain, own) = submitted
+    assert (name, own) == ("mine-plus-2.5", "mine")
+    assert "mine-plus-2.5   /shared/runs/mine-plus-2.5" in capsys.readouterr().out
+    assert shlex.split(plain) == ["python", "-m", "jobs.train", "demo", *flags]
+    assert shlex.split(longer) == [*shlex.split(plain), "--extend", "2.5"]
+    with pytest.raises(ValueError, match="leave out --resume-from"):
+        jobs.submit.main(["demo", "--extend", "1", *flags, "--resume-from", "/shared/runs/other", "--detach"])
+    with pytest.raises(ValueError, match="extend is -1: it must be 0"):
+        jobs.submit.main(["demo", "--extend", "-1", *flags, "--detach"])

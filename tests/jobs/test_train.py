@@ -157,6 +157,24 @@ def _lose_a_row(place: Path, name: str) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_run_is_extended_from_its_last_state(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That it goes on bit for bit is seen in tests/pipeline/checkpoint/test_resume.py."""
+    short = arguments(place, "short", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    assert main(short) == 0
+    assert main([*short, "--extend", "1"]) == 0
+    assert f"resumes from {place}/runs/short" in capsys.readouterr().out
+    before, after = newest(place, "short"), newest(place, "short-plus-1")
+    assert before is not None
+    assert after is not None
+    assert after.state.stage_starts[:4] == before.state.stage_starts[:4]
+    assert 0 < after.state.cursor - before.state.cursor <= 1.5 * SAMPLES_PER_EPOCH
+    assert main([*short, "--extend", "1"]) == 0
+    assert "short-plus-1 is finished" in capsys.readouterr().out
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
 def test_submitting_a_finished_run_says_so_and_another_config_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

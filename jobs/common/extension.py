@@ -1,0 +1,51 @@
+"""`--extend`: a finished run trained further, under a name of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtendFlags:
+    """What is no field of the run."""
+
+    extend: float = 0.0
+    """Epochs by which to train a finished run further: under the name NAME-plus-EPOCHS, from the run's last state, with
+    so many more in its last stage. 0: off."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.extend < math.inf:
+            raise ValueError(f"extend is {self.extend:g}: it must be 0 (off) or a number of epochs")
+
+    def of(self, config: TrainConfig) -> TrainConfig:
+        """Return the config of the run that these flags ask for.
+
+        Raises:
+            ValueError: it is to be extended, and to resume from another run already.
+        """
+        return extended(config, self.extend) if self.extend else config
+
+    @property
+    def words(self) -> list[str]:
+        """The flags as arguments."""
+        return ["--extend", f"{self.extend:g}"] if self.extend else []
+
+
+def extended(config: TrainConfig, epochs: float) -> TrainConfig:
+    """Return the config of the run that trains a run's last stage for more epochs.
+
+    Raises:
+        ValueError: it is to resume from another run already.
+    """
+    if config.resume_from:
+        raise ValueError(f"extend is {epochs:g}: it resumes from the run {config.name!r}; leave out --resume-from")
+    *stages, last = config.stages
+    return replace(
+        config,
+        name=f"{config.name}-plus-{epochs:g}",
+        resume_from=f"{config.storage.rstrip('/')}/{config.name}",
+        stages=(*stages, replace(last, epochs=last.epochs + epochs)),
+    )
