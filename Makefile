@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 BUCKET := s3://crescendo
 
-.PHONY: help setup demo up down demo-s3 test soak test-fast lint format ui lock clean
+.PHONY: help setup demo demo-scratch demo-data up down demo-s3 test soak test-fast lint format ui lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -15,9 +15,21 @@ $(READY): requirements-dev.lock .ci/setup
 	@sh .ci/setup
 	@touch $@
 
-demo: setup ## Prepare real photographs, train the demo recipe on two local workers, print its table
-	@$(PY) -m jobs.prepare elpv --out data/elpv
+demo: demo-data ## Prepare real photographs, fine-tune ImageNet's weights on two local workers, print the table
 	@$(PY) -m jobs.train demo
+	@tar -xOf data/elpv/val/val-000000.tar 00000000-images_cell1480_png.jpg > data/cell.jpg
+	@echo
+	@echo "Next: see its worst mistakes (data/demo-report/report.html), ask it about one cell, open the run in MLflow"
+	@echo
+	@echo "    $(PY) -m jobs.evaluate demo --data data/elpv/val --report data/demo-report"
+	@echo "    $(PY) -m jobs.predict demo data/cell.jpg"
+	@echo "    make ui"
+
+demo-scratch: demo-data ## The same photographs from scratch, with a smaller model, for three times as many epochs
+	@$(PY) -m jobs.train demo_scratch
+
+demo-data: setup
+	@$(PY) -m jobs.prepare elpv --out data/elpv
 
 up: setup ## Start the local stack: S3 server, MLflow server, Ray head with dashboard, all on loopback
 	@$(PY) -m jobs.stack up

@@ -27,7 +27,7 @@ from infra.storage.open import open_storage
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.benchmark.peak_memory import PeakMemory
 from jobs.common.display import wide_console
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from model.checks import check_image_size, check_model
 from model.config import ModelConfig
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
@@ -216,7 +216,7 @@ def _waited_s() -> float:
 
 
 def _config(options: Options) -> TrainConfig:
-    base = demo()
+    base = demo_scratch()
     return replace(
         base,
         model=replace(base.model, name=options.model),

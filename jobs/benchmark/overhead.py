@@ -36,7 +36,7 @@ from pipeline.config import CheckpointConfig, TrainConfig
 class Options:
     """Options of the benchmark."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = "demo"
+    recipe: Annotated[str, tyro.conf.Positional] = "demo_scratch"
     """Recipe whose last stage is trained."""
     workers: int = 2
     """Number of training processes."""

@@ -15,7 +15,7 @@ from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.common.display import wide_console
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import CheckpointConfig, TrainConfig
 from pipeline.run.preflight import preflight
 from pipeline.schedule.decisions import Stop
@@ -70,7 +70,7 @@ class TrainingProcess:
 def main(argv: Sequence[str]) -> int:
     """Kill a worker, then a node, again and again, and add the node back."""
     options = read_flags(Options, argv, __doc__)
-    base = demo()
+    base = demo_scratch()
     check_data(base.data, batch_sizes=[], worker_counts=[])  # before a cluster is started
     began_s = time.time()
     times: dict[str, list[float]] = {name: [] for name in ("start", "worker", "node", "grow", "hand over")}

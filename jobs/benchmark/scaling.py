@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure and show; returns the exit code."""
     words = list(argv)
     if not words or words[0].startswith("-"):
-        words.insert(0, "demo")
+        words.insert(0, "demo_scratch")
     config, options = parse_recipe(words, prog="python -m jobs.benchmark scaling", extra=Options)
     assert options is not None
     config = with_numbers(replace(config, data=replace(config.data, loader_workers=0)))

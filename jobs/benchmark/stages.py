@@ -14,7 +14,7 @@ from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.common.display import wide_console
 from jobs.common.follow import Follower
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import preflight
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _config(options: Options, workers: tuple[int, ...]) -> TrainConfig:
-    config = demo()
+    config = demo_scratch()
     stages = tuple(
         replace(stage, epochs=options.epochs, num_workers=workers[index % len(workers)])
         for index, stage in enumerate(config.stages * options.rounds)

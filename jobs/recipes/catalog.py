@@ -15,7 +15,7 @@ from jobs.recipes.imagenet import (
     efficientnetv2_s_paper,
 )
 from jobs.recipes.photographs import cifar10_small, tiny_imagenet_small
-from jobs.recipes.solar_cells import demo, demo_adaptive, elpv_frozen, elpv_scratch, elpv_transfer
+from jobs.recipes.solar_cells import demo, demo_adaptive, demo_scratch, elpv_frozen, elpv_scratch, elpv_transfer
 from pipeline.config import (
     TrainConfig,
 )
@@ -24,6 +24,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
+        demo_scratch,
         demo_adaptive,
         elpv_transfer,
         elpv_frozen,

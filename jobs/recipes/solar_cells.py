@@ -12,12 +12,33 @@ from pipeline.task_config import ClassificationConfig
 
 
 def demo() -> TrainConfig:
-    """Photographs of solar cells (ELPV): is the cell defective? A small EfficientNetV2, four stages.
+    """Photographs of solar cells (ELPV): is the cell defective? EfficientNet-Lite0, fine-tuned in three stages.
 
-    `make demo` prepares the data and runs it.
+    `make demo` prepares the data and runs it. Image size and regularization grow, from the ImageNet weights that the
+    extra `lite0` carries. Accuracy over three seeds with one worker: 0.849
+    (0.839 to 0.855).
+    """
+    base = elpv_transfer()
+    stages = ramp(
+        epochs=6,
+        batch_size=48,
+        image_size=(64, 96),
+        randaugment_magnitude=(0, 3),
+        mixup_alpha=(0, 0.1),
+        dropout=(0.1, 0.2),
+        num_stages=3,
+        size_multiple=16,
+    )
+    return replace(base, name="demo", stages=stages, trainer=replace(base.trainer, eval_every_epochs=2))
+
+
+def demo_scratch() -> TrainConfig:
+    """The demo's photographs, from scratch: a small EfficientNetV2, four stages.
+
+    `make demo-scratch` prepares the data and runs it.
     """
     return TrainConfig(
-        name="demo",
+        name="demo-scratch",
         stages=ramp(
             epochs=24,
             batch_size=48,
@@ -39,11 +60,11 @@ def demo() -> TrainConfig:
 
 
 def demo_adaptive() -> TrainConfig:
-    """The demo with stages that end on a plateau and regularization that follows the gap of the losses.
+    """demo_scratch with stages that end on a plateau and regularization that follows the gap of the losses.
 
     See docs/control.md. Unused epochs go to the later, larger stages.
     """
-    base = demo()
+    base = demo_scratch()
     rules = AdaptiveConfig(plateau=True, patience=3, min_epochs=3, closed_loop=True, gap=0.1)
     return replace(base, name="demo-adaptive", adaptive=rules)
 
@@ -75,11 +96,11 @@ def elpv_frozen() -> TrainConfig:
 
 
 def elpv_scratch() -> TrainConfig:
-    """What elpv_transfer is compared with: the same model, data and steps, from scratch, at the demo's rate.
+    """What elpv_transfer is compared with: the same model, data and steps, from scratch, at demo_scratch's rate.
 
     Accuracy over three seeds: 0.782 (docs/transfer.md).
     """
-    base = demo()
+    base = demo_scratch()
     return replace(
         base,
         name="elpv-scratch",

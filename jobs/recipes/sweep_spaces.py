@@ -25,6 +25,7 @@ def imagenet() -> SweepSpace:
 
 SPACES: dict[str, Callable[[], SweepSpace]] = {
     "demo": small,
+    "demo_scratch": small,
     "fonts": small,
     "fonts_small": small,
     **{f"efficientnetv2_{size}_{preset}": imagenet for size in "sml" for preset in ("paper", "google")},

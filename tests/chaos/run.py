@@ -66,7 +66,7 @@ class Run:
         stages = [f"--stages.{i}.{what}" for i in range(4) for what in (f"epochs={lengths[i]}", f"batch-size={BATCH}")]
         stages += [f"--stages.{i}.image-size={size}" for i, size in enumerate((32, 32, 48, 48))]
         self._arguments = [
-            *("demo", "--name", name, "--storage", f"{place.uri}/runs", *stages),
+            *("demo_scratch", "--name", name, "--storage", f"{place.uri}/runs", *stages),
             *(
                 "--cluster.num-workers",
                 *map(str, workers),

@@ -205,8 +205,8 @@ def test_endings_are_equally_long_and_differ_in_what_they_train() -> None:
 
 
 def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
-    comparison, options = parse(["fonts_small", "demo", "--train", "/t", "--seeds", "3", "--epochs", "2"])
-    assert list(comparison.variants) == ["fonts_small", "demo"]
+    comparison, options = parse(["fonts_small", "demo_scratch", "--train", "/t", "--seeds", "3", "--epochs", "2"])
+    assert list(comparison.variants) == ["fonts_small", "demo_scratch"]
     assert {config.data.train for config in comparison.variants.values()} == {"/t"}
     assert [sum(stage.epochs for stage in one.stages) for one in comparison.variants.values()] == [2, 2]
     assert options.seeds == (3,)
@@ -230,7 +230,7 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
 def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
     """Two recipes, of one stage-long step each."""
     return [
-        *("fonts_small", "demo", "--storage", str(place / "runs"), "--name", "pair"),
+        *("fonts_small", "demo_scratch", "--storage", str(place / "runs"), "--name", "pair"),
         *("--train", str(place / "train"), "--val", str(place / "val")),
         *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False"),
         *("--cluster.num-workers", "1", "--epochs", "1", "--seeds", "0", "--data.eval-crop", "whole"),
@@ -317,7 +317,7 @@ def test_a_comparison_trains_reports_and_is_reused(
     command = arguments(tmp_path, sqlite_uri, "--peer", "timm", "--out", str(out))
     assert main(command) == 0
     first = json.loads((out / "report.json").read_text())
-    assert list(first["variants"]) == ["fonts_small", "demo", "timm, fixed"]
+    assert list(first["variants"]) == ["fonts_small", "demo_scratch", "timm, fixed"]
     for variant in first["variants"].values():
         (run,) = variant["runs"]
         assert not run["reused"]

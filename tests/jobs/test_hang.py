@@ -29,7 +29,7 @@ def arguments(folder: Path, name: str, tracking_uri: str) -> list[str]:
     stages = [f"--stages.{index}.epochs=2" for index in range(4)]
     stages += [f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))]
     return [
-        *("demo", "--name", name, "--storage", str(folder / "runs"), "--data.loader-workers", "1"),
+        *("demo_scratch", "--name", name, "--storage", str(folder / "runs"), "--data.loader-workers", "1"),
         *("--data.train", str(folder / "train"), "--data.val", str(folder / "val"), "--trainer.log-every", "2"),
         *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False", "--cluster.standby", "False"),
         *("--checkpoint.every-epochs", "0.5", "--cluster.step-timeout-s", str(TIMEOUT_S)),

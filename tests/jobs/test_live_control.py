@@ -33,7 +33,7 @@ class LiveRun:
         stages += [f"--stages.{index}.image-size=32" for index in range(4)]
         stages += [f"--stages.{index}.num-workers=1" for index in (1, 2, 3)]
         arguments = [
-            *("demo", "--name", "live", "--storage", str(folder / "runs"), "--cluster.address", address),
+            *("demo_scratch", "--name", "live", "--storage", str(folder / "runs"), "--cluster.address", address),
             *("--data.train", str(folder / "train"), "--data.val", str(folder / "val"), "--trainer.log-every", "2"),
             *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False", "--cluster.standby", "False"),
             *("--trainer.eval-every-epochs", "1000", "--adaptive.unused", "saved"),

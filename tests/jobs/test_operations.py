@@ -54,7 +54,7 @@ def flags(name: str) -> list[str]:
     stages = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=5", "image_size=32")]
     data = ["--data.train", f"s3://{BUCKET}/shards", "--data.val", f"s3://{BUCKET}/shards", "--data.cache-dir", "none"]
     pace = ["--trainer.log-every", "1", "--tracking.system-metrics", "False", "--cluster.num-workers", "1"]
-    return ["demo", "--name", name, "--storage", f"s3://{BUCKET}/runs", *data, *pace, *stages]
+    return ["demo_scratch", "--name", name, "--storage", f"s3://{BUCKET}/runs", *data, *pace, *stages]
 
 
 def start(verb: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:

@@ -25,7 +25,7 @@ def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
 
 def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def note(*flags: str) -> str:
-        assert plan.main(["demo", "--samples", "1000", "--stages.3.batch-size", "24", *flags]) == 0
+        assert plan.main(["demo_scratch", "--samples", "1000", "--stages.3.batch-size", "24", *flags]) == 0
         return "".join(line for line in capsys.readouterr().out.splitlines() if "optimizer.lr" in line)
 
     assert note() == (
@@ -36,7 +36,7 @@ def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.Captur
 
 
 def test_a_rate_for_a_batch_takes_the_place_of_the_rule_for_automatic_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    automatic = ("demo", "--samples", "1000", "--stages.0.batch-size", "auto")
+    automatic = ("demo_scratch", "--samples", "1000", "--stages.0.batch-size", "auto")
     by_rule = planned(capsys, *automatic)["stages"][0]
     scaled = planned(capsys, *automatic, "--optimizer.lr-per-batch", "48")["stages"][0]
     assert (by_rule["batch_size"], by_rule["lr_factor"]) == (192, 2.0)
@@ -82,7 +82,16 @@ def test_the_released_codes_settings(capsys: pytest.CaptureFixture[str], size: s
 
 
 def test_options_of_the_inputs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["demo", "--samples", "2000", "--stages.0.low-frequency-of", "128", "--stages.3.random-sizes", "64", "80"]
+    flags = [
+        "demo_scratch",
+        "--samples",
+        "2000",
+        "--stages.0.low-frequency-of",
+        "128",
+        "--stages.3.random-sizes",
+        "64",
+        "80",
+    ]
     flags += ["--stages.3.random-size-share", "0.25", "--data.flip-order", "alternating"]
     assert plan.main(flags) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -98,7 +107,7 @@ def test_options_of_the_inputs_are_shown(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "train", [50, 64, 23])
-    result = planned(capsys, "demo", "--data.train", str(folder))
+    result = planned(capsys, "demo_scratch", "--data.train", str(folder))
     assert result["data"]["samples"] == 137
     assert result["data"]["samples_per_epoch"] == 132
     for stage in result["stages"]:
@@ -107,7 +116,7 @@ def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert result["total"]["bytes_read"] == pytest.approx(result["total"]["samples"] * size / 137, rel=1e-3)
     mix = f"{folder}/part-000000.tar::{folder}/part-000001.tar"
-    result = planned(capsys, "demo", "--data.train", mix, "--data.train-weights", "0.5", "2")
+    result = planned(capsys, "demo_scratch", "--data.train", mix, "--data.train-weights", "0.5", "2")
     assert result["data"]["samples"] == 25 + 128
 
 
@@ -130,7 +139,7 @@ def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe:
 )
 def test_what_cannot_work_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan.main(["demo", "--samples", "1000", *flags])
+        plan.main(["demo_scratch", "--samples", "1000", *flags])
 
 
 def test_the_difference_of_paper_and_google_is_what_the_two_sources_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +156,7 @@ def test_the_difference_of_paper_and_google_is_what_the_two_sources_say(capsys: 
 
 
 def test_diff_wants_two_recipes() -> None:
-    for names, message in ((["demo"], "two recipes, not 1"), (["demo", "demmo"], "did you mean demo")):
+    for names, message in ((["demo_scratch"], "two recipes, not 1"), (["demo_scratch", "demmo"], "did you mean demo")):
         with pytest.raises(UsageError, match=message):
             plan.main(["--diff", *names])
 
@@ -178,13 +187,13 @@ def test_the_transfer_recipes_are_the_papers(capsys: pytest.CaptureFixture[str])
 def test_weights_and_sampling_of_classes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(write_rare_shards(tmp_path / "train", [80]))
     flags = ("--data.train", folder, "--data.val", folder)
-    found = planned(capsys, "demo", *flags, "--task.class-weights", "auto")["data"]["report"]
+    found = planned(capsys, "demo_scratch", *flags, "--task.class-weights", "auto")["data"]["report"]
     assert found == ["task.class_weights: rarest 13.33, rare 3.333, usual 0.381"]
-    found = planned(capsys, "demo", *flags, "--data.sampling", "balanced")["data"]["report"]
+    found = planned(capsys, "demo_scratch", *flags, "--data.sampling", "balanced")["data"]["report"]
     assert found[0] == "data.sampling balanced: what an epoch takes"
     assert found[1] == "  rarest: 2.50% of the images, 32.50% of an epoch, each image 13 times"
-    assert planned(capsys, "demo", *flags)["data"]["report"] == []
+    assert planned(capsys, "demo_scratch", *flags)["data"]["report"] == []
     with pytest.raises(ValueError, match=r"task.class_weights has 2 numbers for 3 classes"):
-        plan.main(["demo", *flags, "--task.class-weights", "1", "2"])
+        plan.main(["demo_scratch", *flags, "--task.class-weights", "1", "2"])
     with pytest.raises(UsageError, match="'some' is not one of uniform, balanced, sqrt"):
-        plan.main(["demo", *flags, "--data.sampling", "some"])
+        plan.main(["demo_scratch", *flags, "--data.sampling", "some"])

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
     """The demo recipe, made small: one step in each of its four stages; two trials, one after the other."""
     return [
-        *("demo", "--name", "s", "--storage", str(place / "runs")),
+        *("demo_scratch", "--name", "s", "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False"),
         *("--cluster.num-workers", "1", "--max-trials", "2", "--concurrent", "1"),
@@ -82,7 +82,9 @@ def test_a_stopped_and_killed_sweep_goes_on_and_repeats_nothing_that_is_finished
     assert done in records(place)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert [path for path in _weights(place) if "-start-" in str(path)] == starts
-    (best,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m jobs.train demo "))
+    (best,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m jobs.train demo_scratch ")
+    )
     trained, _ = parse_recipe(shlex.split(best)[3:], prog="train")
     assert (trained.name, trained.data.train) == ("s-best", str(place / "train"))
     report = place / "runs" / "s" / "report"

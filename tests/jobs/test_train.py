@@ -43,7 +43,7 @@ def arguments(place: Path, name: str, *more: str) -> list[str]:
         f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))
     ]
     return [
-        *("demo", "--name", name, "--storage", str(place / "runs")),
+        *("demo_scratch", "--name", name, "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
         *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2", "--profile", "2"),

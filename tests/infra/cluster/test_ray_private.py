@@ -160,7 +160,7 @@ def test_an_attribute_that_is_gone_is_named() -> None:
         ("jobs.status",),
         ("jobs.status", "--address", "127.0.0.1:1"),
         ("jobs.control", "run", "stop"),
-        ("jobs.submit", "demo", *S3, "--tracking.uri=http://127.0.0.1:1"),
+        ("jobs.submit", "demo_scratch", *S3, "--tracking.uri=http://127.0.0.1:1"),
         ("jobs.doctor", "demo"),
     ],
     ids=" ".join,

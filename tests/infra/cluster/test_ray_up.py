@@ -130,6 +130,6 @@ def submit(hosts: Hosts, config: str) -> subprocess.Popen[str]:
     places = ["--data.train", f"{folder}/data/train", "--data.val", f"{folder}/data/val", "--storage", f"{folder}/runs"]
     small = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=60", "image_size=32")]
     pace = ["--trainer.log-every", "1", "--checkpoint.every-epochs", "1", "--cluster.num-workers", "1", "2"]
-    job = [sys.executable, "-m", "jobs.submit", "demo", "--name", "cut", *places, *tracking, *small, *pace]
+    job = [sys.executable, "-m", "jobs.submit", "demo_scratch", "--name", "cut", *places, *tracking, *small, *pace]
     tunnel = f'{BIN / "ray"} dashboard {config} > {folder}/tunnel.log 2>&1 & sleep 8; exec "$@"'
     return on_laptop(hosts, "sh", "-c", tunnel, "sh", *job)

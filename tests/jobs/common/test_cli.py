@@ -11,7 +11,7 @@ import pytest
 from infra.cluster.code_package import ROOT
 from jobs.common.cli import parse_recipe, recipe_words
 from jobs.common.parsing import UsageError, flags_of
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import differences
 from pipeline.schedule.stages import AUTO
@@ -28,15 +28,15 @@ def parse(*argv: str) -> TrainConfig:
 
 
 def test_a_recipe_without_flags_is_the_recipe() -> None:
-    assert parse("demo") == demo()
+    assert parse("demo_scratch") == demo_scratch()
 
 
 def test_flags_change_their_fields_only() -> None:
     from pipeline.run.provenance import config_values
 
-    changed = parse("demo", "--stages.1.image-size", "88", "--optimizer.lr", "0.5", "--name", "other")
-    assert differences(config_values(demo()), config_values(changed)) == {
-        "name": ("demo", "other"),
+    changed = parse("demo_scratch", "--stages.1.image-size", "88", "--optimizer.lr", "0.5", "--name", "other")
+    assert differences(config_values(demo_scratch()), config_values(changed)) == {
+        "name": ("demo-scratch", "other"),
         "stages.1.image_size": (80, 88),
         "optimizer.lr": (0.004, 0.5),
     }
@@ -46,12 +46,12 @@ def test_flags_change_their_fields_only() -> None:
     "argv", [("--stages.0.batch-size", "auto"), ("--stages.0.batch_size=auto",), ("--stages.0.batch-size", "0")]
 )
 def test_a_stages_batch_size_may_be_automatic(argv: tuple[str, ...]) -> None:
-    stages = parse("demo", *argv).stages
+    stages = parse("demo_scratch", *argv).stages
     assert [stage.batch_size for stage in stages] == [AUTO, 48, 48, 48]
 
 
 def test_flags_of_the_job_itself_are_kept_apart() -> None:
-    config, flags = parse_recipe(["demo", "--json", "--seed", "3"], prog="plan", extra=Flags)
+    config, flags = parse_recipe(["demo_scratch", "--json", "--seed", "3"], prog="plan", extra=Flags)
     assert config.seed == 3
     assert flags == Flags(json=True)
 
@@ -60,38 +60,44 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
     ("argv", "message"),
     [
         (["demmo"], r"no recipe is named 'demmo': did you mean demo\?"),
-        (["demo", "--optimizer.lrr", "1"], r"--optimizer\.lrr.*did you mean --optimizer\.lr\?"),
-        (["demo", "--seed", "one"], r"^--seed: 'one' is not an integer$"),
-        (["demo", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is not a number$"),
-        (["demo", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
-        (["demo", "--model-rows"], "--model-rows: it needs a value"),
-        (["demo", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
-        (["demo", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
-        (["demo", "--name", "a/b"], "name is 'a/b'"),
-        (["demo", "--name", "."], "name is '.': .*not dots alone"),
-        (["demo", "--name", ".."], "name is '..'"),
-        (["demo", "--stages.0.image-size", "auto"], r"'auto' is not an integer"),
+        (["demo_scratch", "--optimizer.lrr", "1"], r"--optimizer\.lrr.*did you mean --optimizer\.lr\?"),
+        (["demo_scratch", "--seed", "one"], r"^--seed: 'one' is not an integer$"),
+        (["demo_scratch", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is not a number$"),
+        (["demo_scratch", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
+        (["demo_scratch", "--model-rows"], "--model-rows: it needs a value"),
+        (["demo_scratch", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
+        (["demo_scratch", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
+        (["demo_scratch", "--name", "a/b"], "name is 'a/b'"),
+        (["demo_scratch", "--name", "."], "name is '.': .*not dots alone"),
+        (["demo_scratch", "--name", ".."], "name is '..'"),
+        (["demo_scratch", "--stages.0.image-size", "auto"], r"'auto' is not an integer"),
         (
-            ["demo", "--stages.7.image-size", "96"],
+            ["demo_scratch", "--stages.7.image-size", "96"],
             r"^--stages\.7\.image-size: there are 4 stages, 0 to 3; --ramp.stages 8",
         ),
-        (["demo", "--ramp.stages", "1", "--stages.1.epochs=2"], r"^--stages\.1\.epochs: there is one stage, 0"),
-        (["demo", "--ramp.imagesize", "1", "2"], r"did you mean --ramp\.image-size\?"),
-        (["demo", "--ramp.stages", "0"], r"^--ramp\.stages is 0: it must be at least 1"),
-        (["demo", "--ramp.stages", "two"], r"^--ramp\.stages: it does not accept 'two'"),
-        (["demo", "--ramp.image-size", "128"], r"^--ramp\.image-size: it takes two numbers, .*, not 128$"),
-        (["demo", "--ramp.image-size", "1", "2", "3"], r"^--ramp\.image-size: it takes two numbers, .*, not 1 2 3$"),
-        (["demo", "--ramp.mixup"], r"^--ramp\.mixup: it takes two numbers, .*, not none$"),
-        (["demo", "--ramp.mixup", "0", "x"], r"^--ramp\.mixup: 'x' is not a number$"),
-        (["demo", "--ramp.image-size", "300", "128"], r"^--ramp\.image-size is 300 128: .*first must not be above"),
-        (["demo", "--ramp.image-size", "12.5", "20"], r"^--ramp\.image-size is 12\.5 20: give whole numbers"),
-        (["demo", "--ramp.dropout", "0", "1"], r"^--ramp\.dropout has 1: it must be at least 0 and below 1$"),
-        (["demo", "--ramp.randaugment", "-1", "1"], r"^--ramp\.randaugment has -1: it must be at least 0$"),
-        (["demo", "--epochs", "0"], r"^--epochs is 0: it must be above 0$"),
-        (["demo", "--epochs", "-3"], r"^--epochs is -3: it must be above 0$"),
-        (["demo", "--epochs", "nan"], r"^--epochs is nan: it must be above 0$"),
-        (["demo", "--ramp.size-multiple", "0"], r"^--ramp\.size-multiple is 0: it must be at least 1$"),
-        (["demo", "--batch-size", "0"], r"^--batch-size is 0: it must be at least 1$"),
+        (["demo_scratch", "--ramp.stages", "1", "--stages.1.epochs=2"], r"^--stages\.1\.epochs: there is one stage, 0"),
+        (["demo_scratch", "--ramp.imagesize", "1", "2"], r"did you mean --ramp\.image-size\?"),
+        (["demo_scratch", "--ramp.stages", "0"], r"^--ramp\.stages is 0: it must be at least 1"),
+        (["demo_scratch", "--ramp.stages", "two"], r"^--ramp\.stages: it does not accept 'two'"),
+        (["demo_scratch", "--ramp.image-size", "128"], r"^--ramp\.image-size: it takes two numbers, .*, not 128$"),
+        (
+            ["demo_scratch", "--ramp.image-size", "1", "2", "3"],
+            r"^--ramp\.image-size: it takes two numbers, .*, not 1 2 3$",
+        ),
+        (["demo_scratch", "--ramp.mixup"], r"^--ramp\.mixup: it takes two numbers, .*, not none$"),
+        (["demo_scratch", "--ramp.mixup", "0", "x"], r"^--ramp\.mixup: 'x' is not a number$"),
+        (
+            ["demo_scratch", "--ramp.image-size", "300", "128"],
+            r"^--ramp\.image-size is 300 128: .*first must not be above",
+        ),
+        (["demo_scratch", "--ramp.image-size", "12.5", "20"], r"^--ramp\.image-size is 12\.5 20: give whole numbers"),
+        (["demo_scratch", "--ramp.dropout", "0", "1"], r"^--ramp\.dropout has 1: it must be at least 0 and below 1$"),
+        (["demo_scratch", "--ramp.randaugment", "-1", "1"], r"^--ramp\.randaugment has -1: it must be at least 0$"),
+        (["demo_scratch", "--epochs", "0"], r"^--epochs is 0: it must be above 0$"),
+        (["demo_scratch", "--epochs", "-3"], r"^--epochs is -3: it must be above 0$"),
+        (["demo_scratch", "--epochs", "nan"], r"^--epochs is nan: it must be above 0$"),
+        (["demo_scratch", "--ramp.size-multiple", "0"], r"^--ramp\.size-multiple is 0: it must be at least 1$"),
+        (["demo_scratch", "--batch-size", "0"], r"^--batch-size is 0: it must be at least 1$"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
@@ -102,7 +108,7 @@ def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_what_is_said_does_not_depend_on_the_terminal(encoding: str) -> None:
-    command = [sys.executable, "-m", "jobs.plan", "demo", "--optimizer.lrr", "1"]
+    command = [sys.executable, "-m", "jobs.plan", "demo_scratch", "--optimizer.lrr", "1"]
     environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -116,7 +122,7 @@ def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = helped(capsys, "demo", "--help")
+    shown = helped(capsys, "demo_scratch", "--help")
     assert "in pixels. (64, 80, 112, 128)" in " ".join(shown.split())
     flags = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
     assert len(flags) == len(set(flags))
@@ -126,20 +132,22 @@ def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytes
 
 
 def test_all_fields_are_in_the_whole_help(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = {*re.findall(r"^  --([\w.-]+)", helped(capsys, "demo", "--help-all"), re.MULTILINE)}
-    wanted = {re.sub(r"^stages\.\d", "stages.N", name) for name in flags_of(demo())} - {"model.rows"}  # a file's
+    shown = {*re.findall(r"^  --([\w.-]+)", helped(capsys, "demo_scratch", "--help-all"), re.MULTILINE)}
+    wanted = {re.sub(r"^stages\.\d", "stages.N", name) for name in flags_of(demo_scratch())} - {
+        "model.rows"
+    }  # a file's
     assert wanted <= shown
-    common = re.findall(r"^  --([\w.-]+)", helped(capsys, "demo", "--help"), re.MULTILINE)
+    common = re.findall(r"^  --([\w.-]+)", helped(capsys, "demo_scratch", "--help"), re.MULTILINE)
     assert len(common) < len(wanted) * 0.6
     assert {*common} < shown
 
 
 def test_the_flags_of_a_job_come_first_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        parse_recipe(["demo", "--help"], prog="plan", extra=Flags)
+        parse_recipe(["demo_scratch", "--help"], prog="plan", extra=Flags)
     assert re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)[0] == "--json"
 
 
 def test_the_words_of_a_recipe_are_without_the_jobs_own_and_the_name() -> None:
-    argv = ["demo", "--ramp.stages", "3", "--json", "--name", "s", "--data.train", "a b"]
-    assert recipe_words(argv, Flags) == "demo --ramp.stages 3 --data.train 'a b'"
+    argv = ["demo_scratch", "--ramp.stages", "3", "--json", "--name", "s", "--data.train", "a b"]
+    assert recipe_words(argv, Flags) == "demo_scratch --ramp.stages 3 --data.train 'a b'"

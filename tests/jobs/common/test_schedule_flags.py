@@ -11,7 +11,7 @@ from jobs.common.schedule_flags import RampFlags, ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.fonts import fonts_progressive
 from jobs.recipes.imagenet import efficientnetv2_s_paper
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
 from pipeline.schedule.ramp import FIELDS
 from pipeline.schedule.stages import ramp
@@ -24,7 +24,7 @@ def parse(line: str) -> TrainConfig:
 
 
 def test_a_ramp_makes_the_stages_that_the_papers_algorithm_makes() -> None:
-    made = parse(f"demo {RAMP} --epochs 40")
+    made = parse(f"demo_scratch {RAMP} --epochs 40")
     assert made.stages == ramp(
         epochs=40,
         batch_size=48,
@@ -34,24 +34,24 @@ def test_a_ramp_makes_the_stages_that_the_papers_algorithm_makes() -> None:
         dropout=(0.1, 0.3),
     )
     assert made.optimizer.warmup_epochs == pytest.approx(2 * 40 / 24)
-    assert replace(made, stages=demo().stages, optimizer=demo().optimizer) == demo()
+    assert replace(made, stages=demo_scratch().stages, optimizer=demo_scratch().optimizer) == demo_scratch()
 
 
 def test_single_stages_are_set_after_the_ramp_wherever_they_stand() -> None:
-    for line in (f"demo {RAMP} --stages.2.image-size 200", f"demo --stages.2.image-size 200 {RAMP}"):
+    for line in (f"demo_scratch {RAMP} --stages.2.image-size 200", f"demo_scratch --stages.2.image-size 200 {RAMP}"):
         assert [stage.image_size for stage in parse(line).stages] == [128, 185, 200, 300]
-    assert len(parse("demo --ramp.stages 6 --stages.5.epochs 9").stages) == 6
+    assert len(parse("demo_scratch --ramp.stages 6 --stages.5.epochs 9").stages) == 6
 
 
 def test_what_a_ramp_leaves_out_is_the_recipes() -> None:
-    base = demo()
-    longer = parse("demo --ramp.stages 6").stages
+    base = demo_scratch()
+    longer = parse("demo_scratch --ramp.stages 6").stages
     assert len(longer) == 6
     assert sum(stage.epochs for stage in longer) == pytest.approx(24)
     for name in FIELDS:
         assert getattr(longer[0], name) == getattr(base.stages[0], name)
         assert getattr(longer[-1], name) == getattr(base.stages[-1], name)
-    wider = parse("demo --ramp.image-size 96 224").stages  # the number of stages, and all else, stay
+    wider = parse("demo_scratch --ramp.image-size 96 224").stages  # the number of stages, and all else, stay
     assert [stage.image_size for stage in wider] == [96, 139, 181, 224]
     assert [replace(one, image_size=other.image_size) for one, other in zip(wider, base.stages, strict=True)] == [
         *base.stages
@@ -68,7 +68,7 @@ def test_a_stage_keeps_what_does_not_ramp_from_the_same_share_of_the_recipe() ->
 
 
 def test_sizes_between_the_ends_are_multiples() -> None:
-    sizes = [stage.image_size for stage in parse(f"demo {RAMP} --ramp.size-multiple 32").stages]
+    sizes = [stage.image_size for stage in parse(f"demo_scratch {RAMP} --ramp.size-multiple 32").stages]
     assert sizes == [128, 192, 256, 300]
 
 
@@ -78,11 +78,13 @@ def test_epochs_alone_keep_the_recipes_proportions() -> None:
     assert made.optimizer == replace(base.optimizer, warmup_epochs=0.25)
     paper = parse("efficientnetv2_s_paper --epochs 35").optimizer  # an exponential decay, which follows
     assert paper.decay_epochs == pytest.approx(efficientnetv2_s_paper().optimizer.decay_epochs / 10)
-    assert parse("demo --epochs 12 --stages.0.epochs 5 --optimizer.warmup-epochs 3").optimizer.warmup_epochs == 3
+    assert (
+        parse("demo_scratch --epochs 12 --stages.0.epochs 5 --optimizer.warmup-epochs 3").optimizer.warmup_epochs == 3
+    )
 
 
 def test_one_batch_size_for_all_stages() -> None:
-    stages = parse("demo --batch-size 96 --stages.3.batch-size 24").stages
+    stages = parse("demo_scratch --batch-size 96 --stages.3.batch-size 24").stages
     assert [stage.batch_size for stage in stages] == [96, 96, 96, 24]
 
 

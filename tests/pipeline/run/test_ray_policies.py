@@ -41,7 +41,7 @@ class Run:
         stages = [f"--stages.{index}.{name}" for index in range(4) for name in ("epochs=500", f"batch-size={BATCH}")]
         stages += [f"--stages.{index}.image-size=32" for index in range(4)]
         arguments = [
-            *("demo", "--name", "elastic", "--storage", str(folder / "runs"), "--cluster.address", address),
+            *("demo_scratch", "--name", "elastic", "--storage", str(folder / "runs"), "--cluster.address", address),
             *("--cluster.num-workers", "1", "2", "--cluster.grow-check-s", "2", "--cluster.max-failures", "-1"),
             *("--data.train", str(folder / "train"), "--data.val", str(folder / "val"), "--trainer.log-every", "5"),
             *("--trainer.eval-every-epochs", "1000", "--checkpoint.every-epochs", "1"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobs.common.cli import parse_recipe
 from jobs.common.parsing import UsageError
 from jobs.common.study_report import search_files
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from model.config import ModelConfig, architecture_of
 from model.factory import build_model
 from model.latency import LatencyTable, Workload, measure_table
@@ -50,7 +50,7 @@ def test_candidates_can_be_built_and_keep_strides_and_channels() -> None:
 def test_rows_in_a_config_take_the_place_of_the_tables(tmp_path: Path) -> None:
     rows = (*BASE[:4], replace(BASE[4], layers=7, kernel=5))
     (tmp_path / "rows.json").write_text(rows_as_json(rows))
-    config, _ = parse_recipe(["demo", "--model-rows", str(tmp_path / "rows.json"), "--seed", "3"], prog="test")
+    config, _ = parse_recipe(["demo_scratch", "--model-rows", str(tmp_path / "rows.json"), "--seed", "3"], prog="test")
     assert config.model.rows == rows
     assert config.seed == 3
     architecture = architecture_of(config.model)
@@ -68,7 +68,7 @@ def test_a_wrong_rows_file_is_one_line(tmp_path: Path, text: str, words: str) ->
     if text != "missing":
         path.write_text(text)
     with pytest.raises(UsageError, match=words) as caught:
-        parse_recipe(["demo", "--model-rows", str(path)], prog="test")
+        parse_recipe(["demo_scratch", "--model-rows", str(path)], prog="test")
     assert str(path) in str(caught.value)
 
 
@@ -127,7 +127,7 @@ def test_every_choice_of_the_space_is_in_the_tables_choices() -> None:
 
 
 def test_the_report_has_the_winners_rows_and_the_front(tmp_path: Path) -> None:
-    config = replace(demo(), name="search", storage=str(tmp_path))
+    config = replace(demo_scratch(), name="search", storage=str(tmp_path))
     study = Study(
         kind="search",
         base=config,
@@ -152,7 +152,7 @@ def test_the_report_has_the_winners_rows_and_the_front(tmp_path: Path) -> None:
         )
         for number, (point, (accuracy, step)) in enumerate(zip(points, figures, strict=True))
     ]
-    files = search_files(study, records, "demo", lambda point: rows_of(BASE, point))
+    files = search_files(study, records, "demo_scratch", lambda point: rows_of(BASE, point))
     assert rows_from_json(files["rows.json"]) == rows_of(BASE, points[1])
     assert [name for name in files if name.startswith("front/")] == [
         "front/rows-003.json",

@@ -20,7 +20,7 @@ from infra.storage.open import open_storage
 from jobs.common.cli import parse_recipe, recipe_words
 from jobs.common.study_report import sweep_files, winner_command
 from jobs.common.trials_view import TrialsBoard
-from jobs.recipes.solar_cells import demo
+from jobs.recipes.solar_cells import demo_scratch
 from jobs.recipes.sweep_spaces import SPACES, space_of
 from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import ramp
@@ -49,7 +49,7 @@ SPACE = {
 
 
 def test_a_point_makes_the_recipe_that_ramp_would_have_made() -> None:
-    config = demo()
+    config = demo_scratch()
     space = SweepSpace(
         randaugment_end=Range(0, 20),
         dropout_start=Range(0, 0.5),
@@ -82,14 +82,14 @@ def test_the_recipes_own_point_is_in_its_space_and_gives_the_recipe(recipe: str)
     config = RECIPES[recipe]()
     space = space_of(recipe, config)
     point = space.point_of(config)
-    if recipe in ("demo", "unet_demo", "efficientnetv2_s_paper"):
+    if recipe in ("demo_scratch", "unet_demo", "efficientnetv2_s_paper"):
         assert point is not None
     if point is not None:
         assert space.apply(config, point) == config
 
 
 def test_a_recipe_outside_of_the_space_has_no_point() -> None:
-    assert SweepSpace(dropout_end=Range(0.3, 0.5)).point_of(demo()) is None
+    assert SweepSpace(dropout_end=Range(0.3, 0.5)).point_of(demo_scratch()) is None
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def variants(*points: dict[str, float]) -> dict[int, TrainConfig]:
     space = SweepSpace(
         randaugment_start=Range(0, 10), randaugment_end=Range(0, 20), dropout_end=Range(0, 0.5), lr=Range(1e-3, 1e-1)
     )
-    return {number: space.apply(demo(), point) for number, point in enumerate(points)}
+    return {number: space.apply(demo_scratch(), point) for number, point in enumerate(points)}
 
 
 def test_trials_that_differ_in_their_ends_share_the_first_stage_alone() -> None:
@@ -133,14 +133,14 @@ def test_other_learning_rates_or_other_starts_share_nothing() -> None:
 
 
 def test_a_start_that_all_leave_together_is_within_a_longer_one() -> None:
-    config = demo()
+    config = demo_scratch()
     last = [replace(config.stages[3], dropout=dropout) for dropout in (0.1, 0.3)]
     trials = {number: replace(config, stages=(*config.stages[:3], stage)) for number, stage in enumerate(last)}
     assert shared_prefixes(trials.values()) == {prefix_keys(trials[0])[2]}
 
 
 def test_names_and_places_make_no_other_training_and_the_length_does() -> None:
-    config = demo()
+    config = demo_scratch()
     keys = prefix_keys(config)
     assert prefix_keys(replace(config, name="other", storage="s3://b/elsewhere")) == keys
     longer = replace(config, stages=(*config.stages[:3], replace(config.stages[3], epochs=50)))
@@ -272,7 +272,7 @@ def test_asha_judges_at_every_stages_end_but_the_last_ones(eta: int) -> None:
 
 
 def make_study(folder: Path, **changes: object) -> Study:
-    config = replace(demo(), name="sweep", storage=str(folder))
+    config = replace(demo_scratch(), name="sweep", storage=str(folder))
     space = default_space(config)
     values: dict[str, object] = {
         "kind": "sweep",
@@ -311,7 +311,7 @@ def test_a_study_goes_on_with_what_a_run_may_change_and_not_with_other_data(tmp_
 
     opened()
     opened(cluster=ClusterConfig(num_workers=1), trainer=TrainerConfig(log_every=3))
-    for changes in ({"data": replace(demo().data, train="elsewhere")}, {"optimizer": OptimizerConfig(lr=0.5)}):
+    for changes in ({"data": replace(demo_scratch().data, train="elsewhere")}, {"optimizer": OptimizerConfig(lr=0.5)}):
         with pytest.raises(StudyError, match=r"data\.train|optimizer\.lr"):
             opened(**changes)
 
@@ -387,7 +387,7 @@ def test_the_report_says_what_mattered_and_which_trial_won(tmp_path: Path) -> No
     found = importances(study, records)
     assert next(iter(found)) == "dropout_end"
     assert found["dropout_end"] > 0.7
-    files = sweep_files(study, records, "demo")
+    files = sweep_files(study, records, "demo_scratch")
     assert set(files) == {"report.md", "parallel-coordinates.png", "importances.png"}
     assert all(content.startswith(b"\x89PNG") for name, content in files.items() if name.endswith("png"))
     winner = max(records, key=lambda record: record.point["dropout_end"])
@@ -410,9 +410,9 @@ def test_without_a_terminal_each_trial_is_a_line_also_what_tunes_last_step_broug
 def test_the_winners_command_trains_the_winner(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     point = finished(study, 1)[0].point
-    words = recipe_words(["demo", "--name", "sweep", "--data.train", "own"], SweepOptions)
+    words = recipe_words(["demo_scratch", "--name", "sweep", "--data.train", "own"], SweepOptions)
     command = winner_command(study, point, words)
-    assert command.startswith("python -m jobs.train demo --data.train own --name sweep-best ")
+    assert command.startswith("python -m jobs.train demo_scratch --data.train own --name sweep-best ")
     parsed, _ = parse_recipe(shlex.split(command)[3:], prog="test")
     assert parsed.stages == study.configure(point).stages
     assert (parsed.name, parsed.data.train) == ("sweep-best", "own")
