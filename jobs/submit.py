@@ -6,10 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from infra.cluster.code_package import packed_code
 from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, job_page, open_client, submit
+from infra.cluster.resubmission import follow_over_losses, running_job
 from infra.redact import redacted_command
 from jobs.common.cli import parse_recipe, run_main
 from jobs.common.extension import ExtendFlags
@@ -17,6 +20,9 @@ from jobs.common.parsing import UsageError, parse_known
 from pipeline.config import TrainConfig
 from pipeline.run.origin import submitter_tags
 from pipeline.run.reachability import check_reachable
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +33,21 @@ class Options(ExtendFlags):
     """URL of the cluster's dashboard. Empty: RAY_API_SERVER_ADDRESS, or else http://127.0.0.1:8265."""
     detach: bool = False
     """Return once the job is submitted, instead of showing its output."""
+    retries: int = 0
+    """How often to submit the job again after the cluster lost it, with its head or its driver: by then the run resumes
+    from its last checkpoint. Waits up to an hour for a head at the same address. A job of this run that is running
+    already is followed. A run that fails by itself is not submitted again."""
+
+    def __post_init__(self) -> None:
+        ExtendFlags.__post_init__(self)
+        if self.retries < 0:
+            raise ValueError(f"retries is {self.retries}: it must be 0 (off) or more")
+        if self.retries and self.detach:
+            raise ValueError("retries needs a submission that follows its job: leave out --detach")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Submit and follow. Exit code 1: the job failed; 0: it succeeded, or continues without us."""
+    """Submit and follow. Exit code 0: the job succeeded, or continues without us; 75: the cluster lost it."""
     if not argv or argv[0] in ("-h", "--help"):
         parse_recipe(argv, prog="python -m jobs.submit")
     recipe, *rest = argv
@@ -40,11 +57,24 @@ def main(argv: Sequence[str]) -> int:
     check_reachable(config)
     if redacted_command(fields) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
-    client = open_client(options.dashboard)
-    entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields, *options.words])
-    job_id = submit(client, entrypoint, name=config.name, origin=submitter_tags())
+    with packed_code() as code:  # the same for each submission, whatever is edited meanwhile
+        entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields, *options.words])
+        start = partial(_start, config, entrypoint, code, options)
+        if options.detach:
+            start(open_client(options.dashboard))
+            return 0
+        return follow_over_losses(options.dashboard, retries=options.retries, start=start, follow=_follow)
+
+
+def _start(config: TrainConfig, entrypoint: str, code: str, options: Options, client: JobSubmissionClient) -> str:
+    """Submit the run, or find its job that is running already; return the job's id."""
+    job_id = running_job(client, config.name) if options.retries else ""
+    if job_id:
+        print(f"{config.name} is being trained by a job already, which is followed")
+    else:
+        job_id = submit(client, entrypoint, name=config.name, code=code, origin=submitter_tags())
     _announce(config, job_page(client, job_id), job_id)
-    return 0 if options.detach else _follow(client, job_id)
+    return job_id
 
 
 def _announce(config: TrainConfig, page: str, job_id: str) -> None:
@@ -54,7 +84,7 @@ def _announce(config: TrainConfig, page: str, job_id: str) -> None:
     print(f"stop it with `ray job stop {job_id}`; the same command again resumes the run", flush=True)
 
 
-def _follow(client: Any, job_id: str) -> int:
+def _follow(client: JobSubmissionClient, job_id: str) -> int:
     try:
         status = follow(client, job_id)
     except KeyboardInterrupt:

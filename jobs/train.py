@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from infra.storage.failures import is_transient
 from jobs.common.cli import parse_recipe, rate_notes, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.extension import ExtendFlags
@@ -18,7 +20,7 @@ from pipeline.schedule.stages import TrainingStage
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check, start or resume, follow, and show the result. Exit code 1: the run failed."""
+    """Check, start or resume, follow, and show the result. Exit code 1: the run failed; 75: it was lost."""
     config, flags = parse_recipe(argv, prog="python -m jobs.train", extra=ExtendFlags)
     assert flags is not None
     config = flags.of(config)
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        return 1
+        return os.EX_TEMPFAIL if is_transient(error) else 1
     progress = status.progress
     if progress is None:  # another submission has finished it meanwhile
         console.print(f"{config.name} has nothing left to train")

@@ -6,19 +6,21 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from infra.cluster.code_package import packed_code
 from infra.cluster.config import ClusterError
 from infra.cluster.connect import token_problem
 from infra.redact import redacted, redacted_values
+from infra.storage.failures import FailureClass
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "CRESCENDO_TRACEBACK")
 """Variables that a job gets from the submitter's environment. Keys are not among them: Ray writes a job's variables
@@ -36,6 +38,24 @@ _STOPPING = {
 RECONNECT_S = 2.0
 LOST_AFTER_S = 120.0
 """A dashboard that doesn't answer for this long is not followed any more; the job doesn't need it."""
+_UNKNOWN = "status code 404"
+"""What the dashboard says of a job that it doesn't know."""
+_OWN_FAULTS = ("JOB_ENTRYPOINT_COMMAND_ERROR", "JOB_ENTRYPOINT_COMMAND_START_ERROR", "RUNTIME_ENV_SETUP_FAILURE")
+"""Ray's names for failures of the command itself; all others are the cluster's."""
+_KILLED = {code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number)}
+"""Exit codes of a driver that something else has ended, as the system when its memory ran out."""
+
+
+class HeadAwayError(ClusterError):
+    """No head answers at the dashboard's address."""
+
+    failure = FailureClass.TRANSIENT
+
+
+class JobLostError(ClusterError):
+    """The cluster lost the job, with its head or its driver: the same command resumes its run."""
+
+    failure = FailureClass.TRANSIENT
 
 
 def open_client(dashboard: str = "") -> JobSubmissionClient:
@@ -57,7 +77,7 @@ def open_client(dashboard: str = "") -> JobSubmissionClient:
     except AuthenticationError:
         raise ClusterError(_refused(address)) from None
     except (ConnectionError, ValueError) as error:
-        raise ClusterError(
+        raise HeadAwayError(
             f"no Ray dashboard answers at {address} ({type(error).__name__}): name its URL with --dashboard or "
             "RAY_API_SERVER_ADDRESS; to a cluster elsewhere, `ray dashboard CLUSTER.yaml` opens a tunnel"
         ) from None
@@ -71,12 +91,15 @@ def _refused(address: str) -> str:
     return f"the Ray dashboard at {address} {token_problem()}"
 
 
-def submit(client: JobSubmissionClient, entrypoint: str, *, name: str, origin: Mapping[str, str] | None = None) -> str:
+def submit(
+    client: JobSubmissionClient, entrypoint: str, *, name: str, code: str, origin: Mapping[str, str] | None = None
+) -> str:
     """Submit a command that runs in a copy of this repository on the cluster's head; return the job's id.
 
     Args:
         client: of the cluster.
         entrypoint: the shell command; anyone who may look at the cluster can read it, so it holds no secrets.
+        code: archive of the repository's modules, from `packed_code`.
         name: first part of the job's id.
         origin: tags for MLflow on the submitter and its code; those on the job are added.
 
@@ -93,13 +116,12 @@ def submit(client: JobSubmissionClient, entrypoint: str, *, name: str, origin: M
     submission = f"{name}-{uuid.uuid4().hex[:8]}"
     about = {"mlflow.source.type": "JOB", "ray.job": submission, "ray.page": job_page(client, submission)}
     variables[ORIGIN_VARIABLE] = json.dumps(redacted_values({**(origin or {}), **about}))
-    with packed_code() as code:
-        job_id = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=submission,
-            runtime_env={"working_dir": code, "env_vars": variables | _STOPPING},
-            metadata={"run": name},
-        )
+    job_id = client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=submission,
+        runtime_env={"working_dir": code, "env_vars": variables | _STOPPING},
+        metadata={"run": name},
+    )
     return str(job_id)
 
 
@@ -112,24 +134,50 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
     """Print what a job prints until it ends; return its last status, as `SUCCEEDED`, and the cause in words.
 
     Raises:
-        ClusterError: the dashboard has not answered for two minutes.
+        JobLostError: the head doesn't know the job, which another one had; the cluster or its system ended the job; or
+            the dashboard has not answered for two minutes.
     """
+    import aiohttp
+
     printed, heard = 0, time.monotonic()
     while True:
-        try:
+        with suppress(RuntimeError, OSError, aiohttp.ClientError):  # why the connection ended is asked next
             # A connection begins with all that was printed so far.
             printed = asyncio.run(_tail(client, job_id, printed))
-            info = client.get_job_info(job_id)
-            if info.status.is_terminal():
-                return f"{info.status.value}: {info.message or ''}"
+        try:
+            if ended := _ended(client, job_id):
+                return ended
             heard = time.monotonic()
         except (RuntimeError, OSError) as error:
             if time.monotonic() - heard > LOST_AFTER_S:
-                raise ClusterError(
-                    f"the Ray dashboard no longer answers ({type(error).__name__}); the job may still be running: "
-                    f"`ray job status {job_id}` once it is back"
+                raise JobLostError(
+                    f"the Ray dashboard no longer answers ({type(error).__name__}); {job_id} may still be running"
                 ) from None
         time.sleep(RECONNECT_S)
+
+
+def _ended(client: JobSubmissionClient, job_id: str) -> str:
+    """Return the last status of a job that has ended, with the cause in words; empty of one that runs."""
+    try:
+        info = client.get_job_info(job_id)
+    except RuntimeError as error:
+        if _UNKNOWN in str(error):
+            raise JobLostError(f"{job_id} was lost with its head") from None
+        raise
+    if not info.status.is_terminal():
+        return ""
+    if info.status.value == "FAILED" and (why := _loss(info)):
+        raise JobLostError(f"{job_id} was lost: {why}")
+    return f"{info.status.value}: {info.message or ''}"
+
+
+def _loss(info: JobDetails) -> str:
+    """Say how the cluster lost a job that has failed; empty where it failed by itself."""
+    if info.error_type and info.error_type not in _OWN_FAULTS:
+        return (info.message or info.error_type).partition("\n")[0]
+    if info.driver_exit_code == os.EX_TEMPFAIL:
+        return "its run was lost, as it says above"
+    return f"its driver was killed (exit code {info.driver_exit_code})" if info.driver_exit_code in _KILLED else ""
 
 
 async def _tail(client: JobSubmissionClient, job_id: str, skip: int) -> int:

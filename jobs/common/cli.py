@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from infra.redact import redacted, redacted_command
+from infra.storage.failures import is_transient
 from infra.storage.open import open_storage
 from jobs.common.parsing import UsageError, parse, parse_known
 from jobs.common.recipe_help import CONVERSIONS, recipe_help
@@ -144,7 +145,7 @@ def operator() -> str:
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a job's `main(argv)`: a user's mistake, a file that can't be opened or written included, ends in one line on
-    stderr and exit code 2, without a traceback.
+    stderr and exit code 2, without a traceback; 75 where the same command may succeed later.
 
     CRESCENDO_TRACEBACK=1 shows the traceback as well.
     """
@@ -154,7 +155,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
         print(f"error: {redacted(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(os.EX_TEMPFAIL if is_transient(error) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from infra.storage.failures import FailureClass
 from jobs.common.cli import operator
 from jobs.common.display import PLAIN_LINE_EVERY_S, POLL_S, progress_line
 from pipeline.config import TrainConfig
@@ -25,11 +26,18 @@ from pipeline.run.preflight import Preflight
 from pipeline.schedule.decisions import Stop
 
 
+class RunLostError(RuntimeError):
+    """The run's controller was lost: submitted again, the run resumes."""
+
+    failure = FailureClass.TRANSIENT
+
+
 def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
     """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
     one at once.
 
     Raises:
+        RunLostError: its controller was lost, or doesn't answer.
         RuntimeError: the run failed.
         ValueError: it could not start.
     """
@@ -46,12 +54,12 @@ def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
             controller.ask(Stop(asked_by=operator(), reason="Ctrl-C"))
             return follower.follow()
     except ControllerLostError:
-        raise RuntimeError(
+        raise RunLostError(
             "its controller was lost, with its process or its node; run the same command again to resume from the "
             "latest valid checkpoint"
         ) from None
     except ControllerAwayError as error:
-        raise RuntimeError(str(error)) from error
+        raise RunLostError(str(error)) from error
     finally:
         controller.kill()
 

@@ -70,7 +70,7 @@ def test_without_a_commit_there_is_still_a_user(tmp_path: Path, monkeypatch: pyt
 def test_a_job_has_its_submitters_tags(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = submitter_tags(repository)
     cluster = Cluster()
-    submit(cluster, "python -m jobs.train", name="wide", origin=told)  # type: ignore[arg-type]
+    submit(cluster, "python -m jobs.train", name="wide", code="code.zip", origin=told)  # type: ignore[arg-type]
     job = cluster.job
     monkeypatch.setenv(ORIGIN_VARIABLE, job["runtime_env"]["env_vars"][ORIGIN_VARIABLE])
     monkeypatch.setattr("sys.argv", [str(origin.ROOT / "jobs" / "train.py")])
