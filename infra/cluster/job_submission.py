@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -139,11 +139,10 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
     """
     import aiohttp
 
-    printed, heard = 0, time.monotonic()
+    output, heard = _Output(), time.monotonic()
     while True:
         with suppress(RuntimeError, OSError, aiohttp.ClientError):  # why the connection ended is asked next
-            # A connection begins with all that was printed so far.
-            printed = asyncio.run(_tail(client, job_id, printed))
+            asyncio.run(output.show(client.tail_job_logs(job_id)))
         try:
             if ended := _ended(client, job_id):
                 return ended
@@ -180,11 +179,17 @@ def _loss(info: JobDetails) -> str:
     return f"its driver was killed (exit code {info.driver_exit_code})" if info.driver_exit_code in _KILLED else ""
 
 
-async def _tail(client: JobSubmissionClient, job_id: str, skip: int) -> int:
-    seen = 0
-    async for text in client.tail_job_logs(job_id):
-        fresh = text[max(0, skip - seen) :]
-        seen += len(text)
-        sys.stdout.write(fresh)
-        sys.stdout.flush()
-    return max(seen, skip)
+class _Output:
+    """What a job prints, shown once: each connection begins with all that was printed so far."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    async def show(self, texts: AsyncIterator[str]) -> None:
+        """Show what one connection says beyond what was shown, until it ends or breaks off."""
+        seen = 0
+        async for text in texts:
+            sys.stdout.write(text[max(0, self._shown - seen) :])
+            sys.stdout.flush()
+            seen += len(text)
+            self._shown = max(self._shown, seen)

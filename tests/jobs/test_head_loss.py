@@ -35,7 +35,7 @@ def head(tmp_path: Path) -> Iterator[RayHead]:
 
 
 def submission(head: RayHead, folder: Path, name: str) -> subprocess.Popen[str]:
-    stages = [f"--stages.{i}.{what}" for i in range(4) for what in ("epochs=5", "image-size=32")]
+    stages = [f"--stages.{i}.{what}" for i in range(4) for what in ("epochs=2", "image-size=32")]
     flags = [
         *("demo", "--name", name, "--retries", "2", "--storage", f"{folder}/runs", *stages),
         *("--data.train", f"{folder}/shards", "--data.val", f"{folder}/shards", "--cluster.num-workers", "1"),
