@@ -15,6 +15,7 @@ TRUTH = {
     "classification": ("label", ".cls"),
     "segmentation": ("mask", ".mask.png"),
     "multilabel": ("list of labels", ".labels"),
+    "regression": ("targets", ".targets"),
 }
 """kind -> what each sample must have, and the extension of its file"""
 

@@ -65,7 +65,7 @@ class Options:
     json: str = ""
     """File for the report as JSON; `-` prints it instead of the tables."""
     pictures: str = ""
-    """Folder for predictions.png and, where an image has one class, confusion.png."""
+    """Folder for predictions.png and, where an image has one class, confusion.png; in regression scatter.png."""
     report: str = ""
     """Folder for report.html, a page that needs nothing else: scores, confusions, the worst mistakes as pictures,
     scores by class, calibration."""
@@ -74,6 +74,15 @@ class Options:
         for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+
+
+_COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classification": ("images", ("recall", "precision", "f1")),
+    "segmentation": ("pixels", ("recall", "precision", "iou")),
+    "multilabel": ("images", ("recall", "precision", "f1", "average_precision", "threshold")),
+    "regression": ("images", ("mae", "rmse", "r2")),
+}
+"""kind -> what a class's row counts, and its scores."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,11 +182,10 @@ def _statistics(samples: int) -> str:
 
 
 def class_table(report: Report, kind: str) -> Table:
-    """Return a row a class: in segmentation with the IoU, else with F1; multi-label with what else it has."""
+    """Return a row a class, or a target, with its scores."""
     table = Table(box=SIMPLE_HEAD)
-    unit, score = ("pixels", "iou") if kind == "segmentation" else ("images", "f1")
-    fields = ["recall", "precision", score, *(["average_precision", "threshold"] if kind == "multilabel" else [])]
-    for index, column in enumerate(("class", unit, *fields)):
+    unit, fields = _COLUMNS[kind]
+    for index, column in enumerate(("target" if kind == "regression" else "class", unit, *fields)):
         table.add_column(column.replace("_", " "), justify="right" if index else "left", no_wrap=True)
     for row in report.classes:
         scores = (getattr(row, field) for field in fields)
@@ -186,16 +194,23 @@ def class_table(report: Report, kind: str) -> Table:
 
 
 def _write_pictures(folder: Path, saved: SavedModel, data: EvaluationData, report: Report, device: Any) -> None:
+    import torch
+
     from pipeline.training.evaluation import predicted
-    from pipeline.training.figures import confusion_picture
+    from pipeline.training.figures import confusion_picture, scatter_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     if report.confusion is not None:
         (folder / "confusion.png").write_bytes(confusion_picture(report.confusion, saved.task.classes))
     config = saved.trainer_config()
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=config.eval_batch_size)
-    batch, logits = next(iter(predicted(saved.model, batches, data.config, config, device=device)))
+    found = iter(predicted(saved.model, batches, data.config, config, device=device))
+    batch, logits = next(found)
     (folder / "predictions.png").write_bytes(saved.task.picture(batch, logits))
+    if saved.kind == "regression":
+        pairs = [(batch.labels, logits.cpu()), *((one.labels, values.cpu()) for one, values in found)]
+        truth, values = (torch.cat(part) for part in zip(*pairs, strict=True))
+        (folder / "scatter.png").write_bytes(scatter_picture(truth, values, saved.task.classes))
 
 
 if __name__ == "__main__":

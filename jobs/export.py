@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 CALIBRATED = 256
 """Training images from which int8 takes its ranges."""
+_LABELS: dict[str, Literal["one", "several", "none"]] = {
+    "classification": "one",
+    "segmentation": "one",
+    "multilabel": "several",
+    "regression": "none",
+}
+"""kind -> labels of an image that a registered model tells."""
 ROOT = Path(__file__).parents[1]
 SERVED, DECODER = ROOT / "pipeline/inference/served_images.py", ROOT / "datasets/transforms"
 """What a registered model of images is made of: its script, and the package that decodes for it."""
@@ -201,7 +208,7 @@ def _register(saved: SavedModel, options: Options) -> str:
             channels=saved.preprocessing.channels,
             step=saved.state.cursor,
             dense=saved.kind == "segmentation",
-            several=not saved.task.exclusive,
+            labels=_LABELS[saved.kind],
             serves=SERVED if options.register_as == "images" else None,
             code=(DECODER,) if options.register_as == "images" else (),
         ),

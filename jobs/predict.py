@@ -136,7 +136,11 @@ def _write_table(options: Options, predictor: Predictor, files: Iterable[ImageFi
     done, damaged = 0, 0
     with (
         TableWriter(
-            options.out, classes=predictor.classes, model=predictor.name, thresholds=predictor.thresholds
+            options.out,
+            classes=predictor.classes,
+            model=predictor.name,
+            thresholds=predictor.thresholds,
+            kind=predictor.kind,
         ) as table,
         shown_progress("predict") as show,
     ):
@@ -271,6 +275,9 @@ def _answer(
 ) -> dict[str, Any]:
     """Return one image's row."""
     order = prediction.scores.argsort()[::-1][:top].tolist()
+    if predictor.kind == "regression":
+        values = zip(predictor.classes, prediction.scores.tolist(), strict=True)
+        return {"image": file.name, "labels": [{"label": name, "value": value} for name, value in values]}
     labels = [(predictor.classes[index], float(prediction.scores[index])) for index in order]
     if predictor.kind == "multilabel":
         there = {*predictor.labels_of(prediction)}
@@ -292,17 +299,19 @@ def _print(answers: Sequence[dict[str, Any]], kind: str) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    score = "share" if kind == "segmentation" else "probability"
+    score = {"segmentation": "share", "regression": "value"}.get(kind, "probability")
     table = Table(box=SIMPLE_HEAD)
     several = kind == "multilabel"
     masks, marks = ["mask"] if kind == "segmentation" else [], ["predicted"] if several else []
-    for column in ("image", *masks, "label", score, *marks):
+    for column in ("image", *masks, "target" if kind == "regression" else "label", score, *marks):
         table.add_column(column, justify="right" if column == score else "left", no_wrap=True)
     for answer in answers:
         places = [answer["image"], *([answer["mask"]] if "mask" in answer else [])]
         for label in answer["labels"]:
             mark = [("yes" if label["predicted"] else "")] if several else []
-            table.add_row(*places, label["label"], f"{label[score]:.3f}", *mark)
+            table.add_row(
+                *places, label["label"], f"{label[score]:.4g}" if kind == "regression" else f"{label[score]:.3f}", *mark
+            )
             places = [""] * len(places)
     wide_console().print(table)
 

@@ -129,11 +129,40 @@ class MultilabelConfig:
         return (*scores, *(threshold_name(name) for name in classes))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegressionConfig:
+    """One or several numbers an image. Mixup blends them; CutMix, which cuts images, is refused."""
+
+    kind: ClassVar = "regression"
+
+    loss: Literal["mse", "smooth_l1", "l1"] = "mse"
+    """Loss of each standardized target, averaged over targets and images: the squared error, the smooth L1 loss (Huber
+    loss with delta 1: one standard deviation), or the absolute error. The loss of evaluations is the same."""
+    target_mean: tuple[float, ...] = ()
+    """Mean of each target, by which it is standardized; empty: that of the training data."""
+    target_std: tuple[float, ...] = ()
+    """Standard deviation of each target; empty: that of the training data."""
+
+    def __post_init__(self) -> None:
+        if len(self.target_mean) != len(self.target_std):
+            raise ValueError("task.target_mean and task.target_std are for the same targets: give both, or none")
+        if any(not math.isfinite(one) for one in self.target_mean):
+            raise ValueError(f"task.target_mean is {self.target_mean}: it must be numbers")
+        if any(not 0 < one < math.inf for one in self.target_std):
+            raise ValueError(f"task.target_std is {self.target_std}: each must be above 0")
+
+    def metric_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what an evaluation measures; `classes` are the targets' names."""
+        scores = ("mae", "rmse", "r2")
+        each = tuple(f"{score}_{name}" for score in scores for name in classes) if len(classes) > 1 else ()
+        return (*scores, *each, "loss")
+
+
 def threshold_name(class_name: str) -> str:
     """Return the metric that a class's chosen threshold is recorded as."""
     return f"threshold_{class_name}"
 
 
-TaskConfig = ClassificationConfig | SegmentationConfig | MultilabelConfig
+TaskConfig = ClassificationConfig | SegmentationConfig | MultilabelConfig | RegressionConfig
 """What a run learns. A recorded config is of the first that has all its fields (`recorded_config`), so each has one of
 its own."""

@@ -78,6 +78,9 @@ def labelled_files(
         DataError: no images, or one whose label is missing or none of the classes; one line.
     """
     left_out = LeftOut()
+    if kind == "regression":
+        raise DataError(f"{place}: a model for {kind} is evaluated on shards; prepare the table with "
+                        "`python -m jobs.prepare csv TABLE --targets COLUMN`")  # fmt: skip
     if columns.separator and kind != "multilabel":
         raise DataError(f"{place}: the model is for {kind}, one label an image; leave --label-separator out")
     if kind != "classification" and not place.endswith(TABLE_SUFFIX):

@@ -27,7 +27,11 @@ _WEIGHTS: dict[Sampling, Callable[[int], int]] = {
 }
 """A class's share of an epoch is proportional to this of its number of samples: class-balanced and square-root sampling
 of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, 2020 (arXiv 1910.09217)."""
-_OTHER_WAYS = {"segmentation": "task.class_weights", "multilabel": "task.positive_weights"}
+_OTHER_WAYS = {
+    "segmentation": "weigh the classes instead, with task.class_weights",
+    "multilabel": "weigh the classes instead, with task.positive_weights",
+    "regression": "leave it at uniform",
+}
 _MOST_NAMES = 10
 
 
@@ -92,7 +96,7 @@ def class_sampling(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
     if manifest.kind in _OTHER_WAYS:
         raise DataError(
             f"data.sampling is {config.sampling}: it needs one class an image, and {config.train} is for "
-            f"{manifest.kind}; weigh the classes instead, with {_OTHER_WAYS[manifest.kind]}"
+            f"{manifest.kind}; {_OTHER_WAYS[manifest.kind]}"
         )
     return _made(manifest.shards, manifest.classes, config.sampling, seed)
 

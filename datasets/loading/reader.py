@@ -15,9 +15,10 @@ from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import is_remote
 from datasets.shards.index_rows import IndexRows
+from datasets.shards.label_text import parse_labels, parse_targets
 from datasets.shards.manifest import DatasetManifest, ShardInfo
 from datasets.shards.resolve import INDEX_AGAIN
-from datasets.shards.tar_index import HEADER_BYTES, key_of, parse_labels
+from datasets.shards.tar_index import HEADER_BYTES, key_of
 
 _OPEN_SHARDS = 256
 _REQUESTS_AT_ONCE = 16
@@ -33,6 +34,8 @@ class Sample(NamedTuple):
     """PNG of the mask in segmentation"""
     labels: tuple[int, ...] = ()
     """classes of a multi-label sample"""
+    targets: tuple[float, ...] = ()
+    """in regression"""
 
 
 class Reader(Protocol):
@@ -157,6 +160,9 @@ class SampleReader:
                 )
             if place.label >= len(self.manifest.classes):
                 raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
+        elif self.manifest.kind == "regression":
+            if not place.mask_offset:
+                raise DataError(f"{self._describe(place)}: no targets; each image needs a .targets file next to it")
         elif not 0 <= place.label < len(self.manifest.classes):
             raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
 
@@ -193,6 +199,11 @@ class SampleReader:
         return self._made(place, data, mask)
 
     def _made(self, place: _Place, data: bytes, truth: bytes) -> Sample:
+        if self.manifest.kind == "regression":
+            targets = parse_targets(truth, f"{self._describe(place)}: its targets are")
+            if len(targets) != len(self.manifest.classes):
+                raise DataError(f"{self._describe(place)}: it has {len(targets)} targets; {INDEX_AGAIN}")
+            return Sample(data, place.label, targets=targets)
         if self.manifest.kind != "multilabel":
             return Sample(data, place.label, truth)
         labels = parse_labels(truth, "the labels are")

@@ -86,7 +86,7 @@ class _Decoded(NamedTuple):
     image: np.ndarray
     """uint8 [H, W, 3], or float32 [H, W, C] of pixels that aren't RGB"""
     label: int | np.ndarray
-    """class number, or uint8 [K] of a multi-label sample"""
+    """class number, uint8 [K] of a multi-label sample, or float32 [N] targets"""
     mask: np.ndarray | None
     """uint8 [H, W]"""
 
@@ -186,9 +186,7 @@ class Samples(Dataset[Batch]):
             mask = decode_mask(sample.mask, header, box, view.image_size) if sample.mask else None
         if mask is not None:
             _check_mask(mask, len(reader.manifest.classes))
-        several = reader.manifest.kind == "multilabel"
-        label = multi_hot(sample.labels, len(reader.manifest.classes)) if several else sample.label
-        return _Decoded(image, label, mask)
+        return _Decoded(image, _label(sample, reader.manifest), mask)
 
     def _cropped(
         self, sample: Sample, header: Header, draws: list[float], view: View
@@ -210,9 +208,18 @@ def multi_hot(labels: tuple[int, ...], num_classes: int) -> np.ndarray:
     return row
 
 
+def _label(sample: Sample, manifest: DatasetManifest) -> int | np.ndarray:
+    """Return a row of `Batch.labels`."""
+    if manifest.kind == "multilabel":
+        return multi_hot(sample.labels, len(manifest.classes))
+    return np.array(sample.targets, dtype=np.float32) if manifest.kind == "regression" else sample.label
+
+
 def _empty_labels(count: int, manifest: DatasetManifest) -> np.ndarray:
     if manifest.kind == "multilabel":
         return np.empty((count, len(manifest.classes)), dtype=np.uint8)
+    if manifest.kind == "regression":
+        return np.empty((count, len(manifest.classes)), dtype=np.float32)
     return np.empty(count, dtype=np.int64)
 
 

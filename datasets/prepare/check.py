@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets.errors import PLACE_ERRORS, DataError
 from datasets.prepare.process_pool import count_one, run_tasks
-from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated
+from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated, target_rows
 from datasets.prepare.source import Item, Plan, Source
 from datasets.transforms.bands import checked_format
 from datasets.transforms.formats import PixelFormat
@@ -78,12 +78,7 @@ def checked(
         plan = replace(plan, origin=origin, notes=(*plan.notes, note))
     if broken:
         plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
-    twice = repeated(
-        {
-            split: [(item.name, item.label if item.labels is None else item.labels, key) for item, key in rows]
-            for split, rows in kept.items()
-        }
-    )
+    twice = repeated({split: [(item.name, _label(item), key) for item, key in rows] for split, rows in kept.items()})
     for split in ("val", "test"):
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
@@ -117,6 +112,10 @@ def _format(stored: list[str | int]) -> PixelFormat:
     return PixelFormat(*stored)  # type: ignore[arg-type]
 
 
+def _label(item: Item) -> int | tuple[float, ...]:
+    return next((several for several in (item.targets, item.labels) if several is not None), item.label)
+
+
 def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> DataReport:
     return DataReport(
         images={split: class_counts(plan.classes, items) for split, items in plan.splits.items()},
@@ -125,6 +124,9 @@ def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> Data
         repeated=twice or {},
         notes=plan.notes,
         unit="labels" if plan.kind == "multilabel" else "images",
+        targets={split: target_rows(plan.classes, items) for split, items in plan.splits.items()}
+        if plan.kind == "regression"
+        else {},
     )
 
 

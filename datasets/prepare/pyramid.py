@@ -151,6 +151,7 @@ def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
         kind=manifest.kind,
         source=source,
         class_counts=manifest.class_counts if manifest.kind == "multilabel" else None,
+        targets=manifest.targets,
     )
     shards = [replace(new, copy_of=old.rows) for new, old in zip(copy.shards, manifest.shards, strict=True)]
     save_manifest(target, replace(copy, shards=tuple(shards)), index_of_copy, version=version)

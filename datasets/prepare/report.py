@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean, pstdev
 from typing import Any
 
 from datasets.prepare.source import Item
@@ -31,6 +32,8 @@ class DataReport:
     """Of masks: split -> class, or `ignored` -> share of the pixels."""
     masked: dict[str, int] = field(default_factory=dict)
     """Of masks, in place of `images`: split -> images."""
+    targets: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    """Of targets, in place of `images`: split -> target -> images, smallest, mean, largest, standard deviation."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -46,6 +49,7 @@ class DataReport:
         parts = [
             *(_split_line(split, counts, self.unit) for split, counts in self.images.items() if counts),
             *(f"{split}: {images:,} images{self._pixels(split)}" for split, images in self.masked.items()),
+            *(_target_line(split, rows) for split, rows in self.targets.items()),
             *self._empty_classes(),
             *self.notes,
             *self._left_out(),
@@ -84,6 +88,24 @@ def _split_line(split: str, counts: Mapping[str, int], unit: str) -> str:
     return f"{total} of {len(counts):,} classes, from {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most})"
 
 
+def _target_line(split: str, rows: Mapping[str, Sequence[float]]) -> str:
+    count = next(iter(rows.values()))[0]
+    shown = [
+        f"{name} {low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.3g}"
+        for name, (_, low, mean, high, deviation) in rows.items()
+    ]
+    return f"{split}: {int(count):,} images: {'; '.join(shown[:_MOST_NAMES])}"
+
+
+def target_rows(names: Sequence[str], items: Sequence[Item]) -> dict[str, tuple[float, ...]]:
+    """Return of each target images, smallest, mean, largest and standard deviation."""
+    columns = zip(*(item.targets or () for item in items), strict=True)
+    return {
+        name: (len(column), min(column), fmean(column), max(column), pstdev(column))
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
 def _pixels_part(shares: Mapping[str, float]) -> str:
     ranked = sorted(shares, key=shares.__getitem__, reverse=True)
     shown = _listed([f"{name} {shares[name]:.2%}" for name in ranked if shares[name]])
@@ -112,14 +134,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def repeated(images: Mapping[str, Sequence[tuple[str, int | tuple[int, ...], str]]]) -> dict[str, tuple[int, str]]:
+def repeated(images: Mapping[str, Sequence[tuple[str, int | tuple[float, ...], str]]]) -> dict[str, tuple[int, str]]:
     """Find images that stand twice by the digests of their bytes.
 
     Args:
         images: split -> (name, label, digest) of each.
     """
     found: dict[str, tuple[int, str]] = {}
-    first: dict[str, tuple[str, int | tuple[int, ...], str]] = {}
+    first: dict[str, tuple[str, int | tuple[float, ...], str]] = {}
     for split, rows in images.items():
         for name, label, digest in rows:
             if digest not in first:

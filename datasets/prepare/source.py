@@ -19,6 +19,8 @@ class Item:
     """What else identifies its content, such as a file's size: a change is noticed by it."""
     labels: tuple[int, ...] | None = None
     """Multi-label: its class numbers, ascending, each once; may be empty. None: the source has one label an image."""
+    targets: tuple[float, ...] | None = None
+    """Regression: the numbers to be estimated. None: the source has labels."""
     mask: str = ""
     """Path or URL of its mask, where the source is told it."""
     row: str = ""
@@ -36,8 +38,8 @@ class Plan:
     splits: dict[str, tuple[Item, ...]]
     """Items of `train` and `val`, and of `test` where there is one; of one split alone where that is asked for."""
     kind: str = "classification"
-    """What is learned from them: `classification`; `multilabel` with `Item.labels`; `segmentation` with `Source.mask`
-    next to each image."""
+    """What is learned from them: `classification`; `multilabel` with `Item.labels`; `regression` with
+    `Item.targets`, whose names `classes` are; `segmentation` with `Source.mask` next to each image."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What the manifest records about where the images come from (licence, package versions, ...)."""
     is_one_split: bool = False

@@ -38,12 +38,16 @@ def mark_of(file: Path) -> str:
 
 
 def groups_of(items: tuple[Item, ...]) -> Callable[[Item], Hashable]:
-    """Return what images are held out by: their class, the rarest of their classes, or with masks their folder."""
+    """Return what images are held out by: their class, the rarest of their classes, or with masks their folder.
+    With targets all are one group.
+    """
     counts = Counter(label for item in items for label in item.labels or ())
 
     def group(item: Item) -> Hashable:
         if item.labels is not None:
             return min(item.labels, key=lambda label: (counts[label], label), default=-1)
+        if item.targets is not None:
+            return 0
         return item.label if item.label >= 0 else str(Path(item.name).parent)
 
     return group

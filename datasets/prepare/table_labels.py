@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class LabelReader:
     kind: str
     """of the manifest"""
     read: Callable[[_Cells], tuple[str, ...]]
-    """cells of these columns -> class names, each once, or the mask's path alone; raises ValueError"""
+    """cells of these columns -> class names, each once, or the mask's path alone, or NAME=NUMBER of each target; raises
+    ValueError"""
     classes: tuple[str, ...] = ()
     """Class names, where the columns tell them."""
 
@@ -38,7 +40,14 @@ class LabelReader:
 
 
 def label_reader(
-    table: Table, *, column: str, separator: str, columns: Sequence[str], mask_column: str, used: Sequence[str]
+    table: Table,
+    *,
+    column: str,
+    separator: str,
+    columns: Sequence[str],
+    mask_column: str,
+    targets: Sequence[str],
+    used: Sequence[str],
 ) -> LabelReader:
     """Choose how labels are read.
 
@@ -48,6 +57,7 @@ def label_reader(
         separator: of labels in that column; empty: there is one label, or the column holds lists.
         columns: patterns of names of columns, one for each class, that hold 0 or 1.
         mask_column: the one with the path of a mask.
+        targets: names of columns of numbers, for regression.
         used: columns that hold something else, which a pattern doesn't mean.
 
     Raises:
@@ -56,6 +66,10 @@ def label_reader(
     if mask_column:
         table.check(mask_column, "--mask-column")
         return LabelReader((mask_column,), "segmentation", lambda cells: (_single(mask_column, cells[0]),))
+    if targets:
+        for name in targets:
+            table.check(name, "--targets")
+        return LabelReader(tuple(targets), "regression", lambda cells: _numbers(targets, cells), tuple(targets))
     if columns:
         names = _matching(table, columns, used)
         return LabelReader(names, "multilabel", lambda cells: _flagged(names, cells), names)
@@ -65,6 +79,17 @@ def label_reader(
     if separator:
         return LabelReader((column,), "multilabel", lambda cells: _unique(str(cells[0]).split(separator)))
     return LabelReader((column,), "classification", lambda cells: (_single(column, cells[0]),))
+
+
+def _numbers(names: Sequence[str], cells: _Cells) -> tuple[str, ...]:
+    for name, cell in zip(names, cells, strict=True):
+        try:
+            number = float(str(cell))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"the column {name!r} holds {cell!r}, not a number; correct it, or remove the row")
+    return tuple(f"{name}={float(str(cell))!r}" for name, cell in zip(names, cells, strict=True))
 
 
 def _single(column: str, cell: str | list[str]) -> str:

@@ -25,7 +25,7 @@ class ImageRow(NamedTuple):
     """in the table, as `line 7`"""
     path: str
     labels: tuple[str, ...]
-    """names of its classes; with masks, its mask's path alone"""
+    """names of its classes; with masks, its mask's path alone; with targets, NAME=NUMBER of each"""
     split: str
 
 
@@ -80,6 +80,14 @@ def labelled_items(
         label, labels = (own[0], None) if is_one else (-1, own)
         items.append(Item(row.path, label, marks[row.path], labels, row=row.place))
     return classes, items
+
+
+def target_items(rows: Sequence[ImageRow], marks: dict[str, str]) -> list[Item]:
+    """Return an item for each row of a table with targets."""
+    numbers = [tuple(float(label.rpartition("=")[2]) for label in row.labels) for row in rows]
+    return [
+        Item(row.path, -1, marks[row.path], targets=own, row=row.place) for row, own in zip(rows, numbers, strict=True)
+    ]
 
 
 def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item], alone: str) -> dict[str, tuple[Item, ...]]:

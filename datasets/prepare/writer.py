@@ -20,13 +20,13 @@ from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
-from datasets.shards.tar_index import LABELS_EXTENSION, index_shard
+from datasets.shards.tar_index import LABELS_EXTENSION, TARGETS_EXTENSION, index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
 _ALL_SPLITS = (*SPLITS, "test")
 _NAME_CHARACTERS = 60
-_LATER_OPTIONS = frozenset({"split", "classes"})
+_LATER_OPTIONS = frozenset({"split", "classes", "targets"})
 """Options that older shards were written without: those are gone on with where they aren't given."""
 
 
@@ -149,7 +149,7 @@ def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split, items in plan.splits.items():
         for item in items:
-            label = item.label if item.labels is None else labels_text(item)
+            label = item.label if item.labels is None and item.targets is None else labels_text(item)
             digest.update(f"{split}\0{item.name}\0{label}\0{item.mark}\n".encode())
     # Files were once turned into JPEGs: such shards aren't gone on with.
     listed = {"files": "as they are", "skip_broken": config.skip_broken} if plan.is_listed else {}
@@ -230,7 +230,9 @@ def _write_shard(task: _ShardTask) -> None:
                 extension, data = task.source.encode(task.split, item)
                 mask = getattr(task.source, "mask", None)
                 truth: dict[str, int | bytes]
-                if item.labels is not None:
+                if item.targets is not None:
+                    truth = {TARGETS_EXTENSION: labels_text(item).encode()}
+                elif item.labels is not None:
                     truth = {LABELS_EXTENSION: labels_text(item).encode()}
                 else:
                     truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item, data)}
@@ -242,9 +244,10 @@ def _write_shard(task: _ShardTask) -> None:
 
 
 def labels_text(item: Item) -> str:
-    """Return the content of a multi-label item's `.labels` member."""
-    assert item.labels is not None
-    return " ".join(map(str, item.labels))
+    """Return the content of an item's `.labels` or `.targets` member."""
+    numbers = item.labels if item.targets is None else item.targets
+    assert numbers is not None
+    return " ".join(map(repr, numbers))
 
 
 def _key(number: int, name: str) -> str:

@@ -76,7 +76,8 @@ def report(files: Sequence[RemoteFile], scans: Sequence[ShardIndex], rows: Seque
     several = any(scan.several is not None for scan in scans)
     masks = any((part["mask_offset"] > 0).any() for part in rows)
     without = [part["mask_offset"] == 0 if masks else part["label"] < 0 for part in rows]
-    what = "list of labels (.labels)" if several else "mask" if masks else "label"
+    numbers = any(scan.targets is not None for scan in scans)
+    what = "list of labels (.labels)" if several else "targets" if numbers else "mask" if masks else "label"
     lines += _samples_that(f"have no {what}", files, without)
     return lines + _samples_that("have an image of 0 bytes", files, [part["size"] == 0 for part in rows])
 

@@ -18,7 +18,7 @@ from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import is_packed, open_shard, read_file
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
-from datasets.shards.resolve import describe, expand_files, several_counts
+from datasets.shards.resolve import describe, expand_files, several_counts, target_statistics
 from datasets.shards.tar_index import ShardIndex, scan_shard
 from datasets.transforms.bands import checked_format
 
@@ -82,13 +82,18 @@ def index_shards(
     kind = _kind(scans)
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
+    targets = target_statistics(scans) if kind == "regression" else ()
     kept = () if classes else _names_kept(before, rows)
-    if not rules.classes and not kept and kind != "multilabel":
+    if kind == "regression":
+        classes = _target_names(url, classes or kept, len(targets))
+    elif not rules.classes and not kept and kind != "multilabel":
         check_captions(url, classes, np.concatenate([part["label"] for part in rows]))
     classes = classes or kept or _numbers_as_names(rows)
     counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
     source = {"indexed": url, **_pixels(files[0], rows[0])}
-    manifest, index = describe(files, rows, classes=classes, kind=kind, source=source, class_counts=counts)
+    manifest, index = describe(
+        files, rows, classes=classes, kind=kind, source=source, class_counts=counts, targets=targets
+    )
     if before is not None and before.fingerprint == manifest.fingerprint:
         manifest = replace(manifest, copies=before.copies)
     save_manifest(out, manifest, index, version=version)
@@ -114,8 +119,17 @@ def _pixels(file: RemoteFile, rows: np.ndarray) -> dict[str, Any]:
 def _kind(scans: Sequence[ShardIndex]) -> str:
     if any(scan.several is not None for scan in scans):
         return "multilabel"
+    if any(scan.targets is not None for scan in scans):
+        return "regression"
     masks = np.concatenate([scan.rows["mask_size"] for scan in scans])
     return "segmentation" if len(masks) and (masks > 0).all() else "classification"
+
+
+def _target_names(url: str, given: Sequence[str], count: int) -> tuple[str, ...]:
+    names = tuple(given) or tuple(f"target{number}" for number in range(1, count + 1))
+    if len(names) != count:
+        raise DataError(f"{url}: its samples have {count} targets, and {len(names)} names are given; name each once")
+    return names
 
 
 def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None]) -> list[ShardIndex]:

@@ -21,7 +21,7 @@ from datasets.transforms.formats import PixelFormat
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "crescendo-shards"
 MANIFEST_VERSION = 1
-KINDS = ("classification", "segmentation", "multilabel")
+KINDS = ("classification", "segmentation", "multilabel", "regression")
 
 HOW_TO_MAKE = (
     "write shards with `python -m jobs.prepare SOURCE --out DIR`, or index your own with `python -m jobs.index URL`"
@@ -115,11 +115,15 @@ class DatasetManifest:
     shards: tuple[ShardInfo, ...]
     """The shards; sample ids count through them in this order."""
     classes: tuple[str, ...]
-    """Class names; a label (in segmentation: a mask's value) is an index into them. Empty for data without classes."""
+    """Class names; a label (in segmentation: a mask's value) is an index into them. Empty for data without classes. In
+    regression: names of the targets."""
     kind: str = "classification"
-    """What the labels are: `classification` (one class a sample), `multilabel` (any number) or `segmentation`."""
+    """What the labels are: `classification` (one class a sample), `multilabel` (any number), `segmentation` or
+    `regression` (numbers)."""
     class_counts: tuple[int, ...] = ()
     """Samples that have each class, over the whole folder; empty where not every shard of the folder is used."""
+    targets: tuple[tuple[float, float], ...] = ()
+    """In regression: mean and standard deviation of each target over the whole folder; empty as `class_counts` is."""
     source: dict[str, Any] = field(default_factory=dict)
     """What the shards were made from and how, as `jobs.prepare` recorded it."""
     copies: tuple[int, ...] = ()
@@ -155,7 +159,8 @@ class DatasetManifest:
         rows = [
             (shard.name, shard.samples, shard.num_bytes, shard.rows)[: 4 if shard.rows else 3] for shard in self.shards
         ]
-        return hashlib.sha256(json.dumps([self.kind, self.classes, rows]).encode()).hexdigest()[:32]
+        what = [self.kind, self.classes, rows, *([self.targets] if self.targets else [])]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 def read_manifest(folder: str | Path) -> DatasetManifest:
@@ -179,6 +184,7 @@ def read_manifest(folder: str | Path) -> DatasetManifest:
             classes=tuple(raw["classes"]),
             kind=raw["kind"],
             class_counts=tuple(raw["class_counts"]),
+            targets=tuple((float(mean), float(deviation)) for mean, deviation in raw.get("targets", ())),
             source=raw["source"],
             copies=tuple(raw.get("copies", ())),
         )
@@ -249,6 +255,7 @@ def _manifest_json(manifest: DatasetManifest, folder: str) -> str:
         "source": manifest.source,
         "classes": list(manifest.classes),
         "class_counts": list(manifest.class_counts),
+        **({"targets": manifest.targets} if manifest.targets else {}),
         "copies": list(manifest.copies),
         "index": manifest.shards[0].index_name,
     }

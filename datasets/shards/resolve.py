@@ -178,6 +178,7 @@ def _joined(url: str, manifests: list[DatasetManifest], shards: list[ShardInfo])
         first,
         shards=tuple(shards),
         class_counts=first.class_counts if whole else (),
+        targets=first.targets if whole else (),
         copies=tuple(sorted(copies)),
     )
 
@@ -239,6 +240,7 @@ def write_manifest(
     files = [RemoteFile(str(folder / name), (folder / name).stat().st_size, "") for name in names]
     scans = [scan_shard(file) for file in files]
     counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
+    targets = target_statistics(scans) if kind == "regression" else ()
     manifest, index = describe(
         files,
         [scan.rows for scan in scans],
@@ -247,6 +249,7 @@ def write_manifest(
         source=source or {},
         copies=copies,
         class_counts=counts,
+        targets=targets,
     )
     save_manifest(folder, manifest, index, version=version)
     return manifest
@@ -258,6 +261,22 @@ def several_counts(scans: Sequence[ShardIndex], num_classes: int) -> list[int]:
     return [total[label] for label in range(max(num_classes, max(total, default=-1) + 1))]
 
 
+def target_statistics(scans: Sequence[ShardIndex]) -> tuple[tuple[float, float], ...]:
+    """Return mean and standard deviation of each target, over the samples that have any.
+
+    Raises:
+        DataError: samples have different numbers of targets.
+    """
+    parts = [scan.targets for scan in scans if scan.targets is not None]
+    widths = sorted({part.shape[1] for part in parts})
+    if len(widths) > 1:
+        raise DataError(f"some samples have {widths[0]} targets and some {widths[-1]}; give all of them the same")
+    if not parts:
+        return ()
+    values = np.concatenate(parts)
+    return tuple(zip(values.mean(0).tolist(), values.std(0).tolist(), strict=True))
+
+
 def describe(
     files: Sequence[RemoteFile],
     parts: Sequence[np.ndarray],
@@ -267,22 +286,25 @@ def describe(
     source: dict[str, Any],
     copies: Sequence[int] = (),
     class_counts: Sequence[int] | None = None,
+    targets: tuple[tuple[float, float], ...] = (),
 ) -> tuple[DatasetManifest, np.ndarray]:
     """Return the manifest and the index of shards with these rows (of `MASK_DTYPE`).
 
-    The rows don't tell the counts of the classes where samples have several: they are given then.
+    The rows don't tell the counts of the classes where samples have several, and not the targets' means and deviations:
+    they are given then.
     """
     index = np.concatenate(parts)
     labels = index["label"]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     shards = [_shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)]
     name = index_name(shard.rows for shard in shards)
-    counted = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
+    counted = [] if kind == "regression" else np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     manifest = DatasetManifest(
         shards=tuple(replace(shard, index_name=name) for shard in shards),
         classes=tuple(classes),
         kind=kind,
         class_counts=tuple(class_counts if class_counts is not None else counted),
+        targets=targets,
         source=source,
         copies=tuple(copies),
     )
@@ -296,6 +318,7 @@ def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -
         "classification": rows["label"] >= 0,
         "segmentation": rows["mask_size"] > 0,
         "multilabel": rows["mask_offset"] > 0,  # an empty file says that a sample is of no class
+        "regression": rows["mask_offset"] > 0,
     }[kind]
     return ShardInfo(
         url=file.url,

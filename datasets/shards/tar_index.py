@@ -21,6 +21,7 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
 from datasets.files.urls import is_packed, name_of, open_shard
+from datasets.shards.label_text import LARGEST_BYTES, parse_labels, parse_targets
 from datasets.shards.tar_walk import FILE, SPARSE, Member, TarError, TarWalk
 from datasets.transforms.formats import ARRAYS, IMAGE_EXTENSIONS
 
@@ -29,16 +30,17 @@ INDEX_NAME = "index.npy"
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
 """One row a sample: first byte of the image in the tar, bytes of the image, label (-1 where there is none)."""
 MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size", "<i4")])
-"""The same with the place of the sample's mask or `.labels` member; mask_offset is 0 where there is none.
+"""The same with the place of the sample's mask, `.labels` or `.targets` member; mask_offset is 0 where there is none.
 
-Of a multi-label sample `label` is its largest class, -1 where it has none."""
+Of a multi-label sample `label` is its largest class, -1 where it has none; of one with targets -1."""
 
 MASK_EXTENSION = "mask.png"
 LABELS_EXTENSION = "labels"
 """Classes of a multi-label sample: numbers in decimal, ascending, separated by one space; empty for none."""
-LABEL_EXTENSIONS = ("cls", "json", "txt", LABELS_EXTENSION)
+TARGETS_EXTENSION = "targets"
+"""What is to be estimated of a sample: numbers in decimal, separated by one space."""
+LABEL_EXTENSIONS = ("cls", "json", "txt", LABELS_EXTENSION, TARGETS_EXTENSION)
 
-_LABELS = re.compile(rb"(?:0|[1-9][0-9]{0,9})(?: (?:0|[1-9][0-9]{0,9}))*|")
 _META = re.compile(r"__[^/]*__($|/)")
 # WebDataset's own rule: a key ends at the first dot of the file name; dots in folders belong to the key.
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
@@ -48,7 +50,6 @@ HEADER_BYTES = 512
 _BLOCK_BYTES = 16 << 10
 _PACKED_BLOCK_BYTES = 4 << 20
 _LARGEST_LABEL_BYTES = 1 << 20
-_LARGEST_BYTES = (1 << 31) - 1
 _UNIQUE = "give every sample a key of its own and write its members one after another"
 
 OTHER_EXTENSION = "files of other extensions"
@@ -73,6 +74,8 @@ class ShardIndex(NamedTuple):
     """What is odd about the file's end; empty: nothing."""
     several: Counter[int] | None = None
     """Of multi-label samples: class -> samples that have it. None: the shard has no multi-label sample."""
+    targets: np.ndarray | None = None
+    """Of samples with targets: float64 [samples with targets, targets]. None: the shard has none."""
 
 
 def index_shard(path: str | Path) -> np.ndarray:
@@ -100,12 +103,17 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
     """
     rows, names, digests = [], [], []
     several: Counter[int] | None = None
+    targets: list[tuple[float, ...]] = []
     members = _Members(file)
     for key, sample in _samples(file, members):
         row, name = _row(file, key, sample, json_field)
         if (labels := _several(file, key, sample)) is not None:
             several = Counter() if several is None else several
             several.update(labels)
+        elif (numbers := _targets(file, key, sample)) is not None:
+            if targets and len(numbers) != len(targets[0]):
+                raise DataError(f"{file.url}: sample {key!r} has {len(numbers)} targets, others have {len(targets[0])}")
+            targets.append(numbers)
         rows.append(row)
         names.append(name)
         digests.append(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
@@ -118,6 +126,7 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
         members.examples,
         members.warning,
         several,
+        np.array(targets, dtype=np.float64) if targets else None,
     )
 
 
@@ -215,7 +224,7 @@ class _Members:
         assert match is not None
         key, extension = match[1], match[2].lower()
         used = extension == MASK_EXTENSION or extension in IMAGE_EXTENSIONS or extension in LABEL_EXTENSIONS
-        if used and (member.kind == SPARSE or member.size > _LARGEST_BYTES):
+        if used and (member.kind == SPARSE or member.size > LARGEST_BYTES):
             what = "is stored sparse" if member.kind == SPARSE else f"has {member.size} bytes"
             raise DataError(f"{self.file.url}: member {member.name!r} {what}; write it as a plain file below 2 GiB")
         if extension not in LABEL_EXTENSIONS:
@@ -266,10 +275,12 @@ def _row(file: RemoteFile, key: str, sample: _Sample, json_field: str) -> tuple[
             f"{file.url}: sample {key!r} has no image, only {there}; a key ends at the first dot of the file's name"
         )
     image = sample[extension]
-    if image.size > _LARGEST_BYTES:
+    if image.size > LARGEST_BYTES:
         raise DataError(f"{file.url}: the image of sample {key!r} has {image.size} bytes; it must be below 2 GiB")
     label: int | str
-    if (labels := _several(file, key, sample)) is None:
+    if (labels := _several(file, key, sample)) is None and _targets(file, key, sample) is not None:
+        label, truth = -1, sample[TARGETS_EXTENSION]
+    elif labels is None:
         label = _label(sample, json_field, f"{file.url}: the label of sample {key!r} is")
         truth = sample.get(MASK_EXTENSION, _Part(0, 0, b""))
     else:
@@ -292,17 +303,12 @@ def _several(file: RemoteFile, key: str, sample: _Sample) -> tuple[int, ...] | N
     return parse_labels(_content(sample[LABELS_EXTENSION], message), message)
 
 
-def parse_labels(text: bytes, message: str) -> tuple[int, ...]:
-    """Return the classes in a `.labels` member; a line end after them is let pass.
-
-    Raises:
-        DataError: it holds something else, begun by `message`.
-    """
-    text = text.rstrip(b"\r\n")
-    labels = tuple(map(int, text.split())) if _LABELS.fullmatch(text) else None
-    if labels is None or max(labels, default=0) > _LARGEST_BYTES or any(a >= b for a, b in itertools.pairwise(labels)):
-        raise DataError(f"{message} {text[:40]!r}, not class numbers in ascending order with one space between them")
-    return labels
+def _targets(file: RemoteFile, key: str, sample: _Sample) -> tuple[float, ...] | None:
+    """Return the targets of a sample that has these and no label; None: it is none."""
+    if TARGETS_EXTENSION not in sample or sample.keys() & {"cls", "json", "txt", LABELS_EXTENSION, MASK_EXTENSION}:
+        return None
+    message = f"{file.url}: the targets of sample {key!r} are"
+    return parse_targets(_content(sample[TARGETS_EXTENSION], message), message)
 
 
 def _label(sample: _Sample, json_field: str, message: str) -> int | str:
@@ -329,7 +335,7 @@ def _number(text: bytes, message: str) -> int:
         label = int(text)
     except ValueError:
         raise DataError(f"{message} {text[:40]!r}, not a class number") from None
-    if not 0 <= label <= _LARGEST_BYTES:
+    if not 0 <= label <= LARGEST_BYTES:
         raise DataError(f"{message} {label}; class numbers start at 0 and are below 2^31")
     return label
 
@@ -354,6 +360,6 @@ def _json_label(data: bytes, field: str, message: str) -> int | str | None:
         return None
     if isinstance(value, str):
         return _name(value.encode("utf-8", "surrogatepass"), message)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_BYTES:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_BYTES:
         raise DataError(f"{message} {json.dumps(value)[:40]}; it must be a class name or a number from 0 on")
     return value

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.redact import redacted
 from infra.storage.base import Storage
@@ -39,8 +39,8 @@ class Registration:
     """Of the model's input."""
     dense: bool
     """The logits are [-1, K, S, S], not [-1, K]."""
-    several: bool
-    """An image may have several labels."""
+    labels: Literal["one", "several", "none"]
+    """How many labels an image has; none: numbers."""
     serves: Path | None
     """Script that makes the file a pyfunc of encoded images; None: the ONNX file as it is."""
     code: tuple[Path, ...]
@@ -51,7 +51,8 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
     """Log an ONNX file with the run whose folder `storage` is, and register it as a version of a model.
 
     Its signature says images [-1, C, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a pyfunc of
-    images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`.
+    images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`, or
+    `scores` alone, which are numbers then.
 
     Returns:
         The version that it has become.
@@ -124,9 +125,12 @@ def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, An
         copy = folder / code.parent.name / code.name
         shutil.copytree(code, copy, ignore=shutil.ignore_patterns("__pycache__"))
         (copy.parent / "__init__.py").touch()
-    one = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence")]
-    outputs = [*([ColSpec(Array(DataType.string), "labels")] if what.several else one),
-               ColSpec(Array(DataType.double), "scores")]  # fmt: skip
+    columns = {
+        "one": [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence")],
+        "several": [ColSpec(Array(DataType.string), "labels")],
+        "none": [],
+    }
+    outputs = [*columns[what.labels], ColSpec(Array(DataType.double), "scores")]
     return {
         "flavor": mlflow.pyfunc,
         "python_model": str(what.serves),

@@ -18,7 +18,7 @@ from pipeline.config import TrainConfig
 from pipeline.control.run_status import RunStatus
 from pipeline.schedule.stages import TrainingStage, worker_range
 
-SCORES = ("val/accuracy", "val/miou", "val/map")
+SCORES = ("val/accuracy", "val/miou", "val/map", "val/mae")
 """What a user is shown of an evaluation: whichever of them the task measures."""
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 10.0

@@ -33,8 +33,9 @@ class Report:
 
 
 def _values(row: ClassRow) -> dict[str, Any]:
-    """Return a row's JSON values, without what only a multi-label task has where there is none."""
-    return {name: value for name, value in asdict(row).items() if name != "threshold" or value is not None}
+    """Return a row's JSON values, without what only one task has where there is none."""
+    own = ("threshold", "mae", "rmse", "r2")
+    return {name: value for name, value in asdict(row).items() if name not in own or value is not None}
 
 
 @torch.inference_mode()

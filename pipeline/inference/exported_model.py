@@ -25,6 +25,7 @@ from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.safe_pt2 import UnsafeArchiveError, safe_archive
 from pipeline.inference.trained_model import SavedModel
 from pipeline.training.multilabel import MultilabelTask
+from pipeline.training.regression import RegressionTask
 from pipeline.training.task import Task
 
 SUFFIXES = (".onnx", ".pt2")
@@ -70,7 +71,12 @@ def facts_of(saved: SavedModel, precision: str = "fp32") -> dict[str, Any]:
 
 
 def score_facts(task: Task) -> dict[str, Any]:
-    """Return how logits become scores, as JSON values; multi-label: also from which one on a class is there."""
+    """Return how logits become scores, as JSON values; multi-label: also from which one on a class is there.
+
+    In regression they are the numbers themselves, in the units of the targets, whose names are the classes'.
+    """
+    if isinstance(task, RegressionTask):
+        return {"activation": "none"}
     if isinstance(task, MultilabelTask):
         return {"activation": "sigmoid", "thresholds": list(task.thresholds or ())}
     return {"activation": "softmax"}

@@ -49,7 +49,7 @@ class Row:
     confidence: float | None
     """in the label; multi-label: none"""
     scores: list[float] | None
-    """probability of each class, in the order of the table's `classes`"""
+    """probability of each class, or number of each target, in the order of the table's `classes`"""
     error: str | None = None
     """what is wrong with the image; then there is nothing else"""
 
@@ -61,7 +61,9 @@ def rows_of(predictor: Predictor, files: Iterable[ImageFile], *, batch_size: int
             yield Row(file.name, None, None, None, str(prediction))
         else:
             scores = prediction.scores.tolist()
-            if predictor.kind == "multilabel":
+            if predictor.kind == "regression":
+                yield Row(file.name, None, None, scores)
+            elif predictor.kind == "multilabel":
                 yield Row(file.name, predictor.labels_of(prediction), None, scores)
             else:
                 best = int(prediction.scores.argmax())
@@ -81,25 +83,28 @@ def check_table(place: str, kind: str) -> None:
 class TableWriter:
     """Writes rows into a Parquet file, local or in S3, which appears whole or not at all. A context manager.
 
-    The file's metadata name the `classes`, as a JSON list, and the `model`. Of a multi-label model the table has
-    `labels`, a list, in place of `label` and `confidence`, and its metadata the `thresholds`.
+    The file's metadata name the `classes` (in regression the targets), as a JSON list, and the `model`. Of a
+    multi-label model the table has `labels`, a list, in place of `label` and `confidence`, and its metadata the
+    `thresholds`; of a regression it has `scores` alone, which are the numbers.
     """
 
-    def __init__(self, place: str, *, classes: Sequence[str], model: str, thresholds: Sequence[float] = ()) -> None:
+    def __init__(
+        self, place: str, *, classes: Sequence[str], model: str, thresholds: Sequence[float] = (), kind: str
+    ) -> None:
         import pyarrow as pa
 
         self.place, self._stack = place, contextlib.ExitStack()
-        one = [pa.field("label", pa.string()), pa.field("confidence", pa.float32())]
+        several, one = pa.field("labels", pa.list_(pa.string())), pa.field("label", pa.string())
+        labels = {"multilabel": [several], "regression": []}.get(kind, [one, pa.field("confidence", pa.float32())])
         metadata = {"classes": json.dumps(list(classes)), "model": model}
-        several = len(thresholds) > 0
         self._schema = pa.schema(
             [
                 pa.field("path", pa.string(), nullable=False),
-                *([pa.field("labels", pa.list_(pa.string()))] if several else one),
+                *labels,
                 pa.field("scores", pa.list_(pa.float32())),
                 pa.field("error", pa.string()),
             ],
-            metadata=metadata | ({"thresholds": json.dumps(list(thresholds))} if several else {}),
+            metadata=metadata | ({"thresholds": json.dumps(list(thresholds))} if thresholds else {}),
         )
 
     def __enter__(self) -> TableWriter:

@@ -24,7 +24,8 @@ class Prediction:
     """What a model says of one image."""
 
     scores: np.ndarray
-    """float32 [K]: probabilities; in segmentation the share of the pixels that each class has."""
+    """float32 [K]: probabilities; in segmentation the share of the pixels that each class has; in regression the
+    numbers."""
     mask: np.ndarray | None = None
     """uint8 [H, W] of the image's own size: each pixel's class, 255 outside of what the model looked at."""
 
@@ -35,7 +36,7 @@ class Predictor:
 
     name: str
     kind: str
-    """`classification`, `multilabel` or `segmentation`."""
+    """`classification`, `multilabel`, `segmentation` or `regression`."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     run: Inference
@@ -90,6 +91,8 @@ class Predictor:
             return Prediction(torch.from_numpy(logits).softmax(0).numpy())
         if self.kind == "multilabel":
             return Prediction(torch.from_numpy(logits).sigmoid().numpy())
+        if self.kind == "regression":
+            return Prediction(logits)
         assert self.kind == "segmentation", self.kind
         return self._segmented(logits.argmax(0).astype(np.uint8), header, box)
 

@@ -27,15 +27,18 @@ class ServedImages(mlflow.pyfunc.PythonModel):
         self.session = onnxruntime.InferenceSession(context.artifacts["model"], providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map
         self.classes, self.rules = json.loads(facts["classes"]), json.loads(facts["preprocessing"])
-        self.thresholds = json.loads(facts["scores"]).get("thresholds")
+        scores = json.loads(facts["scores"])
+        self.thresholds, self.are_numbers = scores.get("thresholds"), scores["activation"] == "none"
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
         """Return label, confidence and the scores of all classes for each image of the column `image`.
 
-        Multi-label: the labels that it has, and the scores.
+        Multi-label: the labels that it has, and the scores. Regression: the scores, which are the numbers.
         """
         images = np.stack([self.pixels(data) for data in model_input["image"]]).transpose(0, 3, 1, 2)
         logits = self.session.run(["logits"], {"images": np.ascontiguousarray(images)})[0]
+        if self.are_numbers:
+            return pandas.DataFrame({"scores": logits.astype(float).tolist()})
         if self.thresholds is not None:
             scores = 1 / (1 + np.exp(-logits.astype(float)))
             there = scores >= np.array(self.thresholds)

@@ -24,7 +24,9 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import RegressionConfig
 from pipeline.training.evaluation import normalized
+from pipeline.training.regression import Unstandardized
 from pipeline.training.task import Task, build_task
 
 
@@ -115,7 +117,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         state=stored.state,
         config=config,
         model_config=model_config,
-        model=_model(model_config, task, stored.tensors, where),
+        model=in_units(_model(model_config, task, stored.tensors, where), task),
         task=task,
         preprocessing=preprocessing,
         notes=notes,
@@ -142,6 +144,11 @@ def _model(config: ModelConfig, task: Task, tensors: dict[str, Tensor], where: s
         summary = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{where} doesn't fit {config.name} of this version: {summary}") from error
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def in_units(model: nn.Module, task: Task) -> nn.Module:
+    """Return a model whose outputs are what its user means: a regression's in the units of the targets."""
+    return Unstandardized(model, task.config).eval() if isinstance(task.config, RegressionConfig) else model
 
 
 def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str, StoredWeights, tuple[str, ...]]:

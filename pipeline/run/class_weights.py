@@ -11,17 +11,19 @@ from datasets.errors import DataError
 from datasets.loading.class_sampling import class_sampling
 from datasets.shards.labels import class_counts
 from datasets.shards.manifest import DatasetManifest
-from pipeline.task_config import ClassWeights, MultilabelConfig, SegmentationConfig, TaskConfig
+from pipeline.task_config import ClassWeights, MultilabelConfig, RegressionConfig, SegmentationConfig, TaskConfig
 
 _MOST_NAMES = 10
 
 
 def with_class_weights(task: TaskConfig, data: DataConfig, train: DatasetManifest) -> TaskConfig:
-    """Return the task with a number for each class in place of `auto`.
+    """Return the task with a number for each class in place of `auto`; one without classes as it is.
 
     Raises:
         ValueError: (or a subclass) numbers for other classes than the data's, or data that don't tell the counts.
     """
+    if isinstance(task, RegressionConfig):
+        return task
     if isinstance(task, MultilabelConfig):
         weights = _checked("positive_weights", task.positive_weights, train.classes)
         if weights == "auto":
@@ -39,7 +41,7 @@ def with_class_weights(task: TaskConfig, data: DataConfig, train: DatasetManifes
 def weight_lines(task: TaskConfig, classes: Sequence[str]) -> list[str]:
     """Return the weights for a reader; nothing where there are none."""
     name = "positive_weights" if isinstance(task, MultilabelConfig) else "class_weights"
-    weights: ClassWeights = getattr(task, name)
+    weights: ClassWeights = getattr(task, name, "none")
     if not isinstance(weights, tuple):
         return []
     ranked = sorted(zip(weights, classes, strict=True), reverse=True)

@@ -14,7 +14,7 @@ from pipeline.checkpoint.catalog import CheckpointRow
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 
-LABEL_TYPES = {"classification": "long", "segmentation": "binary", "multilabel": "string"}
+LABEL_TYPES = {"classification": "long", "segmentation": "binary", "multilabel": "string", "regression": "double"}
 """kind -> type of what each sample has besides its image, in MLflow's terms."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.checks import check_data, data_fingerprint
+from datasets.config import DataConfig
 from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import DataError, DatasetManifest
 from infra.cluster.connect import in_submitted_job
@@ -24,11 +25,13 @@ from pipeline.config import TIMM_OPTIMIZERS, OptimizerConfig, TrainConfig
 from pipeline.run.class_weights import with_class_weights
 from pipeline.run.provenance import breaking, described, differences, recorded_config, with_defaults
 from pipeline.run.reachability import check_reachable
+from pipeline.run.target_numbers import with_target_numbers
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import with_batch_sizes
+from pipeline.task_config import RegressionConfig, TaskConfig
 
-LOWEST = ("val/loss", "val/calibration_error")
+LOWEST = ("val/loss", "val/calibration_error", "val/mae", "val/rmse")
 """Metrics of which a model has little when it is good."""
 
 
@@ -102,11 +105,22 @@ def check_run(config: TrainConfig) -> Preflight:
         config.trainer.check_workers(count)
     if train.kind != config.kind:
         raise DataError(f"{config.data.train} is for {train.kind}, but the recipe's task is {config.kind}")
-    config = replace(config, task=with_class_weights(config.task, config.data, train))
+    config = replace(config, task=with_numbers_of_data(config.task, config.data, train))
     _check_mixup(config)
     _check_metrics(config, train.classes)
     order = sample_order(config.data, train, seed=config.seed)
     return Preflight(config, train, val, order.samples_per_epoch, data_fingerprint(order, train), None)
+
+
+def with_numbers_of_data(task: TaskConfig, data: DataConfig, train: DatasetManifest) -> TaskConfig:
+    """Return the task with the numbers in it that follow from the training data.
+
+    Raises:
+        ValueError: (or a subclass) they don't fit the data, or don't follow from these.
+    """
+    if isinstance(task, RegressionConfig):
+        return with_target_numbers(task, train)
+    return with_class_weights(task, data, train)
 
 
 def with_start(ready: Preflight) -> Preflight:
@@ -182,6 +196,11 @@ def _check_optimizer(config: OptimizerConfig) -> None:
 
 def _check_mixup(config: TrainConfig) -> None:
     for index, stage in enumerate(config.stages):
+        if stage.cutmix_alpha and config.kind == "regression":
+            raise ValueError(
+                f"stage {index + 1}: cutmix_alpha is {stage.cutmix_alpha:g}, but a part of an image hasn't that part "
+                "of its number: leave it at 0, or use Mixup"
+            )
         if (stage.mixup_alpha or stage.cutmix_alpha) and stage.batch_size < 2 * config.data.num_lanes:
             name = "Mixup" if stage.mixup_alpha else "CutMix"
             raise ValueError(
@@ -201,7 +220,7 @@ def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
         if name and name not in known:
             shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
             raise ValueError(f"{field} is {name!r}, which this task doesn't measure: there are {shown}")
-        if name in LOWEST and best == "highest":
+        if name.startswith(LOWEST) and best == "highest":
             which = field.replace(field.partition(".")[2], direction)
             raise ValueError(f"{field} is {name!r}, of which the lowest is the best, but {which} is 'highest'")
 

@@ -86,6 +86,8 @@ def decision_table(records: Sequence[DecisionRecord]) -> str:
 def class_table(rows: Sequence[ClassRow]) -> str:
     """Return the scores of each class as JSON that MLflow shows as a table; empty where one is undefined."""
     scores = ["recall", "precision", "f1", "iou"]
+    if any(row.mae is not None for row in rows):
+        scores = ["mae", "rmse", "r2"]
     if any(row.threshold is not None for row in rows):
         scores += ["average_precision", "threshold"]
     data = [[row.name, row.count, *(_rounded(getattr(row, score)) for score in scores)] for row in rows]

@@ -28,6 +28,12 @@ class ClassRow:
     """Multi-label only."""
     threshold: float | None = None
     """Multi-label only: the probability from which on an image is predicted as the class."""
+    mae: float | None = None
+    """Regression only, as the next two: mean absolute error, in the target's unit."""
+    rmse: float | None = None
+    """Root of the mean squared error."""
+    r2: float | None = None
+    """Coefficient of determination."""
 
 
 def class_rows(confusion: Tensor, names: Sequence[str]) -> tuple[ClassRow, ...]:

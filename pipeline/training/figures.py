@@ -121,6 +121,50 @@ def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, class
     return as_png(sheet)
 
 
+def valued_images(images: Tensor, truth: Tensor, values: Tensor, names: Sequence[str]) -> bytes:
+    """Return images (uint8 [B, 3, H, W]) with their numbers below, and what was estimated of them.
+
+    `truth` and `values` are float [B, N], on the host.
+    """
+    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
+    size, lines = photographs.shape[1], min(len(names), 6)
+    width = max(size, 110) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), size + lines * LINE + GAP), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, (photograph, numbers, guesses) in enumerate(zip(photographs, truth, values, strict=False)):
+        sheet.paste(Image.fromarray(as_rgb(photograph)), (column * width, 0))
+        for row, (name, number, guess) in enumerate(
+            zip(names[:lines], numbers.tolist(), guesses.tolist(), strict=False)
+        ):
+            place = (column * width, size + 2 + row * LINE)
+            draw.text(place, f"{name[:8]} {number:.4g}, not {guess:.4g}"[:28], _TEXT, font)
+    return as_png(sheet)
+
+
+def scatter_picture(truth: Tensor, values: Tensor, names: Sequence[str]) -> bytes:
+    """Return a square for each target, with a point for each image: its number to the right, the estimate upwards.
+
+    On the line from corner to corner they are equal. `truth` and `values` are float [images, N], on the host.
+    """
+    side, margin = 320, 3 * LINE
+    font = ImageFont.load_default(12)
+    sheet = Image.new("RGB", ((side + margin) * len(names) + GAP, side + margin), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for index, name in enumerate(names):
+        left = GAP + index * (side + margin)
+        pairs = torch.stack([truth[:, index], values[:, index]], 1).double()
+        low, high = float(pairs.min()), float(pairs.max())
+        places = ((pairs - low) / max(high - low, 1e-12) * (side - 1)).tolist()
+        draw.rectangle((left, 0, left + side, side), outline=_TEXT)
+        draw.line((left, side, left + side, 0), fill=_WRONG)
+        for x, y in places:
+            draw.ellipse((left + x - 2, side - y - 2, left + x + 2, side - y + 2), fill=(37, 99, 235))
+        draw.text((left, side + 2), f"{low:.4g}", _TEXT, font)
+        draw.text((left + side, side + 2), f"{high:.4g}", _TEXT, font, anchor="ra")
+        draw.text((left, side + 2 + LINE), f"{name}: truth to the right, estimate upwards", _TEXT, font)
+    return as_png(sheet)
+
+
 def confusion_picture(counts: Tensor, classes: Sequence[str]) -> bytes:
     """Return the confusion matrix [truth, prediction] as shares of each row; with numbers up to 20 classes."""
     shares = (counts.double() / counts.sum(1, keepdim=True).clamp_min(1)).cpu().numpy()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from datasets.loading.loader import Batch
-from pipeline.task_config import MultilabelConfig, SegmentationConfig, TaskConfig
+from pipeline.task_config import MultilabelConfig, RegressionConfig, SegmentationConfig, TaskConfig
 from pipeline.training.class_scores import ClassRow
 from pipeline.training.classification import ClassificationTask
 from pipeline.training.multilabel import MultilabelTask
+from pipeline.training.regression import RegressionTask
 from pipeline.training.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
@@ -75,4 +76,6 @@ def build_task(config: TaskConfig, classes: tuple[str, ...], evaluated: Mapping[
         return SegmentationTask(config, classes)
     if isinstance(config, MultilabelConfig):
         return MultilabelTask(config, classes, evaluated)
+    if isinstance(config, RegressionConfig):
+        return RegressionTask(config, classes, in_units=evaluated is not None)
     return ClassificationTask(config, classes)

@@ -97,6 +97,29 @@ def write_rare_shards(folder: Path, counts: list[int]) -> Path:
     return write_samples(folder, counts, sample, classes=["usual", "rare", "rarest"], kind="classification")
 
 
+def write_target_shards(folder: Path, counts: list[int]) -> Path:
+    """Shards with `counts` images of 48x64 px and the two numbers of `targets_of`, and their manifest."""
+
+    def sample(number: int) -> dict[str, bytes]:
+        image = simplejpeg.encode_jpeg(target_image(number), quality=95)
+        return {"jpg": image, "targets": " ".join(map(repr, targets_of(number))).encode()}
+
+    return write_samples(folder, counts, sample, classes=["light", "height"], kind="regression")
+
+
+def targets_of(number: int) -> tuple[float, float]:
+    """The numbers of a sample of `write_target_shards`: of very different size."""
+    return 0.01 * (number * 7 % 11), 1000.0 + 500 * (number * 3 % 8)
+
+
+def target_image(number: int) -> np.ndarray:
+    """A picture as bright as its first number says, with a bar as high as the second: uint8 [48, 64, 3]."""
+    light, height = targets_of(number)
+    image = np.full((48, 64, 3), 40 + round(1600 * light), dtype=np.uint8)
+    image[: round(48 * (height - 1000) / 4000), :, 0] = 0
+    return image
+
+
 def multilabel_image(labels: tuple[int, ...], number: int) -> np.ndarray:
     """A picture whose channel K has a pattern if it is of class K, else is grey: uint8 [48, 64, 3]."""
     image = image_of(1, number)

@@ -1,4 +1,4 @@
-"""Images that a table lists, CSV or Parquet: with a class, several classes or a mask each."""
+"""Images that a table lists, CSV or Parquet: with a class, several classes, a mask or numbers each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_ma
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, groups_of, hold_out
 from datasets.prepare.table_labels import LabelReader, label_reader
-from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items
+from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items, target_items
 
 _masks_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 
@@ -47,6 +47,8 @@ class CsvTable:
     other columns."""
     mask_column: str = ""
     """Column of the masks' paths, in place of --label-column: segmentation. Needs --classes."""
+    targets: tuple[str, ...] = ()
+    """Columns of numbers, in place of --label-column: regression."""
     split_column: str = "split"
     """Column that says train, val or test, where the table has one; empty: it isn't looked at."""
     classes: str = ""
@@ -67,6 +69,10 @@ class CsvTable:
         check_share(self.val_share)
         if self.mask_column and not self.classes:
             raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
+        if self.targets and (self.mask_column or self.label_columns or self.classes):
+            raise ValueError("targets are numbers: leave out --mask-column, --label-columns and --classes")
+        if len({*self.targets}) < len(self.targets):
+            raise ValueError(f"targets are {', '.join(self.targets)}: name each column once")
         if not self.mask_column and (self.ignore or self.binary):
             raise ValueError("ignore and binary are about masks: name their column with --mask-column")
 
@@ -89,6 +95,8 @@ class CsvTable:
         marks = self._marks(table, rows, with_masks=reader.kind == "segmentation")
         if reader.kind == "segmentation":
             classes, items = self._masked_items(rows, marks)
+        elif reader.kind == "regression":
+            classes, items = reader.classes, target_items(rows, marks)
         else:
             classes, items = labelled_items(table, reader, rows, marks, self.classes)
         splits = by_split(table, rows, items, self.split)
@@ -159,6 +167,7 @@ class CsvTable:
             separator=self.label_separator,
             columns=self.label_columns,
             mask_column=self.mask_column,
+            targets=self.targets,
             used=(self.path_column, self.split_column),
         )
 

@@ -20,8 +20,8 @@ from datasets.prepare.report import report_of
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.indexing import IndexRules, index_shards
+from datasets.shards.label_text import parse_labels
 from datasets.shards.resolve import load_manifest
-from datasets.shards.tar_index import parse_labels
 from tests.support.shards import image_of, labels_of, write_multilabel_shards, write_tar
 
 JPEG = simplejpeg.encode_jpeg(image_of(1, 1))

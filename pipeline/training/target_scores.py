@@ -1,0 +1,57 @@
+"""What an evaluation of a regression measures, in one metric. Importing it takes seconds (torchmetrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TargetScores(Metric):
+    """Mean absolute error, root of the mean squared error and R2 of each target, and their means over the targets.
+
+    Sums in float64 that are added over the workers. R2 is 1 - squared error / squared distance from the mean of these
+    very samples; NaN where they all have the same value.
+    """
+
+    full_state_update = False
+
+    count: Tensor
+    sums: Tensor
+
+    def __init__(
+        self, names: Sequence[str], mean: Sequence[float], std: Sequence[float], *, by_class: bool = False
+    ) -> None:
+        """Make an empty metric; `mean` and `std` are about those of the targets, to keep the sums small."""
+        super().__init__()
+        self._names, self._by_class = tuple(names), by_class
+        self._mean, self._std = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(4, len(names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, truth: Tensor) -> None:
+        """Add estimates [B, N] and the truth [B, N], both in the targets' units."""
+        errors = values.double() - truth.double()
+        away = (truth.double() - self._mean.to(truth.device)) / self._std.to(truth.device)
+        self.sums += torch.stack([errors.abs(), errors**2, away, away**2]).sum(1)
+        self.count += len(values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scores by name; of several targets those of each too, as `mae_NAME`."""
+        absolute, squared, away, away_squared = self.sums
+        mae, rmse = absolute / self.count, (squared / self.count).sqrt()
+        spread = (away_squared - away**2 / self.count).clamp_min(0) * self._std.to(away.device) ** 2
+        r2 = torch.where(spread > 1e-9 * self.count * self._std.to(away.device) ** 2, 1 - squared / spread, torch.nan)
+        scores = {"mae": mae, "rmse": rmse, "r2": r2}
+        found = {name: values.mean() for name, values in scores.items()}
+        if len(self._names) > 1:
+            found |= {
+                f"{score}_{name}": values[index]
+                for score, values in scores.items()
+                for index, name in enumerate(self._names)
+            }
+        if self._by_class:
+            found["by_class"] = torch.stack([self.count.expand(len(mae)).double(), mae, rmse, r2], 1)
+        return found
