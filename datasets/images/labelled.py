@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from datasets.files.urls import folder_beside, is_shard, join
 from datasets.images.listing import TABLE_SUFFIX, ImageFile, TableColumns, find_images, no_images
 from datasets.loading.batch import Batch
 from datasets.loading.corruption import CorruptionLog
+from datasets.loading.processes import one_thread, unchanged
 from datasets.loading.reader import Reader, Sample
 from datasets.loading.samples import Request, Samples, View
 from datasets.prepare.layout import ROLES, LeftOut
@@ -116,7 +116,8 @@ def file_batches(
         Samples({0: reader}, config),
         batch_sampler=[request(start) for start in range(0, count, batch_size)],  # type: ignore[misc]
         num_workers=min(config.loader_workers, -(-count // batch_size)),
-        collate_fn=_same,
+        collate_fn=unchanged,
+        worker_init_fn=one_thread,
         prefetch_factor=config.prefetch_batches if config.loader_workers else None,
     )
     corruption = CorruptionLog()
@@ -125,10 +126,6 @@ def file_batches(
             raise batch
         corruption.add(batch)
         yield batch
-
-
-def _same(batch: Any) -> Any:
-    return batch
 
 
 def _in_classes(place: str, files: Iterable[ImageFile], left_out: LeftOut) -> Iterator[ImageFile]:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from datasets.files.s3 import is_remote
 from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import EvalSteps, TrainSteps
 from datasets.loading.corruption import CorruptionLog
+from datasets.loading.processes import one_thread, unchanged
 from datasets.loading.reader import SampleReader
 from datasets.loading.sample_order import sample_order
 from datasets.loading.samples import Request, Samples, View
@@ -194,7 +194,8 @@ class _Pool:
             Samples({side: SampleReader(part, cache) for side, part in manifests.items()}, config),
             batch_sampler=self.requests,  # type: ignore[arg-type]
             num_workers=config.loader_workers,
-            collate_fn=_same,
+            collate_fn=unchanged,
+            worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=config.prefetch_batches if config.loader_workers else None,
             persistent_workers=config.loader_workers > 0,
@@ -270,7 +271,3 @@ class Batches:
             return None
         every = max(self._step, self._config.block_size * self._config.num_lanes)
         return Prefetcher(pool.cache, shards, self._plan, cursor=self._cursor, replan_every=every)
-
-
-def _same(batch: Any) -> Any:
-    return batch

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
+from datasets.loading.processes import blas_kernel, limit_blas
 from datasets.loading.reader import SampleReader
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.sources.photographs import Photographs
@@ -94,6 +95,7 @@ _OURS, _CEILING = "this loader", "decode + resize"
 def run(options: Options) -> list[LoaderRate]:
     """Make the photographs if they are missing, and time all contenders."""
     torch.set_num_threads(1)
+    limit_blas(1)
     folder = _photographs(options)
     contenders = {key: batches for size in options.image_sizes for key, batches in _contenders(folder, size, options)}
     rates: dict[_Key, list[float]] = {key: [] for key in contenders}
@@ -198,7 +200,7 @@ def as_table(measured: Sequence[LoaderRate], options: Options) -> Table:
         title=f"images/s of one core: {manifest.num_samples} photographs of 500x375 px, "
         f"{manifest.num_bytes / manifest.num_samples / 1000:.0f} kB each, in shards; copies of short side "
         f"{', '.join(map(str, SIDES))} px\nRandAugment {LAYERS} x {MAGNITUDE:g}, batch {options.batch_size}; "
-        f"medians of {options.rounds} rounds, {options.clock} time",
+        f"medians of {options.rounds} rounds, {options.clock} time; BLAS kernel {blas_kernel()}, one thread",
         title_justify="left",
     )
     for name in ("px", "from", "contender", "images/s", "to usual", "to ceiling"):

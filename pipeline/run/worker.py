@@ -16,6 +16,7 @@ from datasets.cache.shard_cache import cache_folder
 from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataError
 from datasets.loading.loader import sample_order
+from datasets.loading.processes import limit_blas
 from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
@@ -117,6 +118,7 @@ def train_worker(
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
+    limit_blas(config.cluster.threads_per_worker)
     choose_algorithms(deterministic=config.trainer.deterministic)
     number, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     log_as_json(run=config.name, rank=number)
