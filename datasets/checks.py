@@ -45,7 +45,7 @@ def check_data(
     for name, manifest in (("data.train", train), ("data.val", val)):
         _check_labels(name, manifest)
         _check_cache(config, manifest)
-        _check_pixels(name, config, manifest)
+        check_pixels(name, config, manifest)
     if train.kind != val.kind:
         raise DataError(f"data.train is for {train.kind} and data.val for {val.kind}; prepare both together")
     if train.classes != val.classes:
@@ -59,7 +59,12 @@ def check_data(
     return train, val
 
 
-def _check_pixels(name: str, config: DataConfig, manifest: DatasetManifest) -> None:
+def check_pixels(name: str, config: DataConfig, manifest: DatasetManifest) -> None:
+    """Check that the images hold what they would be read as, as far as the manifest says.
+
+    Raises:
+        DataError: they don't; with the flags that are right.
+    """
     if (found := manifest.pixels) is not None and found != config.pixels:
         raise DataError(
             f"{name}: the images hold {found}, but they would be read as {config.pixels}: use {' '.join(found.flags)}"

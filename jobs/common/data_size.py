@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.checks import check_pixels
 from datasets.loading.class_sampling import sampling_lines
 from datasets.loading.sample_order import sample_order
 from datasets.prepare.report import report_of
@@ -47,7 +48,7 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe.
 
     Raises:
-        DataError: the data can't be read and nothing was assumed.
+        DataError: the data can't be read and nothing was assumed, or it holds other pixels than the config says.
     """
     lanes = config.data.num_lanes
     if flags.samples:
@@ -59,6 +60,7 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
         manifest = load_manifest(config.data.train, weights=config.data.train_weights)
     except DataError as error:
         raise DataError(f"{error} (or plan for --samples N)") from error
+    check_pixels("data.train", config.data, manifest)
     order = sample_order(config.data, manifest, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
     num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)

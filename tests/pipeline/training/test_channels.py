@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from datasets.config import DataConfig
+from datasets.errors import DataError
 from datasets.transforms.formats import PixelFormat
 from infra.storage.open import open_storage
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
+from jobs.plan import main as plan
 from model.config import ModelConfig
 from model.factory import build_model
 from model.weights import load_weights
@@ -250,3 +252,10 @@ def test_what_does_not_fit_the_pixels_is_refused(data: Path, change: dict[str, o
 def test_wrong_statistics_are_refused(values: dict[str, tuple[float, ...]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TrainerConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_plan_says_with_which_flags_the_images_are_read(data: Path) -> None:
+    argv = ["demo", "--data.train", str(data / "train"), "--data.val", str(data / "val")]
+    with pytest.raises(DataError, match=r"^data.train: the images hold 5 channels of uint16, but .* --data.channels 5"):
+        plan(argv)
+    assert plan([*argv, *FIVE.flags]) == 0
