@@ -60,7 +60,7 @@ def _announce(console: Console, ready: Preflight) -> None:
     mixed = f" ({ready.samples_per_epoch} per epoch)" if config.data.train_weights else ""
     console.print(
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
-        f"{ready.val.num_samples} validation images of {len(ready.train.classes)} classes, "
+        f"{ready.val.num_samples} validation images of {ready.train.outputs}, "
         f"{len(config.stages)} stages, {format_workers(config.cluster.num_workers)}",
         highlight=False,
         soft_wrap=True,

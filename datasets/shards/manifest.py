@@ -141,6 +141,11 @@ class DatasetManifest:
         return sum(shard.samples for shard in self.shards)
 
     @property
+    def outputs(self) -> str:
+        """What is learned, in words: `4 classes`, or in regression `2 targets`."""
+        return f"{len(self.classes)} {'targets' if self.kind == 'regression' else 'classes'}"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes over all shards."""
         return sum(shard.num_bytes for shard in self.shards)

@@ -126,4 +126,4 @@ def summary(manifest: DatasetManifest) -> str:
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     size = f"{manifest.num_bytes / 1e6:.1f} MB"
     copies = f", copies of short side {', '.join(map(str, manifest.copies))}" if manifest.copies else ""
-    return f"{manifest.num_samples} images of {len(manifest.classes)} classes in {shards}, {size}{copies}"
+    return f"{manifest.num_samples} images of {manifest.outputs} in {shards}, {size}{copies}"

@@ -97,7 +97,7 @@ def _data(config: TrainConfig) -> Iterator[Finding]:
     train, val = check_data(
         config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=config.worker_counts
     )
-    text = f"{train.num_samples} training and {val.num_samples} validation images of {len(train.classes)} classes"
+    text = f"{train.num_samples} training and {val.num_samples} validation images of {train.outputs}"
     yield Finding("data", f"{text} in {len(train.shard_counts)} and {len(val.shard_counts)} shards")
 
 
