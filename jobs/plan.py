@@ -14,11 +14,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
-from jobs.common.cli import parse_recipe, rate_notes, run_main
+from jobs.common.cli import default_config, parse_recipe, rate_notes, resolve, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
 from jobs.common.display import wide_console
+from jobs.common.facts import rules_for, written
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_plot import schedule_plot
+from jobs.recipes.generic import GENERIC, TYPICAL, chosen_values
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import with_numbers
@@ -118,6 +120,28 @@ def plan_table(planned: dict[str, Any]) -> Table:
     return table
 
 
+def choices(argv: Sequence[str], config: TrainConfig) -> dict[str, tuple[str, str]]:
+    """Return what a generic recipe chose, and why: {choice: (value, reason)}. A flag is the reason of what it changed.
+
+    Args:
+        argv: the resolved command line.
+        config: the config of it.
+    """
+    chosen, values, reasons = chosen_values(default_config(argv)), chosen_values(config), rules_for(argv).reasons
+    return {name: (values[name], reasons[name] if values[name] == chosen[name] else "a flag") for name in values}
+
+
+def choices_table(facts: dict[str, float], chosen: dict[str, tuple[str, str]]) -> Table:
+    """Return a row for each choice of a generic recipe, below the facts that it follows from."""
+    shown = ", ".join(f"{name.replace('_', '-')} {value:,}" for name, value in facts.items())
+    table = Table(title=f"facts: {shown}", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("choice", "value", "reason"):
+        table.add_column(column, overflow="fold")
+    for name, (value, reason) in chosen.items():
+        table.add_row(name, value, reason)
+    return table
+
+
 def difference_table(changes: dict[str, tuple[Any, Any]], names: Sequence[str]) -> Table:
     """Return a row for each field that differs."""
     table = Table(box=SIMPLE_HEAD, caption=f"{len(changes)} fields differ", caption_justify="left")
@@ -137,7 +161,8 @@ def print_differences(argv: Sequence[str]) -> int:
     names = [name for name in argv if name != "--json"]
     if len(names) != 2:
         raise UsageError(f"--diff takes the names of two recipes, not {len(names)}: python -m jobs.plan --diff A B")
-    one, other = (config_values(parse_recipe([name], prog="python -m jobs.plan --diff")[0]) for name in names)
+    prog = "python -m jobs.plan --diff"
+    one, other = (config_values(parse_recipe(_typical(name), prog=prog)[0]) for name in names)
     changes = differences(one, other)
     if "--json" in argv:
         print(json.dumps({field: {"a": a, "b": b} for field, (a, b) in changes.items()}, indent=1))
@@ -146,11 +171,17 @@ def print_differences(argv: Sequence[str]) -> int:
     return 0
 
 
+def _typical(recipe: str) -> list[str]:
+    """Return the command line of a recipe without data: a generic one with typical facts."""
+    return [recipe, "--facts", written(TYPICAL)] if recipe in GENERIC else [recipe]
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the plan; refuse what can't work."""
     if argv and argv[0] == "--diff":
         return print_differences(argv[1:])
-    config, flags = parse_recipe(argv, prog="python -m jobs.plan", extra=PlanFlags)
+    command = resolve(argv)
+    config, flags = parse_recipe(command.argv, prog="python -m jobs.plan", extra=PlanFlags)
     assert flags is not None
     config = with_numbers(config)
     check_model(config.model)
@@ -162,15 +193,24 @@ def main(argv: Sequence[str]) -> int:
         worker_counts=config.worker_counts,
     )
     planned = plan(config, data_size(config, flags))
+    if command.argv[0] in GENERIC:
+        planned |= {"facts": asdict(rules_for(command.argv).facts), "choices": choices(command.argv, config)}
     if flags.json:
         print(json.dumps(planned, indent=1))
     else:
-        console = wide_console()
-        console.print(plan_table(planned))
-        plot = schedule_plot(config.stages, encoding=console.encoding)
-        for line in (*plot, "", *planned["data"]["report"], *(f"note: {line}" for line in rate_notes(argv, config))):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_plan(planned, config, (*command.notes, *rate_notes(command.argv, config)))
     return 0
+
+
+def print_plan(planned: dict[str, Any], config: TrainConfig, notes: Sequence[str]) -> None:
+    """Print the plan as tables, the schedule drawn, the data report, and notes."""
+    console = wide_console()
+    console.print(plan_table(planned))
+    if "choices" in planned:
+        console.print(choices_table(planned["facts"], planned["choices"]))
+    plot = schedule_plot(config.stages, encoding=console.encoding)
+    for line in (*plot, "", *planned["data"]["report"], *(f"note: {line}" for line in notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

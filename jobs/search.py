@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.common.cli import parse_recipe, recipe_words, run_main
+from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
 from jobs.common.display import wide_console
+from jobs.common.facts import record_facts
 from jobs.common.parsing import UsageError
 from jobs.common.study_run import train_study
-from jobs.recipes.catalog import RECIPES
 from model.config import architecture_of
 from model.tables import Block
 from pipeline.config import TrainConfig
@@ -25,16 +25,19 @@ from pipeline.sweep.config import SearchOptions
 
 def main(argv: Sequence[str]) -> int:
     """Time the blocks, train the candidates, report. Exit code 1: none was finished; 3: stopped before its end."""
+    argv = resolve(argv, suffix="-search").argv
     config, options = parse_recipe(argv, prog="python -m jobs.search", extra=SearchOptions)
     assert options is not None
-    if config.name == RECIPES[argv[0]]().name:
+    if config.name == default_config(argv).name:
         config = replace(config, name=f"{config.name}-search")
     if not config.checkpoint.best_metric or config.checkpoint.best_is != "highest":
         raise ValueError(
             "checkpoint.best_metric must be one that is best when highest: the reward is a product with it"
         )
     recipe = recipe_words(argv, SearchOptions)
-    return _Search(wide_console(), recipe, preflight(short_run(config, options)), options).run()
+    ready = preflight(short_run(config, options))
+    record_facts(argv, ready.config.storage, config.name)
+    return _Search(wide_console(), recipe, ready, options).run()
 
 
 def short_run(config: TrainConfig, options: SearchOptions) -> TrainConfig:

@@ -14,9 +14,11 @@ from infra.cluster.config import ClusterError
 from infra.cluster.job_submission import follow, job_page, open_client, submit
 from infra.cluster.resubmission import follow_over_losses, running_job
 from infra.redact import redacted_command
-from jobs.common.cli import parse_recipe, run_main
+from jobs.common.cli import parse_recipe, resolve, run_main
 from jobs.common.extension import ExtendFlags
+from jobs.common.facts import rules_for, written
 from jobs.common.parsing import UsageError, parse_known
+from jobs.recipes.generic import GENERIC
 from pipeline.config import TrainConfig
 from pipeline.run.origin import submitter_tags
 from pipeline.run.reachability import check_reachable
@@ -50,13 +52,16 @@ def main(argv: Sequence[str]) -> int:
     """Submit and follow. Exit code 0: the job succeeded, or continues without us; 75: the cluster lost it."""
     if not argv or argv[0] in ("-h", "--help"):
         parse_recipe(argv, prog="python -m jobs.submit")
-    recipe, *rest = argv
+    # Here and once: the cluster's head, and each start after a failure, may be another machine.
+    recipe, *rest = argv = resolve(argv).argv
     config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
     options, fields = parse_known(Options, rest, prog="python -m jobs.submit")
     config = options.of(config)
     check_reachable(config)
     if redacted_command(fields) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")
+    if recipe in GENERIC:
+        print(f"facts   {written(rules_for(argv).facts)}: of another cluster give cpus, gpus and gpu-memory by --facts")
     with packed_code() as code:  # the same for each submission, whatever is edited meanwhile
         entrypoint = shlex.join(["python", "-m", "jobs.train", recipe, *fields, *options.words])
         start = partial(_start, config, entrypoint, code, options)

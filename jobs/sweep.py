@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.tree import Tree
 
-from jobs.common.cli import parse_recipe, recipe_words, run_main
+from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
 from jobs.common.display import wide_console
+from jobs.common.facts import record_facts
 from jobs.common.study_run import train_study
-from jobs.recipes.catalog import RECIPES
 from jobs.recipes.sweep_spaces import space_of
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, preflight
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Plan, train the trials, report. Exit code 1: not one trial was finished; 3: stopped before its end."""
+    argv = resolve(argv, suffix="-sweep").argv
     config, options = parse_recipe(argv, prog="python -m jobs.sweep", extra=SweepOptions)
     assert options is not None
-    if config.name == RECIPES[argv[0]]().name:
+    if config.name == default_config(argv).name:
         config = replace(config, name=f"{config.name}-sweep")
     if not config.checkpoint.best_metric:
         raise ValueError("checkpoint.best_metric is empty: a sweep compares trials by it, name a metric")
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     console = wide_console()
     # The study's own folder holds no run; everything else of its config is what its trials will have.
     ready = preflight(config)
+    if not options.dry_run:
+        record_facts(argv, ready.config.storage, config.name)
     return _Sweep(console, recipe_words(argv, SweepOptions), ready, space_of(argv[0], config), options).run()
 
 

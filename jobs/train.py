@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from infra.storage.failures import is_transient
-from jobs.common.cli import parse_recipe, rate_notes, run_main
+from jobs.common.cli import parse_recipe, rate_notes, resolve, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.extension import ExtendFlags
+from jobs.common.facts import record_facts
 from jobs.common.follow import follow_to_end
 from pipeline.run.preflight import Preflight, preflight
 from pipeline.run.summary import format_workers
@@ -21,12 +22,14 @@ from pipeline.schedule.stages import TrainingStage
 
 def main(argv: Sequence[str]) -> int:
     """Check, start or resume, follow, and show the result. Exit code 1: the run failed; 75: it was lost."""
-    config, flags = parse_recipe(argv, prog="python -m jobs.train", extra=ExtendFlags)
+    command = resolve(argv)
+    config, flags = parse_recipe(command.argv, prog="python -m jobs.train", extra=ExtendFlags)
     assert flags is not None
     config = flags.of(config)
     console = wide_console()
     ready = preflight(config)
-    for line in (*rate_notes(argv, config), *ready.notes):
+    record_facts(command.argv, ready.config.storage, config.name)
+    for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:
         assert ready.resume_from is not None

@@ -18,10 +18,12 @@ import tyro
 from infra.redact import redacted, redacted_command
 from infra.storage.failures import is_transient
 from infra.storage.open import open_storage
+from jobs.common.facts import DataFlag, FactsFlag, Resolved, generic_config, resolved
 from jobs.common.parsing import UsageError, parse, parse_known
 from jobs.common.recipe_help import CONVERSIONS, recipe_help
 from jobs.common.schedule_flags import ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
+from jobs.recipes.generic import GENERIC
 from model.rows import rows_from_json
 from model.tables import Block
 from pipeline.config import TrainConfig
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
 """Flags that have a second name."""
+_HELP = frozenset({"-h", "--help", "--help-all"})
 _BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
 """The flags that take `auto`, which is the number `pipeline.schedule.stages.AUTO`."""
 
@@ -64,26 +67,56 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
         sys.exit(0 if argv else 2)
-    name, *rest = _without_auto([_long(argument) for argument in argv])
-    if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
-        raise UsageError(f"no recipe is named {name!r}: {hint}")
-    recipe = RECIPES[name]
-    if asked := {"-h", "--help", "--help-all"} & {*rest}:
+    name = argv[0]
+    _check_known(name)
+    prog = f"{prog} {name}"
+    if asked := _HELP & {*argv}:
         everything = "--help-all" in asked
-        own_flags = [flags for flags in (extra, _Rows if everything else None) if flags is not None]
-        print(recipe_help(f"{prog} {name}", recipe, own_flags, ScheduleFlags, everything=everything))
+        flags = [extra, DataFlag, FactsFlag if name in GENERIC else None, _Rows if everything else None]
+        own_flags = [kind for kind in flags if kind is not None]
+        print(recipe_help(prog, RECIPES[name], own_flags, ScheduleFlags, everything=everything))
         sys.exit(0)
-    rows, rest = parse_known(_Rows, rest, prog=f"{prog} {name}")
+    argv = resolve(argv).argv
+    _, rest = parse_known(FactsFlag, _without_auto(argv[1:]), prog=prog)
+    rows, rest = parse_known(_Rows, rest, prog=prog)
     own: T | None = None
     if extra is not None:  # before the schedule's: a job may have --epochs of its own
-        own, rest = parse_known(extra, rest, prog=f"{prog} {name}")
-    schedule, rest = parse_known(ScheduleFlags, rest, prog=f"{prog} {name}")
-    default = scheduled(recipe(), schedule)
+        own, rest = parse_known(extra, rest, prog=prog)
+    schedule, rest = parse_known(ScheduleFlags, rest, prog=prog)
+    default = scheduled(default_config(argv), schedule)
     if rows.model_rows:
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
-    return parse(TrainConfig, rest, default=default, prog=f"{prog} {name}", config=CONVERSIONS), own
+    return parse(TrainConfig, rest, default=default, prog=prog, config=CONVERSIONS), own
+
+
+def resolve(argv: Sequence[str], *, suffix: str = "") -> Resolved:
+    """Return a command line that can be read again anywhere, with the same result: see `jobs.common.facts`.
+
+    A job that reads its command line more than once, or passes it on, resolves it first.
+
+    Args:
+        argv: `RECIPE [--field value ...]`. It stays as it is if it asks for help or for a recipe that isn't there.
+        suffix: what the job adds to the name of a recipe's run.
+
+    Raises:
+        UsageError: the data are not what the recipe is for, or no prepared data.
+        DataError: they can't be read.
+    """
+    if not argv or argv[0] not in RECIPES or _HELP & {*argv}:
+        return Resolved([*argv])
+    return resolved([argv[0], *map(_long, argv[1:])], suffix=suffix)
+
+
+def default_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the recipe's config of a resolved command line, before its flags are applied."""
+    return generic_config(argv) if argv[0] in GENERIC else RECIPES[argv[0]]()
+
+
+def _check_known(recipe: str) -> None:
+    if recipe not in RECIPES:
+        close = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
+        raise UsageError(f"no recipe is named {recipe!r}: {hint}")
 
 
 def recipe_words(argv: Sequence[str], own: type) -> str:
@@ -95,8 +128,8 @@ def recipe_words(argv: Sequence[str], own: type) -> str:
 
 
 def rate_notes(argv: Sequence[str], config: TrainConfig) -> tuple[str, ...]:
-    """Return a line where a command line changes the last stage's batch size, but not the rate."""
-    recipe = RECIPES[argv[0]]()
+    """Return a line where a resolved command line changes the last stage's batch size, but not the rate."""
+    recipe = default_config(argv)
     was, now, rate = recipe.stages[-1].batch_size, config.stages[-1].batch_size, config.optimizer
     if was == now or rate.lr_per_batch or rate.lr != recipe.optimizer.lr:
         return ()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 
-from jobs.common.cli import parse_recipe
+from jobs.common.cli import default_config, parse_recipe, resolve
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, fixed_stages
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
     if len(names) == 1 and names[0] in COMPARISONS:
         config, options = _recipe(_recipe_flag(rest), rest)
         comparison = COMPARISONS[names[0]](config)
-        own_name = config.name != RECIPES[_recipe_flag(rest)]().name
+        own_name = config.name != _default_name(_recipe_flag(rest), rest)
     else:
         for name in names:
             _check_known(name, names)
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
             raise UsageError(f"name each recipe once, and at least one comparison or recipe: {' '.join(names)}")
         parsed = [_recipe(name, rest) for name in names]
         config, options = parsed[0]
-        own_name = config.name != RECIPES[names[0]]().name
+        own_name = config.name != _default_name(names[0], rest)
         variants = {name: one for name, (one, _) in zip(names, parsed, strict=True)}
         comparison = Comparison(
             name="-".join(name.replace("_", "-") for name in names),
@@ -63,6 +63,10 @@ def _recipe(name: str, rest: Sequence[str]) -> tuple[TrainConfig, CompareOptions
     config, options = parse_recipe([name, *rest], prog=PROG, extra=CompareOptions)
     assert options is not None
     return config, options
+
+
+def _default_name(recipe: str, rest: Sequence[str]) -> str:
+    return default_config(resolve([recipe, *rest]).argv).name
 
 
 def _check_flags(names: Sequence[str], rest: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jobs.recipes.earth import unet_demo
 from jobs.recipes.fonts import fonts, fonts_progressive, fonts_small
+from jobs.recipes.generic import classify, finetune, multilabel, segment
 from jobs.recipes.imagenet import (
     efficientnetv2_l_google,
     efficientnetv2_l_paper,
@@ -16,13 +17,15 @@ from jobs.recipes.imagenet import (
 )
 from jobs.recipes.photographs import cifar10_small, tiny_imagenet_small
 from jobs.recipes.solar_cells import demo, demo_adaptive, demo_scratch, elpv_frozen, elpv_scratch, elpv_transfer
-from pipeline.config import (
-    TrainConfig,
-)
+from pipeline.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
+        classify,
+        finetune,
+        segment,
+        multilabel,
         demo,
         demo_scratch,
         demo_adaptive,

@@ -147,7 +147,7 @@ def read_initial_weights(uri: str, model: str = "") -> dict[str, Any]:
 
     if uri in NAMED_WEIGHTS:
         return read_weights(named_weights(uri, model))
-    if not _is_file(uri):
+    if not is_weights_file(uri):
         storage, key, name, facts = _weights_file(uri)
         with tempfile.TemporaryDirectory(prefix="weights-") as folder:
             path = Path(folder, name)
@@ -168,7 +168,7 @@ def _check_weights(config: ModelConfig) -> None:
     if uri in NAMED_WEIGHTS:
         named_weights(uri, config.name)
         return
-    if not _is_file(uri):
+    if not is_weights_file(uri):
         _weights_file(uri)
         return
     parent, _, name = uri.rpartition("/")
@@ -176,7 +176,8 @@ def _check_weights(config: ModelConfig) -> None:
         raise CheckpointError(f"model.init_from is {uri}: there is no such file")
 
 
-def _is_file(uri: str) -> bool:
+def is_weights_file(uri: str) -> bool:
+    """Whether `model.init_from` names a file of weights, and no run or checkpoint."""
     return uri.endswith(WEIGHT_SUFFIXES) or ("://" not in uri and Path(uri).is_file())
 
 
@@ -198,7 +199,16 @@ def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
     return storage, key, name, files[name]
 
 
-def _state_at(uri: str) -> tuple[TrainState, RunMetadata]:
+def recorded_run(uri: str, field: str) -> RunMetadata:
+    """Return what a run's newest valid checkpoint, or the checkpoint that `uri` is, records of its run.
+
+    Raises:
+        CheckpointError: it is neither; the message begins with the field that named it.
+    """
+    return _state_at(uri, field)[1]
+
+
+def _state_at(uri: str, field: str = "resume_from") -> tuple[TrainState, RunMetadata]:
     storage, key = locate(uri)
     if key is not None:
         return read_state(storage, key, read_manifest(storage, key))
@@ -207,5 +217,5 @@ def _state_at(uri: str) -> tuple[TrainState, RunMetadata]:
     except MissingKeyError:
         state, metadata = None, RunMetadata()
     if state is None:
-        raise CheckpointError(f"resume_from is {uri}: it is neither a checkpoint nor a run with a valid one")
+        raise CheckpointError(f"{field} is {uri}: it is neither a checkpoint nor a run with a valid one")
     return state, metadata

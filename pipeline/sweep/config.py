@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+PLAN_FILE = "study.json"
+"""In a study's folder: what it began with."""
+
 
 def trial_name(study: str, number: int) -> str:
     """Return the name of a trial's run."""

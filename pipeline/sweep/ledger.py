@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from infra.storage.base import MissingKeyError, Storage
 from pipeline.run.provenance import breaking, described, differences
+from pipeline.sweep.config import PLAN_FILE
 from pipeline.sweep.strategy import Point, point_key
 
-PLAN_FILE = "study.json"
 FOLDER = "trials"
 
 State = Literal["open", "finished", "stopped", "failed"]

@@ -9,6 +9,7 @@ import pytest
 from jobs import plan
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
+from jobs.recipes.generic import GENERIC
 from tests.support.shards import write_rare_shards, write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
@@ -122,7 +123,8 @@ def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
-    assert plan.main([recipe, "--samples", "100000", "--bytes-per-sample", "120000"]) == 0
+    facts = ["--facts", "samples=100000,classes=10,short-side=300"] if recipe in GENERIC else []
+    assert plan.main([recipe, "--samples", "100000", "--bytes-per-sample", "120000", *facts]) == 0
     shown = capsys.readouterr().out
     assert RECIPES[recipe]().name in shown
     assert "100,000 images" in shown

@@ -1,0 +1,79 @@
+"""Generic recipes over all facts: what they make can start, and depends on nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.config import check_divisibility
+from jobs.recipes.generic import GENERIC, chosen_values, rules_of
+from jobs.recipes.rules import CPU_SIZE, EPOCHS, Facts
+from model.checks import check_image_size, check_model
+from model.pretrained import NAMED_WEIGHTS
+from tests.support.facts import FACTS
+
+RECIPES = st.sampled_from(sorted(GENERIC))
+WEIGHTS = st.sampled_from(["", *NAMED_WEIGHTS])
+EVERY = [(recipe, weights) for recipe in GENERIC for weights in ("", *NAMED_WEIGHTS)]
+
+
+@settings(deadline=None)
+@given(RECIPES, FACTS, WEIGHTS)
+def test_every_fact_gives_a_run_that_can_start(recipe: str, facts: Facts, weights: str) -> None:
+    config = GENERIC[recipe](facts, weights=weights)
+    check_divisibility(
+        config.data, batch_sizes=[stage.batch_size for stage in config.stages], worker_counts=config.worker_counts
+    )
+    check_model(config.model)
+    sizes = [stage.image_size for stage in config.stages]
+    assert sizes == sorted(set(sizes))
+    for size in sizes:
+        check_image_size(config.model, size)
+    assert config.data.num_lanes <= 2 * facts.samples
+    for stage in config.stages:
+        assert stage.batch_size >= 2 * config.data.num_lanes  # Mixup pairs samples of a lane
+    first, last = config.stages[0], config.stages[-1]
+    for name in ("randaugment_magnitude", "mixup_alpha", "dropout"):
+        assert getattr(first, name) <= getattr(last, name)
+    workers = config.cluster.num_workers
+    assert isinstance(workers, int)
+    assert workers <= facts.gpus if facts.gpus else workers * config.cluster.cpus_per_worker <= facts.cpus
+    assert {*rules_of(recipe, facts, weights).reasons} == {*chosen_values(config)}
+
+
+@settings(deadline=None)
+@given(RECIPES, FACTS, WEIGHTS)
+def test_the_same_facts_are_the_same_config(recipe: str, facts: Facts, weights: str) -> None:
+    assert GENERIC[recipe](facts, weights=weights) == GENERIC[recipe](replace(facts), weights=weights)
+
+
+@settings(deadline=None)
+@given(RECIPES, FACTS, WEIGHTS, st.integers(1, 5_000_000))
+def test_more_images_are_never_a_smaller_batch_nor_larger_pictures(
+    recipe: str, facts: Facts, weights: str, more: int
+) -> None:
+    few, many = (GENERIC[recipe](one, weights=weights) for one in (facts, replace(facts, samples=facts.samples + more)))
+    if few.cluster.num_workers == many.cluster.num_workers:
+        assert many.stages[-1].batch_size >= few.stages[-1].batch_size
+    assert many.stages[-1].image_size <= few.stages[-1].image_size
+
+
+@pytest.mark.parametrize(("recipe", "weights"), EVERY)
+def test_a_run_on_cpus_is_no_longer_than_its_budget_unless_there_are_many_images(recipe: str, weights: str) -> None:
+    for samples in (30, 300, 3000, 300_000):
+        facts = Facts(samples=samples, short_side=400)
+        rules = rules_of(recipe, facts, weights)
+        pixels = rules.epochs.value * rules.sizes.value.mean_pixels * samples
+        fewest, most = EPOCHS[rules.masks, bool(rules.weights)]
+        assert fewest <= rules.epochs.value <= most
+        assert pixels <= 1.5 * rules.budget or rules.epochs.value == fewest
+        assert rules.sizes.value.last >= CPU_SIZE
+
+
+@pytest.mark.parametrize("name", ["samples", "classes", "short_side", "cpus", "gpus", "gpu_memory"])
+def test_a_fact_that_can_not_be_is_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name.replace('_', '-')} is -1: it must be at least"):
+        Facts(**{name: -1})
