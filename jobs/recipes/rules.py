@@ -119,7 +119,7 @@ CPU_PIXELS = {  # (segmentation, fine-tuning): by the measured speed of the mode
     (True, False): 110e6,
     (True, True): 80e6,
 }
-"""Pixels that a CPU core trains on in about six minutes."""
+"""Pixels that a CPU core computes on in five to nine minutes, forward and backward."""
 GPU_PIXELS = 100e9
 """Pixels that a GPU is given, all epochs together."""
 EPOCHS = {(False, False): (10, 60), (False, True): (4, 20), (True, False): (15, 80), (True, True): (10, 40)}
