@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jobs.recipes.earth import unet_demo
 from jobs.recipes.fonts import fonts, fonts_progressive, fonts_small
-from jobs.recipes.generic import classify, finetune, multilabel, segment
+from jobs.recipes.generic import classify, finetune, multilabel, regress, segment
 from jobs.recipes.imagenet import (
     efficientnetv2_l_google,
     efficientnetv2_l_paper,
@@ -26,6 +26,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         finetune,
         segment,
         multilabel,
+        regress,
         demo,
         demo_scratch,
         demo_adaptive,

@@ -12,7 +12,13 @@ from model.config import TIMM_PREFIX, ModelConfig, architecture_of
 from model.pretrained import LITE0
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from pipeline.schedule.stages import TrainingStage, ramp
-from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
+from pipeline.task_config import (
+    ClassificationConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    SegmentationConfig,
+    TaskConfig,
+)
 
 TYPICAL = Facts()
 """What a generic recipe follows from where nothing is known, as in its help."""
@@ -56,12 +62,21 @@ def multilabel(facts: Facts = TYPICAL, *, weights: str = "", model: str = "") ->
     return config_of("multilabel", rules_of("multilabel", facts, weights, model))
 
 
-GENERIC: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (classify, finetune, segment, multilabel)}
+def regress(facts: Facts = TYPICAL, *, weights: str = "", model: str = "") -> TrainConfig:
+    """Any prepared images with numbers to estimate: `python -m jobs.train regress --data DIR` is enough.
+
+    As `classify`, with an output for each number; `--init-from lite0` begins with ImageNet's weights.
+    """
+    return config_of("regress", rules_of("regress", facts, weights, model))
+
+
+GENERIC: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (classify, finetune, segment, multilabel, regress)}
 TASKS: dict[str, Task] = {
     "classify": "classification",
     "finetune": "classification",
     "segment": "segmentation",
     "multilabel": "multilabel",
+    "regress": "regression",
 }
 """Generic recipe -> the kind of data that it is for."""
 FITTING: dict[str, str] = {
@@ -72,6 +87,7 @@ BEST_METRICS: dict[Task, str] = {
     "classification": "val/accuracy",
     "segmentation": "val/miou",
     "multilabel": "val/map",
+    "regression": "val/mae",
 }
 DEFAULT_WEIGHTS = {"finetune": "lite0"}
 """Generic recipe -> the weights that it begins with, where no others are given."""
@@ -103,7 +119,11 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
         task=_task(rules),
         optimizer=_optimizer(rules),
         trainer=TrainerConfig(eval_every_epochs=every, pixel_mean=mean, pixel_std=std),
-        checkpoint=CheckpointConfig(every_epochs=every, best_metric=BEST_METRICS[rules.task]),
+        checkpoint=CheckpointConfig(
+            every_epochs=every,
+            best_metric=BEST_METRICS[rules.task],
+            best_is="lowest" if rules.task == "regression" else "highest",
+        ),
         cluster=ClusterConfig(
             num_workers=workers.number, cpus_per_worker=workers.cpus, gpus_per_worker=1 if facts.gpus else 0
         ),
@@ -165,12 +185,16 @@ def _model(rules: Rules) -> ModelConfig:
 def _task(rules: Rules) -> TaskConfig:
     if rules.task == "multilabel":
         return MultilabelConfig(loss="asymmetric" if rules.loss.value == "asymmetric" else "bce")
+    if rules.task == "regression":
+        return RegressionConfig()
     return SegmentationConfig() if rules.masks else ClassificationConfig()
 
 
 def _loss_of(task: TaskConfig) -> Loss:
     if isinstance(task, MultilabelConfig):
         return task.loss
+    if isinstance(task, RegressionConfig):
+        return "mse"
     return "cross-entropy and Dice" if isinstance(task, SegmentationConfig) else "cross-entropy"
 
 

@@ -15,8 +15,8 @@ from model.tables import Block
 
 T_co = TypeVar("T_co", covariant=True)
 
-Task = Literal["classification", "segmentation", "multilabel"]
-Loss = Literal["cross-entropy", "cross-entropy and Dice", "bce", "asymmetric"]
+Task = Literal["classification", "segmentation", "multilabel", "regression"]
+Loss = Literal["cross-entropy", "cross-entropy and Dice", "bce", "asymmetric", "mse"]
 Span = tuple[float, float]
 """A value in the first and in the last stage."""
 
@@ -276,6 +276,8 @@ class Rules:
             return Choice("cross-entropy and Dice", "masks: Dice weighs small classes as much as large ones")
         if self.task == "classification":
             return Choice("cross-entropy", "one class an image")
+        if self.task == "regression":
+            return Choice("mse", "numbers, in standard deviations")
         if self.facts.classes < MANY_CLASSES:
             return Choice("bce", f"several of {self.facts.classes} classes an image")
         return Choice("asymmetric", f"{self.facts.classes} classes, of which an image has few")
