@@ -11,7 +11,8 @@ from jobs.common.parsing import UsageError
 
 USAGE = """usage: python -m jobs.stack VERB
 
-  up               start the S3 server, the MLflow server and a Ray head with its dashboard, all on loopback
+  up               start the S3 server, the MLflow server and a Ray head with its dashboard, all on loopback;
+                   and Prometheus, where it is installed
   down             stop them; the data stays in .stack/
   status           print their addresses and whether they are running
   run COMMAND...   run a command with their addresses and keys in its environment

@@ -48,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
         )
         return os.EX_TEMPFAIL if is_transient(error) else 1
     progress = status.progress
-    if progress is None:  # another submission has finished it meanwhile
-        console.print(f"{config.name} has nothing left to train")
+    if progress is None:  # or another submission has finished it meanwhile
+        queued = status.phase == "stopped"
+        console.print(f"{config.name} {'was stopped before it began' if queued else 'has nothing left to train'}")
         return 0
     _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
     if status.phase == "stopped":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+"""The label that Ray gives a node by its GPUs."""
 REQUEST_EXPIRES_S = 900.0
 """Nodes that were asked for ahead and are not used after this long, in seconds, may go."""
 
@@ -35,6 +37,11 @@ class ClusterConfig:
     """CPUs that each worker reserves, for its training thread and its loader processes."""
     gpus_per_worker: float = 0
     """GPUs that each worker reserves; 0 trains on CPU."""
+    accelerator_type: str = ""
+    """Type of GPU that workers are placed on, as Ray names it: `A100`, `H100`, `L4`. Empty: any."""
+    label_selector: tuple[str, ...] = ()
+    """Labels of the nodes that workers are placed on, each KEY=VALUE with a value as Ray's label selectors have it, as
+    `ray.io/market-type=spot`, `ray.io/availability-zone=!us-east-1a` or `rack=in(a,b)`. Empty: any nodes."""
     standby: bool = True
     """Keep a spare process with everything imported for each worker, once its group has trained for a while: a lost
     worker is then replaced in seconds. Costs about half a gigabyte of host memory per worker."""
@@ -58,8 +65,23 @@ class ClusterConfig:
             raise ValueError("cluster.cpus_per_worker must be above 0 and cluster.gpus_per_worker at least 0")
         if not self.step_timeout_s >= 0:
             raise ValueError(f"cluster.step_timeout_s is {self.step_timeout_s}: it must be 0 (off) or more")
+        for label in self.label_selector:
+            if not all(part.strip() for part in label.partition("=")):
+                raise ValueError(f"cluster.label_selector has {label!r}: each is KEY=VALUE, as ray.io/market-type=spot")
         if self.max_failures < -1:
             raise ValueError(f"cluster.max_failures is {self.max_failures}: use -1 for any number, or 0 and more")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the nodes that workers are placed on, as Ray takes them."""
+        pairs = (one.replace(" ", "").partition("=") for one in self.label_selector)  # Ray takes no spaces
+        labels = {key: value for key, _, value in pairs}
+        return labels | ({ACCELERATOR_LABEL: self.accelerator_type} if self.accelerator_type else {})
+
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """What each worker reserves, as Ray names it."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
 
     @property
     def threads_per_worker(self) -> int:

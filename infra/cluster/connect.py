@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,27 @@ def start_ray(**arguments: Any) -> None:
 def _lack(config: ClusterConfig, num_workers: int) -> str:
     import ray
 
-    total = ray.cluster_resources()
-    for resource, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        if num_workers * each > total.get(resource, 0):
-            return f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total.get(resource, 0):g}"
+    nodes = [node for node in ray.nodes() if node["Alive"] and has_labels(node["Labels"], config.labels)]
+    where = f" on nodes with {' and '.join(f'{key}={value}' for key, value in config.labels.items())}"
+    for resource, each in config.resources_per_worker.items():
+        total = sum(node["Resources"].get(resource, 0) for node in nodes)
+        if num_workers * each > total:
+            said = f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total:g}"
+            return said + (where if config.labels else "")
     return ""
+
+
+def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Say whether a node has labels, as Ray's label selectors have it: `value`, `!value`, `in(a,b)`, `!in(a,b)`."""
+    return all(_matches(labels.get(key), value) for key, value in wanted.items())
+
+
+def _matches(label: str | None, wanted: str) -> bool:
+    if wanted.startswith("!"):
+        return not _matches(label, wanted[1:])
+    if wanted.startswith("in(") and wanted.endswith(")"):
+        return label in wanted[3:-1].split(",")
+    return label == wanted
 
 
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:

@@ -1,8 +1,10 @@
-"""The servers of the local stack and of the tests: S3, MLflow and a Ray head, all on loopback."""
+"""The servers of the local stack and of the tests: S3, MLflow, Prometheus and a Ray head, all on loopback."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,6 +110,36 @@ class MlflowServer(Server):
         return answers(f"{self.url}/health")
 
 
+class PrometheusServer(Server):
+    """Prometheus, which reads the metrics of a Ray cluster's nodes: `prometheus` of Debian's package, or any other."""
+
+    program = "prometheus"
+
+    def __init__(self, folder: Path, *, port: int, targets: Path, scrape_every_s: int = 10) -> None:
+        """Make one; `targets` is the file in which Ray lists its nodes."""
+        super().__init__(folder)
+        self._port, self._targets, self._scrape_every_s = port, targets, scrape_every_s
+        self.url = f"http://127.0.0.1:{port}"
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Say whether this machine has it."""
+        return shutil.which(cls.program) is not None
+
+    def command(self) -> list[str]:
+        """Return the command, with its configuration written beside its data."""
+        every = f"{self._scrape_every_s}s"
+        ray = {"job_name": "ray", "file_sd_configs": [{"files": [str(self._targets)], "refresh_interval": every}]}
+        config = {"global": {"scrape_interval": every, "scrape_timeout": every}, "scrape_configs": [ray]}
+        (self.folder / "prometheus.yml").write_text(json.dumps(config))  # YAML as well
+        place = [f"--config.file={self.folder / 'prometheus.yml'}", f"--storage.tsdb.path={self.folder / 'data'}"]
+        return [self.program, *place, f"--web.listen-address=127.0.0.1:{self._port}"]
+
+    def is_ready(self) -> bool:
+        """Ready when it says so."""
+        return answers(f"{self.url}/-/ready")
+
+
 class RayHead(Server):
     """A Ray head node with its dashboard, behind a token."""
 
@@ -133,6 +165,11 @@ class RayHead(Server):
         self._token_file, self._port, self._dashboard_port, self._num_cpus = token_file, port, dashboard_port, num_cpus
         # Ray's sockets lie here: their whole path may have 107 characters, which a long path of the repo would pass.
         self.session_folder = Path(f"/tmp/crescendo-ray-{os.getuid()}-{port}")
+
+    @property
+    def targets(self) -> Path:
+        """The file in which Ray lists its nodes' metrics for Prometheus."""
+        return self.session_folder / "prom_metrics_service_discovery.json"
 
     def command(self) -> list[str]:
         """Return the command; every part listens on loopback."""

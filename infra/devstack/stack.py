@@ -1,4 +1,4 @@
-"""The local stack: S3 server, MLflow server and Ray head on loopback, kept in one folder, found again by process id."""
+"""The local stack: S3, MLflow, Ray head and Prometheus on loopback, in one folder, found again by process id."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra.devstack.server import Server, ServerError, free_ports, is_free
-from infra.devstack.servers import LOOPBACK_RAY, MlflowServer, RayHead, S3Server
+from infra.devstack.servers import LOOPBACK_RAY, MlflowServer, PrometheusServer, RayHead, S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "crescendo"
+PROMETHEUS = "RAY_PROMETHEUS_HOST"
+"""Where Ray's dashboard looks for Prometheus, whose charts it shows."""
 
 
 class Stack:
@@ -83,9 +85,13 @@ class Stack:
             port=urlsplit(f"//{env['RAY_ADDRESS']}").port or 0,
             dashboard_port=urlsplit(env["RAY_API_SERVER_ADDRESS"]).port or 0,
             num_cpus=max(2, os.cpu_count() or 2),
-            job_environment=s3.client_environment(),
+            job_environment=s3.client_environment() | {name: env[name] for name in (PROMETHEUS,) if name in env},
         )
-        return {"s3": s3, "mlflow": mlflow, "ray": ray}
+        servers: dict[str, Server] = {"s3": s3, "mlflow": mlflow, "ray": ray}
+        if PROMETHEUS in env and PrometheusServer.is_installed():
+            port = urlsplit(env[PROMETHEUS]).port or 0
+            servers["prometheus"] = PrometheusServer(self.folder / "prometheus", port=port, targets=ray.targets)
+        return servers
 
     def _settle(self) -> None:
         """Choose ports and make keys, once."""
@@ -104,6 +110,7 @@ class Stack:
             f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{_preferred(8265)}",
             "RAY_AUTH_MODE=token",
             f"RAY_AUTH_TOKEN_PATH={self.token_file}",
+            f"{PROMETHEUS}=http://127.0.0.1:{_preferred(9090)}",
             *(f"{name}={value}" for name, value in LOOPBACK_RAY.items()),
         ]
         self._write_secret(self.env_file, "\n".join(lines) + "\n")

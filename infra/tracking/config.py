@@ -26,7 +26,7 @@ class TrackingConfig:
     artifact_location: str = ""
     """Where a new experiment keeps its artifacts. Empty: the server's default, or next to the SQLite file."""
     system_metrics: bool = True
-    """Record system metrics of rank 0's machine: CPU, memory, disk, network, GPU."""
+    """Record system metrics of every node: CPU, memory, disk, network, GPU."""
     system_interval_s: float = 10.0
     """Seconds between two records of the system metrics."""
     send_interval_s: float = 1.0

@@ -1,14 +1,26 @@
-"""Load of this machine, as MLflow's own monitors measure it."""
+"""Load of a run's machines, as MLflow's own monitors measure it, by the names that MLflow gives several nodes."""
 
 from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
 PREFIX = "system/"
+
+
+def of_node(node: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Name values as MLflow does with MLFLOW_SYSTEM_METRICS_NODE_ID: `system/NODE/...`; of no node: `system/...`."""
+    return {f"{prefix_of(node)}{name}": value for name, value in values.items()}
+
+
+def prefix_of(node: str) -> str:
+    """Return what the names of a node's metrics begin with."""
+    return f"{PREFIX}{node}/" if node else PREFIX
 
 
 class SystemSampler:
@@ -26,11 +38,11 @@ class SystemSampler:
         self.sample()  # the first CPU share is since nothing, and says nothing
 
     def sample(self) -> dict[str, float]:
-        """Return the values since the last call, named `system/...`."""
+        """Return the values since the last call, by MLflow's names."""
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()
-            values |= {PREFIX + name: float(value) for name, value in monitor.aggregate_metrics().items()}
+            values |= {name: float(value) for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         return values
 
@@ -55,6 +67,25 @@ class SystemRecorder:
             self._next = math.inf
             log.warning("tracking: no system metrics: %s", error)
             return {}
+
+
+class NodeReporter:
+    """Tells the load of a node where no tracker is, in a thread of its own, until it is closed."""
+
+    def __init__(self, interval_s: float, tell: Callable[[dict[str, float]], None]) -> None:
+        self._recorder, self._tell = SystemRecorder(interval_s), tell
+        self._interval_s, self._ended = interval_s, threading.Event()
+        threading.Thread(target=self._work, name="system-metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Have the thread end."""
+        self._ended.set()
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            if values := self._recorder.sample():
+                self._tell(values)
+            self._ended.wait(self._interval_s)
 
 
 def _gpu_monitors() -> list[Any]:

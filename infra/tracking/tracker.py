@@ -22,7 +22,7 @@ from infra.tracking.mlflow_run import MlflowRun, TrackingError, page_url, valid_
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool, spooled_status
-from infra.tracking.system_metrics import PREFIX, SystemRecorder
+from infra.tracking.system_metrics import SystemRecorder, of_node, prefix_of
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Tracker:
         run_id: str | None = None,
         parent_run_id: str | None = None,
         epoch: int | None = None,
+        node: str = "",
     ) -> None:
         self.config = config
         self.run_id = run_id
@@ -69,6 +70,7 @@ class Tracker:
         self._outbox = Outbox(config.max_unsent)
         self._delivery = Delivery(self._outbox)
         self._system = SystemRecorder(config.system_interval_s) if config.system_metrics else None
+        self._node = node
         self._tables: set[str] = set()
         self._spool = Spool(storage, self._outbox, epoch)
         self._row_log = RowLog(storage, epoch) if storage is not None else None
@@ -98,6 +100,10 @@ class Tracker:
         """Record metrics of a step, 0 or more. A step that a metric has reached already is not taken again."""
         values = {valid_name(name): float(value) for name, value in metrics.items()}
         self._outbox.add_row(Row(step, time.time_ns() // 1_000_000, values))
+
+    def log_load(self, node: str, values: Mapping[str, float]) -> None:
+        """Record the load of one of the run's nodes, as its next step."""
+        self.log_metrics(of_node(node, values), self.last_step(prefix_of(node)) + 1)
 
     def last_step(self, prefix: str) -> int:
         """Return the last step of the metrics whose names begin with `prefix`; -1 without one.
@@ -231,7 +237,7 @@ class Tracker:
         self._spool.load()
         run = self._run or self._connect()
         if self._system is not None and not self._status and (load := self._system.sample()):
-            self.log_metrics(load, self.last_step(PREFIX) + 1)
+            self.log_load(self._node, load)
         while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
             if self._row_log is not None:
                 self._row_log.add(run.run_id, rows)

@@ -48,7 +48,7 @@ def progress_line(config: TrainConfig, status: RunStatus) -> str:
     """Return one line on where a run is, with what is known of it."""
     progress, seen = status.progress, status.metrics
     if progress is None:
-        return f"{config.name}: {status.phase}"
+        return f"{config.name}: {status.phase}{', ' if status.waits else ''}{status.waits}"
     stage = config.stages[progress.stage]
     epoch, epochs = (at / progress.samples_per_epoch for at in (progress.cursor, progress.spans[-1].stop))
     parts = [

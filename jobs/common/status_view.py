@@ -102,6 +102,7 @@ def _time(result: dict[str, float], left_s: float, index: int, now: int) -> str:
 def _lines(status: RunStatus, workers: GroupStatus) -> list[Text]:
     progress = status.progress
     rows = [_speed(progress, status.metrics, workers) if progress else "", _safety(status, workers)]
+    rows += [status.waits] if status.waits else []
     rows += [_settings(progress)] if progress else []
     rows += [f"requested: {', '.join(status.pending)}"] if status.pending else []
     decided = records_of(progress.decisions[-SHOWN:]) if progress else ()

@@ -15,6 +15,7 @@ from infra.timeouts import call_with_timeout
 from pipeline.control.journal import Journal
 from pipeline.control.node_requests import AskNodes, NodesAhead
 from pipeline.control.pending import PendingDecisions
+from pipeline.control.queue import WAITING, Place, QueuePlace
 from pipeline.control.replies import DecisionReply, JoinReply
 from pipeline.control.run_status import Phase, RunIdentity, RunStatus
 from pipeline.control.status import StatusBoard
@@ -53,6 +54,7 @@ class StageController:
         ask_ahead_s: how long before the segment begins.
         observe: is given the status when the run begins.
         identity: which run it is.
+        queue: the run's place in its cluster's queue; None: it waits for nobody.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class StageController:
         ask_ahead_s: float = 0.0,
         observe: Observe = lambda status: None,
         identity: RunIdentity | None = None,
+        queue: QueuePlace | None = None,
     ) -> None:
         self._num_stages = len(recipe or stages)
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
         self._board = StatusBoard(identity or RunIdentity())
+        self._queue = queue or QueuePlace(Place(name="", since_s=time.time(), needs={}), None)
         self._pending = PendingDecisions(
             recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note
         )
@@ -90,6 +94,7 @@ class StageController:
         self._groups = self._starts = 0
         self._started_s, self._reached, self._environment, self._tracking_uri = 0.0, -1, "", ""
         self._out_of_memory: list[tuple[int, int]] = []
+        self._loads: dict[str, dict[str, float]] = {}
         if lease is not None:
             lease.keep(self.lost)
 
@@ -101,6 +106,7 @@ class StageController:
         """
         self._observe(lambda: self.status().to_json())
         try:
+            self._await_turn()
             self._run_segments()
         except Exception as error:
             self.failed(last_line(error))
@@ -114,8 +120,24 @@ class StageController:
         self._phase = "stopped" if self._stop and not done else "finished"
         return self.status()
 
+    def _await_turn(self) -> None:
+        """Wait in the cluster's queue until it is the run's turn, or until it is stopped there.
+
+        Raises:
+            RuntimeError: the run was lost meanwhile.
+        """
+        self._enter("queued")
+        self._queue.wait(lambda: bool(self._stop or self._error))
+        self._enter("starting")
+        if self._error:
+            raise RuntimeError(self._error)
+
+    def _enter(self, phase: Phase) -> None:
+        with self._lock:
+            self._phase = self._phase if self._error else phase
+
     def _run_segments(self) -> None:
-        for segment in self._segments:
+        for segment in self._segments if not self._stop else ():
             self._last = None
             while self._last is None or isinstance(self._last, NewGroup):
                 self._last = _ASSUMED
@@ -151,6 +173,8 @@ class StageController:
                 recoveries=max(0, self._starts - self._groups),
                 pending=self._pending.pending,
                 started_s=self._started_s,
+                place=self._queue.place,
+                waits=self._queue.waits if self._phase in WAITING else "",
             )
 
     def ask(self, decision: Decision) -> str:
@@ -160,6 +184,9 @@ class StageController:
                 return (
                     f"the run has {'failed' if self._error else 'ended or is about to'}: {decision.words} has no effect"
                 )
+            if self._phase == "queued" and isinstance(decision, Stop):
+                self._stop = decision
+                return "the run leaves the queue: it has not begun"
             if isinstance(decision, Resume) and not self._pending.paused and not self._pending.will_pause:
                 return "the run isn't paused"
             stage = self._stage
@@ -218,7 +245,10 @@ class StageController:
         self._last = decision
 
     def on_capacity(self, num_workers: int, possible: int) -> None:
-        """The cluster has room for more workers than a group has: let it end with a checkpoint."""
+        """The cluster has room for more workers than a group has: let it end with a checkpoint, unless a run waits."""
+        if waiting := self._queue.claimed_by():
+            self.note(f"does not grow from {num_workers} to {possible} workers: {waiting} waits for room")
+            return
         self._ask_new_group(f"from {num_workers} to {possible} workers")
         self.note(f"grows from {num_workers} to {possible} workers at the next decision point")
 
@@ -253,6 +283,11 @@ class StageController:
         with self._lock:
             self._board.reported(rank, cursor, wait_share)
 
+    def loaded(self, node: str, values: dict[str, float]) -> None:
+        """A node without rank 0 tells its load, which rank 0 hears at the next decision point."""
+        with self._lock:
+            self._loads[node] = values
+
     def saved(self, uri: str, cursor: int) -> None:
         """A checkpoint is complete."""
         with self._lock:
@@ -276,8 +311,12 @@ class StageController:
         with self._lock:
             self._board.decided(progress)
             self._reached = max(self._reached, progress.cursor)
+            loads, self._loads = tuple(sorted(self._loads.items())), {}
             return DecisionReply(
-                decisions=self._decisions(progress), tracking_uri=self._tracking_uri, taken_over=self._taken_over
+                decisions=self._decisions(progress),
+                tracking_uri=self._tracking_uri,
+                loads=loads,
+                taken_over=self._taken_over,
             )
 
     def _decisions(self, progress: Progress) -> tuple[Decision, ...]:

@@ -31,5 +31,7 @@ class DecisionReply:
     """What all ranks do next, in order; nothing: continue."""
     tracking_uri: str
     """The address of the MLflow server that an operator named last; empty: the config's holds."""
+    loads: tuple[tuple[str, dict[str, float]], ...] = ()
+    """The newest load of each node that told one since the last decision point: node and values."""
     taken_over: bool
     """Whether another submission trains this run now: then nothing of it may be written any more."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan, TrainingStage
 
-Phase = Literal["starting", "training", "paused", "failed", "finished", "stopped"]
+Phase = Literal["queued", "starting", "training", "paused", "failed", "finished", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +93,12 @@ class RunStatus:
     """What was asked for and is still to be carried out, in words."""
     started_s: float = 0.0
     """When the worker group started (Unix time)."""
+    queued_s: float = 0.0
+    """When the run came to the cluster's queue (Unix time)."""
+    needs: dict[str, float] = field(default_factory=dict)
+    """What its first workers reserve at least, by Ray's names."""
+    waits: str = ""
+    """What a run without workers waits for, or an empty text."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from infra.redact import redacted
+from pipeline.control.queue import Place
 from pipeline.control.run_status import (
     CheckpointStatus,
     GroupStatus,
@@ -93,7 +94,17 @@ class StatusBoard:
             return 0.0
         return max(0.0, self._pace_s - (time.time() - self._decided_s))
 
-    def status(self, *, phase: Phase, error: str, recoveries: int, pending: list[str], started_s: float) -> RunStatus:
+    def status(
+        self,
+        *,
+        phase: Phase,
+        error: str,
+        recoveries: int,
+        pending: list[str],
+        started_s: float,
+        place: Place,
+        waits: str,
+    ) -> RunStatus:
         """Return all of it, with the time that is left for each stage, and what the controller itself knows."""
         return RunStatus(
             run=self.run,
@@ -111,6 +122,9 @@ class StatusBoard:
             recoveries=recoveries,
             pending=tuple(pending),
             started_s=started_s,
+            queued_s=place.since_s,
+            needs=dict(place.needs),
+            waits=waits,
         )
 
     def _checkpoint_status(self) -> CheckpointStatus | None:

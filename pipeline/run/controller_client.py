@@ -155,6 +155,10 @@ class ControllerClient:
         """Tell how far a rank is, and for which share of the time it waited for data."""
         self._start(StageController.report, rank, cursor, wait_share)
 
+    def loaded(self, node: str, values: dict[str, float]) -> None:
+        """Tell the load of a node without rank 0."""
+        self._start(StageController.loaded, node, values)
+
     def on_resume(self, source: str, cursor: int, stage: int, taken_s: float | None) -> None:
         """Tell of the checkpoint that a group begins at."""
         self._start(StageController.on_resume, source, cursor, stage, taken_s)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,10 +17,12 @@ from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
+from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
 from pipeline.control.journal import Journal, JournalWriter
+from pipeline.control.queue import ClusterView, Place, QueuePlace
 from pipeline.control.run_status import RunIdentity
-from pipeline.run.controller_client import ControllerClient
+from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
 from pipeline.run.origin import origin_tags
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
@@ -27,6 +31,8 @@ from pipeline.schedule.decisions import records_of
 from pipeline.schedule.stages import Segment, worker_range
 
 CONFIG_FILE = "config.json"
+LOOK_PATIENCE_S = 5.0
+"""For how long a run in the queue waits for an answer of another one, in seconds."""
 UNFINISHED_S = 86400.0
 """Age of an upload that is nobody's any more, in seconds."""
 
@@ -60,6 +66,7 @@ def start_controller(
     lease.keep(lambda _: None)
     try:
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
+        first = len(resume.stage_starts) - 1 if resume else 0
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
@@ -78,7 +85,7 @@ def start_controller(
             ),
             recipe=config.stages,
             rules=config.adaptive,
-            first_stage=len(resume.stage_starts) - 1 if resume else 0,
+            first_stage=first,
             lease=lease,
             record_failure=partial(record_failure, config),
             journal=_journal(storage, lease, resume),
@@ -86,6 +93,7 @@ def start_controller(
             ask_ahead_s=config.cluster.ask_ahead_s,
             observe=export_status,
             identity=RunIdentity(name=config.name, model=config.model.name, seed=config.seed, storage=storage.uri),
+            queue=place_in_queue(config, first),
             name=f"{ACTOR_PREFIX}{config.name}",
         )
     except BaseException:
@@ -100,6 +108,25 @@ def start_controller(
             f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
         )
     return controller
+
+
+def place_in_queue(config: TrainConfig, stage: int) -> QueuePlace:
+    """Return the place in its cluster's queue of a run that begins at a stage."""
+    workers = worker_range(config.workers_of(config.stages[min(stage, len(config.stages) - 1)]))[0]
+    needs = {name: workers * amount for name, amount in config.cluster.resources_per_worker.items()}
+    return QueuePlace(Place(name=config.name, since_s=time.time(), needs=needs), partial(look, config.name))
+
+
+def look(run: str) -> ClusterView:
+    """Return what a run sees of its cluster; a controller that doesn't answer is left out."""
+    import ray
+
+    others = []
+    for name, controller in find_controllers(patience_s=LOOK_PATIENCE_S).items():
+        if name != run:
+            with suppress(ControllerError):
+                others.append(controller.status())
+    return ClusterView(others=others, total=ray.cluster_resources(), free=ray.available_resources())
 
 
 def drop_unfinished(storage: Storage, older_than_s: float) -> str:

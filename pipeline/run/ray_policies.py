@@ -288,10 +288,12 @@ def request_workers(config: ClusterConfig, num_workers: int, *, requester: str) 
     """
     if num_workers < 1:
         return
-    bundle = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
     coordinator = get_or_create_autoscaling_coordinator()
     ray.get(
         coordinator.request_resources.remote(
-            requester_id=requester, resources=[bundle] * num_workers, expire_after_s=REQUEST_EXPIRES_S
+            requester_id=requester,
+            resources=[config.resources_per_worker] * num_workers,
+            expire_after_s=REQUEST_EXPIRES_S,
+            label_selectors=[config.labels] * num_workers,
         )
     )

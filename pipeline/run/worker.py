@@ -82,6 +82,10 @@ class Rank:
     """Those that the run's data had when it was started; see `RunData.fingerprints`."""
     origin: Mapping[str, str]
     """Tags on where the run comes from."""
+    node: str = ""
+    """Number of its node in the group, as MLflow tells the load of several nodes apart; empty: there is one node."""
+    local_number: int = 0
+    """Of the ranks on its node, from 0."""
     writer: Writer | None = None
     """What rank 0 has claimed to write checkpoints; the other ranks write none."""
 
@@ -120,7 +124,8 @@ def train_worker(
     torch.set_num_threads(config.cluster.threads_per_worker)
     limit_blas(config.cluster.threads_per_worker)
     choose_algorithms(deterministic=config.trainer.deterministic)
-    number, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    context = ray.train.get_context()
+    number, world_size = context.get_world_rank(), context.get_world_size()
     log_as_json(run=config.name, rank=number)
     node = ray.get_runtime_context().get_node_id()
     joined = controller.join(number, node, current_environment(), world_size)
@@ -136,6 +141,8 @@ def train_worker(
         report_stages=report_stages,
         fingerprints=fingerprints,
         origin=origin or {},
+        node=str(context.get_node_rank()) if context.get_local_world_size() < world_size else "",
+        local_number=context.get_local_rank(),
     )
     try:
         _train(rank)
@@ -266,6 +273,8 @@ def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], 
             world_size=rank.world_size,
             heartbeat=heartbeat,
             report_stages=rank.report_stages,
+            node=rank.node,
+            reports_load=rank.config.tracking.system_metrics and rank.local_number == 0,
         )
     return TrackingHooks(
         rank.config,
@@ -279,6 +288,7 @@ def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], 
         data=(data.train, data.val),
         heartbeat=heartbeat,
         report_stages=rank.report_stages,
+        node=rank.node,
     )
 
 

@@ -118,12 +118,11 @@ def record_failure(config: TrainConfig, uri: str = "") -> None:
 def _scaling(cluster: ClusterConfig, num_workers: Workers) -> Any:
     from ray.train import ScalingConfig
 
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
     return ScalingConfig(
         num_workers=num_workers if isinstance(num_workers, int) else tuple(num_workers),
         use_gpu=cluster.gpus_per_worker > 0,
-        resources_per_worker=resources,
+        resources_per_worker=cluster.resources_per_worker,
+        # Not Ray's `accelerator_type`: that is a thousandth of a resource, and such shares it can't count.
+        label_selector=cluster.labels or None,
         elastic_resize_monitor_interval_s=cluster.grow_check_s,
     )

@@ -15,6 +15,7 @@ from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import add_to_log
 from infra.storage.base import Storage
 from infra.storage.lease import Lease
+from infra.tracking.system_metrics import NodeReporter
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import Snapshot
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 class RankHooks(TrainHooks):
     """What every rank tells: the controller how far it is, and Ray Train a stage's end.
 
-    Ray Train hears of the ends of the first `report_stages` stages.
+    Ray Train hears of the ends of the first `report_stages` stages. `reports_load` of `node`: one rank of each node but
+    rank 0's does, which has a tracker.
     """
 
     def __init__(
@@ -54,10 +56,14 @@ class RankHooks(TrainHooks):
         world_size: int,
         heartbeat: Callable[[], None] = lambda: None,
         report_stages: int = 0,
+        node: str = "",
+        reports_load: bool = False,
     ) -> None:
         self.controller, self.rank, self._heartbeat = controller, rank, heartbeat
         self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
         self.sample_log = SampleLog(rank, world_size)
+        tell = partial(controller.loaded, node)
+        self._reporter = NodeReporter(config.tracking.system_interval_s, tell) if reports_load else None
 
     def heartbeat(self) -> None:
         """Tell this rank's watchdog."""
@@ -81,7 +87,9 @@ class RankHooks(TrainHooks):
             ray.train.report(stage_report(span.index + 1, result, self.metric))
 
     def close(self, status: str | None, timeout: float | None = None) -> None:
-        """End what runs next to the loop: on ranks other than 0, nothing."""
+        """End what runs next to the loop."""
+        if self._reporter is not None:
+            self._reporter.close()
 
 
 class TrackingHooks(RankHooks):
@@ -98,6 +106,7 @@ class TrackingHooks(RankHooks):
         data: the training and the validation data.
         heartbeat: of this rank's watchdog.
         report_stages: as in `RankHooks`.
+        node: rank 0's, by which MLflow tells the load of several nodes apart; empty: there is one.
     """
 
     def __init__(
@@ -113,13 +122,14 @@ class TrackingHooks(RankHooks):
         data: tuple[DatasetManifest, DatasetManifest],
         heartbeat: Callable[[], None] = lambda: None,
         report_stages: int = 0,
+        node: str = "",
     ) -> None:
         super().__init__(
             config, controller, rank=0, world_size=world_size, heartbeat=heartbeat, report_stages=report_stages
         )
         self.num_stages = len(config.stages)
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
-        self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch)
+        self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch, node)
         self.tracker.set_tags(tags)
         validation = datasets_of(data[1], "validation")
         self.tracker.log_inputs([*datasets_of(data[0], "training"), *validation])
@@ -148,6 +158,8 @@ class TrackingHooks(RankHooks):
         if reply.tracking_uri and reply.tracking_uri != self.tracking_uri:
             self.tracking_uri = reply.tracking_uri
             self.tracker.set_uri(reply.tracking_uri)
+        for node, values in reply.loads:
+            self.tracker.log_load(node, values)
         if isinstance(leaving(reply.decisions), Stop) and reply.taken_over:
             self.tracker.abandon()
         return reply.decisions
@@ -200,9 +212,9 @@ class TrackingHooks(RankHooks):
             self.tracker.persist(timeout=30)
 
 
-def _tracker(config: TrainConfig, uri: str, storage: Storage, epoch: int) -> Tracker:
+def _tracker(config: TrainConfig, uri: str, storage: Storage, epoch: int, node: str) -> Tracker:
     """Return the run's tracker, with the config as its params."""
-    tracker = Tracker(replace(config.tracking, uri=uri), config.name, storage=storage, epoch=epoch)
+    tracker = Tracker(replace(config.tracking, uri=uri), config.name, storage=storage, epoch=epoch, node=node)
     own = replace(config, tracking=replace(config.tracking, extra_params=()))  # those have names of their own
     tracker.log_params(flat_values(recorded_config(own)) | dict(config.tracking.extra_params))
     tracker.set_description(describe(config))

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from infra.cluster.code_package import ROOT
-from infra.cluster.config import ClusterError, RayVersionError
-from infra.cluster.connect import check_port, join, start_ray, token_problem
+from infra.cluster.config import ClusterConfig, ClusterError, RayVersionError
+from infra.cluster.connect import check_port, has_labels, join, start_ray, token_problem
 from infra.cluster.logs import PACKAGES
 
 PROGRAM = """
@@ -153,6 +153,39 @@ def test_a_slow_start_is_tried_again_and_wrong_arguments_are_not(monkeypatch: py
     monkeypatch.setattr(ray, "init", failing(ValueError("num_cpus is -1"), AssertionError("tried again")))
     with pytest.raises(ValueError, match="num_cpus"):
         start_ray()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "has"),
+    [
+        ("spot", "spot", True),
+        ("spot", "on-demand", False),
+        ("spot", None, False),
+        ("!spot", "on-demand", True),
+        ("!spot", None, True),
+        ("in(a,b)", "b", True),
+        ("in(a,b)", "c", False),
+        ("!in(a,b)", "c", True),
+        ("!in(a,b)", "a", False),
+    ],
+)
+def test_labels_are_matched_as_ray_does(wanted: str, labels: str | None, has: bool) -> None:
+    from ray._raylet import node_labels_match_selector  # what Ray's scheduler goes by
+
+    node = {} if labels is None else {"market": labels}
+    assert has_labels(node, {"market": wanted}) == has
+    assert node_labels_match_selector(node, {"market": wanted}) == has
+
+
+def test_a_selector_is_read_from_the_command_line_and_a_mistake_is_one_line() -> None:
+    config = ClusterConfig(label_selector=("ray.io/market-type=!spot", "rack = in(a, b)"), accelerator_type="L4")
+    assert config.labels == {
+        "ray.io/market-type": "!spot",
+        "rack": "in(a,b)",
+        "ray.io/accelerator-type": "L4",
+    }
+    with pytest.raises(ValueError, match=r"^cluster.label_selector has 'spot': each is KEY=VALUE"):
+        ClusterConfig(label_selector=("spot",))
 
 
 FROZEN = """

@@ -416,6 +416,22 @@ def test_system_metrics_go_on_counting_after_a_resume(sqlite_uri: str, storage: 
     assert len(steps) > 4
 
 
+def test_the_load_of_several_nodes_has_mlflows_names_and_goes_on_counting(sqlite_uri: str, storage: Storage) -> None:
+    config = TrackingConfig(uri=sqlite_uri, send_interval_s=0.05, system_metrics=False)
+    prepare(config)
+    for _ in range(2):
+        tracker = Tracker(config, "nodes", storage=storage, node="0")
+        wait_for_run(tracker)
+        tracker.log_load("0", {"cpu_utilization_percentage": 1.0})
+        for node in ("1", "10", "1"):
+            tracker.log_load(node, {"cpu_utilization_percentage": float(node)})
+        assert tracker.close("FINISHED", 60)
+    counted = {"0": 2, "1": 4, "10": 2}
+    for node, count in counted.items():
+        points = history(config.uri, tracker.run_id, f"system/{node}/cpu_utilization_percentage")
+        assert points == [(step, float(node or 0) or 1.0) for step in range(count)]
+
+
 @pytest.mark.soak
 def test_two_processes_may_make_the_same_new_sqlite_file(tmp_path: Path) -> None:
     code = (

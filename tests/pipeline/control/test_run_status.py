@@ -17,7 +17,7 @@ from tests.support.groups import stage
 
 KEYS = (
     *("name", "model", "seed", "storage", "progress", "metrics", "left_s", "checkpoint", "checkpoint_waits", "workers"),
-    *("age_s", "notes", "noted", "phase", "error", "recoveries", "pending", "started_s"),
+    *("age_s", "notes", "noted", "phase", "error", "recoveries", "pending", "started_s", "queued_s", "needs", "waits"),
 )
 """Of `jobs.status --json`, on which scripts rely."""
 

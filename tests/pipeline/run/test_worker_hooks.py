@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +15,18 @@ from datasets.config import DataConfig
 from infra.storage.base import Storage
 from infra.storage.lease import Lease
 from infra.storage.open import open_storage
+from infra.tracking import system_metrics
+from infra.tracking.config import TrackingConfig
 from model.config import ModelConfig
 from pipeline.checkpoint.async_writer import SaverStoppedError
 from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
+from pipeline.control.controller import StageController
 from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.worker_hooks import RankHooks, TrackingHooks
+from pipeline.schedule.policy import Progress
+from pipeline.schedule.stages import StageSpan
 from pipeline.training.class_scores import class_rows
 from pipeline.training.final_scores import FinalScores
 from tests.support.groups import stage
@@ -101,6 +108,44 @@ def test_a_rank_other_than_0_tells_how_far_it_is_and_saves_nothing() -> None:
     hooks.save(snapshot)
     hooks.close("FINISHED")
     assert told.calls == [("report", 1, 24, 0.25)]
+
+
+def test_one_rank_of_a_node_tells_its_load_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(system_metrics, "SystemSampler", lambda: SimpleNamespace(sample=lambda: {"cpu": 7.0}))
+    tracking = TrackingConfig(system_interval_s=0.01)
+    config = TrainConfig(
+        name="x",
+        stages=(stage(),),
+        data=DataConfig(),
+        model=ModelConfig(name="efficientnet_v2_tiny"),
+        tracking=tracking,
+    )
+    controller: ControllerClient = told  # type: ignore[assignment]
+    hooks = RankHooks(config, controller, rank=2, world_size=4, node="1", reports_load=True)
+    deadline = time.monotonic() + 30
+    while len(told.calls) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    hooks.close(None)
+    assert set(map(str, told.calls)) == {"('loaded', '1', {'cpu': 7.0})"}
+
+
+def test_rank_0_records_the_load_of_the_other_nodes_at_decision_points() -> None:
+    told = Told()
+    controller = StageController((stage(),), 4, lambda segment: None)
+    controller.loaded("1", {"cpu": 3.0})
+    controller.loaded("2", {"cpu": 5.0})
+    controller.loaded("1", {"cpu": 4.0})  # the newest counts
+    hooks = object.__new__(TrackingHooks)  # its constructor opens MLflow and storage
+    hooks.tracker, hooks.controller = told, controller  # type: ignore[assignment]
+    hooks.tracking_uri = ""
+    progress = Progress(
+        cursor=24, stage=0, spans=(StageSpan(0, stage(), 0, 120),), samples_per_epoch=120, num_workers=4
+    )
+    for _ in range(2):
+        hooks.decide(progress)
+    assert told.calls == [("log_load", "1", {"cpu": 4.0}), ("log_load", "2", {"cpu": 5.0})]
 
 
 def test_the_end_of_a_run_names_the_better_weights_and_keeps_a_table_of_the_classes() -> None:
