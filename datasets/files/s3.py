@@ -100,7 +100,7 @@ def opened(url: str, patience_s: float) -> Iterator[tuple[S3Storage, str]]:
     from infra.storage.s3 import S3Storage
 
     bucket, _, key = url.removeprefix("s3://").partition("/")
-    if not bucket:
+    if not bucket or not is_remote(url):  # of `s3://` the slashes may be cut off
         raise DataError(f"{url}: no bucket in it; write s3://BUCKET/PREFIX")
     with data_errors():
         yield S3Storage(bucket, patience_s=patience_s), key

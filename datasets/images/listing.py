@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
-from datasets.files.urls import folder_beside, folder_of, is_packed, is_shard, join, name_of, read_file
+from datasets.files.tables import open_table
+from datasets.files.urls import folder_beside, folder_of, is_packed, is_shard, join, name_of
 from datasets.prepare.layout import ARRAY_BESIDE, LeftOut, image_files, is_hidden
 from datasets.shards.resolve import expand_files
 from datasets.shards.tar_index import image_members
@@ -147,23 +146,12 @@ def _tar_images(files: Iterable[RemoteFile]) -> Iterator[ImageFile]:
 
 def _table_rows(url: str, columns: TableColumns) -> Iterator[ImageFile]:
     """Yield the rows of a table; paths are checked when the images are read."""
-    try:
-        text = io.StringIO(read_file(url).decode("utf-8-sig"), newline="")
-    except FileNotFoundError:
-        raise DataError(f"{url}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{url}: not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    rows = csv.DictReader(text, strict=True)
-    names = rows.fieldnames or []
-    if columns.path not in names:
-        raise DataError(f"{url}: no column {columns.path!r} in it, only {', '.join(names) or 'nothing'}; name it with "
-                        "--path-column")  # fmt: skip
-    folder = folder_beside(url)
-    try:
-        for row in rows:
-            if not row[columns.path]:
-                raise DataError(f"{url}: line {rows.line_num}: the column {columns.path!r} is empty")
-            place = join(folder, row[columns.path])
-            yield ImageFile(place, place, label=row.get(columns.label) or "")
-    except csv.Error as error:
-        raise DataError(f"{url}: line {rows.line_num}: {error}") from None
+    table, folder = open_table(url), folder_beside(url)
+    table.check(columns.path, "--path-column")
+    labels = [columns.label] if columns.label in table.columns else []
+    for place, cells in table.rows([columns.path, *labels]):
+        path, *label = map(str, cells)
+        if not path:
+            raise DataError(f"{url}: {place}: the column {columns.path!r} is empty; fill it, or remove the row")
+        file = join(folder, path)
+        yield ImageFile(file, file, label="".join(label))

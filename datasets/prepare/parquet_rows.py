@@ -154,6 +154,8 @@ def _files(place: str) -> list[RemoteFile]:
     if is_remote(place):
         found = s3.list_folder(folder_beside(place)) if place.endswith(PARQUET_SUFFIX) else s3.list_below(place)
         return [file for file in found if file.url == place or not place.endswith(PARQUET_SUFFIX)]
+    if "://" in place:
+        raise DataError(f"{place}: only paths and s3:// can be read; download it first")
     root = Path(place)
     if not root.exists():
         raise DataError(f"{place}: no such file or folder")

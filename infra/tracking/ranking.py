@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,27 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+_MOST_LOOKED_AT = 100
 CHECKPOINTS = f"tags.`{URI_TAG}` != ''"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankedCheckpoint:
-    """The best of them."""
+    """The best of them that is still there."""
 
     uri: str
     metric: str
     value: float
+    gone: tuple[str, ...] = ()
+    """URIs of better ones that are not, the best first."""
 
 
-def best_checkpoint(config: TrackingConfig, metric: str = "") -> RankedCheckpoint:
+def best_checkpoint(
+    config: TrackingConfig, metric: str = "", *, is_there: Callable[[str], bool] = lambda uri: True
+) -> RankedCheckpoint:
     """Return the kept checkpoint with the best value of a metric, over all runs of `config.experiment`.
+
+    `is_there` says whether a checkpoint is still at its URI: a run's folder can be removed, and MLflow doesn't know it.
 
     Empty: the metric by which the newest run judges its checkpoints. Whether the highest is the best, a run that judges
     by this metric says; else it is the lowest of a loss or an error, and the highest of others.
@@ -40,12 +48,12 @@ def best_checkpoint(config: TrackingConfig, metric: str = "") -> RankedCheckpoin
         raise TrackingError(f"{path}: there is no such file: name the MLflow server with --tracking-uri")
     check(config)
     try:
-        return _best(config, metric)
+        return _best(config, metric, is_there)
     except Exception as error:
         raise explained(config, error) from None
 
 
-def _best(config: TrackingConfig, metric: str) -> RankedCheckpoint:
+def _best(config: TrackingConfig, metric: str, is_there: Callable[[str], bool]) -> RankedCheckpoint:
     client = make_client(config.uri)
     experiment = client.get_experiment_by_name(config.experiment)
     where = f"the experiment {config.experiment!r} at {redacted(config.uri)}"
@@ -61,14 +69,18 @@ def _best(config: TrackingConfig, metric: str) -> RankedCheckpoint:
         client,
         experiment.experiment_id,
         f"metrics.{metric}",
-        1,
+        _MOST_LOOKED_AT,
         ascending=_lowest(client, experiment.experiment_id, metric),
     )
-    values = {one.key: one.value for one in (ranked[0].metrics or [])}
-    if metric not in values:
-        there = ", ".join(sorted(values)[:8]) or "none"
+    values = [{one.key: one.value for one in model.metrics or []} for model in ranked]
+    if metric not in values[0]:
+        there = ", ".join(sorted(values[0])[:8]) or "none"
         raise TrackingError(f"metric is {metric!r}: no checkpoint of {where} has it; there are: {there}")
-    return RankedCheckpoint(uri=ranked[0].tags[URI_TAG], metric=metric, value=values[metric])
+    uris = [model.tags[URI_TAG] for model, known in zip(ranked, values, strict=True) if metric in known]
+    for place, uri in enumerate(uris):
+        if is_there(uri):
+            return RankedCheckpoint(uri=uri, metric=metric, value=values[place][metric], gone=tuple(uris[:place]))
+    raise TrackingError(f"{where}: none of its {len(uris)} best checkpoints is there any more, such as {uris[0]}")
 
 
 def _lowest(client: MlflowClient, experiment_id: str, metric: str) -> bool:

@@ -33,9 +33,12 @@ class Report:
 
 
 def _values(row: ClassRow) -> dict[str, Any]:
-    """Return a row's JSON values, without what only one task has where there is none."""
-    own = ("threshold", "mae", "rmse", "r2")
-    return {name: value for name, value in asdict(row).items() if name not in own or value is not None}
+    """Return a row's JSON values, without what only another task has."""
+    values = asdict(row)
+    left_out = {name for name in ("threshold", "mae", "rmse", "r2") if values[name] is None}
+    if "threshold" in left_out:  # with one, it may be None: the class never occurs
+        left_out.add("average_precision")
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ from torchvision.utils import make_grid
 GAP, LINE, SHOWN = 4, 16, 12
 _BACKGROUND, _TEXT, _WRONG = (255, 255, 255), (20, 20, 20), (190, 20, 20)
 _NOTHING = (0, 0, 0)
+_Line = tuple[str, tuple[int, int, int]]
+"""Text, and its colour."""
 
 
 def palette(count: int) -> np.ndarray:
@@ -81,17 +83,11 @@ def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: 
 
 def labelled_images(images: Tensor, truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> bytes:
     """Return images [B, C, H, W] with their class below, in red with the prediction where that is wrong."""
-    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
-    size = photographs.shape[1]
-    width = max(size, 96) + GAP
-    sheet = Image.new("RGB", (width * len(photographs), size + 2 * LINE + GAP), _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column, (photograph, label, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
-        sheet.paste(Image.fromarray(as_rgb(photograph)), (column * width, 0))
-        draw.text((column * width, size + 2), classes[label], _TEXT, font)
-        if guess != label:
-            draw.text((column * width, size + 2 + LINE), f"not {classes[guess]}", _WRONG, font)
-    return as_png(sheet)
+    captions = [
+        [(classes[label], _TEXT), *([(f"not {classes[guess]}", _WRONG)] if guess != label else [])]
+        for label, guess in zip(truth, predicted, strict=True)
+    ]
+    return _captioned(images, captions, lines=2)
 
 
 def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
@@ -99,25 +95,34 @@ def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, class
 
     `truth` and `predicted` are bool [B, K], on the host.
     """
-    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
-    size = photographs.shape[1]
-    width = max(size, 96) + GAP
-    sheet = Image.new("RGB", (width * len(photographs), size + 3 * LINE + GAP), _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
 
     def names(which: Tensor) -> str:
         return ", ".join(classes[index] for index in which.nonzero()[:, 0].tolist())
 
-    for column, (photograph, there, guess) in enumerate(zip(photographs, truth, predicted, strict=False)):
-        cell = Image.new("RGB", (width - GAP, size + 3 * LINE), _BACKGROUND)  # cuts off what is too long
-        cell.paste(Image.fromarray(as_rgb(photograph)), (0, 0))
-        sheet.paste(cell, (column * width, 0))
+    captions: list[list[_Line]] = []
+    for there, guess in zip(truth, predicted, strict=True):
         missed, wrong = names(there & ~guess), names(guess & ~there)
         lines = [(names(there) or "none", _TEXT)]
         lines += [(f"missed {missed}", _WRONG)] if missed else []
         lines += [(f"not {wrong}", _WRONG)] if wrong else []
-        for row, (line, colour) in enumerate(lines):
-            draw.text((column * width, size + 2 + row * LINE), line, colour, font)
+        captions.append(lines)
+    return _captioned(images, captions, lines=3)
+
+
+def _captioned(images: Tensor, captions: Sequence[Sequence[_Line]], *, lines: int) -> bytes:
+    """Return the first of the images in a row, with up to `lines` lines of text below each."""
+    photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
+    size = photographs.shape[1]
+    width = max(size, 96) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), size + lines * LINE + GAP), _BACKGROUND)
+    font = ImageFont.load_default(11)
+    for column, (photograph, caption) in enumerate(zip(photographs, captions, strict=False)):
+        cell = Image.new("RGB", (width - GAP, size + lines * LINE), _BACKGROUND)  # cuts off what is too long
+        cell.paste(Image.fromarray(as_rgb(photograph)), (0, 0))
+        draw = ImageDraw.Draw(cell)
+        for row, (text, colour) in enumerate(caption):
+            draw.text((0, size + 2 + row * LINE), text, colour, font)
+        sheet.paste(cell, (column * width, 0))
     return as_png(sheet)
 
 

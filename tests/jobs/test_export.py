@@ -34,6 +34,7 @@ from infra.tracking.mlflow_run import TrackingError
 from infra.tracking.tracker import Tracker
 from jobs.export import Options, best_of, main
 from jobs.predict import main as predict
+from pipeline.checkpoint.head import MANIFEST
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
 from pipeline.inference.norm_statistics import reestimate_saved
 from pipeline.inference.predictor import open_predictor
@@ -316,7 +317,20 @@ def test_the_best_checkpoint_of_an_experiment_is_taken(
     sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded")
-    kept = [checkpoint(24, 0.5), checkpoint(48, 0.7), checkpoint(72, 0.6)]
+    there, gone = tmp_path / "solar", tmp_path / "gone"
+    kept = [
+        replace(model, uri=f"{run}/checkpoints/{model.step}-e1")
+        for run, model in (
+            (there, checkpoint(24, 0.5)),
+            (there, checkpoint(48, 0.7)),
+            (there, checkpoint(72, 0.6)),
+            (gone, checkpoint(96, 0.8, run="gone")),
+        )
+    ]
+    for model in kept[:3]:
+        manifest = Path(model.uri) / MANIFEST
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"files": {"state.json": {"bytes": 1, "sha256": ""}}}))
     for model in kept:
         tracker.log_metrics({"val/accuracy": model.metrics["val/accuracy"]}, model.step)
     tracker.log_checkpoints(kept)
@@ -327,7 +341,12 @@ def test_the_best_checkpoint_of_an_experiment_is_taken(
     with pytest.raises(TrackingError, match=f"{absent}: there is no such file: name the MLflow server"):
         best_of(Options(best_of="crescendo", to="model.onnx", tracking_uri=f"sqlite:///{absent}"))
     assert not absent.exists()
-    assert f"best of 'crescendo': {kept[1].uri}, val/accuracy 0.7000" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"note: {kept[3].uri} is better by val/accuracy, but is not there any more\n" in said
+    assert f"best of 'crescendo': {kept[1].uri}, val/accuracy 0.7000" in said
+    shutil.rmtree(there)
+    with pytest.raises(TrackingError, match=r"none of its 4 best checkpoints is there any more, such as .*/gone/"):
+        best_of(options)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import socket
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torchvision import models
 
+from infra.storage.failures import FailureClass, failure_class
 from model.pretrained import PretrainedError, named_weights, package_file, timm_name
 
 NAME = "efficientnet_v2_s-dd5fe13b.pth"
@@ -99,6 +102,33 @@ def test_a_download_that_breaks_off_is_no_file(
     with pytest.raises(PretrainedError, match="nonsense" if fault else "4 of 1000 bytes came"):
         named_weights("timm", "timm/resnet18")
     assert [*cache.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (urllib.error.URLError(ConnectionRefusedError(111, "refused")), FailureClass.TRANSIENT),
+        (urllib.error.URLError(TimeoutError("timed out")), FailureClass.TRANSIENT),
+        (TimeoutError("read timed out"), FailureClass.TRANSIENT),
+        (ConnectionResetError(104, "reset"), FailureClass.TRANSIENT),
+        (http.client.IncompleteRead(b""), FailureClass.TRANSIENT),
+        (urllib.error.HTTPError("https://a", 503, "busy", Message(), None), FailureClass.TRANSIENT),
+        (urllib.error.HTTPError("https://a", 404, "none", Message(), None), FailureClass.OPERATOR),
+        (urllib.error.URLError(socket.gaierror(-2, "unknown name")), FailureClass.OPERATOR),
+        (PermissionError(13, "denied"), FailureClass.OPERATOR),
+    ],
+)
+def test_a_fault_of_the_network_is_tried_again_and_a_refusal_is_not(
+    fault: Exception, expected: FailureClass, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(url: str, timeout: float) -> Answer:
+        raise fault
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(PretrainedError, match="can't be fetched from here") as error:
+        named_weights("timm", "timm/resnet18")
+    assert failure_class(error.value) is expected
+    assert "\n" not in str(error.value)
 
 
 def weights_at(digest: str) -> object:

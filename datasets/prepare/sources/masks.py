@@ -140,6 +140,9 @@ class Masks:
         found = list(image_files(folder, folder, left_out))
         images = {file.with_suffix("") for file in found if file.suffix not in _EXTENSIONS}
         files = [file for file in found if not self._is_mask(file, images)]
+        if not files:
+            there = "; ".join(f"{why}, such as {one}" for why, (_, one) in left_out.reasons.items())
+            raise DataError(f"{folder}: no images lie there{f' ({there})' if there else ''}; name their folder")
         pairs = [(file, self._mask(file, split)) for file in files]
         if unmasked := [file for file, mask in pairs if mask is None]:
             if not self.skip_unmasked:

@@ -125,6 +125,8 @@ class TorchvisionData:
         return (self.split,) if self.split else tuple(SETS[self.dataset].splits)
 
     def _make_available(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise DataError(f"--root {self.root}: it is a file, and a folder is needed")
         try:
             for split in self._asked:
                 self._set(split)

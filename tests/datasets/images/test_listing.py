@@ -168,3 +168,16 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
         labelled(table, "multilabel")
     with pytest.raises(DataError, match="the model is for classification, one label an image; leave --label-separator"):
         labelled(table, columns=TableColumns(separator="|"))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_table_is_read_as_prepare_reads_it(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "t.csv").write_text(f"\ufeffpath{separator} label\na.png{separator} ant \n\nb.png{separator}bee\n")
+    found = labelled(tmp_path / "t.csv")
+    assert [(file.name, file.label) for file in found.files] == [
+        (str(tmp_path / "a.png"), "ant"),
+        (str(tmp_path / "b.png"), "bee"),
+    ]
+    (tmp_path / "t.csv").write_text(f"path{separator}label\na.png\n")
+    with pytest.raises(DataError, match="line 2: 1 fields, the header has 2"):
+        labelled(tmp_path / "t.csv")

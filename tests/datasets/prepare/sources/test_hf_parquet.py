@@ -209,6 +209,9 @@ def test_a_label_beyond_the_named_classes_is_refused_with_its_row(
 def test_places_without_such_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert "nowhere: no such file or folder" in refused(capsys, str(tmp_path / "nowhere"), *out)
+    for place in "hf://datasets/beans", "https://x/train-0.parquet":
+        assert f"{place}: only paths and s3:// can be read; download it first" in refused(capsys, place, *out)
+    assert "no bucket in it; write s3://BUCKET/PREFIX" in refused(capsys, "s3://", *out)
     (tmp_path / "a.csv").write_text("path,label\n")
     assert "no .parquet file lies there; name the folder with train-*.parquet" in refused(capsys, str(tmp_path), *out)
     write_classes(tmp_path / "hf/test-0.parquet", range(6))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -106,6 +106,7 @@ def colour_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@settings(deadline=None)
 @given(
     numbers=st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6),
     how=st.sampled_from(["L", "P", "RGB", "colour", "16 bits"]),
@@ -130,6 +131,7 @@ def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: l
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["{t}/empty"], "empty: no images lie there; name their folder"),
         (["{t}/no"], "/no: no such folder"),
         (["{t}/a", "--masks", "{t}/no"], "/no: no such folder"),
         (["{t}/a", "--masks", "{t}/less"], "1 of 20 images have no mask: b/19.jpg; the first one's would be 19.png"),
@@ -146,6 +148,7 @@ def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: l
 def test_mistakes_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
+    (tmp_path / "empty").mkdir()
     write_pairs(tmp_path / "a", tmp_path / "m", 20)
     write_pairs(tmp_path / "x", tmp_path / "less", 19)
     write_pairs(tmp_path / "x", tmp_path / "large", 20, size=40)

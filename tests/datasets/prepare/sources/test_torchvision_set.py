@@ -154,3 +154,9 @@ def test_mistakes_are_one_line(
     error = refused(capsys, *flags, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out"))
     assert message in error
     assert ".partial" not in error
+
+
+def test_a_root_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "root").touch()
+    flags = ["--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    assert "root: it is a file, and a folder is needed" in refused(capsys, "MNIST", *flags)
