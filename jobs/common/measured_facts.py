@@ -10,7 +10,7 @@ from datasets.files.s3 import is_remote
 from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
-from datasets.transforms.pixels import read_header
+from datasets.transforms.bands import any_header
 from jobs.common.parsing import UsageError
 from jobs.recipes.generic import FITTING, TASKS
 
@@ -106,7 +106,7 @@ def _short_side(manifest: DatasetManifest, train: str) -> int:
     sides: list[int] = []
     for sample in SampleReader(manifest).read_each(numbers):
         try:
-            header = read_header(sample.data)
+            header = any_header(sample.data)
         except ValueError:  # a corrupt one: training replaces and counts it
             continue
         sides.append(min(header.height, header.width))
