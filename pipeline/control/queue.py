@@ -69,7 +69,7 @@ def lack(mine: Place, seen: ClusterView) -> str:
         if amount > seen.free.get(name, 0) + EPSILON
     ]
     holders = [
-        f"{other.run.name} ({other.workers.count} workers)"
+        f"{other.run.name} ({other.workers.count} worker{'' if other.workers.count == 1 else 's'})"
         for other in seen.others
         if other.phase not in WAITING and other.workers and other.workers.count
     ]

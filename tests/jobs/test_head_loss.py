@@ -37,7 +37,7 @@ def head(tmp_path: Path) -> Iterator[RayHead]:
 def submission(head: RayHead, folder: Path, name: str) -> subprocess.Popen[str]:
     stages = [f"--stages.{i}.{what}" for i in range(4) for what in ("epochs=2", "image-size=32")]
     flags = [
-        *("demo", "--name", name, "--retries", "2", "--storage", f"{folder}/runs", *stages),
+        *("demo_scratch", "--name", name, "--retries", "2", "--storage", f"{folder}/runs", *stages),
         *("--data.train", f"{folder}/shards", "--data.val", f"{folder}/shards", "--cluster.num-workers", "1"),
         *("--tracking.uri", f"sqlite:///{folder}/mlflow.db", "--tracking.system-metrics", "False"),
         *("--trainer.log-every", "1", "--checkpoint.every-epochs", "1", "--checkpoint.every-s", "0"),
