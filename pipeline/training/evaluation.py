@@ -16,6 +16,7 @@ from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_m
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
+from pipeline.training.device import counting
 from pipeline.training.distributed import gathered, rank_and_size
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.task import Task
@@ -125,7 +126,8 @@ def plain_training_loss(
     )
     metrics, shown = task.loss_metric().to(device), replace(data, val=data.train)
     for batch, logits in predicted(model, loader, shown, config, device=device, heartbeat=heartbeat):
-        task.update(metrics, logits, batch)
+        with counting():
+            task.update(metrics, logits, batch)
     return float(metrics.compute()["loss"])
 
 
@@ -154,7 +156,8 @@ def collect(
         manifest=manifest,
     )
     for batch, logits in predicted(model, loader, data, config, device=device, heartbeat=heartbeat):
-        task.update(metrics, logits, batch)
+        with counting():
+            task.update(metrics, logits, batch)
     return metrics
 
 

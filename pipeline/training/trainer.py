@@ -36,7 +36,7 @@ from pipeline.schedule.decisions import (
 )
 from pipeline.schedule.schedule import crossed
 from pipeline.schedule.stages import StageSpan, TrainingStage
-from pipeline.training.device import nondeterministic_operation
+from pipeline.training.device import operations_named
 from pipeline.training.distributed import agreed, gathered, rank_and_size
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.final_scores import final_scores
@@ -99,6 +99,7 @@ class Trainer:
 
     # The run ---------------------------------------------------------------------------------------------------------
 
+    @operations_named()
     def run(self, last_stage: int | None = None) -> Decision:
         """Train from the state's cursor to the end of `last_stage` (default: of the schedule).
 
@@ -183,13 +184,6 @@ class Trainer:
                 yield
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(span.index, self._micro_batch(span)) from error
-        except RuntimeError as error:
-            if operation := nondeterministic_operation(error):
-                raise TrainingError(
-                    f"trainer.deterministic is True, but {operation} has no deterministic algorithm on this device: "
-                    "set it to False, or take another model"
-                ) from error
-            raise
 
     def _micro_batch(self, span: StageSpan) -> int:
         return micro_batch(span.stage.batch_size // self.world_size, self.progress.micro_limit_of(span.index))
