@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -28,7 +29,6 @@ def main(argv: Sequence[str]) -> int:
     config = flags.of(config)
     console = wide_console()
     ready = preflight(config)
-    record_facts(command.argv, ready.config.storage, config.name)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         return _send_unsent(console, ready)
     _announce(console, ready)
     try:
-        status = follow_to_end(console, ready)
+        begin = partial(record_facts, command.argv, ready.config.storage, config.name)
+        status = follow_to_end(console, ready, begin=begin)
     except RuntimeError as error:
         console.print(
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -139,16 +140,19 @@ def follow(client: JobSubmissionClient, job_id: str) -> str:
     """
     import aiohttp
 
-    output, heard = _Output(), time.monotonic()
+    output, away_since = _Output(), math.inf
     while True:
         with suppress(RuntimeError, OSError, aiohttp.ClientError):  # why the connection ended is asked next
             asyncio.run(output.show(client.tail_job_logs(job_id)))
         try:
             if ended := _ended(client, job_id):
                 return ended
-            heard = time.monotonic()
+            away_since = math.inf
         except (RuntimeError, OSError) as error:
-            if time.monotonic() - heard > LOST_AFTER_S:
+            now = time.monotonic()
+            # A connection lasts for hours, in which nothing is asked.
+            away_since = now if output.heard > away_since else min(away_since, now)
+            if now - away_since > LOST_AFTER_S:
                 raise JobLostError(
                     f"the Ray dashboard no longer answers ({type(error).__name__}); {job_id} may still be running"
                 ) from None
@@ -184,6 +188,8 @@ class _Output:
 
     def __init__(self) -> None:
         self._shown = 0
+        self.heard = -math.inf
+        """When it last came, by the monotonic clock."""
 
     async def show(self, texts: AsyncIterator[str]) -> None:
         """Show what one connection says beyond what was shown, until it ends or breaks off."""
@@ -191,5 +197,5 @@ class _Output:
         async for text in texts:
             sys.stdout.write(text[max(0, self._shown - seen) :])
             sys.stdout.flush()
-            seen += len(text)
+            seen, self.heard = seen + len(text), time.monotonic()
             self._shown = max(self._shown, seen)

@@ -61,7 +61,7 @@ class _ModelFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ClusterFields:
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | None = None
     num_workers: tuple[int, ...] = ()
 
 
@@ -192,13 +192,20 @@ def _has_begun(place: Storage) -> bool:
 
 def _measured(recipe: str, rest: Sequence[str], given: Mapping[str, float]) -> dict[str, float]:
     fields_given = _fields_of(rest)
-    cluster, train = fields_given.cluster, fields_given.data.train
-    found = machine_facts(gpus=max(cluster.num_workers or (1,)) if cluster.gpus_per_worker else None)
+    train = fields_given.data.train
+    found = machine_facts(gpus=_gpus_asked_for(fields_given.cluster))
     if {"samples", "classes", "short_side"} <= given.keys():
         return found
     if not train:
         raise UsageError(f"{recipe} needs to know the data: --data DIR, which `python -m jobs.prepare` wrote")
     return found | data_facts(recipe, train, short_side="short_side" not in given)
+
+
+def _gpus_asked_for(cluster: _ClusterFields) -> int | None:
+    """Return how many GPUs the flags ask for; None: they say nothing of GPUs."""
+    if cluster.gpus_per_worker is None:
+        return None
+    return max(cluster.num_workers or (1,)) if cluster.gpus_per_worker else 0
 
 
 def _default_name(recipe: str, train: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
 from rich.console import Console
@@ -32,9 +33,9 @@ class RunLostError(RuntimeError):
     failure = FailureClass.TRANSIENT
 
 
-def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
+def follow_to_end(console: Console, ready: Preflight, *, begin: Callable[[], None] = lambda: None) -> RunStatus:
     """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
-    one at once.
+    one at once. `begin` is `start_controller`'s.
 
     Raises:
         RunLostError: its controller was lost, or doesn't answer.
@@ -43,7 +44,7 @@ def follow_to_end(console: Console, ready: Preflight) -> RunStatus:
     """
     from pipeline.run.launch import start_controller
 
-    controller = start_controller(ready)
+    controller = start_controller(ready, begin=begin)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
     follower = Follower(console, ready.config, controller, controller.run())
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ def start_controller(
     num_stages: int | None = None,
     callbacks: tuple[Any, ...] = (),
     origin: Mapping[str, str] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> ControllerClient:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
 
@@ -52,6 +53,7 @@ def start_controller(
         callbacks: Ray Train's, which hear of each stage's end but the last one's: that is the run's, and not over
             before the run is whole.
         origin: tags on where the run comes from; None: from this process.
+        begin: called once the lease is held: writes what only its holder may write into the run's folder.
 
     Raises:
         LeaseError: the run is in progress already.
@@ -67,6 +69,7 @@ def start_controller(
     try:
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         first = len(resume.stage_starts) - 1 if resume else 0
+        begin()
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,8 @@ class Dashboard:
         self.answers = list(answers)
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if isinstance(self.answers[0], OSError):
+            raise aiohttp.ClientConnectionError
         yield "a line\n"
         raise RuntimeError("WebSocket connection closed unexpectedly")
 
@@ -65,6 +68,52 @@ def test_a_dashboard_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(job_submission, "LOST_AFTER_S", 0.0)
     with pytest.raises(JobLostError, match=r"no longer answers \(ConnectionRefusedError\); j may still be running"):
         followed(details(), ConnectionRefusedError())
+
+
+class Clock:
+    """Stands in for `time`: only what it is told to passes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Streaming(Dashboard):
+    """Its connections last for these seconds, in turn, and no question is answered but one after the last of them."""
+
+    def __init__(self, clock: Clock, lengths: list[float]) -> None:
+        super().__init__(*[ConnectionResetError()] * len(lengths), details("SUCCEEDED"))
+        self.clock, self.lengths = clock, lengths[::-1]
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        length = self.lengths.pop() if self.lengths else 0.0
+        self.clock.now += length
+        if length:
+            yield "a line\n"
+        raise aiohttp.ClientConnectionError
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0, 0.0, 1.0, 600.0]), max_size=20))
+def test_only_silence_is_a_loss_however_long_the_output_was_followed(lengths: list[float]) -> None:
+    unanswered = longest = 0
+    for length in lengths:
+        unanswered = 1 if length else unanswered + 1
+        longest = max(longest, unanswered)
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(job_submission, "time", clock)
+        patch.setattr(job_submission, "RECONNECT_S", job_submission.LOST_AFTER_S / 4)
+        client: Any = Streaming(clock, lengths)
+        if longest > 5:
+            with pytest.raises(JobLostError):
+                follow(client, "j")
+        else:
+            assert follow(client, "j") == "SUCCEEDED: "
 
 
 LOSSES = {

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,15 @@ import pytest
 from hypothesis import given, settings
 
 import jobs.submit
+import jobs.train
 from datasets.files.s3 import is_remote
 from datasets.loading.reader import Sample, SampleReader
+from infra.cluster.config import ClusterError
+from infra.storage import lease as lease_module
+from infra.storage.lease import Lease, LeaseError
 from infra.storage.open import open_storage
 from jobs.common import facts as facts_module
+from jobs.common import measured_facts
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve
 from jobs.common.facts import FILE, record_facts, rules_for, written
 from jobs.common.measured_facts import LOOKED_AT
@@ -26,6 +32,7 @@ from jobs.recipes.generic import FITTING, GENERIC, TASKS
 from jobs.recipes.rules import Facts
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.config import TrainConfig
+from pipeline.run import launch
 from pipeline.run.preflight import absolute, preflight
 from pipeline.sweep.config import PLAN_FILE
 from tests.support import facts as any_facts
@@ -126,6 +133,52 @@ def test_a_run_resumes_with_the_config_that_it_began_with(tmp_path: Path, monkey
     (tmp_path / "runs" / config.name / FILE).unlink()
     with pytest.raises(CheckpointError, match="holds a run of this name with another config"):
         preflight(parsed(*argv), tracking_is_ready=True)
+
+
+def test_facts_are_kept_by_the_submission_that_holds_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, storage = prepared(tmp_path / "mine"), str(tmp_path / "runs")
+    argv = ["classify", "--data", str(data), "--storage", storage]
+
+    def submit(cpus: int) -> None:
+        machine(monkeypatch, cpus=cpus)
+        jobs.train.main(argv)
+
+    def no_cluster(*asked: object, **more: object) -> None:
+        raise ClusterError("no cluster")
+
+    def kept() -> int:
+        return int(json.loads((tmp_path / "runs/classify-mine" / FILE).read_text())["cpus"])
+
+    monkeypatch.setattr(jobs.train, "preflight", partial(preflight, tracking_is_ready=True))
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.1)
+    monkeypatch.setattr(launch, "connect", no_cluster)
+    with pytest.raises(ClusterError, match="no cluster"):
+        submit(cpus=4)
+    assert kept() == 4
+    lease = Lease(open_storage(f"{storage}/classify-mine"))
+    lease.take()
+    lease.keep(lambda _: None)
+    with pytest.raises(LeaseError):
+        submit(cpus=2)
+    assert kept() == 4
+    lease.release()
+    with pytest.raises(ClusterError, match="no cluster"):
+        submit(cpus=3)
+    assert kept() == 3  # nothing was trained with the others
+
+
+def test_gpus_are_those_of_the_flag_else_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured_facts, "_gpus_here", lambda: [80.0])
+    argv = ["classify", "--data", str(prepared(tmp_path / "mine")), "--facts", "samples=500000,short-side=400"]
+
+    def trained(*flags: str) -> tuple[int, str, float]:
+        config = parsed(*argv, *flags)
+        return rules_for(resolve([*argv, *flags]).argv).facts.gpus, config.model.name, config.cluster.gpus_per_worker
+
+    assert trained() == (1, "efficientnet_v2_s", 1)
+    for none in ("0", "0.0"):
+        assert trained("--cluster.gpus-per-worker", none) == (0, "efficientnet_v2_tiny", 0)
+    assert trained("--cluster.gpus-per-worker", "1", "--cluster.num-workers", "4") == (4, "efficientnet_v2_s", 1)
 
 
 def test_a_study_has_the_facts_that_it_began_with(tmp_path: Path) -> None:
