@@ -8,7 +8,9 @@ from pipeline.config import TrainConfig
 from pipeline.schedule.stages import worker_range
 
 MARGIN = 1.25
-"""For labels, masks and what is being handed over."""
+"""For labels and what is being handed over."""
+_BAND_BYTES = 4
+"""Of a value as it is stored: loaders make it float32, whatever its type in the file is."""
 
 
 def shared_memory_bytes(config: TrainConfig, ranks: int) -> float:
@@ -20,23 +22,30 @@ def shared_memory_bytes(config: TrainConfig, ranks: int) -> float:
     kept = config.data.loader_workers * config.data.prefetch_batches + 1
     if not config.data.loader_workers:
         return 0.0
-    return MARGIN * kept * (_training(config, ranks) + _evaluation(config, ranks))
+    return MARGIN * kept * pixel_bytes(config) * (_training(config, ranks) + _evaluation(config, ranks))
+
+
+def pixel_bytes(config: TrainConfig) -> int:
+    """Return the bytes of a pixel in a batch: of its channels, and of its mask where it has one."""
+    pixels = config.data.pixels
+    return pixels.channels * (1 if pixels.is_rgb else _BAND_BYTES) + (config.kind == "segmentation")
 
 
 def _training(config: TrainConfig, ranks: int) -> float:
-    """Return the bytes of one training batch of each rank."""
+    """Return the pixels of one training batch of each rank."""
     sizes = [0.0]
     for stage in config.stages:
         low, high = worker_range(config.workers_of(stage))
         side = max((stage.image_size, *stage.random_sizes))
         counts = [count for count in config.possible_workers if low <= count <= high] or [low]
-        sizes += [min(ranks, count) * stage.batch_size / count * 3 * side**2 for count in counts]
+        sizes += [min(ranks, count) * stage.batch_size / count * side**2 for count in counts]
     return max(sizes)
 
 
 def _evaluation(config: TrainConfig, ranks: int) -> float:
+    """Return the pixels of one evaluation batch of each rank."""
     side = max(config.trainer.eval_size(stage) for stage in config.stages)
-    return ranks * config.trainer.eval_batch_size * 3 * float(side) ** 2
+    return ranks * config.trainer.eval_batch_size * float(side) ** 2
 
 
 def ranks_of(config: TrainConfig, resources: Mapping[str, float]) -> int:
