@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 SERVED, DECODER = ROOT / "pipeline/inference/served_images.py", ROOT / "datasets/transforms"
 """What a registered model of images is made of: its script, and the package that decodes for it."""
 TOLERANCE = 1e-4
-"""Largest difference of logits that is rounding, as a share of the largest logit (measured: up to 1e-6)."""
+"""Largest difference of logits that is rounding, in the unit of `difference_unit` (measured: up to 1e-6)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +55,10 @@ class Options:
     """Numbers that the exported model computes with. fp16 and int8 are written only if they lose no more than
     `max_drop` of the checkpoint's score; int8 is for .onnx files, and takes its ranges from training images."""
     max_drop: float = 0.01
-    """With fp16 and int8: how much lower the exported model's score may be than the checkpoint's, by the run's
-    `checkpoint.best_metric`."""
+    """With fp16 and int8: how much worse the exported model's score may be than the checkpoint's, by the run's
+    `checkpoint.best_metric`: how much lower, in the metric's own unit (0.01: one point of accuracy), or of a metric
+    whose lowest value is the best, such as a loss or an error, how much higher as a share of the checkpoint's (0.01:
+    1 %)."""
     scored: int = 1000
     """With fp16 and int8: number of images on which the two are scored, evenly spaced over the data; 0: all."""
     data: str = ""
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from pipeline.inference.export_check import latency_ms
-    from pipeline.inference.exported_model import open_exported
+    from pipeline.inference.exported_model import difference_unit, open_exported
     from pipeline.inference.norm_statistics import reestimate_saved
     from pipeline.inference.trained_model import find_run, open_saved
 
@@ -150,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
     images = _real_images(saved, data, options.compared)
     if options.precision == "fp32":
         difference = export_compared(saved, Path(options.to), images)
-        verdict = f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of the largest"
+        unit = difference_unit(saved.task)
+        verdict = f"its logits on {len(images)} real images match {saved.uri} to {difference:.1e} of {unit}"
     else:
         verdict = export_scored(saved, options, data)
     _, run = open_exported(Path(options.to))
@@ -258,12 +261,10 @@ def export_scored(saved: SavedModel, options: Options, data: EvaluationData) -> 
         else:
             write_exported(saved, unproven, options.precision)
         found = compare_scores(saved, open_exported(unproven)[1], data, samples=options.scored or data.num_samples)
-        line = (
-            f"{found.metric} {found.exported:.4f}, the checkpoint's {found.checkpoint:.4f}, on {found.samples} images "
-            f"of {data.config.val}"
-        )
+        line = f"{found}, on {found.samples} images of {data.config.val}"
         if not found.loss <= options.max_drop:
-            raise ExportError(f"{path} is not written: {line}; --max-drop allows {options.max_drop:g}")
+            allowed = f"{options.max_drop:g}" if found.highest else f"{100 * options.max_drop:g} % more"
+            raise ExportError(f"{path} is not written: {line}; --max-drop allows {allowed}")
         unproven.replace(path)
     finally:
         unproven.unlink(missing_ok=True)
@@ -298,7 +299,13 @@ def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
     Raises:
         ExportError: it doesn't run, or gives other logits; then there is no new file.
     """
-    from pipeline.inference.exported_model import ExportError, largest_difference, open_exported, write_exported
+    from pipeline.inference.exported_model import (
+        ExportError,
+        difference_unit,
+        largest_difference,
+        open_exported,
+        write_exported,
+    )
 
     path = _checked_folder(path)
     unproven = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
@@ -309,7 +316,7 @@ def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"{path} is not written: the exported model's logits differ from the checkpoint's by {difference:.1e} "
-                f"of the largest; {TOLERANCE:.0e} would be rounding"
+                f"of {difference_unit(saved.task)}; {TOLERANCE:.0e} would be rounding"
             )
         unproven.replace(path)
     finally:

@@ -162,14 +162,14 @@ def _open_pt2(path: Path) -> tuple[dict[str, Any], Inference]:
 
 
 def largest_difference(saved: SavedModel, run: Inference, images: np.ndarray) -> float:
-    """Return how far an exported model's logits are from the checkpoint's, as a share of the largest of these.
+    """Return how far an exported model's logits are from the checkpoint's, in the unit of `difference_unit`.
 
-    Asks for one image and for all of them, so that a fixed batch can't pass.
+    Asks for one image and for all of them, so that a fixed batch can't pass. NaN where either gives NaN.
 
     Raises:
         ExportError: it doesn't run, or gives another shape.
     """
-    largest = 0.0
+    found = []
     for count in sorted({1, len(images)}):
         expected = saved.logits(images[:count])
         try:
@@ -178,8 +178,23 @@ def largest_difference(saved: SavedModel, run: Inference, images: np.ndarray) ->
             raise ExportError(f"the exported model fails on {count} images: {str(error).splitlines()[0]}") from error
         if got.shape != expected.shape:
             raise ExportError(f"the exported model gives {got.shape} instead of {expected.shape}")
-        largest = max(largest, float(np.abs(got - expected).max() / np.abs(expected).max()))
-    return largest
+        found.append(_difference(saved.task, got, expected))
+    return float(np.max(found))  # which, unlike max(), keeps a NaN
+
+
+def difference_unit(task: Task) -> str:
+    """Return what `largest_difference` is measured in."""
+    return "a target's standard deviation" if isinstance(task, RegressionTask) else "the largest"
+
+
+def _difference(task: Task, got: np.ndarray, expected: np.ndarray) -> float:
+    errors = np.abs(got.astype(np.float64) - expected)
+    if not isinstance(task, RegressionTask):
+        return float(errors.max() / np.abs(expected).max())
+    # Each target has a unit of its own, and may be so far from 0 that float32 rounds it by much of its deviation.
+    largest = np.maximum(np.abs(expected), np.abs(np.array(task.config.target_mean, np.float32)))
+    beyond_rounding = np.maximum(errors - 2 * np.spacing(largest).astype(np.float64), 0)
+    return float((beyond_rounding / np.array(task.config.target_std)).max())
 
 
 def _require(*names: str) -> None:
