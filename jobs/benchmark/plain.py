@@ -20,6 +20,7 @@ from jobs.benchmark.flags import read_flags
 from jobs.benchmark.overhead import Options, one_stage
 from model.factory import build_model
 from model.regularization import set_dropout, set_stochastic_depth
+from pipeline.run.preflight import with_numbers_of_data
 from pipeline.training.device import choose_algorithms
 from pipeline.training.evaluation import autocast
 from pipeline.training.inputs import mixed_inputs, stage_batches
@@ -40,7 +41,7 @@ def main() -> None:
     (stage,) = config.stages
     choose_algorithms(deterministic=config.trainer.deterministic)
     manifest, _ = check_data(config.data, batch_sizes=[], worker_counts=[])
-    task = build_task(config.task, manifest.classes)
+    task = build_task(with_numbers_of_data(config.task, config.data, manifest), manifest.classes)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=task.num_outputs)
     model = model.to(device).to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ from jobs.common.cli import parse_recipe
 from jobs.common.display import wide_console
 from model.factory import build_model
 from pipeline.config import TrainConfig
-from pipeline.run.preflight import with_numbers
+from pipeline.run.preflight import with_numbers, with_numbers_of_data
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.inputs import mixed_inputs, stage_batches
 from pipeline.training.learner import Learner
@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     assert options is not None
     config = with_numbers(replace(config, data=replace(config.data, loader_workers=0)))
     batch_sizes = [stage.batch_size for stage in config.stages]
-    check_data(config.data, batch_sizes=batch_sizes, worker_counts=[options.workers])
+    train, _ = check_data(config.data, batch_sizes=batch_sizes, worker_counts=[options.workers])
+    config = replace(config, task=with_numbers_of_data(config.task, config.data, train))
     stages, reduce_ms = measure(config, options)
     if options.json:
         print(json.dumps({"all_reduce_ms": reduce_ms, "stages": [asdict(stage) for stage in stages]}, indent=1))

@@ -11,7 +11,8 @@ from datasets.prepare.report import report_of
 from datasets.shards.resolve import DataError, load_manifest
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
-from pipeline.run.class_weights import weight_lines, with_class_weights
+from pipeline.run.class_weights import weight_lines
+from pipeline.run.preflight import with_numbers_of_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +65,7 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     order = sample_order(config.data, manifest, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are
     num_bytes = sum(shard.num_bytes * shard.weight for shard in manifest.shards)
-    task = with_class_weights(config.task, config.data, manifest)
+    task = with_numbers_of_data(config.task, config.data, manifest)
     report = (
         *report_of(manifest),
         *sampling_lines(config.data, manifest, seed=config.seed),

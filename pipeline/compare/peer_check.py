@@ -24,6 +24,10 @@ def _training(config: TrainConfig, metric: str) -> Iterator[str]:
         yield "it trains classifiers by val/accuracy; leave --peer out for this recipe"
     if getattr(config.task, "focal_gamma", 0.0):
         yield "its loss is the cross-entropy; leave --task.focal-gamma out"
+    if getattr(config.task, "class_weights", "none") != "none":
+        yield "its classes weigh the same; leave --task.class-weights out"
+    if config.data.sampling != "uniform":
+        yield "an epoch of it has each image once; leave --data.sampling out"
     if config.worker_counts != [1]:
         yield "it trains in one process; give --cluster.num-workers 1, so that ours does too"
     if config.optimizer.layer_decay != 1:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from datasets.errors import DataError
 from jobs import plan
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.generic import GENERIC
-from tests.support.shards import write_rare_shards, write_shards
+from tests.support.shards import image_of, png, write_rare_shards, write_samples, write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
     "s": ((128, 300), (5, 15), (0, 0), (0.1, 0.3)),
@@ -22,6 +23,16 @@ PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout,
 def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
     assert plan.main([*argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_data_that_train_refuses_are_refused(tmp_path: Path) -> None:
+    def sample(number: int) -> dict[str, object]:
+        return {"png": png(image_of(1, number)), "targets": b"0.1"}
+
+    for split in ("train", "val"):
+        write_samples(tmp_path / split, [48], sample, classes=["weight"], kind="regression")
+    with pytest.raises(DataError, match=r"the target 'weight' is always 0\.1: nothing to learn"):
+        plan.main(["regress", "--data", str(tmp_path)])
 
 
 def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,8 @@ def test_what_has_no_twin_is_refused_with_the_cure(tmp_path: Path) -> None:
         (replace(base, adaptive=replace(base.adaptive, plateau=True)), "plateau"),
         (replace(base, trainer=replace(base.trainer, micro_batch_size=8)), "micro-batch-size"),
         (replace(base, task=ClassificationConfig(focal_gamma=2.0)), r"--task\.focal-gamma"),
+        (replace(base, task=ClassificationConfig(class_weights="auto")), r"--task\.class-weights"),
+        (replace(base, data=replace(base.data, sampling="balanced")), r"--data\.sampling"),
         (replace(base, stages=(replace(last, randaugment_magnitude=2.5),)), "whole magnitudes up to 9"),
         (replace(base, stages=(replace(last, randaugment_magnitude=10),)), "whole magnitudes up to 9"),
     ):
