@@ -302,7 +302,7 @@ class TrainConfig:
 
     @property
     def kind(self) -> str:
-        """Kind of data that the task learns from: `classification`, `multilabel` or `segmentation`."""
+        """Kind of data that the task learns from: `classification`, `segmentation`, `multilabel` or `regression`."""
         return self.task.kind
 
     def workers_of(self, stage: TrainingStage) -> Workers:

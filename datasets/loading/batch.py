@@ -28,8 +28,8 @@ class Batch:
     images: torch.Tensor
     """uint8 [B, 3, H, W], or float32 [B, C, H, W] of pixels that aren't RGB, in channels_last memory"""
     labels: torch.Tensor
-    """int64 [B]; -1 in segmentation; uint8 [B, K] with 1 for each class of a multi-label sample; float32 [B, N] targets
-    in regression"""
+    """int64 [B]; -1 in segmentation; uint8 [B, K] with 1 for each class of a multi-label sample; float64 [B, N] targets
+    in regression, which may be far from 0 in their deviations"""
     stream_index: torch.Tensor
     """int64 [B]; lane offset * L + lane in training, position in the validation set in evaluation"""
     masks: torch.Tensor | None = None

@@ -212,14 +212,14 @@ def _label(sample: Sample, manifest: DatasetManifest) -> int | np.ndarray:
     """Return a row of `Batch.labels`."""
     if manifest.kind == "multilabel":
         return multi_hot(sample.labels, len(manifest.classes))
-    return np.array(sample.targets, dtype=np.float32) if manifest.kind == "regression" else sample.label
+    return np.array(sample.targets, dtype=np.float64) if manifest.kind == "regression" else sample.label
 
 
 def _empty_labels(count: int, manifest: DatasetManifest) -> np.ndarray:
     if manifest.kind == "multilabel":
         return np.empty((count, len(manifest.classes)), dtype=np.uint8)
     if manifest.kind == "regression":
-        return np.empty((count, len(manifest.classes)), dtype=np.float32)
+        return np.empty((count, len(manifest.classes)), dtype=np.float64)
     return np.empty(count, dtype=np.int64)
 
 

@@ -83,7 +83,7 @@ def index_shards(
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
     targets = target_statistics(scans) if kind == "regression" else ()
-    kept = () if classes else _names_kept(before, rows)
+    kept = () if classes else _names_kept(before, kind, rows, len(targets))
     if kind == "regression":
         classes = _target_names(url, classes or kept, len(targets))
     elif not rules.classes and not kept and kind != "multilabel":
@@ -211,9 +211,18 @@ def _manifest_before(out: str) -> DatasetManifest | None:
         return None
 
 
-def _names_kept(before: DatasetManifest | None, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Return the class names of the index that was there before, where they still fit; labels in tars are numbers."""
-    names = before.classes if before is not None else ()
+def _names_kept(
+    before: DatasetManifest | None, kind: str, rows: Sequence[np.ndarray], num_targets: int
+) -> tuple[str, ...]:
+    """Return the names of the index that was there before, where they still fit: in tars are numbers alone.
+
+    Names of classes are none of targets, nor the other way around.
+    """
+    if before is None or (before.kind == "regression") != (kind == "regression"):
+        return ()
+    names = before.classes
+    if kind == "regression":
+        return names if len(names) == num_targets else ()
     return names if all(part["label"].max(initial=-1) < len(names) for part in rows) else ()
 
 

@@ -262,7 +262,10 @@ def several_counts(scans: Sequence[ShardIndex], num_classes: int) -> list[int]:
 
 
 def target_statistics(scans: Sequence[ShardIndex]) -> tuple[tuple[float, float], ...]:
-    """Return mean and standard deviation of each target, over the samples that have any.
+    """Return mean and standard deviation of each target, over the samples that have any; a deviation of 0 is exact.
+
+    Both are rounded, as they are part of a manifest's fingerprint and sums differ in their last bits between machines:
+    the mean to 12 digits, since it may be far from 0 in deviations, the deviation to 6.
 
     Raises:
         DataError: samples have different numbers of targets.
@@ -274,7 +277,11 @@ def target_statistics(scans: Sequence[ShardIndex]) -> tuple[tuple[float, float],
     if not parts:
         return ()
     values = np.concatenate(parts)
-    return tuple(zip(values.mean(0).tolist(), values.std(0).tolist(), strict=True))
+    deviations = np.where(np.ptp(values, axis=0) > 0, values.std(0), 0.0)
+    return tuple(
+        (float(f"{mean:.12g}"), float(f"{deviation:.6g}"))
+        for mean, deviation in zip(values.mean(0), deviations, strict=True)
+    )
 
 
 def describe(

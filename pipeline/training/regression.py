@@ -1,8 +1,8 @@
 """The regression task: one or several numbers of an image.
 
-A network learns them in standard deviations from their mean over the training data, which the task's config holds
-(`pipeline.run.resolved_task`), so that they have the same scale whatever their units are. A trained model is used in
-the targets' own units: `Unstandardized` is around it then.
+A network learns them in standard deviations from their mean over the training data, so that they have the same scale
+whatever their units are. The task's config holds both (`pipeline.run.target_numbers` puts them there). A trained model
+is used in the targets' own units: `Unstandardized` is around it then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 class RegressionTask:
     """Mean squared, smooth L1 or L1 loss of standardized targets; MAE, RMSE and R2 of the targets as metrics.
 
-    Targets are float [B, N]. Mixup blends them linearly, as it does the images.
+    Targets are float64 [B, N] until they are standardized: float32 rounds a time in seconds since 1970 by up to a
+    minute. Mixup blends them linearly, as it does the images.
     """
 
     exclusive = False
@@ -43,11 +44,13 @@ class RegressionTask:
         assert len(config.target_mean) == len(config.target_std) == len(classes)
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
         self.in_units = in_units
-        self._mean, self._std = (torch.tensor(part) for part in (config.target_mean, config.target_std))
+        self._mean, self._std = (
+            torch.tensor(part, dtype=torch.float64) for part in (config.target_mean, config.target_std)
+        )
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return standardized targets, float [B, N]."""
-        return self._standardized(batch.labels.to(device, non_blocking=True))
+        """Return standardized targets, float32 [B, N]."""
+        return self._standardized(batch.labels).to(device, non_blocking=True)
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of outputs [B, N], in standard deviations, against targets [B, N]."""
@@ -82,7 +85,7 @@ class RegressionTask:
         """Return a row for each target from the `by_class` of `TargetScores`."""
         nothing = {"recall": None, "precision": None, "f1": None, "iou": None}
         return tuple(
-            ClassRow(name=name, count=int(count), mae=mae, rmse=rmse, r2=None if r2 != r2 else r2, **nothing)
+            ClassRow(name=name, count=int(count), mae=mae, rmse=rmse, r2=r2, **nothing)
             for name, (count, mae, rmse, r2) in zip(self.classes, by_class.tolist(), strict=True)
         )
 
@@ -93,11 +96,12 @@ class RegressionTask:
         return valued_images(batch.images, batch.labels.cpu(), self._values(logits.float()).cpu(), self.classes)
 
     def _standardized(self, values: Tensor) -> Tensor:
-        return (values - self._mean.to(values.device)) / self._std.to(values.device)
+        return ((values.double() - self._mean.to(values.device)) / self._std.to(values.device)).float()
 
     def _values(self, outputs: Tensor) -> Tensor:
-        """Return outputs in the targets' units."""
-        return outputs if self.in_units else outputs * self._std.to(outputs.device) + self._mean.to(outputs.device)
+        """Return outputs in the targets' units, float64."""
+        values = outputs.double()
+        return values if self.in_units else values * self._std.to(values.device) + self._mean.to(values.device)
 
 
 class Unstandardized(nn.Module):

@@ -13,7 +13,8 @@ class TargetScores(Metric):
     """Mean absolute error, root of the mean squared error and R2 of each target, and their means over the targets.
 
     Sums in float64 that are added over the workers. R2 is 1 - squared error / squared distance from the mean of these
-    very samples; NaN where they all have the same value.
+    very samples. Where these are all the same it is 0, or 1 of estimates without an error, as scikit-learn's `r2_score`
+    has it: a NaN would be no JSON, and rank nowhere.
     """
 
     full_state_update = False
@@ -43,7 +44,8 @@ class TargetScores(Metric):
         absolute, squared, away, away_squared = self.sums
         mae, rmse = absolute / self.count, (squared / self.count).sqrt()
         spread = (away_squared - away**2 / self.count).clamp_min(0) * self._std.to(away.device) ** 2
-        r2 = torch.where(spread > 1e-9 * self.count * self._std.to(away.device) ** 2, 1 - squared / spread, torch.nan)
+        varies = spread > 1e-9 * self.count * self._std.to(away.device) ** 2
+        r2 = torch.where(varies, 1 - squared / spread, (squared == 0).double())
         scores = {"mae": mae, "rmse": rmse, "r2": r2}
         found = {name: values.mean() for name, values in scores.items()}
         if len(self._names) > 1:

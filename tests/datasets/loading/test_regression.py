@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.label_text import parse_targets
-from datasets.shards.resolve import load_manifest
-from datasets.shards.tar_index import scan_shard
-from tests.support.shards import image_of, png, write_tar
+from datasets.shards.resolve import load_manifest, target_statistics, write_manifest
+from datasets.shards.tar_index import ShardIndex, scan_shard
+from tests.support.shards import image_of, png, write_samples, write_tar
 
 ONE = WriterConfig(workers=1, samples_per_shard=7)
 
@@ -45,10 +47,10 @@ def test_a_table_of_numbers_becomes_batches_of_numbers(tmp_path: Path) -> None:
     assert manifest.targets == manifests["val"].targets
     ages = np.array([0, 4, 8, 12, 16])
     expected = [(ages.mean(), ages.std()), ((-ages * 125).mean(), (ages * 125).std())]
-    np.testing.assert_allclose(manifest.targets, expected)
+    np.testing.assert_allclose(manifest.targets, expected, rtol=1e-5)
     data = DataConfig(val=str(tmp_path / "out/val"), loader_workers=0)
     (batch,) = build_eval_loader(data, image_size=32, batch_size=9, rank=0, world_size=1)
-    assert batch.labels.dtype == torch.float32
+    assert batch.labels.dtype == torch.float64
     assert sorted(batch.labels[:, 0].tolist()) == ages.tolist()
     assert torch.equal(batch.labels[:, 1], batch.labels[:, 0] * -125)
     assert report_of(manifest)[2] == (
@@ -64,6 +66,60 @@ def test_the_shards_are_indexed_again_as_they_were_written(tmp_path: Path) -> No
     assert (again.kind, again.classes, again.targets) == (before.kind, before.classes, before.targets)
     elsewhere = index_shards(folder, str(tmp_path / "index"), IndexRules())
     assert elsewhere.classes == ("target1", "target2")
+
+
+def test_a_sample_of_today_is_not_two_minutes_off(tmp_path: Path) -> None:
+    times = [1764413609.25 + 17 * number for number in range(4)]
+    image = png(image_of(1, 1))
+    write_samples(
+        tmp_path / "val",
+        [4],
+        lambda number: {"png": image, "targets": repr(times[number]).encode()},
+        classes=["taken"],
+        kind="regression",
+    )
+    data = DataConfig(val=str(tmp_path / "val"), loader_workers=0)
+    (batch,) = build_eval_loader(data, image_size=32, batch_size=9, rank=0, world_size=1)
+    assert batch.labels[:, 0].tolist() == times
+
+
+def shard_of(values: list[float]) -> ShardIndex:
+    targets = np.array(values, dtype=np.float64)[:, None]
+    return ShardIndex(np.empty(0), [], np.empty(0), Counter(), {}, "", targets=targets)
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=300), random=st.randoms(use_true_random=False))
+def test_statistics_do_not_depend_on_the_order_of_a_sum(values: list[float], random: Random) -> None:
+    ((mean, deviation),) = target_statistics([shard_of(values)])
+    random.shuffle(values)
+    ((other, other_deviation),) = target_statistics([shard_of(values)])
+    assert other == pytest.approx(mean, rel=1e-11, abs=1e-9)  # at worst the next one of 12 digits
+    assert other_deviation == pytest.approx(deviation, rel=1e-5)
+
+
+def test_statistics_have_no_last_bits_and_a_constant_has_no_deviation() -> None:
+    values = np.random.default_rng(0).normal(5, 1, 1000)
+    orders = [np.random.default_rng(seed).permutation(values) for seed in range(20)]
+    assert len({target_statistics([shard_of(list(order))]) for order in orders}) == 1
+    assert target_statistics([shard_of([0.1] * 10)]) == ((0.1, 0.0),)
+
+
+def test_names_of_classes_do_not_become_names_of_targets(tmp_path: Path) -> None:
+    def indexed(ending: str, *texts: bytes) -> tuple[str, ...]:
+        image = png(image_of(1, 1))
+        members = {f"{number}.{name}": data for number, text in enumerate(texts) for name, data in
+                   (("png", image), (ending, text))}  # fmt: skip
+        write_tar(tmp_path / "a.tar", members)
+        return index_shards(str(tmp_path), str(tmp_path), IndexRules()).classes
+
+    write_tar(tmp_path / "a.tar", {"0.png": png(image_of(1, 1)), "0.cls": b"1"})
+    write_manifest(tmp_path, ["a.tar"], classes=["cat", "dog"])
+    assert indexed("cls", b"0", b"1") == ("cat", "dog")
+    assert indexed("targets", b"0.5 1", b"0.7 2") == ("target1", "target2")
+    assert indexed("targets", b"0.5", b"0.7") == ("target1",)  # another number of them: neither
+    write_manifest(tmp_path, ["a.tar"], classes=["weight"], kind="regression")
+    assert indexed("targets", b"3", b"4") == ("weight",)
+    assert indexed("cls", b"0", b"0") == ("0",)
 
 
 @given(numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))

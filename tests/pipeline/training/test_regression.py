@@ -88,11 +88,23 @@ def test_in_units_the_same_model_has_the_same_scores() -> None:
     assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_a_target_that_is_always_the_same_has_no_r2() -> None:
+def test_a_target_that_is_always_the_same_has_the_r2_of_scikit_learn() -> None:
     config = RegressionConfig(target_mean=(5.0,), target_std=(1.0,))
     found = values_of(RegressionTask(config, ("x",)), torch.ones(4, 1), torch.full((4, 1), 5.0))
-    assert np.isnan(found["r2"])
-    assert found["mae"] == 1
+    assert (found["r2"], found["mae"]) == (0, 1)
+    found = values_of(RegressionTask(config, ("x",)), torch.zeros(4, 1), torch.full((4, 1), 5.0))
+    assert (found["r2"], found["mae"]) == (1, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(mean=st.floats(-1e12, 1e12), std=st.floats(1, 1e6), away=st.floats(-5, 5))
+def test_targets_far_from_0_keep_their_places_in_deviations(mean: float, std: float, away: float) -> None:
+    task = RegressionTask(RegressionConfig(target_mean=(mean,), target_std=(std,)), ("seconds",))
+    truth = torch.tensor([[mean + away * std]], dtype=torch.float64)
+    found = task.targets(batch_of(truth), torch.device("cpu"))
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(away, abs=1e-3)
+    assert values_of(task, found, truth)["mae"] == pytest.approx(0, abs=1e-3 * std)
 
 
 def test_mixup_blends_the_numbers_as_the_images() -> None:
