@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
+from datasets.cpus import usable_cpus
 from datasets.files.urls import absolute
 from datasets.prepare.pyramid import write_copies
 from jobs.common.cli import ShortSides, run_main
@@ -29,7 +29,7 @@ class PyramidConfig:
     short_side: ShortSides
     """Short sides in pixels, as in `256,160`: a stage reads the smallest copy whose short side is at least 1.25 times
     its image size."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cpus)
     """Number of processes; each has one shard from S3 on disk at a time."""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
+import logging
 import shutil
 import socket
 import traceback
@@ -11,33 +13,68 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets.errors import DataError
+from infra.storage.file_lock import is_same_file
+
+log = logging.getLogger(__name__)
 
 _SILENCE_S = 60.0
 """How long a server may say nothing."""
 
 
-def fetch_whole(name: str, root: Path, download: Callable[[Path], None]) -> None:
+def fetch_whole(name: str, root: Path, download: Callable[[Path], None], *, is_there: Callable[[], bool]) -> None:
     """Download into a folder of its own, and move what is there into `root` when all of it is: never half a set.
+
+    While another process downloads the set, this one waits, and takes what that got.
 
     Args:
         name: of the set.
         root: folder of torchvision's sets.
         download: puts a set into the folder that it is given.
+        is_there: says whether the set is in `root`.
 
     Raises:
         DataError: it can't be downloaded; names the URL.
     """
     partial = root / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root / f".{name}.lock") as waited:
+            if not (waited and is_there()):
+                _fetch(partial, root, download)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise _failed(name, root, partial, error) from None
+
+
+def _fetch(partial: Path, root: Path, download: Callable[[Path], None]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
     try:
         with _impatient(), contextlib.redirect_stdout(io.StringIO()):
             download(partial)
         _merge(partial, root)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise _failed(name, root, partial, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[bool]:
+    """Hold a lock file, which is gone after; yields whether another process had it. One that was killed has none."""
+    waited = False
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s: another process downloads the same set; waiting for it", lock.parent)
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if is_same_file(lock, file.fileno()):
+                try:
+                    yield waited
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+            waited = True  # its holder is done, and removed it
 
 
 @contextlib.contextmanager

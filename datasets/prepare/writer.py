@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.prepare.check import checked
@@ -36,7 +37,7 @@ class WriterConfig:
 
     samples_per_shard: int = 1000
     """Maximum number of images per shard."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cpus)
     """Number of processes that write shards."""
     overwrite: bool = False
     """Replace shards in the output folder that were made from other data."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import is_packed, open_shard, read_file
@@ -137,7 +138,7 @@ def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[in
     if is_remote(files[0].url):
         executor = ThreadPoolExecutor(rules.workers)
     else:
-        executor = ProcessPoolExecutor(min(rules.workers, len(files), _cores()))
+        executor = ProcessPoolExecutor(min(rules.workers, len(files), usable_cpus()))
     with executor:
         pending = [executor.submit(partial(scan_shard, json_field=rules.json_field), file) for file in files]
         try:
@@ -148,12 +149,6 @@ def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[in
             executor.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in pending]
-
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
 
 
 def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:

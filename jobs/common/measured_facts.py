@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
 from datasets.loading.reader import SampleReader
@@ -55,7 +55,7 @@ def machine_facts(*, gpus: int | None) -> dict[str, float]:
     here = _gpus_here()
     count = len(here) if gpus is None else gpus
     memory = min(here, default=ASSUMED_GPU_GB) if count else 0.0
-    return {"cpus": len(os.sched_getaffinity(0)), "gpus": count, "gpu_memory": round(memory, 1)}
+    return {"cpus": usable_cpus(), "gpus": count, "gpu_memory": round(memory, 1)}
 
 
 def _check_prepared(folder: Path) -> None:

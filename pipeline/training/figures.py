@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 GAP, LINE, SHOWN = 4, 16, 12
+_SQUARES, _SQUARES_A_ROW = 24, 6
 _BACKGROUND, _TEXT, _WRONG = (255, 255, 255), (20, 20, 20), (190, 20, 20)
 _NOTHING = (0, 0, 0)
 _Line = tuple[str, tuple[int, int, int]]
@@ -149,24 +150,32 @@ def valued_images(images: Tensor, truth: Tensor, values: Tensor, names: Sequence
 def scatter_picture(truth: Tensor, values: Tensor, names: Sequence[str]) -> bytes:
     """Return a square for each target, with a point for each image: its number to the right, the estimate upwards.
 
-    On the line from corner to corner they are equal. `truth` and `values` are float [images, N], on the host.
+    On the line from corner to corner they are equal. `truth` and `values` are float [images, N], on the host. Of many
+    targets the first 24 are shown, in rows of 6.
     """
     side, margin = 320, 3 * LINE
     font = ImageFont.load_default(12)
-    sheet = Image.new("RGB", ((side + margin) * len(names) + GAP, side + margin), _BACKGROUND)
+    shown = names[:_SQUARES]
+    rows = -(-len(shown) // _SQUARES_A_ROW)
+    width, below = min(len(shown), _SQUARES_A_ROW) * (side + margin) + GAP, LINE * (len(names) > len(shown))
+    sheet = Image.new("RGB", (width, rows * (side + margin) + below), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for index, name in enumerate(names):
-        left = GAP + index * (side + margin)
+    if below:
+        draw.text((GAP, rows * (side + margin)), f"the first {len(shown)} of {len(names)} targets", _TEXT, font)
+    for index, name in enumerate(shown):
+        row, column = divmod(index, _SQUARES_A_ROW)
+        left, top = GAP + column * (side + margin), row * (side + margin)
         pairs = torch.stack([truth[:, index], values[:, index]], 1).double()
         low, high = float(pairs.min()), float(pairs.max())
         places = ((pairs - low) / max(high - low, 1e-12) * (side - 1)).tolist()
-        draw.rectangle((left, 0, left + side, side), outline=_TEXT)
-        draw.line((left, side, left + side, 0), fill=_WRONG)
+        bottom = top + side
+        draw.rectangle((left, top, left + side, bottom), outline=_TEXT)
+        draw.line((left, bottom, left + side, top), fill=_WRONG)
         for x, y in places:
-            draw.ellipse((left + x - 2, side - y - 2, left + x + 2, side - y + 2), fill=(37, 99, 235))
-        draw.text((left, side + 2), f"{low:.4g}", _TEXT, font)
-        draw.text((left + side, side + 2), f"{high:.4g}", _TEXT, font, anchor="ra")
-        draw.text((left, side + 2 + LINE), f"{name}: truth to the right, estimate upwards", _TEXT, font)
+            draw.ellipse((left + x - 2, bottom - y - 2, left + x + 2, bottom - y + 2), fill=(37, 99, 235))
+        draw.text((left, bottom + 2), f"{low:.4g}", _TEXT, font)
+        draw.text((left + side, bottom + 2), f"{high:.4g}", _TEXT, font, anchor="ra")
+        draw.text((left, bottom + 2 + LINE), f"{name}: truth to the right, estimate upwards", _TEXT, font)
     return as_png(sheet)
 
 

@@ -139,9 +139,15 @@ class TorchvisionData:
             raise DataError(f"torchvision {self.dataset}: {' '.join(str(error).split())}") from None
         else:
             return
-        fetch_whole(self.dataset, self.root, self._download)
+        fetch_whole(self.dataset, self.root, self._download, is_there=self._is_there)
         for split in self._asked:
             self._set(split)
+
+    def _is_there(self) -> bool:
+        try:
+            return all(self._set(split) is not None for split in self._asked)
+        except (RuntimeError, OSError):
+            return False
 
     def _download(self, root: Path) -> None:
         for split in self._asked:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.training.figures import confusion_picture, indexed_mask, palette
+from pipeline.training.figures import confusion_picture, indexed_mask, palette, scatter_picture
 
 
 @pytest.mark.parametrize("count", [2, 8, 30])
@@ -40,3 +40,15 @@ def test_the_confusion_matrix_of_many_classes_stays_a_picture(count: int) -> Non
     assert 90 < picture.width < 2200
     right = np.array(picture.convert("RGB"))[-16:, -4:]
     assert (right == 255).all()  # the caption is not cut
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 24, 25, 500])
+def test_the_scatter_of_many_targets_stays_a_picture(count: int) -> None:
+    numbers = torch.rand(4, count)
+    picture = Image.open(io.BytesIO(scatter_picture(numbers, numbers, [f"target {i}" for i in range(count)])))
+    assert picture.width <= 2300
+    assert picture.height <= 1600
+    points = (np.asarray(picture) == (37, 99, 235)).all(2)
+    for square in range(min(count, 24)):
+        row, column = divmod(square, 6)
+        assert points[368 * row : 368 * row + 320, 4 + 368 * column : 324 + 368 * column].any()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torchvision
 
+from datasets.errors import DataError
+from datasets.prepare.torchvision_download import fetch_whole
 from datasets.prepare.torchvision_sets import SETS, build_set
 from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
@@ -130,6 +132,37 @@ def test_a_download_is_checked_and_comes_whole_or_not_at_all(
     assert by_number(found["test"]) == {number: number % 2 for number in range(16, 24)}
     assert sorted(path.name for path in root.iterdir()) == ["dtd"]
     assert (root / "dtd/mine").is_dir()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_at_once_download_one_set_once(tmp_path: Path, fails: bool) -> None:
+    downloads: list[str] = []
+
+    def fetched(name: str, during: Callable[[], None]) -> None:
+        def download(folder: Path) -> None:
+            downloads.append(name)
+            (folder / "set").mkdir()
+            during()
+            (folder / "set/image").touch()
+
+        fetch_whole("SET", tmp_path, download, is_there=(tmp_path / "set/image").exists)
+
+    second = threading.Thread(target=fetched, args=("second", lambda: None))
+
+    def meanwhile() -> None:
+        second.start()
+        second.join(0.5)  # it has the time to do harm, if it can
+        if fails:
+            raise OSError("no network")
+
+    try:
+        fetched("first", meanwhile)
+    except DataError:
+        assert fails
+    second.join()
+    assert downloads == (["first", "second"] if fails else ["first"])
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["image"]
 
 
 @pytest.mark.parametrize(
