@@ -223,6 +223,7 @@ def _register(saved: SavedModel, options: Options) -> str:
             num_outputs=saved.task.num_outputs,
             dtype=saved.preprocessing.dtype.__name__,
             channels=saved.preprocessing.channels,
+            bands=not saved.preprocessing.format.is_rgb,
             step=saved.state.cursor,
             dense=saved.kind == "segmentation",
             labels=_LABELS[saved.kind],

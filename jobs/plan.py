@@ -131,9 +131,11 @@ def choices(argv: Sequence[str], config: TrainConfig) -> dict[str, tuple[str, st
     return {name: (values[name], reasons[name] if values[name] == chosen[name] else "a flag") for name in values}
 
 
-def choices_table(facts: dict[str, float], chosen: dict[str, tuple[str, str]]) -> Table:
+def choices_table(facts: dict[str, float | str], chosen: dict[str, tuple[str, str]]) -> Table:
     """Return a row for each choice of a generic recipe, below the facts that it follows from."""
-    shown = ", ".join(f"{name.replace('_', '-')} {value:,}" for name, value in facts.items())
+    shown = ", ".join(
+        f"{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:,}'}" for name, value in facts.items()
+    )
     table = Table(title=f"facts: {shown}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("choice", "value", "reason"):
         table.add_column(column, overflow="fold")

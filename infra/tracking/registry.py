@@ -37,6 +37,8 @@ class Registration:
     """Of the model's input."""
     channels: int
     """Of the model's input."""
+    bands: bool
+    """Images hold values that are read as they are stored: they may be TIFFs of bands."""
     dense: bool
     """The logits are [-1, K, S, S], not [-1, K]."""
     labels: Literal["one", "several", "none"]
@@ -137,7 +139,10 @@ def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, An
         "artifacts": {"model": str(path)},
         "code_paths": [str(folder / code.parent.name) for code in what.code],
         "signature": ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)),
-        "pip_requirements": ["numpy", "onnxruntime", "pandas", "pillow", "simplejpeg", "torch"],
+        "pip_requirements": [
+            *("numpy", "onnxruntime", "pandas", "pillow", "simplejpeg", "torch"),
+            *(("tifffile", "imagecodecs") if what.bands else ()),
+        ],
     }
 
 

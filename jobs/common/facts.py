@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from infra.storage.base import MissingKeyError, Storage
 from infra.storage.open import open_storage
-from jobs.common.measured_facts import data_facts, machine_facts, split_flags
+from jobs.common.measured_facts import FactValues, data_facts, machine_facts, split_flags
 from jobs.common.parsing import UsageError, parse_known
 from jobs.recipes.generic import GENERIC, rules_of
 from jobs.recipes.rules import Facts, Rules
@@ -27,7 +27,8 @@ from pipeline.sweep.config import PLAN_FILE
 
 FILE = "facts.json"
 """In a run's folder: the facts that it began with."""
-_NAMES = [one.name.replace("_", "-") for one in fields(Facts)]
+_KINDS = {name: type(value) for name, value in asdict(Facts()).items()}
+_NAMES = [name.replace("_", "-") for name in _KINDS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +44,9 @@ class FactsFlag:
     """What a generic recipe follows from, by one flag."""
 
     facts: str = ""
-    """What the recipe follows from, such as samples=5000,cpus=8: of samples, classes, short-side (pixels), cpus, gpus
-    and gpu-memory (GB). What is left out is what the run began with, or else is measured on the data and on this
-    machine."""
+    """What the recipe follows from, such as samples=5000,cpus=8: of samples, classes, short-side (pixels), cpus, gpus,
+    gpu-memory (GB), pixel-type and channels. What is left out is what the run began with, or else is measured on the
+    data and on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +104,7 @@ def resolved(argv: Sequence[str], *, suffix: str = "") -> Resolved:
     if recipe not in GENERIC:
         return Resolved([recipe, *rest])
     given, rest = _given_facts(recipe, rest)
-    kept: Mapping[str, float] = {}
+    kept: FactValues = {}
     if len(given) < len(_NAMES):
         kept = _kept(recipe, rest, suffix)
         given = {**(kept or _measured(recipe, rest, given)), **given}
@@ -149,16 +150,17 @@ def record_facts(argv: Sequence[str], storage: str, name: str) -> None:
         place.write(FILE, json.dumps(asdict(rules_for(argv).facts), indent=1).encode())
 
 
-def _given_facts(recipe: str, rest: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+def _given_facts(recipe: str, rest: Sequence[str]) -> tuple[FactValues, list[str]]:
     """Return the facts that --facts gives, and the other arguments."""
     flag, rest = parse_known(FactsFlag, rest, prog=recipe)
-    found: dict[str, float] = {}
+    found: FactValues = {}
     for part in filter(None, flag.facts.split(",")):
         name, _, value = part.partition("=")
+        key = name.replace("-", "_")
         if name not in _NAMES:
-            raise UsageError(f"--facts has {part!r}: it is NAME=NUMBER,... of {', '.join(_NAMES)}")
+            raise UsageError(f"--facts has {part!r}: it is NAME=VALUE,... of {', '.join(_NAMES)}")
         try:
-            found[name.replace("-", "_")] = float(value) if name == "gpu-memory" else int(value)
+            found[key] = _KINDS[key](value)
         except ValueError:
             raise UsageError(f"--facts has {part!r}: {value!r} is not a number") from None
     try:
@@ -172,7 +174,7 @@ def _fields_of(rest: Sequence[str]) -> _Given:
     return parse_known(_Given, rest, prog="")[0]
 
 
-def _kept(recipe: str, rest: Sequence[str], suffix: str) -> dict[str, float]:
+def _kept(recipe: str, rest: Sequence[str], suffix: str) -> FactValues:
     """Return the facts that the run began with; empty: it hasn't begun."""
     given = _fields_of(rest)
     name = given.name or _default_name(recipe, given.data.train) + suffix
@@ -190,7 +192,7 @@ def _has_begun(place: Storage) -> bool:
     return bool(list_checkpoints(place)) or place.exists(PLAN_FILE)
 
 
-def _measured(recipe: str, rest: Sequence[str], given: Mapping[str, float]) -> dict[str, float]:
+def _measured(recipe: str, rest: Sequence[str], given: FactValues) -> FactValues:
     fields_given = _fields_of(rest)
     train = fields_given.data.train
     found = machine_facts(gpus=_gpus_asked_for(fields_given.cluster))

@@ -11,9 +11,12 @@ from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.bands import any_header
+from datasets.transforms.formats import RGB
 from jobs.common.parsing import UsageError
 from jobs.recipes.generic import FITTING, TASKS
 
+FactValues = dict[str, float | str]
+"""Facts by their names."""
 LOOKED_AT = 48
 """Images whose size is read, spread over the data."""
 FEWEST = 24
@@ -36,8 +39,9 @@ def split_flags(data: str) -> list[str]:
     return ["--data.train", f"{data}/train", "--data.val", f"{data}/val"]
 
 
-def data_facts(recipe: str, train: str, *, short_side: bool) -> dict[str, float]:
-    """Return how many images and classes the training data has, and, if asked for, the images' short side.
+def data_facts(recipe: str, train: str, *, short_side: bool) -> FactValues:
+    """Return how many images and classes the training data has, what their pixels are, and, if asked for, the images'
+    short side.
 
     Raises:
         UsageError: the data is not what the recipe is for, or too few.
@@ -46,11 +50,13 @@ def data_facts(recipe: str, train: str, *, short_side: bool) -> dict[str, float]
     manifest = load_manifest(train)
     _check_kind(recipe, manifest, train)
     _check_enough(manifest, train)
-    found: dict[str, float] = {"samples": manifest.num_samples, "classes": len(manifest.classes)}
+    pixels = manifest.pixels or RGB
+    found: FactValues = {"samples": manifest.num_samples, "classes": len(manifest.classes)}
+    found |= {"pixel_type": pixels.kind, "channels": pixels.channels}
     return found | ({"short_side": _short_side(manifest, train)} if short_side else {})
 
 
-def machine_facts(*, gpus: int | None) -> dict[str, float]:
+def machine_facts(*, gpus: int | None) -> FactValues:
     """Return what this machine has; `gpus` are those that the command asks for, wherever they are."""
     here = _gpus_here()
     count = len(here) if gpus is None else gpus

@@ -114,6 +114,9 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
             crop_area=(0.4, 1.0),
             eval_crop="whole",
             loader_workers=4 if facts.gpus else 0,
+            pixel_type=facts.pixel_type,
+            channels=facts.channels,
+            randaugment_policy="torchvision" if facts.pixels.is_rgb else "geometric",
         ),
         model=model,
         task=_task(rules),
@@ -167,7 +170,7 @@ def _stages(rules: Rules) -> tuple[TrainingStage, ...]:
 
 def _model(rules: Rules) -> ModelConfig:
     name, rows = rules.network.value
-    model = ModelConfig(name=name, init_from=rules.weights or None)
+    model = ModelConfig(name=name, init_from=rules.weights or None, in_channels=rules.facts.channels)
     if architecture_of(model) is None:
         return replace(model, stochastic_depth=0.0)
     own_eps = rules.weights == "torchvision" and name.removeprefix("unet_") in TORCHVISION_EPS

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
+from datasets.transforms.formats import PixelFormat, PixelType
 from model.pretrained import LITE0
 from model.tables import Block
 
@@ -37,12 +38,25 @@ class Facts:
     """GPUs."""
     gpu_memory: float = 0.0
     """Memory of a GPU in GB (10^9 bytes)."""
+    pixel_type: PixelType = "rgb"
+    """What the images' pixels are (`data.pixel_type`)."""
+    channels: int = 3
+    """Channels of an image."""
 
     def __post_init__(self) -> None:
-        lows = {"samples": 1, "classes": 1, "short_side": 1, "cpus": 1, "gpus": 0, "gpu_memory": 0}
+        lows = {"samples": 1, "classes": 1, "short_side": 1, "cpus": 1, "gpus": 0, "gpu_memory": 0, "channels": 1}
         for name, low in lows.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {low}")
+        if self.pixel_type not in get_args(PixelType):
+            raise ValueError(f"pixel-type is {self.pixel_type!r}: it must be one of {', '.join(get_args(PixelType))}")
+        if self.pixel_type == "rgb" and self.channels != 3:
+            raise ValueError(f"channels is {self.channels} and pixel-type rgb, which has 3: name both")
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What the images' pixels are."""
+        return PixelFormat(self.pixel_type, self.channels)
 
 
 class Choice(NamedTuple, Generic[T_co]):

@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 
 from jobs.recipes.rules import Facts
 
+_PIXELS = st.one_of(
+    st.just(("rgb", 3)), st.tuples(st.sampled_from(["uint8", "uint16", "float32"]), st.integers(1, 300))
+)
 FACTS = st.builds(
-    Facts,
+    lambda pixels, **others: Facts(pixel_type=pixels[0], channels=pixels[1], **others),
+    _PIXELS,
     samples=st.integers(24, 5_000_000),
     classes=st.integers(1, 20_000),
     short_side=st.integers(1, 6000),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 
+import jobs.plan
 import jobs.submit
 import jobs.train
 from datasets.files.s3 import is_remote
@@ -36,6 +37,7 @@ from pipeline.run import launch
 from pipeline.run.preflight import absolute, preflight
 from pipeline.sweep.config import PLAN_FILE
 from tests.support import facts as any_facts
+from tests.support.bands import write_band_shards, write_masked_band_shards
 from tests.support.runs import train_here
 from tests.support.shards import write_mask_shards, write_multilabel_shards, write_shards, write_target_shards
 
@@ -70,6 +72,37 @@ def test_data_alone_is_enough(recipe: str, tmp_path: Path) -> None:
     assert (config.name, config.data.train, config.data.val) == (f"{recipe}-mine", f"{data}/train", f"{data}/val")
     facts = rules_for(resolve([recipe, "--data", str(data)]).argv).facts
     assert (facts.samples, facts.short_side) == (60, 48)
+
+
+@pytest.mark.parametrize("container", ["npy", "tiff"])
+def test_data_alone_is_enough_for_bands(container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, storage = tmp_path / "fields", str(tmp_path / "runs")
+    for split, count in (("train", 60), ("val", 12)):
+        write_band_shards(data / split, [count], container=container)
+    machine(monkeypatch)
+    argv = ["classify", "--data", str(data), "--storage", storage, "--ramp.stages", "1", "--epochs", "1"]
+    begun = resolve(argv)
+    facts = rules_for(begun.argv).facts
+    assert (facts.samples, facts.short_side, str(facts.pixels)) == (60, 40, "5 channels of uint16")
+    config = parsed(*begun.argv)
+    assert (config.data.randaugment_policy, config.model.in_channels) == ("geometric", 5)
+    assert parsed(*begun.argv, *facts.pixels.flags) == config  # as they were named before
+    record_facts(begun.argv, storage, config.name)
+    train_here(preflight(config, tracking_is_ready=True).config)
+    write_shards(data / "train", [60])
+    assert rules_for(resolve(argv).argv).facts == facts
+    kept = tmp_path / "runs" / config.name / FILE
+    old = {name: value for name, value in asdict(facts).items() if name not in ("pixel_type", "channels")}
+    kept.write_text(json.dumps(old))  # of a run that began before these were facts, by flags
+    assert parsed(*argv, *facts.pixels.flags) == config
+
+
+def test_bands_with_masks_need_no_flags_either(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_masked_band_shards(tmp_path / "mine" / split, 30)
+    config = preflight(parsed("segment", "--data", str(tmp_path / "mine")), tracking_is_ready=True).config
+    assert (str(config.data.pixels), len(config.trainer.channel_mean)) == ("2 channels of float32", 2)
+    assert jobs.plan.main(["segment", "--data", str(tmp_path / "mine")]) == 0
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -282,10 +315,12 @@ def test_data_that_are_too_few_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ("cpu=3", "^--facts has 'cpu=3': it is NAME=NUMBER,... of samples, classes, short-side, cpus"),
+        ("cpu=3", "^--facts has 'cpu=3': it is NAME=VALUE,... of samples, classes, short-side, cpus"),
         ("cpus", "^--facts has 'cpus': '' is not a number"),
         ("cpus=many", "'many' is not a number"),
         ("cpus=0", "^--facts: cpus is 0: it must be at least 1"),
+        ("channels=5", "^--facts: channels is 5 and pixel-type rgb, which has 3: name both"),
+        ("pixel-type=int16", "^--facts: pixel-type is 'int16': it must be one of rgb, uint8, uint16, float32"),
         ("gpu-memory=nan", "^--facts: gpu-memory is nan: it must be at least 0"),
     ],
 )
