@@ -76,7 +76,7 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
             name="model", source_run_id=run.info.run_id, experiment_id=run.info.experiment_id
         )
         with tempfile.TemporaryDirectory() as folder:
-            options = _onnx_options(path, what) if what.serves is None else _image_options(path, what, Path(folder))
+            options = _onnx_options(path, what) if what.serves is None else image_options(path, what, Path(folder))
             logged = Model.log(
                 artifact_path=None,
                 model_id=model.model_id,
@@ -116,7 +116,7 @@ def _onnx_options(path: Path, what: Registration) -> dict[str, Any]:
     }
 
 
-def _image_options(path: Path, what: Registration, folder: Path) -> dict[str, Any]:
+def image_options(path: Path, what: Registration, folder: Path) -> dict[str, Any]:
     """Return the options of a pyfunc; of the packages that its script imports, a copy is made in `folder`."""
     import mlflow
     from mlflow.models import ModelSignature

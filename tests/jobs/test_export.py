@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import io
@@ -17,6 +18,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.mlflow_run import TrackingError
+from infra.tracking.registry import Registration, image_options
 from infra.tracking.tracker import Tracker
-from jobs.export import Options, best_of, main
+from jobs.export import DECODER, SERVED, Options, best_of, main
 from jobs.predict import main as predict
 from pipeline.checkpoint.head import MANIFEST
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
@@ -400,6 +403,37 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     signature = mlflow.models.get_model_info("models:/shapes/1").signature
     assert signature.inputs.input_names() == ["images"]
     assert signature.outputs.inputs[0].shape == (-1, 4)
+
+
+@pytest.mark.parametrize("bands", [False, True])
+def test_a_model_of_images_names_every_package_that_its_script_imports(bands: bool, tmp_path: Path) -> None:
+    registration = Registration(
+        name="m", alias="", tags={}, image_size=32, num_outputs=2, step=0, dtype="float32" if bands else "uint8",
+        channels=5 if bands else 3, bands=bands, dense=False, labels="one", serves=SERVED, code=(DECODER,),
+    )  # fmt: skip
+    required = set(image_options(tmp_path / "m.onnx", registration, tmp_path)["pip_requirements"])
+    for_bands = {"tifffile", "imagecodecs"}  # the second one is imported by the first
+    assert required >= for_bands if bands else not required & for_bands
+    packages = packages_distributions()
+    imported = imports_from(SERVED, set()) - {"datasets", "mlflow"}  # MLflow is there where a model is served
+    assert imported > {"PIL", "numpy", "onnxruntime", "tifffile"}
+    for name in imported - sys.stdlib_module_names:
+        assert required & {package.lower() for package in packages[name]} or name in for_bands, name
+
+
+def imports_from(file: Path, seen: set[Path]) -> set[str]:
+    """Return the packages that a file imports, and those that the decoder's files which it imports do."""
+    seen.add(file)
+    found = set[str]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+            other = ROOT / f"{node.module.replace('.', '/')}.py"
+            if other.parent == DECODER and other not in seen:
+                found |= imports_from(other, seen)
+    return found
 
 
 @pytest.mark.soak
