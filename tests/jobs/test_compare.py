@@ -210,7 +210,7 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
     assert {config.data.train for config in comparison.variants.values()} == {"/t"}
     assert [sum(stage.epochs for stage in one.stages) for one in comparison.variants.values()] == [2, 2]
     assert options.seeds == (3,)
-    assert parse(["fused", "--recipe", "demo"])[0].name == "demo-fused"
+    assert parse(["fused", "--recipe", "demo_scratch"])[0].name == "demo-scratch-fused"
     with pytest.raises(UsageError, match="did you mean progressive-vs-fixed"):
         parse(["progressive-vs-fixd"])
     with pytest.raises(UsageError, match="no recipe is named 'nothing'"):

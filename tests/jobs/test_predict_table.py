@@ -114,7 +114,7 @@ def test_mistakes_are_one_line(
 
 def test_an_unwritten_table_leaves_nothing(trained_classifier: TrainedRun, tmp_path: Path, s3_uri: str) -> None:
     write_file(f"{s3_uri}/0.png", png(image_of(1, 1)))
-    (tmp_path / "gone.csv").write_text("path\n" + f"{s3_uri}/0.png\n" + ",\n")
+    (tmp_path / "gone.csv").write_text("path,note\n" + f"{s3_uri}/0.png,\n" + ",\n")
     with pytest.raises(ValueError, match=r"line 3: the column 'path' is empty"):
         main([str(trained_classifier.folder), str(tmp_path / "gone.csv"), "--out", str(tmp_path / "a.parquet")])
     assert [path.name for path in tmp_path.iterdir()] == ["gone.csv"]
