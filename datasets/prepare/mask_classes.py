@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,22 @@ def mask_classes(classes: str, ignore: Sequence[str], *, binary: bool) -> MaskCl
     if binary and (by_colour or ignore):
         raise DataError("--binary: masks with two classes have neither colours nor pixels to ignore; leave these out")
     return MaskClasses(kept, numbers, by_colour, binary)
+
+
+remembered_mask_classes = lru_cache(maxsize=1)(mask_classes)
+"""The same, read once: it is asked for with each mask, and may read a file."""
+
+
+def check_mask_flags(*, mask_column: str, classes: str, ignore: Sequence[str], binary: bool) -> None:
+    """Check the flags of a source that has masks in a column.
+
+    Raises:
+        ValueError: masks without names of their classes, or a flag about masks without any.
+    """
+    if mask_column and not classes:
+        raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
+    if not mask_column and (ignore or binary):
+        raise ValueError("ignore and binary are about masks: name their column with --mask-column")
 
 
 def numbered_mask(classes: MaskClasses, mask: bytes, image: bytes, name: str) -> bytes:

@@ -50,6 +50,6 @@ def _evaluation(config: TrainConfig, ranks: int) -> float:
 
 def ranks_of(config: TrainConfig, resources: Mapping[str, float]) -> int:
     """Return how many of the run's workers fit on a node with these resources of Ray's."""
-    each = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
-    room = min(int(resources.get(name, 0) // amount) for name, amount in each.items() if amount)
+    each = config.cluster.resources_per_worker
+    room = min(int(resources.get(name, 0) // amount) for name, amount in each.items())
     return min(room, max(config.worker_counts))

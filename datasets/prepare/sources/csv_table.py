@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import tyro
@@ -15,13 +14,11 @@ from datasets.files.urls import folder_beside, join
 from datasets.prepare.encode import stored
 from datasets.prepare.files import MISSING, marks_of, read_bytes
 from datasets.prepare.layout import LeftOut
-from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_mask
+from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, groups_of, hold_out
 from datasets.prepare.table_labels import LabelReader, label_reader
 from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items, target_items
-
-_masks_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,14 +64,11 @@ class CsvTable:
 
     def __post_init__(self) -> None:
         check_share(self.val_share)
-        if self.mask_column and not self.classes:
-            raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
+        check_mask_flags(mask_column=self.mask_column, classes=self.classes, ignore=self.ignore, binary=self.binary)
         if self.targets and (self.mask_column or self.label_columns or self.classes):
             raise ValueError("targets are numbers: leave out --mask-column, --label-columns and --classes")
         if len({*self.targets}) < len(self.targets):
             raise ValueError(f"targets are {', '.join(self.targets)}: name each column once")
-        if not self.mask_column and (self.ignore or self.binary):
-            raise ValueError("ignore and binary are about masks: name their column with --mask-column")
 
     def plan(self) -> Plan:
         """Read the table, and look for its files.
@@ -152,7 +146,7 @@ class CsvTable:
         return DataError(f"{self.table}: {item.row}: {name}: {reason}")
 
     def _mask_classes(self) -> MaskClasses:
-        return _masks_of(self.classes, self.ignore, binary=self.binary)
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _place(self, name: str) -> str:
         return join(self.root or folder_beside(self.table), name)

@@ -13,7 +13,7 @@ from datasets.errors import PLACE_ERRORS, DataError
 from datasets.prepare.class_names import class_names, sorted_names
 from datasets.prepare.encode import stored
 from datasets.prepare.layout import ROLES, LeftOut
-from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_mask
+from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
 from datasets.prepare.parquet_columns import Columns, find_columns
 from datasets.prepare.parquet_rows import LabelledRow, ParquetPart, image_of, labelled_rows, parquet_parts, schema_of
 from datasets.prepare.source import Item, Plan
@@ -21,7 +21,6 @@ from datasets.prepare.split import check_share, groups_of, hold_out
 from datasets.prepare.table_rows import check_trained
 from datasets.shards.class_names import class_numbers, shown_classes
 
-_masks_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 _Rows = dict[str, list[tuple[ParquetPart, LabelledRow]]]
 
 
@@ -59,10 +58,7 @@ class HfParquet:
 
     def __post_init__(self) -> None:
         check_share(self.val_share)
-        if self.mask_column and not self.classes:
-            raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
-        if not self.mask_column and (self.ignore or self.binary):
-            raise ValueError("ignore and binary are about masks: name their column with --mask-column")
+        check_mask_flags(mask_column=self.mask_column, classes=self.classes, ignore=self.ignore, binary=self.binary)
         if self.mask_column and self.label_column:
             raise ValueError("label_column and mask_column: name the one that is to be learned")
 
@@ -132,7 +128,7 @@ class HfParquet:
             raise DataError(f"{part.file.url}: row {row + 1}: {self.mask_column}: {error}") from None
 
     def _meaning(self) -> MaskClasses:
-        return _masks_of(self.classes, self.ignore, binary=self.binary)
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _place(self, item: Item) -> tuple[ParquetPart, int]:
         name, _, row = item.name.rpartition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,14 +11,13 @@ import tyro
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import LeftOut, image_files
-from datasets.prepare.mask_classes import MaskClasses, mask_classes, numbered_mask
+from datasets.prepare.mask_classes import MaskClasses, numbered_mask, remembered_mask_classes
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, hold_out, mark_of
 
 _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 _EXTENSIONS = (*_LOSSLESS, *(extension.upper() for extension in _LOSSLESS))
 _MOST_NAMED = 3
-_classes_of = lru_cache(maxsize=1)(mask_classes)  # asked for with each mask, and it may read a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +111,7 @@ class Masks:
             raise DataError(f"{mask}: {error}") from error
 
     def _table(self) -> MaskClasses:
-        return _classes_of(self.classes, self.ignore, binary=self.binary)
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _folder(self, split: str) -> Path | None:
         """Return the folder of a split's images; validation images that were held out are in the training folder."""

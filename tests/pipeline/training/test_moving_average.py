@@ -4,12 +4,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.training.moving_average import MovingAverage, horizon_kept
-
-
-def small_net() -> nn.Sequential:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
-    return net.to(memory_format=torch.channels_last)
+from tests.support.nets import small_net
 
 
 def shake(net: nn.Module) -> None:

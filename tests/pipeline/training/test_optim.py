@@ -19,12 +19,7 @@ from pipeline.training.optim import (
     parameter_groups,
     set_rate,
 )
-
-
-def small_net() -> nn.Sequential:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
-    return net.to(memory_format=torch.channels_last)
+from tests.support.nets import small_net
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, average: MovingAverage | None = None) -> None:
