@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ON_NODES = ("export", "lite0", "server", "timm")
-"""Extras: a job on a cluster may export, log models, train timm's, begin with weights; the head may serve MLflow."""
+ON_NODES = ("export", "lite0", "server", "tiff", "timm")
+"""Extras: a job on a cluster may export, log models, use timm, TIFF and weights; the head may serve MLflow."""
 
 
 def locked(name: str) -> dict[str, str]:
