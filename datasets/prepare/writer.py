@@ -60,7 +60,11 @@ class _ShardTask:
 
 
 def prepare(
-    source: Source, out: Path, config: WriterConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
+    source: Source,
+    out: Path,
+    config: WriterConfig,
+    *,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, DatasetManifest]:
     """Write `out/train` and `out/val` (and `out/test`) with their manifests, and return these by split.
 
@@ -70,8 +74,8 @@ def prepare(
         source: of the images.
         out: folder, made if missing.
         config: shard size and processes.
-        progress: called with (images done, images in all) a few times a second, while somebody's files are checked and
-            then while images are written.
+        progress: called a few times a second with (images done, images in all, what was done to them): `checked`,
+            where they are somebody's files, then `written`.
 
     Raises:
         DataError: the folder holds shards of something else, or an image can't be used.
@@ -92,7 +96,7 @@ def prepare(
                 images=description["images"],
                 workers=config.workers,
                 skip_broken=config.skip_broken,
-                progress=lambda count: progress(count, total),
+                progress=lambda count: progress(count, total, "checked"),
             )
             _check_plan(source, plan)
             done |= _write_splits(source, plan, out, config, {**description, **plan.origin}, report, done, progress)
@@ -107,14 +111,19 @@ def _write_splits(
     record: dict[str, Any],
     report: DataReport,
     done: Mapping[str, DatasetManifest],
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int, str], None],
 ) -> dict[str, DatasetManifest]:
     """Write the shards that are missing, then the manifests of the splits that have none."""
     tasks = {split: _shard_tasks(source, split, plan, out, config) for split in plan.splits if split not in done}
     waiting = [task for split in tasks for task in tasks[split] if not _is_whole(task)]
     total = sum(map(len, plan.splits.values()))
     kept = total - sum(len(task.items) for task in waiting)
-    run_tasks(_write_shard, waiting, workers=config.workers, progress=lambda count: progress(kept + count, total))
+    run_tasks(
+        _write_shard,
+        waiting,
+        workers=config.workers,
+        progress=lambda count: progress(kept + count, total, "written"),
+    )
     record = {**record, "report": report.to_json()}
     return {
         split: write_manifest(

@@ -104,19 +104,22 @@ def result_table(
 
 
 @contextlib.contextmanager
-def shown_progress(title: str, *, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows a bar in a terminal and a line now and then elsewhere."""
+def shown_progress(title: str, *, unit: str = "images") -> Iterator[Callable[..., None]]:
+    """Yield a function of (done, total) that shows a bar in a terminal and a line now and then elsewhere.
+
+    A third argument says what was done to them, where there are several passes: `checked`.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     last = time.monotonic()
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task(title, total=None, visible=False)
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int, what: str = "") -> None:
             nonlocal last
-            bar.update(task, completed=done, total=total, visible=True)
+            bar.update(task, completed=done, total=total, visible=True, description=f"{title} {what}".rstrip())
             if bar.disable and time.monotonic() - last > PLAIN_LINE_EVERY_S:
                 last = time.monotonic()
-                print(f"{title}: {done} of {total} {unit}", flush=True)
+                print(f"{title}: {done} of {total} {unit} {what}".rstrip(), flush=True)
 
         yield show
 

@@ -182,11 +182,12 @@ def test_a_killed_writing_process_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_progress_counts_images_and_the_loader_reads_the_result(tree: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     out = tmp_path / "out"
-    prepare(ImageFolder(path=tree), out, config(), progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (40, 40)
-    assert {total for _, total in seen} == {40}
+    prepare(ImageFolder(path=tree), out, config(), progress=lambda *now: seen.append(now))
+    assert seen[-1] == (40, 40, "written")
+    assert [total for _, total, _ in seen] == [40] * len(seen)
+    assert [what for *_, what in seen] == sorted(what for *_, what in seen), "checked, then written"
     data = DataConfig(train=str(out / "train"), val=str(out / "val"), loader_workers=0)
     batches = list(build_eval_loader(data, image_size=32, batch_size=8, rank=0, world_size=1))
     assert sum(len(batch.labels) for batch in batches) == len(samples(out, "val"))
