@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+IMPORTED = ("pytest", "hypothesis", "tests.support.trainers")
+"""What ranks need, which to import takes seconds."""
+
 
 def on_ranks(world_size: int, folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """Return what `work(*args)` returns on each of `world_size` ranks over gloo; it is a module's function."""
-    mp.spawn(_rank, (world_size, str(folder), work, args), nprocs=world_size)  # type: ignore[attr-defined]
+    """Return what `work(*args)` returns on each of `world_size` ranks over gloo; it is a module's function.
+
+    Ranks are forked from a process that has imported what they need and done nothing else, once a pytest process.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*IMPORTED])
+    mp.start_processes(  # type: ignore[attr-defined]
+        _rank, (world_size, str(folder), work, args), nprocs=world_size, start_method="forkserver"
+    )
     return [torch.load(folder / str(rank), weights_only=False) for rank in range(world_size)]
 
 

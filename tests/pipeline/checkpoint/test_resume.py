@@ -237,12 +237,11 @@ def test_secrets_in_urls_are_not_written_down(make_config: MakeConfig) -> None:
     assert "hush" not in str(recorded_config(config))
 
 
-def test_case_2_a_finished_runs_last_stage_goes_on_with_more_epochs(make_config: MakeConfig) -> None:
-    base = make_config()
-    trainer = make_trainer(base, Recorder())
-    trainer.run()
-    ended = trainer.state
-    snapshot = trainer.snapshot()
+def test_case_2_a_finished_runs_last_stage_goes_on_with_more_epochs(
+    make_config: MakeConfig, whole_run: Recorder
+) -> None:
+    base, snapshot = make_config(), whole_run.snapshots[-1]
+    ended = snapshot.state
     metadata = saved(base, storage_of(base), 24, bias=0).metadata
     write_checkpoint(storage_of(base), replace(snapshot, metadata=metadata))
     longer = (base.stages[0], replace(base.stages[1], epochs=base.stages[1].epochs + 1))
@@ -262,12 +261,12 @@ def test_case_2_a_finished_runs_last_stage_goes_on_with_more_epochs(make_config:
     assert goes_on.state.stage_results[1]["samples"] == ready.total_samples - ended.stage_starts[1]
 
 
-def test_case_2_a_run_that_leaves_nothing_to_train_is_refused_with_the_cure(make_config: MakeConfig) -> None:
+def test_case_2_a_run_that_leaves_nothing_to_train_is_refused_with_the_cure(
+    make_config: MakeConfig, whole_run: Recorder
+) -> None:
     base = make_config()
-    trainer = make_trainer(base, Recorder())
-    trainer.run()
     metadata = saved(base, storage_of(base), 24, bias=0).metadata
-    write_checkpoint(storage_of(base), replace(trainer.snapshot(), metadata=metadata))
+    write_checkpoint(storage_of(base), replace(whole_run.snapshots[-1], metadata=metadata))
     shorter = (base.stages[0], replace(base.stages[1], epochs=1))
     for stages in (base.stages, shorter, base.stages[:1]):
         config = replace(base, name="other", resume_from=storage_of(base).uri, stages=stages)

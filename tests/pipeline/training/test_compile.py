@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch._dynamo.utils import counters
 
+from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.schedule.policy import Progress
 from pipeline.training import setup as preparation
 from tests.support.configs import MakeConfig
+from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer
 
@@ -47,10 +48,8 @@ def test_all_stages_are_compiled_before_the_first_step_and_nothing_of_it_stays(
     assert_same_weights(one.snapshots[-1], other.snapshots[-1])
 
 
-def _rank(rank: int, config: TrainConfig, folder: str) -> None:
-    torch.set_num_threads(1)
+def _compiled_ahead(config: TrainConfig) -> Snapshot:
     torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     graphs: list[int] = []
 
     def count(progress: Progress) -> tuple[()]:
@@ -63,12 +62,11 @@ def _rank(rank: int, config: TrainConfig, folder: str) -> None:
     torch._dynamo.reset()
     preparation.compile_ahead = lambda *_: None  # type: ignore[assignment]
     make_trainer(config, late := Recorder(count)).run()
-    if rank == 0:
+    if dist.get_rank() == 0:
         assert len(compiled_ahead) == 1
         assert len(set(graphs)) > 1
     assert_same_weights(ahead.snapshots[-1], late.snapshots[-1])
-    torch.save(ahead.snapshots[-1], f"{folder}/{rank}")
-    dist.destroy_process_group()
+    return ahead.snapshots[-1]
 
 
 @pytest.mark.soak
@@ -76,6 +74,5 @@ def test_two_ranks_compile_ahead_without_waiting_for_each_other(make_config: Mak
     base = make_config()
     stages = tuple(replace(stage, epochs=0.5) for stage in base.stages)
     config = replace(base, stages=stages, trainer=replace(base.trainer, compile=True))
-    mp.spawn(_rank, (config, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
-    one, other = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
+    one, other = on_ranks(2, tmp_path, _compiled_ahead, config)
     assert all(torch.equal(value, other.model[name]) for name, value in one.model.items() if "running" not in name)

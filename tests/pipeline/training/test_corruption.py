@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from datasets.errors import DataError
 from datasets.loading.corruption import is_too_much
+from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.training.progress import TrainingProgress
 from tests.support.configs import small_config
+from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
 from tests.support.shards import write_damaged_shards
 from tests.support.trainers import make_trainer
@@ -55,38 +53,24 @@ def test_a_patch_of_damaged_samples_below_the_limit_costs_only_them(tmp_path: Pa
     assert trainer.state.damaged == [2, sum(counts) - 2 * len(damaged)]
 
 
-def verdict(config: TrainConfig, *, snapshot: int | None = None) -> tuple[int, str]:
-    """Return the cursor at which a run ends for its corrupt samples, and its message; one that is resumed on the way
-    too.
-    """
-    trainer = make_trainer(config, hooks := Recorder())
+def verdict(config: TrainConfig, hooks: Recorder | None = None, start: Snapshot | None = None) -> tuple[int, str]:
+    """Return the cursor at which a run, from its start or a snapshot, ends for its corrupt samples, and its message."""
+    trainer = make_trainer(config, hooks or Recorder())
+    if start is not None:
+        trainer.restore(start)
     with pytest.raises(DataError) as caught:
         trainer.run()
-    if snapshot is None:
-        return trainer.state.cursor, str(caught.value).partition(": ")[0]
-    again = make_trainer(config, Recorder())
-    again.restore(hooks.snapshots[snapshot])
-    with pytest.raises(DataError) as caught:
-        again.run()
-    return again.state.cursor, str(caught.value).partition(": ")[0]
-
-
-def _rank(rank: int, config: TrainConfig, folder: str, ranks: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks)
-    Path(folder, f"{rank}.json").write_text(json.dumps(verdict(config)))
-    dist.destroy_process_group()
+    return trainer.state.cursor, str(caught.value).partition(": ")[0]
 
 
 def test_the_verdict_is_the_same_for_any_workers_and_after_a_resume(tmp_path: Path) -> None:
     config = config_of(tmp_path, set(range(0, 132, 7)), max_damaged=0.1)
     config = replace(config, checkpoint=replace(config.checkpoint, every_epochs=0.2))
-    alone = verdict(config)
+    alone = verdict(config, hooks := Recorder())
     assert "of the 132 samples of an epoch of" in alone[1]
-    assert verdict(config, snapshot=0) == alone
-    assert verdict(config, snapshot=1) == alone
-    mp.spawn(_rank, (config, str(tmp_path), 2), nprocs=2)  # type: ignore[attr-defined]
-    assert {tuple(json.loads(Path(tmp_path, f"{rank}.json").read_text())) for rank in range(2)} == {alone}
+    assert verdict(config, start=hooks.snapshots[0]) == alone
+    assert verdict(config, start=hooks.snapshots[1]) == alone
+    assert on_ranks(2, tmp_path, verdict, config) == [alone, alone]
 
 
 def test_damaged_validation_samples_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

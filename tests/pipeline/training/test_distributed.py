@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import Tensor
 
 from model.activation_checkpoints import checkpoint_blocks
 from model.config import ModelConfig
@@ -17,6 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import Checkpoint, SetField
 from pipeline.training import distributed as parallel
 from tests.support.configs import MakeConfig
+from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer
 
@@ -32,32 +32,18 @@ class Saving(Recorder):
         super().__init__(lambda progress: both if progress.cursor == 48 else ())
 
 
-def _rank(rank: int, config: TrainConfig, folder: str, settled: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
-    if not settled:
-        parallel._settle_buckets = lambda net, images: None  # type: ignore[assignment]
+def _whole_and_resumed(config: TrainConfig) -> tuple[int, Snapshot, Snapshot]:
+    """Return where a run saved first, its end, and the end of one that resumed there."""
     whole, resumed = Saving(), Saving()
     make_trainer(config, whole).run(0)
     again = make_trainer(config, resumed)
     again.restore(whole.snapshots[0])
     again.run(0)
-    if rank == 0:
-        torch.save((whole.snapshots[0].state.cursor, whole.snapshots[-1], resumed.snapshots[-1]), f"{folder}/result")
-    dist.destroy_process_group()
+    return whole.snapshots[0].state.cursor, whole.snapshots[-1], resumed.snapshots[-1]
 
 
-def _run(config: TrainConfig, folder: Path, *, settled: bool) -> tuple[int, Snapshot, Snapshot]:
-    folder.mkdir()
-    mp.spawn(_rank, (config, str(folder), settled), nprocs=RANKS)  # type: ignore[attr-defined]
-    result: tuple[int, Snapshot, Snapshot] = torch.load(folder / "result", weights_only=False)
-    return result
-
-
-@pytest.mark.slow
 def test_with_three_ranks_a_resumed_run_is_bit_for_bit_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config()
-    cursor, whole, resumed = _run(config, tmp_path / "settled", settled=True)
+    cursor, whole, resumed = on_ranks(RANKS, tmp_path, _whole_and_resumed, make_config())[0]
     assert cursor == 48
     assert whole.state.cursor == resumed.state.cursor == 264
     assert_same_weights(whole, resumed)
@@ -75,10 +61,8 @@ def test_settling_leaves_no_trace(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-def _lean_rank(rank: int, folder: str) -> None:
-    """Leave this rank's buffers and averaged gradients, of a model as it is and of one that recomputes its blocks."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+def _plain_and_lean() -> list[dict[str, Tensor | None]]:
+    """Return this rank's buffers and averaged gradients, of a model as it is and of one that recomputes its blocks."""
     results = []
     for lean in (False, True):
         torch.manual_seed(0)
@@ -86,19 +70,15 @@ def _lean_rank(rank: int, folder: str) -> None:
         if lean:
             checkpoint_blocks(model)
         net = parallel.data_parallel(model, torch.device("cpu"), images=(3, 32))
-        torch.manual_seed(rank)
+        torch.manual_seed(dist.get_rank())
         net(torch.randn(4, 3, 32, 32)).square().mean().backward()
         gradients = {name: weight.grad for name, weight in model.named_parameters()}
         results.append(gradients | dict(model.named_buffers()))
-    torch.save(results, f"{folder}/rank-{rank}")
-    dist.destroy_process_group()
+    return results
 
 
-@pytest.mark.soak
 def test_with_two_ranks_checkpointed_activations_give_the_same_gradients(tmp_path: Path) -> None:
-    mp.spawn(_lean_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    for rank in range(2):
-        plain, lean = torch.load(tmp_path / f"rank-{rank}")
+    for plain, lean in on_ranks(2, tmp_path, _plain_and_lean):
         assert plain.keys() == lean.keys()
         for name, tensor in plain.items():
             assert torch.equal(tensor, lean[name]), name

@@ -41,9 +41,9 @@ class Watched(Feed):
             yield batch
 
 
-def test_the_next_stages_first_batches_are_there_when_a_stage_ends(make_config: MakeConfig) -> None:
-    plain = Recorder()
-    make_trainer(make_config(), plain).run()
+def test_the_next_stages_first_batches_are_there_when_a_stage_ends(
+    make_config: MakeConfig, whole_run: Recorder
+) -> None:
     ready: list[int] = []
     trainer = make_trainer(make_config(), hooks := Recorder(lambda progress: look(progress)))
     feed = trainer.feed = Watched(trainer.feed)
@@ -59,7 +59,7 @@ def test_the_next_stages_first_batches_are_there_when_a_stage_ends(make_config: 
     assert ready == [BATCHES_AHEAD]
     assert [(span.index, span.start, span.stop) for span in feed.made] == [(0, 0, 264), (1, 264, 528)]
     assert feed.taken == {0: 11, 1: 11}
-    assert_same_weights(plain.snapshots[-1], hooks.snapshots[-1])
+    assert_same_weights(whole_run.snapshots[-1], hooks.snapshots[-1])
 
 
 def test_a_stage_that_ends_otherwise_than_planned_gets_a_loader_of_its_own(make_config: MakeConfig) -> None:

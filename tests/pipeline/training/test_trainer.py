@@ -12,13 +12,14 @@ from torchvision.ops import StochasticDepth
 
 from model.head import TaskHead
 from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import crossed
 from pipeline.training.learner import step_seed
 from pipeline.training.memory import MemoryLimitError
-from pipeline.training.trainer import Trainer, TrainingError
+from pipeline.training.trainer import TrainingError
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer
@@ -40,10 +41,8 @@ def test_a_run_goes_through_its_stages_and_learns(make_config: MakeConfig) -> No
 
 
 @pytest.mark.parametrize("index", [0, 2, 3, 5])
-def test_resume_from_any_checkpoint_is_bit_for_bit(make_config: MakeConfig, index: int) -> None:
-    whole = Recorder()
-    make_trainer(make_config(), whole).run()
-    resumed = Recorder()
+def test_resume_from_any_checkpoint_is_bit_for_bit(make_config: MakeConfig, whole_run: Recorder, index: int) -> None:
+    whole, resumed = whole_run, Recorder()
     trainer = make_trainer(make_config(seed=0), resumed)
     for parameter in trainer.learner.model.parameters():
         parameter.data.zero_()  # nothing may come from the fresh start
@@ -107,9 +106,7 @@ def test_advance_ends_a_stage_early_and_a_resumed_run_repeats_it(make_config: Ma
 
 
 @pytest.mark.parametrize("at", [264, 300])  # a stage's very end, and inside of a stage
-def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at: int) -> None:
-    whole = Recorder()
-    make_trainer(make_config(), whole).run()
+def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, whole_run: Recorder, at: int) -> None:
     stopped, began_s = Recorder(lambda progress: (Stop(),) if progress.cursor >= at else ()), time.time()
     trainer = make_trainer(make_config(), stopped)
     assert isinstance(trainer.run(), Stop)
@@ -119,7 +116,7 @@ def test_stop_saves_and_a_resumed_run_ends_the_same(make_config: MakeConfig, at:
     again = make_trainer(make_config(), resumed)
     again.restore(stopped.snapshots[-1])
     again.run()
-    assert_same_weights(whole.snapshots[-1], resumed.snapshots[-1])
+    assert_same_weights(whole_run.snapshots[-1], resumed.snapshots[-1])
 
 
 def at(cursor: int, *decisions: Decision) -> Callable[[Progress], tuple[Decision, ...]]:
@@ -166,7 +163,7 @@ def test_what_is_decided_live_is_repeated_bit_for_bit_from_any_checkpoint(
 
 
 def test_a_pause_costs_no_step_and_holds_over_a_restart(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, whole_run: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.training.trainer.PAUSE_POLL_S", 0.001)
     polls = iter(range(100))
@@ -176,24 +173,23 @@ def test_a_pause_costs_no_step_and_holds_over_a_restart(
             return (Pause(),)
         return (Resume(),) if progress.paused and next(polls) % 3 == 2 else ()
 
-    plain, paused = Recorder(), Recorder(pause_at_96)
-    make_trainer(make_config(), plain).run()
+    paused = Recorder(pause_at_96)
     make_trainer(make_config(), paused).run()
     assert next(polls) == 3
-    assert_same_weights(plain.snapshots[-1], paused.snapshots[-1])
+    assert_same_weights(whole_run.snapshots[-1], paused.snapshots[-1])
     again = make_trainer(make_config(), waiting := Recorder(pause_at_96))
     again.restore(next(snapshot for snapshot in paused.snapshots if snapshot.state.cursor == 96))
     again.run()
     assert next(polls) > 4  # it waited again before its first step
-    assert_same_weights(plain.snapshots[-1], waiting.snapshots[-1])
+    assert_same_weights(whole_run.snapshots[-1], waiting.snapshots[-1])
 
 
 TIMES = ("train_s", "cpu_s", "eval_s")
 
 
-def learned(trainer: Trainer) -> list[dict[str, float]]:
+def learned(state: TrainState) -> list[dict[str, float]]:
     """The evaluations without the times that they were made at, which differ from run to run."""
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in trainer.state.evaluations]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in state.evaluations]
 
 
 @pytest.mark.parametrize(
@@ -207,25 +203,25 @@ def test_a_checkpoint_is_due_by_time_at_log_steps(make_config: MakeConfig, every
     assert [snapshot.state.cursor for snapshot in hooks.snapshots] == saved_at
 
 
-def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(make_config: MakeConfig) -> None:
-    whole = Recorder()
-    trainer = make_trainer(make_config(), whole)
-    trainer.run()
-    rows = learned(trainer)
+def test_the_training_loss_that_the_rules_see_does_not_depend_on_a_restart(
+    make_config: MakeConfig, whole_run: Recorder
+) -> None:
+    state = whole_run.snapshots[-1].state
+    rows = learned(state)
     assert [row["cursor"] for row in rows] == [144, 264, 408, 528]
     assert {frozenset(row) for row in rows} == {
         frozenset(("cursor", "stage", "workers", "train/loss", "val/loss", "val/accuracy"))
     }
     for clock in TIMES:
-        seconds = [row[clock] for row in trainer.state.evaluations]
+        seconds = [row[clock] for row in state.evaluations]
         assert seconds == sorted(seconds)
         assert seconds[0] > 0
-    middle = next(snapshot for snapshot in whole.snapshots if snapshot.state.cursor == 216)
+    middle = next(snapshot for snapshot in whole_run.snapshots if snapshot.state.cursor == 216)
     assert middle.state.since_evaluation["steps"] == 3
     again = make_trainer(make_config(), Recorder())
     again.restore(middle)
     again.run()
-    assert learned(again) == rows
+    assert learned(again.state) == rows
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_cure(make_config: MakeConfig) -> None:
