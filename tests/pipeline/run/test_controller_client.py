@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -19,24 +20,28 @@ ROOT = Path(__file__).resolve().parents[3]
 CLIENT = ROOT / "pipeline/run/controller_client.py"
 
 
-@pytest.mark.parametrize(
-    ("call", "wrong"),
-    [
-        ("_start(StageController.saved, uri, cursor)", "_start(StageController.checkpoint_saved, uri, cursor)"),
-        ("_start(StageController.saved, uri, cursor)", "_start(StageController.saved, cursor, uri)"),
-        ("_wait(StageController.environment)", "_wait(StageController.reached)"),
-    ],
-    ids=["another name", "other arguments", "another answer"],
-)
-def test_a_call_that_the_controller_does_not_take_fails_the_type_checker(call: str, wrong: str, tmp_path: Path) -> None:
-    source = CLIENT.read_text()
-    assert call in source
-    changed = tmp_path / "changed_client.py"
-    changed.write_text(source.replace(call, wrong))
+WRONG_CALLS = {
+    "another_name": (
+        "_start(StageController.saved, uri, cursor)",
+        "_start(StageController.checkpoint_saved, uri, cursor)",
+    ),
+    "other_arguments": ("_start(StageController.saved, uri, cursor)", "_start(StageController.saved, cursor, uri)"),
+    "another_answer": ("_wait(StageController.environment)", "_wait(StageController.reached)"),
+}
+
+
+def test_a_call_that_the_controller_does_not_take_fails_the_type_checker(tmp_path: Path) -> None:
+    source, expected = CLIENT.read_text(), []
+    for name, (call, wrong) in WRONG_CALLS.items():
+        assert call in source
+        (tmp_path / f"{name}.py").write_text(source.replace(call, wrong))
+        expected.append((f"{name}.py", source[: source.index(call)].count("\n") + 1))
     check = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "--config-file", str(ROOT / "pyproject.toml")]
-    checked = subprocess.run([*check, str(changed)], cwd=ROOT, capture_output=True, text=True, check=False)
+    changed = [str(tmp_path / file) for file, _ in expected]
+    checked = subprocess.run([*check, *changed], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 1
-    assert f"changed_client.py:{source[: source.index(call)].count(chr(10)) + 1}: error" in checked.stdout
+    errors = re.findall(r"(\w+\.py):(\d+): error", checked.stdout)
+    assert {(file, int(line)) for file, line in errors} == {*expected}, checked.stdout
 
 
 class SlowController(StageController):

@@ -95,17 +95,6 @@ def run(nodes: Nodes, tmp_path: Path) -> Iterator[Run]:
     run.process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_lost_node_costs_no_sample(nodes: Nodes, run: Run) -> None:
-    run.wait_for_group(0, workers=2)
-    nodes.kill(nodes.nodes[1])
-    run.wait_for_group(1, workers=1)
-    run.stop()
-    _check_samples(run, [2, 1])
-    _check_record(run)
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(850)
 def test_every_sample_is_used_once_whatever_comes_and_goes(nodes: Nodes, run: Run) -> None:
