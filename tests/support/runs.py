@@ -25,6 +25,7 @@ from pipeline.task_config import MultilabelConfig, RegressionConfig, Segmentatio
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
+from tests.support.configs import ROWS
 from tests.support.shards import write_mask_shards, write_multilabel_shards, write_shards, write_target_shards
 
 torch.set_num_threads(1)  # small models gain nothing from more, and lose much where other processes have the cores
@@ -49,34 +50,20 @@ class _Writer(TrainHooks):
 
 
 def train_classifier(folder: Path) -> TrainedRun:
-    """4 classes, 6 epochs at 32 px and 6 at 48 px: enough to be right mostly."""
+    """4 classes, 6 epochs at 32 px and 6 at 48 px: enough to be right mostly. Its rows are its own."""
     data = folder / "data"
     write_shards(data / "train", [60, 60])
     write_shards(data / "val", [30])
-    train_here(_config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2))
-    return TrainedRun(folder / "runs/small", data)
-
-
-def train_with_rows(folder: Path) -> TrainedRun:
-    """2 epochs of a network whose rows are the config's own, as a search finds them."""
-    data = folder / "data"
-    write_shards(data / "train", [48])
-    write_shards(data / "val", [30])
-    rows = (
-        Block("Fused-MBConv", expansion=1, kernel=3, stride=2, channels=8, layers=1),
-        Block("MBConv", expansion=2, kernel=3, stride=2, channels=16, layers=1, se=0.25),
-    )
-    model = ModelConfig(name="efficientnet_v2_tiny", rows=rows, stochastic_depth=0.0, norm_momentum=0.1)
-    train_here(replace(_config(folder, model.name, epochs=2, lr=1e-2), model=model))
+    train_here(_config(folder, "efficientnet_v2_tiny", epochs=12, lr=1e-2, rows=ROWS))
     return TrainedRun(folder / "runs/small", data)
 
 
 def train_segmenter(folder: Path) -> TrainedRun:
-    """3 classes, 2 epochs at 32 px and 2 at 48 px; the whole image is evaluated."""
+    """3 classes, 2 epochs at 32 px and 2 at 48 px; the whole image is evaluated. Its rows are its own."""
     data = folder / "data"
     write_mask_shards(data / "train", [60])
     write_mask_shards(data / "val", [14])
-    train_here(_config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, task=SegmentationConfig()))
+    train_here(_config(folder, "unet_efficientnet_v2_tiny", epochs=4, lr=4e-3, rows=ROWS, task=SegmentationConfig()))
     return TrainedRun(folder / "runs/small", data)
 
 
@@ -101,7 +88,9 @@ def train_regression(folder: Path) -> TrainedRun:
     return TrainedRun(folder / "runs/small", data)
 
 
-def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: object) -> TrainConfig:
+def _config(
+    folder: Path, model: str, *, epochs: int, lr: float, rows: tuple[Block, ...] = (), **changes: object
+) -> TrainConfig:
     values: dict[str, object] = {
         "name": "small",
         "storage": str(folder / "runs"),
@@ -113,7 +102,7 @@ def _config(folder: Path, model: str, *, epochs: int, lr: float, **changes: obje
             crop_area=(0.5, 1.0),
             eval_crop="whole",
         ),
-        "model": ModelConfig(name=model, stochastic_depth=0.0, norm_momentum=0.1),
+        "model": ModelConfig(name=model, rows=rows, stochastic_depth=0.0, norm_momentum=0.1),
         "optimizer": OptimizerConfig(optimizer="adamw", lr=lr, warmup_epochs=1, schedule="cosine", ema_decay=0.8),
         "trainer": TrainerConfig(eval_batch_size=16, eval_every_epochs=3),
         "checkpoint": CheckpointConfig(every_epochs=3, every_s=0),

@@ -70,7 +70,7 @@ def test_accumulation_equals_the_whole_batch_without_batch_statistics(make_confi
         config = replace(
             config,
             stages=stages,
-            model=replace(config.model, name="swin_t", stochastic_depth=0.0, norm_momentum=None),
+            model=replace(config.model, name="swin_t", rows=(), stochastic_depth=0.0, norm_momentum=None),
             optimizer=replace(config.optimizer, optimizer="sgd", lr=1e-4),
             trainer=replace(config.trainer, micro_batch_size=micro),
         )
