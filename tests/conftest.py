@@ -61,6 +61,9 @@ SHARED = {
 
 # Two pytest processes share two cores: threads of one that spin would take the other's time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes are killed here, never the machine: what they wrote needs no disk to outlive them. That a file is on disk
+# before it appears is seen in tests/infra/storage/test_open.py, in a process of its own.
+os.fsync = os.fdatasync = lambda descriptor: None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -109,7 +112,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
     yield server
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     server.start()
     yield server
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture(scope="session")

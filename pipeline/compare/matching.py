@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -41,6 +42,7 @@ def nearest_swin(model: ModelConfig, image_size: int) -> Match:
     return min(found, key=lambda match: abs(math.log(match.ratio)))
 
 
+@cache
 def multiply_adds(model: ModelConfig, image_size: int, *, num_classes: int = 10) -> int:
     """Return a model's multiply-adds for one image of this side."""
     with torch.device("meta"):

@@ -20,7 +20,7 @@ from pipeline.run.controller_client import ControllerClient, ControllerError
 from pipeline.schedule.decisions import Pause, Resume
 from tests.support.shards import write_shards
 
-TIMEOUT_S = 30
+TIMEOUT_S = 20
 """Long for a step, also on a busy machine, and short for a test."""
 
 

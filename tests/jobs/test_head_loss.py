@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import jobs.submit
 from infra.devstack.server import free_ports
 from infra.devstack.servers import RayHead
 from infra.storage.open import open_storage
+from jobs.common.cli import parse_recipe
 from pipeline.checkpoint.format import Snapshot, latest_valid
+from pipeline.run.preflight import check_run
+from tests.support.runs import train_here
 from tests.support.shards import write_shards
+from tests.support.trainers import assert_same_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,17 +37,21 @@ def head(tmp_path: Path) -> Iterator[RayHead]:
     head.kill()
 
 
-def submission(head: RayHead, folder: Path, name: str) -> subprocess.Popen[str]:
+def arguments(folder: Path, name: str) -> list[str]:
     stages = [f"--stages.{i}.{what}" for i in range(4) for what in ("epochs=2", "image-size=32")]
-    flags = [
-        *("demo_scratch", "--name", name, "--retries", "2", "--storage", f"{folder}/runs", *stages),
+    return [
+        *("demo_scratch", "--name", name, "--storage", f"{folder}/runs", *stages),
         *("--data.train", f"{folder}/shards", "--data.val", f"{folder}/shards", "--cluster.num-workers", "1"),
         *("--tracking.uri", f"sqlite:///{folder}/mlflow.db", "--tracking.system-metrics", "False"),
         *("--trainer.log-every", "1", "--checkpoint.every-epochs", "1", "--checkpoint.every-s", "0"),
+        *("--cluster.standby", "False"),
     ]
+
+
+def submission(head: RayHead, folder: Path, name: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.submit", *flags],
+        [sys.executable, "-m", "jobs.submit", *arguments(folder, name), "--retries", "2"],
         cwd=ROOT,
         env=environment | head.client_environment() | {"PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
@@ -58,12 +65,12 @@ def newest(folder: Path, name: str) -> Snapshot | None:
     return latest_valid(open_storage(f"{folder}/runs/{name}"))[0]
 
 
-def finished(job: subprocess.Popen[str], folder: Path, name: str) -> tuple[str, Snapshot]:
-    said = job.communicate(timeout=400)[0]
-    assert job.returncode == 0, said
-    end = newest(folder, name)
+def undisturbed(folder: Path) -> Snapshot:
+    """Return the end of the run without a cluster, in this process."""
+    train_here(check_run(parse_recipe(arguments(folder, "whole"), prog="train")[0]).config)
+    end = newest(folder, "whole")
     assert end is not None
-    return said, end
+    return end
 
 
 @pytest.mark.soak
@@ -72,21 +79,22 @@ def test_a_submission_follows_its_run_to_the_next_head_and_ends_with_the_same_we
     tmp_path: Path, head: RayHead
 ) -> None:
     write_shards(tmp_path / "shards", [50, 64, 23])
+    whole = undisturbed(tmp_path)
     head.start()
-    _, whole = finished(submission(head, tmp_path, "whole"), tmp_path, "whole")
     job = submission(head, tmp_path, "lost")
     while (saved := newest(tmp_path, "lost")) is None:
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.1)
     head.kill()
     head.start()
-    said, end = finished(job, tmp_path, "lost")
-    print(said)
+    said = job.communicate(timeout=400)[0]
+    assert job.returncode == 0, said
+    end = newest(tmp_path, "lost")
+    assert end is not None
     assert "was lost with its head; waiting for a head to start it again (2 retries left)" in said
     resumed = int(said.partition("lost resumes at cursor ")[2].split(":")[0])
     assert saved.state.cursor <= resumed < end.state.cursor == whole.state.cursor
-    assert {name for name, value in whole.model.items() if not torch.equal(value, end.model[name])} == set()
-    assert {name for name, value in whole.ema.items() if not torch.equal(value, end.ema[name])} == set()
+    assert_same_weights(whole, end)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def flags(name: str) -> list[str]:
     stages = [f"--stages.{stage}.{flag}" for stage in range(4) for flag in ("epochs=5", "image_size=32")]
     data = ["--data.train", f"s3://{BUCKET}/shards", "--data.val", f"s3://{BUCKET}/shards", "--data.cache-dir", "none"]
     pace = ["--trainer.log-every", "1", "--tracking.system-metrics", "False", "--cluster.num-workers", "1"]
+    pace += ["--cluster.standby", "False"]
     return ["demo_scratch", "--name", name, "--storage", f"s3://{BUCKET}/runs", *data, *pace, *stages]
 
 
@@ -63,7 +64,7 @@ def start(verb: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subpro
     return subprocess.Popen(command, cwd=ROOT, stdin=stdin, text=True, **both)  # type: ignore[call-overload]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_part_listens_on_loopback_and_ray_wants_its_token(stack: Stack) -> None:
     for server in stack.servers().values():
         process = server.process()

@@ -33,7 +33,7 @@ def test_a_killed_search_goes_on_and_measures_and_trains_nothing_twice(
         *("fonts_small", "--name", "s", "--storage", str(tmp_path / "runs")),
         *("--data.train", str(tmp_path / "train"), "--data.val", str(tmp_path / "val")),
         *("--tracking.uri", sqlite_uri, "--tracking.system-metrics", "False"),
-        *("--cluster.num-workers", "1", "--max-trials", "2", "--concurrent", "1"),
+        *("--cluster.num-workers", "1", "--cluster.standby", "False", "--max-trials", "2", "--concurrent", "1"),
         *("--epochs", "0.2", "--image-size", "32", "--latency-repeats", "1", "--latency-checks", "1"),
     ]
 

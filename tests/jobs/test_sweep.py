@@ -33,7 +33,7 @@ def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
         *("demo_scratch", "--name", "s", "--storage", str(place / "runs")),
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", tracking_uri, "--tracking.system-metrics", "False"),
-        *("--cluster.num-workers", "1", "--max-trials", "2", "--concurrent", "1"),
+        *("--cluster.num-workers", "1", "--cluster.standby", "False", "--max-trials", "2", "--concurrent", "1"),
         *(f"--stages.{index}.epochs=0.2" for index in range(4)),
         *(f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))),
         *more,

@@ -38,7 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(place: Path, name: str, *more: str) -> list[str]:
-    """The demo recipe, made small: two epochs a stage of 132 samples, a checkpoint every half epoch."""
+    """The demo recipe, made small: two epochs a stage of 132 samples, a checkpoint every half epoch; no spare workers,
+    which tests/infra/cluster/test_prestart.py has.
+    """
     stages = [f"--stages.{index}.epochs=2" for index in range(4)] + [
         f"--stages.{index}.image-size={size}" for index, size in enumerate((32, 48, 48, 64))
     ]
@@ -47,6 +49,7 @@ def arguments(place: Path, name: str, *more: str) -> list[str]:
         *("--data.train", str(place / "train"), "--data.val", str(place / "val")),
         *("--tracking.uri", f"sqlite:///{place}/mlflow.db", "--tracking.system-metrics", "False"),
         *("--checkpoint.every-epochs", "0.5", "--trainer.log-every", "2", "--profile", "2"),
+        *("--cluster.standby", "False"),
         *stages,
         *more,
     ]
@@ -65,7 +68,7 @@ def newest(place: Path, name: str) -> Snapshot | None:
     return latest_valid(open_storage(str(place / "runs" / name)))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_with_all_its_processes_goes_on_and_is_on_record_once(
     place: Path, cluster_address: str
@@ -154,13 +157,30 @@ def _lose_a_row(place: Path, name: str) -> None:
     assert not tracker.close("FINISHED", 0.5)
 
 
+@pytest.fixture(scope="module")
+def short(place: Path, ray_cluster: None) -> list[str]:
+    """The arguments of a run of one worker that has ended: a step in each stage."""
+    told = arguments(place, "short", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    told += ["--cluster.num-workers", "1"]
+    assert main(told) == 0
+    return told
+
+
+@pytest.mark.timeout(600)
+def test_a_run_trains_to_its_end_and_is_on_record(place: Path, short: list[str]) -> None:
+    last, record = newest(place, "short"), _record(place, "short")
+    assert last is not None
+    assert len(last.state.stage_starts) == 5
+    assert record.info.status == "FINISHED"
+    assert record.data.metrics["val/accuracy"] == last.state.evaluation["val/accuracy"]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_finished_run_is_extended_from_its_last_state(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_extended_from_its_last_state(
+    place: Path, short: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """That it goes on bit for bit is seen in tests/pipeline/checkpoint/test_resume.py."""
-    short = arguments(place, "short", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
-    assert main(short) == 0
     assert main([*short, "--extend", "1"]) == 0
     assert f"resumes from {place}/runs/short" in capsys.readouterr().out
     before, after = newest(place, "short"), newest(place, "short-plus-1")
@@ -174,22 +194,19 @@ def test_a_finished_run_is_extended_from_its_last_state(place: Path, capsys: pyt
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
 def test_submitting_a_finished_run_says_so_and_another_config_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, short: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    twice = arguments(place, "twice", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
-    assert main(twice) == 0
-    assert main(twice) == 0
-    assert "twice is finished" in capsys.readouterr().out
-    _lose_a_row(place, "twice")
-    last = run(*twice)
+    assert main(short) == 0
+    assert "short is finished" in capsys.readouterr().out
+    _lose_a_row(place, "short")
+    last = run(*short)
     assert (last.returncode, last.stderr) == (0, "")
     assert "its missing metrics are now at sqlite:///" in last.stdout
-    client, record = _client(place), _record(place, "twice")
+    client, record = _client(place), _record(place, "short")
     assert [point.value for point in client.get_metric_history(record.info.run_id, "val/late")] == [0.5]
     assert record.info.status == "FINISHED"
-    assert "seed: 0 -> 1" in refused(*twice, "--seed", "1")
+    assert "seed: 0 -> 1" in refused(*short, "--seed", "1")
 
 
 @pytest.mark.soak

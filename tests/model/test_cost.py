@@ -1,4 +1,5 @@
 from decimal import Decimal
+from functools import cache
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from model.factory import build_model
 from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
 
 
+@cache
 def meta_model(config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
         return build_model(config, num_classes=1000)
