@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from model.config import ModelConfig
 from pipeline.run.provenance import breaking, differences, recorded_config, with_defaults
 from tests.support.configs import MakeConfig
 
 
 def test_fields_that_an_older_version_lacked_have_their_defaults(make_config: MakeConfig) -> None:
-    config = make_config()
+    config = make_config(model=ModelConfig(name="efficientnet_v2_tiny"))
     old: dict[str, Any] = json.loads(json.dumps(recorded_config(config)))
     del old["trainer"]["sync_batchnorm"], old["stages"][1]["fixres"], old["adaptive"], old["model"]["rows"]
     assert breaking(differences(old, recorded_config(config)))
