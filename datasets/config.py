@@ -8,11 +8,14 @@ from typing import Literal
 
 from datasets.errors import DataError
 from datasets.transforms.formats import PixelFormat, PixelType
+from datasets.transforms.shape import Shape, image_shape
 
 EvalCrop = Literal["central_below_320", "central", "whole"]
 FlipOrder = Literal["random", "alternating"]
 Sampling = Literal["uniform", "balanced", "sqrt"]
 RandAugmentPolicy = Literal["torchvision", "google", "geometric"]
+MAX_RATIO = 10.0
+"""Of the long side to the short one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +56,11 @@ class DataConfig:
     """Batches that each loader process keeps ready."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """Smallest and largest share of the image's area that a training crop covers."""
+    aspect_ratio: float = 1.0
+    """Width / height of the model's input: 1.333 for street scenes of 480x360, 0.707 for pages. A stage's image size is
+    the short side, the long one follows, rounded to a pixel; 1: squares."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a training crop."""
+    """Smallest and largest width / height of a training crop, as multiples of `aspect_ratio`."""
     flip: bool = True
     """Mirror half of the training images horizontally. Turn it off where left and right matter, as in text."""
     flip_order: FlipOrder = "random"
@@ -68,8 +74,9 @@ class DataConfig:
     by 10 pixels per unit of magnitude at any image size, so it is for large images. geometric: shears, translations and
     rotation alone, by torchvision's amounts, for pixels of any kind; what comes in from outside is the image's mean."""
     eval_crop: EvalCrop = "central_below_320"
-    """The crop for evaluation. central: a square of size / (size + 32) of the short side; whole: the whole image,
-    squeezed to a square; central_below_320: central below 320 px, whole from there on."""
+    """The crop for evaluation. central: size / (size + 32) of the largest central part of the `aspect_ratio`, a square
+    by default; whole: the whole image, squeezed into the input; central_below_320: central below 320 px, whole from
+    there on."""
 
     pixel_type: PixelType = "rgb"
     """What an image's pixels are. rgb: any image, turned into RGB of 8 bits; uint8, uint16, float32: its values of this
@@ -108,6 +115,11 @@ class DataConfig:
             raise ValueError(f"data.train_weights is {self.train_weights}; each must be above 0")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(f"data.crop_area is {self.crop_area}; it must be two shares with 0 < first <= second <= 1")
+        if not 1 / MAX_RATIO <= self.aspect_ratio <= MAX_RATIO:
+            raise ValueError(
+                f"data.aspect_ratio is {self.aspect_ratio}; it is width / height, from {1 / MAX_RATIO:g} to "
+                f"{MAX_RATIO:g}, such as 1.333 for images of 480x360"
+            )
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
 
@@ -115,6 +127,10 @@ class DataConfig:
     def pixels(self) -> PixelFormat:
         """What an image's pixels are."""
         return PixelFormat(self.pixel_type, self.channels)
+
+    def shape(self, image_size: int) -> Shape:
+        """Return height and width in pixels of the model's input at an image size."""
+        return image_shape(image_size, self.aspect_ratio)
 
 
 def check_divisibility(config: DataConfig, *, batch_sizes: Iterable[int], worker_counts: Iterable[int]) -> None:

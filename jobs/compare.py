@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from datasets.transforms.shape import format_size
 from infra.redact import redacted_command
 from jobs.common.cli import run_main
 from jobs.common.compare_args import PROG, parse
@@ -203,9 +204,9 @@ class _Compare:
         self.console.print(self.comparison.question, highlight=False, soft_wrap=True)
         table = [["variant", "stages, px", "RandAugment", "epochs", "model", "images x px"]]
         for run in planned[: len(self.comparison.variants)]:
-            stages = run.ready.config.stages
-            pixels = sum(stage.num_samples(run.ready.samples_per_epoch) * stage.mean_pixels for stage in stages)
-            sizes = dict.fromkeys(str(stage.image_size) for stage in stages)
+            stages, ratio = run.ready.config.stages, run.ready.config.data.aspect_ratio
+            pixels = sum(stage.num_samples(run.ready.samples_per_epoch) * stage.mean_pixels(ratio) for stage in stages)
+            sizes = dict.fromkeys(format_size(stage.image_size, ratio) for stage in stages)
             strengths = dict.fromkeys(f"{stage.randaugment_magnitude:.3g}" for stage in stages)
             epochs, model = sum(stage.epochs for stage in stages), run.ready.config.model.name
             row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, f"{pixels / 1e6:,.0f} M"]

@@ -158,6 +158,7 @@ def about(saved: SavedModel) -> dict[str, Any]:
         "model": saved.model_config.name,
         "weights": saved.weights,
         "image_size": saved.preprocessing.image_size,
+        "aspect_ratio": saved.preprocessing.aspect_ratio,
     }
 
 
@@ -167,7 +168,7 @@ def _print(console: Console, notes: Sequence[str], saved: SavedModel, report: Re
     whole = {name: value for name, value in report.metrics.items() if not name.startswith(("iou_", "threshold_"))}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
-        f"{values['image_size']} px{_statistics(values['reestimate_bn'])}"
+        f"{saved.preprocessing.size_text} px{_statistics(values['reestimate_bn'])}"
         f"{', mean with the mirror image' if values['tta'] == 'flip' else ''}, "
         f"on {values['samples']} images of {values['data']}",
         highlight=False,

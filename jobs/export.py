@@ -69,7 +69,7 @@ class Options:
     best: bool = False
     """Use the run's best checkpoint instead of its latest one."""
     image_size: int = 0
-    """Image size in pixels; 0: that of the run's own evaluations."""
+    """Image size in pixels, the short side; 0: that of the run's own evaluations."""
     ema: bool = True
     """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     reestimate_bn: int = 0
@@ -158,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
         verdict = export_scored(saved, options, data)
     _, run = open_exported(Path(options.to))
     print(
-        f"{options.to}: {saved.model_config.name} at {saved.preprocessing.image_size} px, "
+        f"{options.to}: {saved.model_config.name} at {saved.preprocessing.size_text} px, "
         f"{len(saved.task.classes)} classes, {options.precision}, {Path(options.to).stat().st_size / 1e6:.1f} MB\n"
         f"{verdict}\n"
         f"one image takes {latency_ms(run, images[:1]):.1f} ms on the CPU, the checkpoint "
@@ -219,7 +219,7 @@ def _register(saved: SavedModel, options: Options) -> str:
             name=options.register,
             alias=options.alias,
             tags=tags,
-            image_size=saved.preprocessing.image_size,
+            image_shape=saved.preprocessing.shape,
             num_outputs=saved.task.num_outputs,
             dtype=saved.preprocessing.dtype.__name__,
             channels=saved.preprocessing.channels,
@@ -295,7 +295,7 @@ def _quantize(saved: SavedModel, options: Options, source: Path, target: Path) -
 
 
 def export_compared(saved: SavedModel, path: Path, images: np.ndarray) -> float:
-    """Write a model file that was run on `images` [B, C, S, S]; return its logits' largest difference.
+    """Write a model file that was run on `images` [B, C, H, W]; return its logits' largest difference.
 
     Raises:
         ExportError: it doesn't run, or gives other logits; then there is no new file.
@@ -349,7 +349,7 @@ def _data(saved: SavedModel, options: Options) -> EvaluationData:
 
 
 def _real_images(saved: SavedModel, data: EvaluationData, count: int) -> np.ndarray:
-    """Return images of the data as the model takes them, [B, C, S, S]."""
+    """Return images of the data as the model takes them, [B, C, H, W]."""
     import numpy as np
 
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=count)

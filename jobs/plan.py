@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from datasets.config import check_divisibility
+from datasets.transforms.shape import format_size
 from jobs.common.cli import default_config, parse_recipe, rate_notes, resolve, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
 from jobs.common.display import wide_console
@@ -59,10 +61,10 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
                 "eval_size": config.trainer.eval_size(span.stage),
                 "bytes_read": round(samples * size.bytes_per_sample),
-                "megapixels": round(samples * span.stage.mean_pixels / 1e6),
+                "megapixels": round(samples * span.stage.mean_pixels(config.data.aspect_ratio) / 1e6),
             }
         )
-    fixed = total * config.stages[-1].image_size ** 2 / 1e6
+    fixed = total * math.prod(config.data.shape(config.stages[-1].image_size)) / 1e6
     totals = {
         "steps": sum(row["steps"] for row in rows),
         "samples": total,
@@ -73,6 +75,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
         "recipe": config.name,
         "model": config.model.name,
         "data": asdict(size),
+        "aspect_ratio": config.data.aspect_ratio,
         "randaugment_policy": config.data.randaugment_policy,
         "flip_order": config.data.flip_order if config.data.flip else "none",
         "stages": rows,
@@ -108,7 +111,9 @@ def plan_table(planned: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in planned["stages"]:
         table.add_row(
-            *(str(row[key]) for key in ("stage", "image_size", "eval_size", "batch_size")),
+            str(row["stage"]),
+            *(format_size(row[key], planned["aspect_ratio"]) for key in ("image_size", "eval_size")),
+            str(row["batch_size"]),
             *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
             *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
             f"{row['stochastic_depth']:.3g}",
@@ -188,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
     config = with_numbers(config)
     check_model(config.model)
     for size in {size for stage in config.stages for size in stage.image_sizes}:
-        check_image_size(config.model, size)
+        check_image_size(config.model, size, config.data.shape)
     check_divisibility(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],

@@ -57,14 +57,14 @@ class Options:
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     image_size: int = 0
-    """Image size in pixels; 0: that of the run's own evaluations."""
+    """Image size in pixels, the short side; 0: that of the run's own evaluations."""
     ema: bool = True
     """Take the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: the mean of the logits of the image and of its mirror image."""
     tile: int = 0
-    """Segmentation: side in pixels of overlapping tiles of the image, each resized to the model's input; 0: the whole
-    image (or the evaluation's crop of it) at once."""
+    """Segmentation: short side in pixels of overlapping tiles of the image, which have the model's aspect ratio and are
+    resized to its input; 0: the whole image (or the evaluation's crop of it) at once."""
     tile_overlap: float = 0.25
     """With --tile: share of a tile's side that it has in common with the next one."""
     max_pixels: int = MAX_PIXELS

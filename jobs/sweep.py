@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.tree import Tree
 
+from datasets.transforms.shape import format_size
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
 from jobs.common.display import wide_console
 from jobs.common.facts import record_facts
@@ -153,9 +154,11 @@ def tree_view(name: str, nodes: Sequence[Node], planned: dict[int, TrainConfig])
     tree = Tree(f"{name}: stages, their cost (images x pixels), trials")
 
     def grow(branch: Tree, node: Node) -> None:
-        stage = planned[node.trials[0]].stages[node.stage]
+        config = planned[node.trials[0]]
+        stage = config.stages[node.stage]
+        size = format_size(stage.image_size, config.data.aspect_ratio)
         text = (
-            f"stage {node.stage + 1}: {stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup "
+            f"stage {node.stage + 1}: {size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup "
             f"{stage.mixup_alpha:.3g}, dropout {stage.dropout:.3g}: {pixels(node.cost)}"
         )
         if len(node.trials) > 1:

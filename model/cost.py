@@ -14,15 +14,18 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_multiply_adds(model: nn.Module, image_size: int, *, in_channels: int = 3, elementwise: bool = False) -> int:
-    """Multiply-adds of one square image's forward pass: what the papers print as FLOPs.
+def count_multiply_adds(
+    model: nn.Module, image_size: int | tuple[int, int], *, in_channels: int = 3, elementwise: bool = False
+) -> int:
+    """Multiply-adds of one image's forward pass, a square's or one of (height, width): what the papers print as FLOPs.
 
     Convolutions and matrix products only, as torchvision prints them. `elementwise` adds an EfficientNet's batch norms
     (one multiply-add a value), gates and residual sums (half of one), which TensorFlow's profiler counts and so the
     authors' figures hold. A model built under `torch.device("meta")` is counted without being computed.
     """
     device = next(model.parameters()).device
-    image = torch.empty(1, in_channels, image_size, image_size, device=device)
+    shape = (image_size, image_size) if isinstance(image_size, int) else image_size
+    image = torch.empty(1, in_channels, *shape, device=device)
     was_training = model.training
     model.eval()
     counts: list[float] = []

@@ -28,7 +28,8 @@ class Workload:
     """The step that is timed: forward and backward of one worker's batch."""
 
     batch_size: int
-    image_size: int
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
     num_classes: int
     device: str = "cpu"
     bf16: bool = False
@@ -85,7 +86,7 @@ def measure_table(config: ModelConfig, choices: Sequence[Choice], work: Workload
 def measure_model(config: ModelConfig, work: Workload) -> float:
     """Return the seconds of a whole model's step."""
     model = _prepared(config, work)
-    images = torch.randn(work.batch_size, config.in_channels, work.image_size, work.image_size, device=work.device)
+    images = torch.randn(work.batch_size, config.in_channels, *work.image_shape, device=work.device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(work.num_classes, (work.batch_size,), device=work.device)
 
@@ -120,7 +121,7 @@ def _inputs_of_blocks(model: nn.Module, work: Workload) -> dict[nn.Module, torch
     rows = list(model.features)[1:-1]  # type: ignore[arg-type]
     handles = [block.register_forward_pre_hook(note) for row in rows for block in row]
     with torch.no_grad():
-        model(torch.zeros(work.batch_size, 3, work.image_size, work.image_size, device=work.device))
+        model(torch.zeros(work.batch_size, 3, *work.image_shape, device=work.device))
     for handle in handles:
         handle.remove()
     return shapes

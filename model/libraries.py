@@ -104,28 +104,20 @@ def _explained(error: TypeError, config: ModelConfig) -> str:
     return str(error)
 
 
-def check_timm_size(config: ModelConfig, size: int) -> None:
-    """Raise ValueError, naming the nearest sizes that work, if the model refuses images of side `size` pixels."""
+def timm_takes(config: ModelConfig) -> tuple[Callable[[int, int], bool], int]:
+    """Return what says whether a timm model takes images of a height and a width, and the size that it was made for."""
     with torch.device("meta"):
         model = build_timm(config, num_classes=2).eval()
-    if _takes(model, config.in_channels, size):
-        return
-    nearest = [
-        next((other for other in sizes if _takes(model, config.in_channels, other)), None)
-        for sizes in (range(size - 1, max(0, size - 33), -1), range(size + 1, size + 33))
-    ]
-    own = cast(Any, model).pretrained_cfg["input_size"][-1]
-    working = [str(other) for other in nearest if other] or [str(own)]
-    raise ValueError(f"image_size={size}: {config.name} does not take it; nearest: {' and '.join(working)}")
 
+    def takes(height: int, width: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(torch.empty(2, config.in_channels, height, width, device="meta"))
+        except (AssertionError, RuntimeError, ValueError):
+            return False
+        return True
 
-def _takes(model: nn.Module, in_channels: int, size: int) -> bool:
-    try:
-        with torch.no_grad():
-            model(torch.empty(2, in_channels, size, size, device="meta"))
-    except (AssertionError, RuntimeError, ValueError):
-        return False
-    return True
+    return takes, cast(Any, model).pretrained_cfg["input_size"][-1]
 
 
 def unknown_name(name: str, known: Sequence[str], prefix: str = "") -> ValueError:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from datasets.transforms.formats import RGB, PixelFormat
+from datasets.transforms.shape import Shape
 
 
 class DamagedSample(NamedTuple):
@@ -43,18 +44,18 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), masks=masks)
 
 
-def empty_images(count: int, size: int, pixels: PixelFormat = RGB) -> torch.Tensor:
-    """Return uint8 [count, 3, size, size] in channels_last memory; in a loader process the parent maps it, uncopied.
+def empty_images(count: int, shape: Shape, pixels: PixelFormat = RGB) -> torch.Tensor:
+    """Return uint8 [count, 3, H, W] in channels_last memory; in a loader process the parent maps it, uncopied.
 
-    Of other pixels than RGB it is float32 [count, C, size, size].
+    Of other pixels than RGB it is float32 [count, C, H, W].
     """
     dtype = torch.uint8 if pixels.is_rgb else torch.float32
-    return _empty((count, size, size, pixels.channels), dtype).permute(0, 3, 1, 2)
+    return _empty((count, *shape, pixels.channels), dtype).permute(0, 3, 1, 2)
 
 
-def empty_masks(count: int, size: int) -> torch.Tensor:
-    """Return uint8 [count, size, size], in memory as that of `empty_images`."""
-    return _empty((count, size, size))
+def empty_masks(count: int, shape: Shape) -> torch.Tensor:
+    """Return uint8 [count, H, W], in memory as that of `empty_images`."""
+    return _empty((count, *shape))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:

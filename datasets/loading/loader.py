@@ -24,6 +24,7 @@ from datasets.loading.samples import Request, Samples, View
 from datasets.shards.copies import choose_copy, load_copies
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import check_unchanged, load_manifest
+from datasets.transforms.shape import format_size
 
 __all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "build_plain_loader", "sample_order"]
 
@@ -51,7 +52,7 @@ def build_loader(
 
     Args:
         config: the data and its augmentation.
-        image_size: side of the square crops in pixels.
+        image_size: short side of the crops in pixels; `config.aspect_ratio` says how long the other one is.
         batch_size: G, samples of a step over all ranks.
         magnitude: RandAugment's, on the scale of `config.randaugment_policy`; 0 turns it off.
         seed: of the run.
@@ -60,7 +61,7 @@ def build_loader(
         rank: of this worker.
         world_size: R, workers that share the step.
         crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
-        random_sizes: other sides of the crops, in pixels.
+        random_sizes: other short sides of the crops, in pixels.
         random_size_share: share of the steps that have one of `random_sizes`, drawn by seed and cursor.
         central: take the evaluation's crop instead of a random one, from the shards themselves.
         manifest: of `config.train`, as a run read it when it started; None: as it is now.
@@ -234,7 +235,8 @@ class Batches:
         self._pool, self._view, self._steps, self._config = pool, view, steps, config
         self._plan, self._cursor, self._step = plan, cursor, step
         if view.short_side:
-            log.info("images of %d px are read from the copy with short side %d", view.image_size, view.short_side)
+            size = format_size(view.image_size, config.aspect_ratio)
+            log.info("images of %s px are read from the copy with short side %d", size, view.short_side)
 
     def __len__(self) -> int:
         return len(self._steps)

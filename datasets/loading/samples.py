@@ -20,6 +20,7 @@ from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import (
     CROP_DRAWS,
+    Box,
     Header,
     decode_crop,
     decode_mask,
@@ -42,7 +43,7 @@ class View:
     """How samples are looked at in one stage, or in an evaluation."""
 
     image_size: int
-    """Side of the square crops in pixels."""
+    """Short side of the crops in pixels; `data.aspect_ratio` says how long the other one is."""
     magnitude: float = 0.0
     """RandAugment's, on the scale of `data.randaugment_policy`."""
     seed: int = 0
@@ -56,7 +57,7 @@ class View:
     short_side: int = 0
     """Which copy of the shards is read: that of this short side in pixels, or 0 for the shards themselves."""
     random_sizes: tuple[int, ...] = ()
-    """Sides of the crops in `random_size_share` of the steps, in pixels."""
+    """Short sides of the crops in `random_size_share` of the steps, in pixels."""
     random_size_share: float = 0.0
     """Share of the steps whose crops are of a random size."""
 
@@ -120,9 +121,10 @@ class Samples(Dataset[Batch]):
             DataError: shards that can't be read.
         """
         view, reader = request.view, self.readers[request.view.short_side]
-        images, damaged, kept = empty_images(len(request.ids), view.image_size, self.config.pixels), [], []
-        rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(len(request.ids), reader.manifest)
-        masks = empty_masks(len(request.ids), view.image_size) if reader.manifest.kind == "segmentation" else None
+        count, shape = len(request.ids), self.config.shape(view.image_size)
+        images, damaged, kept = empty_images(count, shape, self.config.pixels), [], []
+        rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(count, reader.manifest)
+        masks = empty_masks(count, shape) if reader.manifest.kind == "segmentation" else None
         draws = self._draws(request)
         for row, sample in enumerate(reader.read_each(request.ids.tolist())):
             try:
@@ -176,29 +178,24 @@ class Samples(Dataset[Batch]):
         )
 
     def _decode(self, sample: Sample, draws: list[float], view: View, reader: Reader) -> _Decoded:
-        pixels = self.config.pixels
+        pixels, shape = self.config.pixels, self.config.shape(view.image_size)
         header = image_header(sample.data, pixels, max_pixels=self.config.max_pixels)
-        if view.training:
-            image, mask = self._cropped(sample, header, draws, view)
-        else:
-            box = eval_crop(header, view.image_size, rule=self.config.eval_crop)
-            image = decode_crop(sample.data, header, box, view.image_size, pixels)
-            mask = decode_mask(sample.mask, header, box, view.image_size) if sample.mask else None
+        box = self._box(header, draws, view)
+        image = decode_crop(sample.data, header, box, shape, pixels)
+        mask = decode_mask(sample.mask, header, box, shape) if sample.mask else None
+        if view.training and self.config.flip:
+            image, mask = random_flip_pair(image, mask, draws[CROP_DRAWS])
         if mask is not None:
             _check_mask(mask, len(reader.manifest.classes))
         return _Decoded(image, _label(sample, reader.manifest), mask)
 
-    def _cropped(
-        self, sample: Sample, header: Header, draws: list[float], view: View
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        config, size = self.config, view.image_size
-        if view.central:
-            box = eval_crop(header, size, rule=config.eval_crop)
-        else:
-            box = random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=config.crop_ratio)
-        image = decode_crop(sample.data, header, box, size, config.pixels)
-        mask = decode_mask(sample.mask, header, box, size) if sample.mask else None
-        return random_flip_pair(image, mask, draws[CROP_DRAWS]) if config.flip else (image, mask)
+    def _box(self, header: Header, draws: list[float], view: View) -> Box:
+        """Return the part of an image that a view takes."""
+        config = self.config
+        if view.central or not view.training:
+            return eval_crop(header, config.shape(view.image_size), rule=config.eval_crop)
+        low, high = (ratio * config.aspect_ratio for ratio in config.crop_ratio)
+        return random_crop(header, draws, area=view.crop_area or config.crop_area, ratio=(low, high))
 
 
 def multi_hot(labels: tuple[int, ...], num_classes: int) -> np.ndarray:

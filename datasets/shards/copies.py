@@ -30,7 +30,7 @@ def choose_copy(
 
     Args:
         copies: their short sides.
-        image_size: side of the crops in pixels.
+        image_size: short side of the crops in pixels; the images are taken to be of their aspect ratio.
         crop_area: smallest and largest share of the image's area that the stage's crops take; None: the usual ones.
         usual_area: those of the data.
     """

@@ -23,6 +23,7 @@ from datasets.transforms.pixels import (
     stored_pixels,
     upright,
 )
+from datasets.transforms.shape import Shape
 
 __all__ = [
     "CROP_DRAWS",
@@ -34,6 +35,7 @@ __all__ = [
     "decode_whole",
     "eval_crop",
     "image_header",
+    "nearest",
     "random_crop",
     "read_header",
     "resize",
@@ -88,22 +90,25 @@ def _largest_crop(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def eval_crop(header: Header, size: int, *, rule: str) -> Box:
-    """Return the part of the image that evaluation looks at.
+def eval_crop(header: Header, shape: Shape, *, rule: str) -> Box:
+    """Return the part of the image that evaluation looks at, to be resized to `shape`.
 
-    `central` is the central square of size / (size + 32) of the short side; `whole` is the whole image (squeezed to a
-    square later); `central_below_320` is the first below 320 px and the second from there on, as EfficientNetV2's
-    authors evaluate.
+    `central` is size / (size + 32) of the largest central part of the shape's aspect ratio (of a square's: of the short
+    side), where size is the shape's short side; `whole` is the whole image (squeezed into the shape later);
+    `central_below_320` is the first below 320 px and the second from there on, as EfficientNetV2's authors evaluate.
     """
     height, width = header.height, header.width
+    size, (rows, columns) = min(shape), shape
     if takes_whole(size, rule):
         return 0, 0, height, width
-    side = max(1, int(size / (size + _EVAL_PADDING) * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
+    share = size / (size + _EVAL_PADDING)
+    h = max(1, int(share * min(height, width * rows / columns)))
+    w = max(1, int(share * min(width, height * columns / rows)))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def takes_whole(size: int, rule: str) -> bool:
-    """Say whether evaluation at a size looks at the whole image."""
+    """Say whether evaluation at a size (the short side) looks at the whole image."""
     return rule == "whole" or (rule == "central_below_320" and size >= _EVAL_CROP_BELOW)
 
 
@@ -129,11 +134,11 @@ def decode_whole(data: bytes, pixels: PixelFormat = RGB, *, max_pixels: int = MA
     return decode_bands(data, max_pixels=max_pixels).astype(np.float32)
 
 
-def decode_crop(data: bytes, header: Header, box: Box, size: int, pixels: PixelFormat = RGB) -> np.ndarray:
-    """Decode an image, cut out `box` and resize it to uint8 [size, size, 3].
+def decode_crop(data: bytes, header: Header, box: Box, shape: Shape, pixels: PixelFormat = RGB) -> np.ndarray:
+    """Decode an image, cut out `box` and resize it to uint8 [H, W, 3] of this shape.
 
     The pixels are those of `decode_rgb`; only a JPEG whose crop stays at least twice the target is decoded at a smaller
-    scale. Of other `pixels` than RGB the values are those of `decode_bands`, as float32 [size, size, C].
+    scale. Of other `pixels` than RGB the values are those of `decode_bands`, as float32 [H, W, C].
 
     Raises:
         ValueError: the data is corrupt.
@@ -141,16 +146,17 @@ def decode_crop(data: bytes, header: Header, box: Box, size: int, pixels: PixelF
     if not pixels.is_rgb:
         top, left, height, width = box
         values = decode_bands(data, max_pixels=header.height * header.width * pixels.channels)
-        return resize(values[top : top + height, left : left + width].astype(np.float32, order="C"), size)
+        return resize(values[top : top + height, left : left + width].astype(np.float32, order="C"), shape)
     stored, box = _stored(header, box)
-    found = _decode_jpeg(data, stored, box, size) if header.is_plain_jpeg else stored_pixels(data, header)
+    target = shape[::-1] if header.is_transposed else shape
+    found = _decode_jpeg(data, stored, box, target) if header.is_plain_jpeg else stored_pixels(data, header)
     top, left, height, width = _scaled_box(box, stored, found.shape[0], found.shape[1])
-    resized = resize(np.ascontiguousarray(found[top : top + height, left : left + width]), size)
+    resized = resize(np.ascontiguousarray(found[top : top + height, left : left + width]), target)
     return np.ascontiguousarray(upright(resized, header.orientation))
 
 
-def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
-    """Decode a mask (one value a pixel: grey or palette PNG), cut out `box` and resize it to uint8 [size, size].
+def decode_mask(data: bytes, header: Header, box: Box, shape: Shape) -> np.ndarray:
+    """Decode a mask (one value a pixel: grey or palette PNG), cut out `box` and resize it to uint8 [H, W].
 
     Nearest neighbour: a mask's values are classes and have no mean. It is stored as its image is shown.
 
@@ -164,10 +170,12 @@ def decode_mask(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
         raise ValueError(f"the mask has {image.width}x{image.height} pixels, its image {header.width}x{header.height}")
     mask = np.array(opened(data, load=True), dtype=np.uint8)
     top, left, height, width = box
-    # The pixel in which the centre of each target pixel lies.
-    centres = np.arange(size) * 2 + 1
-    rows, columns = top + centres * height // (2 * size), left + centres * width // (2 * size)
-    return mask[rows[:, None], columns[None, :]]
+    return mask[top + nearest(height, shape[0])[:, None], left + nearest(width, shape[1])]
+
+
+def nearest(source: int, target: int) -> np.ndarray:
+    """Return for each of `target` pixels the one of `source` pixels, over the same length, in which its centre lies."""
+    return (np.arange(target) * 2 + 1) * source // (2 * target)
 
 
 def _stored(header: Header, box: Box) -> tuple[Header, Box]:
@@ -183,9 +191,9 @@ def _stored(header: Header, box: Box) -> tuple[Header, Box]:
     return header, (top, left, height, width)
 
 
-def _decode_jpeg(data: bytes, header: Header, box: Box, size: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, header: Header, box: Box, shape: Shape) -> np.ndarray:
     """Decode a JPEG down to the last row of the box; the rows below it may be missing in what is returned."""
-    shrink = min(box[2], box[3]) / (2 * size)
+    shrink = min(box[2] / (2 * shape[0]), box[3] / (2 * shape[1]))
     if shrink < 2:
         height_at, block_rows = _baseline_height(data)
         rows = -(-(box[0] + box[2] + _ROWS_AROUND) // block_rows) * block_rows
@@ -236,12 +244,12 @@ def _scaled_box(box: Box, header: Header, height: int, width: int) -> Box:
     return top, left, max(1, min(round(box[2] * down), height - top)), max(1, min(round(box[3] * right), width - left))
 
 
-def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 or float32 [H, W, C] with antialiased bilinear interpolation."""
-    if pixels.shape[:2] == (size, size):
+def resize(pixels: np.ndarray, shape: Shape) -> np.ndarray:
+    """Resize uint8 or float32 [H, W, C] to another height and width with antialiased bilinear interpolation."""
+    if pixels.shape[:2] == shape:
         return pixels
     # `functional.interpolate` would return planes, which cost more to put back in order than the interpolation itself.
     given = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    out = torch.empty((1, size, size, given.shape[1]), dtype=given.dtype)
-    _interpolate(given, [size, size], False, None, None, out=out.permute(0, 3, 1, 2))
+    out = torch.empty((1, *shape, given.shape[1]), dtype=given.dtype)
+    _interpolate(given, list(shape), False, None, None, out=out.permute(0, 3, 1, 2))
     return out[0].numpy()

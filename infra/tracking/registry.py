@@ -29,7 +29,8 @@ class Registration:
     """That the version gets; empty: none."""
     tags: Mapping[str, str]
     """Of the version."""
-    image_size: int
+    image_shape: tuple[int, int]
+    """Height and width of the model's input, in pixels."""
     num_outputs: int
     step: int
     """Of the run, at which the model was saved."""
@@ -40,7 +41,7 @@ class Registration:
     bands: bool
     """Images hold values that are read as they are stored: they may be TIFFs of bands."""
     dense: bool
-    """The logits are [-1, K, S, S], not [-1, K]."""
+    """The logits are [-1, K, H, W], not [-1, K]."""
     labels: Literal["one", "several", "none"]
     """How many labels an image has; none: numbers."""
     serves: Path | None
@@ -52,7 +53,7 @@ class Registration:
 def register_model(path: Path, config: TrackingConfig, storage: Storage, what: Registration) -> str:
     """Log an ONNX file with the run whose folder `storage` is, and register it as a version of a model.
 
-    Its signature says images [-1, C, S, S] -> logits, float32 [-1, K], or [-1, K, S, S] where dense; as a pyfunc of
+    Its signature says images [-1, C, H, W] -> logits, float32 [-1, K], or [-1, K, H, W] where dense; as a pyfunc of
     images, a column `image` of bytes -> columns `label`, `confidence` and `scores`, or `labels` and `scores`, or
     `scores` alone, which are numbers then.
 
@@ -102,13 +103,12 @@ def _onnx_options(path: Path, what: Registration) -> dict[str, Any]:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    side = (what.image_size, what.image_size)
-    outputs = (-1, what.num_outputs, *(side if what.dense else ()))
+    outputs = (-1, what.num_outputs, *(what.image_shape if what.dense else ()))
     return {
         "flavor": mlflow.onnx,
         "onnx_model": onnx.load(path),
         "signature": ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(what.dtype), (-1, what.channels, *side), "images")]),
+            inputs=Schema([TensorSpec(np.dtype(what.dtype), (-1, what.channels, *what.image_shape), "images")]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), outputs, "logits")]),
         ),
         "pip_requirements": ["onnx", "onnxruntime"],

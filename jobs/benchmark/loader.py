@@ -167,7 +167,7 @@ def _ceiling(folder: Path, size: int, options: Options) -> Batches:
             data = reader.read(number).data
             header = read_header(data)
             box = random_crop(header, draws[number], area=config.crop_area, ratio=config.crop_ratio)
-            decode_crop(data, header, box, size)
+            decode_crop(data, header, box, (size, size))
         yield None
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datasets.shards.resolve import DatasetManifest
+from datasets.transforms.shape import format_size
 from pipeline.config import TrainConfig
 from pipeline.control.run_status import RunStatus
 from pipeline.schedule.stages import TrainingStage, worker_range
@@ -53,7 +54,7 @@ def progress_line(config: TrainConfig, status: RunStatus) -> str:
     epoch, epochs = (at / progress.samples_per_epoch for at in (progress.cursor, progress.spans[-1].stop))
     parts = [
         f"stage {progress.stage + 1}/{len(config.stages)}",
-        f"{stage.image_size} px",
+        f"{format_size(stage.image_size, config.data.aspect_ratio)} px",
         f"epoch {epoch:.1f}/{epochs:.0f}",
     ]
     if "train/loss" in seen:  # else it was paused before its first step
@@ -95,8 +96,9 @@ def result_table(
         score = f"{result[metric]:.3f}" if metric in result else ""  # it ended before its first evaluation
         took = duration(result["train_s"] + result.get("eval_s", 0.0))
         asked = worker_range(config.workers_of(stage))
+        size = format_size(stage.image_size, config.data.aspect_ratio)
         table.add_row(
-            *(str(index + 1), f"{stage.image_size}", f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
+            *(str(index + 1), size, f"{stage.randaugment_magnitude:.1f}", f"{stage.mixup_alpha:.2f}"),
             *(f"{stage.dropout:.2f}", *("-".join(map(str, dict.fromkeys(asked))) for _ in workers)),
             *(f"{epochs:.3g}", f"{rate:.0f}", score, took),
         )

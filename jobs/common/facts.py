@@ -44,9 +44,9 @@ class FactsFlag:
     """What a generic recipe follows from, by one flag."""
 
     facts: str = ""
-    """What the recipe follows from, such as samples=5000,cpus=8: of samples, classes, short-side (pixels), cpus, gpus,
-    gpu-memory (GB), pixel-type and channels. What is left out is what the run began with, or else is measured on the
-    data and on this machine."""
+    """What the recipe follows from, such as samples=5000,cpus=8: of samples, classes, short-side (pixels), aspect-ratio
+    (width / height), cpus, gpus, gpu-memory (GB), pixel-type and channels. What is left out is what the run began with,
+    or else is measured on the data and on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +200,7 @@ def _measured(recipe: str, rest: Sequence[str], given: FactValues) -> FactValues
         return found
     if not train:
         raise UsageError(f"{recipe} needs to know the data: --data DIR, which `python -m jobs.prepare` wrote")
-    return found | data_facts(recipe, train, short_side="short_side" not in given)
+    return found | data_facts(recipe, train, shapes="short_side" not in given)
 
 
 def _gpus_asked_for(cluster: _ClusterFields) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.config import MAX_RATIO
 from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
@@ -12,6 +14,7 @@ from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.bands import any_header
 from datasets.transforms.formats import RGB
+from datasets.transforms.shape import Shape
 from jobs.common.parsing import UsageError
 from jobs.recipes.generic import FITTING, TASKS
 
@@ -21,6 +24,8 @@ LOOKED_AT = 48
 """Images whose size is read, spread over the data."""
 FEWEST = 24
 """Training images without which there isn't even a batch."""
+_NEAR, _CLEARLY = 1.1, 1.2
+"""Factors of the aspect ratio: within which images count as alike, and from which on they are not nearly square."""
 ASSUMED_GPU_GB = 16.0
 """Memory of a GPU that isn't in this machine."""
 
@@ -39,9 +44,9 @@ def split_flags(data: str) -> list[str]:
     return ["--data.train", f"{data}/train", "--data.val", f"{data}/val"]
 
 
-def data_facts(recipe: str, train: str, *, short_side: bool) -> FactValues:
+def data_facts(recipe: str, train: str, *, shapes: bool) -> FactValues:
     """Return how many images and classes the training data has, what their pixels are, and, if asked for, the images'
-    short side.
+    short side and aspect ratio.
 
     Raises:
         UsageError: the data is not what the recipe is for, or too few.
@@ -53,7 +58,7 @@ def data_facts(recipe: str, train: str, *, short_side: bool) -> FactValues:
     pixels = manifest.pixels or RGB
     found: FactValues = {"samples": manifest.num_samples, "classes": len(manifest.classes)}
     found |= {"pixel_type": pixels.kind, "channels": pixels.channels}
-    return found | ({"short_side": _short_side(manifest, train)} if short_side else {})
+    return found | (_shape_facts(manifest, train) if shapes else {})
 
 
 def machine_facts(*, gpus: int | None) -> FactValues:
@@ -103,22 +108,38 @@ def _check_enough(manifest: DatasetManifest, train: str) -> None:
             )
 
 
-def _short_side(manifest: DatasetManifest, train: str) -> int:
-    """Return the side in pixels that nine of ten of some images have at least."""
+def _shape_facts(manifest: DatasetManifest, train: str) -> FactValues:
+    """Return the short side in pixels that nine of ten of some images have at least, and the aspect ratio that they
+    have in common.
+    """
     if any(shard.packed for shard in manifest.shards):
         raise DataError(f"{train}: compressed shards aren't looked into; give --facts short-side=PIXELS")
     last = manifest.num_samples - 1
     numbers = sorted({number * last // (LOOKED_AT - 1) for number in range(LOOKED_AT)})
-    sides: list[int] = []
+    shapes: list[Shape] = []
     for sample in SampleReader(manifest).read_each(numbers):
         try:
             header = any_header(sample.data)
         except ValueError:  # a corrupt one: training replaces and counts it
             continue
-        sides.append(min(header.height, header.width))
-    if not sides:
+        shapes.append((header.height, header.width))
+    if not shapes:
         raise DataError(f"{train}: none of {len(numbers)} images could be read; `python -m jobs.index` looks closer")
-    return sorted(sides)[len(sides) // 10]
+    sides = sorted(min(shape) for shape in shapes)
+    return {"short_side": sides[len(sides) // 10], "aspect_ratio": common_ratio(shapes)}
+
+
+def common_ratio(shapes: Sequence[Shape]) -> float:
+    """Return the median width / height of images if nine of ten have it within a tenth, else 1; also if it is nearly 1.
+
+    Photographs that are wide and others that are high have no such ratio: the one would distort the others more than a
+    square does.
+    """
+    ratios = sorted(width / height for height, width in shapes)
+    middle = min(max(ratios[len(ratios) // 2], 1 / MAX_RATIO), MAX_RATIO)
+    alike = sum(1 / _NEAR <= ratio / middle <= _NEAR for ratio in ratios)
+    is_square = max(middle, 1 / middle) < _CLEARLY
+    return 1.0 if is_square or alike < 0.9 * len(ratios) else round(middle, 3)
 
 
 def _gpus_here() -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from datasets.config import DataConfig
+from datasets.transforms.shape import format_size
 from infra.cluster.config import ClusterConfig
 from jobs.recipes.rules import Facts, Loss, Rules, Task
 from model.config import TIMM_PREFIX, ModelConfig, architecture_of
@@ -111,6 +112,7 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
         data=DataConfig(
             num_lanes=workers.lanes,
             block_size=32 if facts.samples < 20_000 else 256,
+            aspect_ratio=rules.aspect_ratio.value,
             crop_area=(0.4, 1.0),
             eval_crop="whole",
             loader_workers=4 if facts.gpus else 0,
@@ -144,7 +146,8 @@ def chosen_values(config: TrainConfig) -> dict[str, str]:
     }
     return {
         "model": f"{config.model.name}{', own rows' if config.model.rows else ''}{weights}",
-        "image sizes": " ".join(str(stage.image_size) for stage in config.stages),
+        "image sizes": " ".join(format_size(stage.image_size, config.data.aspect_ratio) for stage in config.stages),
+        "aspect ratio": f"{config.data.aspect_ratio:g}",
         "epochs": f"{sum(stage.epochs for stage in config.stages):g}",
         "batch size": f"{last.batch_size}",
         "learning rate": f"{config.optimizer.lr:g}",

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
+from datasets.config import MAX_RATIO
 from datasets.transforms.formats import PixelFormat, PixelType
 from model.pretrained import LITE0
 from model.tables import Block
@@ -32,6 +33,9 @@ class Facts:
     """Classes."""
     short_side: int = 256
     """Short side of the images in pixels: nine of ten of those that were looked at have at least this one."""
+    aspect_ratio: float = 1.0
+    """Width / height that nine of ten of these images have, within a tenth; 1: they are of several shapes, or nearly
+    square."""
     cpus: int = 2
     """CPU cores."""
     gpus: int = 0
@@ -48,6 +52,8 @@ class Facts:
         for name, low in lows.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {low}")
+        if not 1 / MAX_RATIO <= self.aspect_ratio <= MAX_RATIO:
+            raise ValueError(f"aspect-ratio is {self.aspect_ratio}: it must be from {1 / MAX_RATIO:g} to {MAX_RATIO:g}")
         if self.pixel_type not in get_args(PixelType):
             raise ValueError(f"pixel-type is {self.pixel_type!r}: it must be one of {', '.join(get_args(PixelType))}")
         if self.pixel_type == "rgb" and self.channels != 3:
@@ -57,6 +63,11 @@ class Facts:
     def pixels(self) -> PixelFormat:
         """What the images' pixels are."""
         return PixelFormat(self.pixel_type, self.channels)
+
+    @property
+    def stretch(self) -> float:
+        """How many times longer than the short side the input's long side is."""
+        return max(self.aspect_ratio, 1 / self.aspect_ratio)
 
 
 class Choice(NamedTuple, Generic[T_co]):
@@ -68,11 +79,13 @@ class Choice(NamedTuple, Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Image sizes of the stages, in pixels."""
+    """Image sizes of the stages, in pixels: short sides."""
 
     first: int
     last: int
     multiple: int
+    stretch: float = 1.0
+    """Long side / short side."""
 
     @property
     def num_stages(self) -> int:
@@ -84,7 +97,7 @@ class Sizes:
         """Pixels of an image in the mean over the stages, which are equally long."""
         steps = max(1, self.num_stages - 1)
         sides = [self.first + (self.last - self.first) * index / steps for index in range(self.num_stages)]
-        return sum(side * side for side in sides) / len(sides)
+        return self.stretch * sum(side * side for side in sides) / len(sides)
 
 
 class Network(NamedTuple):
@@ -134,6 +147,8 @@ CPU_PIXELS = {  # (segmentation, fine-tuning): by the measured speed of the mode
     (True, True): 80e6,
 }
 """Pixels that a CPU core computes on in five to nine minutes, forward and backward."""
+USUAL_STRETCH = 4 / 3
+"""Long side / short side up to which these sizes are of the short side: longer images get no more pixels than that."""
 GPU_PIXELS = 100e9
 """Pixels that a GPU is given, all epochs together."""
 EPOCHS = {(False, False): (10, 60), (False, True): (4, 20), (True, False): (15, 80), (True, True): (10, 40)}
@@ -183,12 +198,20 @@ class Rules:
         high = next(size for memory, size in GPU_SIZES if self.facts.gpu_memory >= memory)
         if not self.facts.gpus:
             high = self._affordable(high)
+        high = max(low, int(high * math.sqrt(min(1.0, USUAL_STRETCH / self.facts.stretch))))
         sizes = self._sizes(min(max(side, low), high))
         if side < low:
             return Choice(sizes, f"images of {side} px are enlarged: {low} px are the least that this is good for")
         if side > high:
             return Choice(sizes, f"images of {side} px; {self.devices} can train {self.facts.samples:,} at {high} px")
         return Choice(sizes, f"images of {side} px; the first stage has about half")
+
+    @property
+    def aspect_ratio(self) -> Choice[float]:
+        """Width / height of the model's input: that of the images, if they agree."""
+        if self.facts.aspect_ratio == 1:
+            return Choice(1.0, "images of several shapes, or nearly square: a square distorts none of them much")
+        return Choice(self.facts.aspect_ratio, "nine of ten images have it: none is squeezed")
 
     def _affordable(self, high: int) -> int:
         """Return the largest size from CPU_SIZE on at which CPUs train twice the fewest epochs, and enough images."""
@@ -202,7 +225,7 @@ class Rules:
         multiple = 32 if deep else 8 if last < 64 else 16
         last = last // multiple * multiple
         first = max(64 if deep else 16, math.ceil(last / 2 / multiple) * multiple)
-        return Sizes(first, last, multiple)
+        return Sizes(first, last, multiple, self.facts.stretch)
 
     @property
     def network(self) -> Choice[Network]:
@@ -302,6 +325,7 @@ class Rules:
         choices: dict[str, Choice[object]] = {
             "model": self.network,
             "image sizes": self.sizes,
+            "aspect ratio": self.aspect_ratio,
             "epochs": self.epochs,
             "batch size": self.batch_size,
             "learning rate": self.learning_rate,

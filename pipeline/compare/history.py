@@ -91,7 +91,7 @@ def history_of(
     Raises:
         KeyError: an older version wrote it, without times.
     """
-    stages = metadata.config["stages"]
+    stages, ratio = metadata.config["stages"], metadata.config["data"].get("aspect_ratio", 1.0)
     results = state.stage_results
     return History(
         evaluations=tuple(
@@ -101,7 +101,7 @@ def history_of(
                 train_s=row["train_s"],
                 cpu_s=row["cpu_s"],
                 eval_s=row["eval_s"],
-                pixels=pixels_at(int(row["cursor"]), state.stage_starts, [_pixels(stage) for stage in stages]),
+                pixels=pixels_at(int(row["cursor"]), state.stage_starts, [_pixels(stage, ratio) for stage in stages]),
             )
             for row in _spaced(state)
         ),
@@ -142,8 +142,9 @@ def _spaced(state: TrainState) -> list[dict[str, float]]:
     ]
 
 
-def _pixels(stage: Mapping[str, Any]) -> float:
-    return mean_pixels(stage["image_size"], stage.get("random_sizes", ()), stage.get("random_size_share", 0.0))
+def _pixels(stage: Mapping[str, Any], ratio: float) -> float:
+    sizes, share = stage.get("random_sizes", ()), stage.get("random_size_share", 0.0)
+    return mean_pixels(stage["image_size"], sizes, share, aspect_ratio=ratio)
 
 
 def pixels_at(cursor: int, starts: Sequence[int], pixels: Sequence[float]) -> float:

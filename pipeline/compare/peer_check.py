@@ -28,6 +28,8 @@ def _training(config: TrainConfig, metric: str) -> Iterator[str]:
         yield "its classes weigh the same; leave --task.class-weights out"
     if config.data.sampling != "uniform":
         yield "an epoch of it has each image once; leave --data.sampling out"
+    if config.data.aspect_ratio != 1:
+        yield "its images are square; leave --data.aspect-ratio out"
     if config.worker_counts != [1]:
         yield "it trains in one process; give --cluster.num-workers 1, so that ours does too"
     if config.optimizer.layer_decay != 1:

@@ -57,7 +57,9 @@ def _key(config: TrainConfig, num_classes: int) -> str:
     """Return what a cost follows from. The machine is the one that asks: a worker's is known only by asking it."""
     cluster = config.cluster
     worker = [machine(), cluster.cpus_per_worker, cluster.gpus_per_worker]
-    return json.dumps([config_values(config.model), num_classes, eval_size(config), config.trainer.precision, worker])
+    ratio = config.data.aspect_ratio
+    size = [eval_size(config)] if ratio == 1 else [eval_size(config), ratio]
+    return json.dumps([config_values(config.model), num_classes, *size, config.trainer.precision, worker])
 
 
 def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
@@ -72,8 +74,8 @@ def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.gpus_per_worker else "cpu")
     model = build_model(config.model, num_classes=num_classes).to(device).to(memory_format=torch.channels_last).eval()
     size = eval_size(config)
-    channels = config.model.in_channels
-    images = torch.randn(BATCH, channels, size, size, device=device).to(memory_format=torch.channels_last)
+    shape, channels = config.data.shape(size), config.model.in_channels
+    images = torch.randn(BATCH, channels, *shape, device=device).to(memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode(), autocast(config.trainer, device):
         for repeat in range(REPEATS + 2):
@@ -81,7 +83,7 @@ def measure_cost(config: TrainConfig, num_classes: int) -> Cost:
             model(images)
             if repeat >= 2:
                 seconds.append(_now(device) - started)
-    multiply_adds = count_multiply_adds(model, size, in_channels=channels)
+    multiply_adds = count_multiply_adds(model, shape, in_channels=channels)
     return Cost(count_parameters(model), multiply_adds, size, BATCH / statistics.median(seconds))
 
 

@@ -168,7 +168,8 @@ def _samples_left(span: StageSpan, progress: Progress) -> int:
 def _cost(span: StageSpan, progress: Progress) -> float:
     """What a sample of a stage costs, relative to one of the current stage."""
     workers = [_workers(one, progress) for one in (span, progress.span)]
-    return span.stage.mean_pixels / progress.span.stage.mean_pixels * workers[1] / workers[0]
+    # Of images that aren't square all have more pixels by the same factor.
+    return span.stage.mean_pixels(1.0) / progress.span.stage.mean_pixels(1.0) * workers[1] / workers[0]
 
 
 def _workers(span: StageSpan, progress: Progress) -> int:

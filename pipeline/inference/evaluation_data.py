@@ -69,6 +69,7 @@ def open_data(
     config = DataConfig(
         val=place,
         eval_crop=view.eval_crop,
+        aspect_ratio=view.aspect_ratio,
         pixel_type=view.pixel_type,
         channels=view.channels,
         loader_workers=loader_workers,

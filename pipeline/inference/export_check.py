@@ -80,7 +80,7 @@ def compare_scores(saved: SavedModel, run: Inference, data: EvaluationData, *, s
 
 
 def latency_ms(run: Callable[[np.ndarray], Any], image: np.ndarray) -> float:
-    """Return the median time of one image, uint8 [1, 3, S, S], in milliseconds."""
+    """Return the median time of one image, uint8 [1, 3, H, W], in milliseconds."""
     times = []
     for _ in range(_WARM_UP + _TIMED):
         began = time.perf_counter()
@@ -95,7 +95,7 @@ def quantize(source: Path, target: Path, batches: Iterator[np.ndarray]) -> None:
     Args:
         source: the file in fp32.
         target: the file to write.
-        batches: images as the model takes them, uint8 [B, 3, S, S].
+        batches: images as the model takes them, uint8 [B, 3, H, W].
 
     Raises:
         ExportError: it can't be quantized.

@@ -1,8 +1,8 @@
 """Exported models for other programs: ONNX and PyTorch's `.pt2`, with the metadata that their use needs.
 
-The input is `images`, uint8 [B, 3, S, S] in RGB, for any B: an image as it is decoded, so no scale can be mistaken. Of
-a model for other pixels it is float32 [B, C, S, S]: the values as they are stored. Mean and std are inside the graph.
-The output is `logits`, float32 [B, K] or, of a U-Net, [B, K, S, S].
+The input is `images`, uint8 [B, 3, H, W] in RGB, for any B: an image as it is decoded, so no scale can be mistaken. Of
+a model for other pixels it is float32 [B, C, H, W]: the values as they are stored. Mean and std are inside the graph.
+The output is `logits`, float32 [B, K] or, of a U-Net, [B, K, H, W].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.training.task import Task
 SUFFIXES = (".onnx", ".pt2")
 FACTS_FILE = "facts.json"
 Inference = Callable[[np.ndarray], np.ndarray]
-"""From images, uint8 [B, 3, S, S] or float32 [B, C, S, S], to logits, float32 [B, K, ...]."""
+"""From images, uint8 [B, 3, H, W] or float32 [B, C, H, W], to logits, float32 [B, K, ...]."""
 
 
 class ExportError(ValueError):
@@ -89,7 +89,7 @@ def write_exported(saved: SavedModel, path: Path, precision: str = "fp32") -> No
     model = Deployed(saved.model, view, half=half).eval()
     # Two images, not one: a batch of one would be taken for a constant. Zeros, since `.pt2` keeps them.
     dtype = torch.uint8 if view.format.is_rgb else torch.float32
-    images = torch.zeros(2, view.channels, view.image_size, view.image_size, dtype=dtype)
+    images = torch.zeros(2, view.channels, *view.shape, dtype=dtype)
     with torch.no_grad(), _quiet():
         program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch", min=1)},))
         if path.suffix == ".pt2":

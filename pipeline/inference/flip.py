@@ -22,7 +22,7 @@ class FlipAveraged(nn.Module):
 
 
 def flip_averaged(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the same of a function from images, uint8 [B, 3, S, S], to logits."""
+    """Return the same of a function from images, uint8 [B, 3, H, W], to logits."""
 
     def both(images: np.ndarray) -> np.ndarray:
         mirrored = run(np.ascontiguousarray(images[..., ::-1]))

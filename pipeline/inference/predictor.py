@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.transforms.decode import MAX_PIXELS, Box, Header
+from datasets.transforms.decode import MAX_PIXELS, Box, Header, nearest
+from datasets.transforms.shape import image_shape
 from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported, score_facts
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.tiling import tiled_classes
@@ -45,7 +46,8 @@ class Predictor:
     notes: tuple[str, ...] = ()
     """Lines for the user."""
     tile: int = 0
-    """Segmentation: side in pixels of the tiles that an image is predicted in; 0: the evaluation's crop at once."""
+    """Segmentation: short side in pixels of the tiles that an image is predicted in, which have the model's aspect
+    ratio; 0: the evaluation's crop at once."""
     overlap: float = 0.25
     """Share of a tile's side that it has in common with the next one."""
 
@@ -78,8 +80,9 @@ class Predictor:
             pixels = self.preprocessing.whole(data, max_pixels=max_pixels)
         except ValueError as error:
             return error
-        size = self.preprocessing.image_size
-        return self._segmented(tiled_classes(self.run, pixels, size=size, tile=self.tile, overlap=self.overlap))
+        view = self.preprocessing
+        tile = image_shape(self.tile, view.aspect_ratio)
+        return self._segmented(tiled_classes(self.run, pixels, shape=view.shape, tile=tile, overlap=self.overlap))
 
     def _segmented(self, classes: np.ndarray, header: Header | None = None, box: Box | None = None) -> Prediction:
         shares = (np.bincount(classes.ravel(), minlength=len(self.classes)) / classes.size).astype(np.float32)
@@ -98,12 +101,11 @@ class Predictor:
 
 
 def _placed(classes: np.ndarray, header: Header, box: Box) -> np.ndarray:
-    """Return a square mask [S, S] in the place, and the size, of the part of the image that it is of."""
+    """Return a mask [H, W] in the place, and the size, of the part of the image that it is of."""
     top, left, height, width = box
-    rows = (np.arange(height) * 2 + 1) * classes.shape[0] // (2 * height)
-    columns = (np.arange(width) * 2 + 1) * classes.shape[1] // (2 * width)
+    rows, columns = nearest(classes.shape[0], height), nearest(classes.shape[1], width)
     mask = np.full((header.height, header.width), OUTSIDE, dtype=np.uint8)
-    mask[top : top + height, left : left + width] = classes[rows[:, None], columns[None, :]]
+    mask[top : top + height, left : left + width] = classes[rows[:, None], columns]
     return mask
 
 

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 from datasets.config import EvalCrop
-from datasets.transforms.decode import MAX_PIXELS, Box, Header, decode_crop, decode_whole, eval_crop, image_header
+from datasets.transforms.decode import (
+    MAX_PIXELS,
+    Box,
+    Header,
+    decode_crop,
+    decode_whole,
+    eval_crop,
+    image_header,
+    takes_whole,
+)
 from datasets.transforms.formats import PixelFormat, PixelType
+from datasets.transforms.shape import Shape, format_size, image_shape
 
 PIXEL_RULES = {
     "orientation": "EXIF's, applied to JPEG, PNG, WebP, AVIF and TIFF before anything else",
@@ -33,7 +43,7 @@ class Preprocessing:
     """How an image becomes the model's input."""
 
     image_size: int
-    """Side of the square input in pixels."""
+    """Short side of the input in pixels."""
     eval_crop: EvalCrop
     """Which part of the image is looked at (`DataConfig.eval_crop`)."""
     pixel_mean: float
@@ -44,6 +54,8 @@ class Preprocessing:
     """What an image's pixels are (`DataConfig.pixel_type`)."""
     channels: int = 3
     """Channels of the input."""
+    aspect_ratio: float = 1.0
+    """Width / height of the input (`DataConfig.aspect_ratio`)."""
     channel_mean: tuple[float, ...] = ()
     """Subtracted from each channel's values, in place of `pixel_mean`; empty: that."""
     channel_std: tuple[float, ...] = ()
@@ -53,6 +65,16 @@ class Preprocessing:
     def format(self) -> PixelFormat:
         """What an image's pixels are."""
         return PixelFormat(self.pixel_type, self.channels)
+
+    @property
+    def shape(self) -> Shape:
+        """Height and width of the input, in pixels."""
+        return image_shape(self.image_size, self.aspect_ratio)
+
+    @property
+    def size_text(self) -> str:
+        """The input's size as it is shown: `128`, or width x height."""
+        return format_size(self.image_size, self.aspect_ratio)
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -73,28 +95,33 @@ class Preprocessing:
         return decode_whole(data, self.format, max_pixels=max_pixels)
 
     def pixels(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Header, Box]:
-        """Return RGB uint8 [image_size, image_size, 3], and the image's header and the part of it that this is.
+        """Return RGB uint8 [H, W, 3] of `shape`, and the image's header and the part of it that this is.
 
-        Of other pixels than RGB it is float32 [image_size, image_size, C].
+        Of other pixels than RGB it is float32 [H, W, C].
 
         Raises:
             ValueError: the image is corrupt or larger than `max_pixels`.
         """
         header = image_header(data, self.format, max_pixels=max_pixels)
-        box = eval_crop(header, self.image_size, rule=self.eval_crop)
-        return decode_crop(data, header, box, self.image_size, self.format), header, box
+        box = eval_crop(header, self.shape, rule=self.eval_crop)
+        return decode_crop(data, header, box, self.shape, self.format), header, box
 
     def facts(self) -> dict[str, Any]:
         """Return JSON values from which people and `from_facts` know what to do."""
-        central = eval_crop(Header(10**6, 10**6, False), self.image_size, rule=self.eval_crop)[2] < 10**6
+        central = not takes_whole(self.image_size, self.eval_crop)
         rules = PIXEL_RULES if self.format.is_rgb else VALUE_RULES
+        height, width = self.shape
         return asdict(self) | {
+            "height": height,
+            "width": width,
             "crop_fraction": self.image_size / (self.image_size + 32) if central else 1.0,
-            "crop": "central square of crop_fraction of the short side" if central else "none: the whole image",
-            "crop_rounding": "side = max(1, int(crop_fraction * min(height, width))), top = (height - side) // 2, "
-            "left = (width - side) // 2",
+            "crop": "crop_fraction of the largest central part of the input's width : height"
+            if central
+            else "none: the whole image",
+            "crop_rounding": "of an image of H x W: h = max(1, int(crop_fraction * min(H, W * height / width))), "
+            "w = max(1, int(crop_fraction * min(W, H * width / height))), top = (H - h) // 2, left = (W - w) // 2",
             **rules,
-            "resize": "bilinear, antialiased, to a square of image_size; the aspect ratio is not kept; on "
+            "resize": "bilinear, antialiased, to height x width; the aspect ratio is not kept; on "
             f"{self.dtype.__name__}, as torch.nn.functional.interpolate does it",
             "interpolation": "bilinear",
             "antialias": True,

@@ -124,7 +124,7 @@ def _facts(found: Evaluated) -> list[tuple[str, str]]:
     return [
         ("checkpoint", f"{saved.uri} ({weights}, {saved.state.cursor:,} samples seen)"),
         ("data", f"{found.data.num_samples:,} images of {found.data.config.val}"),
-        ("input", f"{saved.preprocessing.image_size} px, crop {saved.preprocessing.eval_crop}"),
+        ("input", f"{saved.preprocessing.size_text} px, crop {saved.preprocessing.eval_crop}"),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
         *(("note", line) for line in (*saved.notes, *found.data.notes)),
     ]

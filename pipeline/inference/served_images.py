@@ -15,6 +15,7 @@ import pandas
 
 from datasets.transforms.decode import decode_crop, eval_crop, image_header
 from datasets.transforms.formats import PixelFormat
+from datasets.transforms.shape import image_shape
 
 
 class ServedImages(mlflow.pyfunc.PythonModel):
@@ -55,11 +56,12 @@ class ServedImages(mlflow.pyfunc.PythonModel):
         )
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """Return what the model looks at, uint8 [S, S, 3] or float32 [S, S, C]."""
-        size = self.rules["image_size"]
-        pixels = PixelFormat(self.rules.get("pixel_type", "rgb"), self.rules.get("channels", 3))  # not in older files
+        """Return what the model looks at, uint8 [H, W, 3] or float32 [H, W, C]."""
+        rules = self.rules  # older files have fewer of them
+        shape = image_shape(rules["image_size"], rules.get("aspect_ratio", 1.0))
+        pixels = PixelFormat(rules.get("pixel_type", "rgb"), rules.get("channels", 3))
         header = image_header(data, pixels)
-        return decode_crop(data, header, eval_crop(header, size, rule=self.rules["eval_crop"]), size, pixels)
+        return decode_crop(data, header, eval_crop(header, shape, rule=rules["eval_crop"]), shape, pixels)
 
 
 mlflow.models.set_model(ServedImages())

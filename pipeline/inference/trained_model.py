@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from datasets.errors import DataError
 from datasets.shards.manifest import DatasetManifest
+from datasets.transforms.shape import image_shape
 from infra.storage.base import Storage
 from model.checks import check_image_size
 from model.config import ModelConfig
@@ -60,7 +62,7 @@ class SavedModel:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 [B, K, ...] for images [B, C, S, S] as they are decoded, on the CPU."""
+        """Return float32 [B, K, ...] for images [B, C, H, W] as they are decoded, on the CPU."""
         inputs = normalized(torch.from_numpy(images), self.trainer_config(), torch.device("cpu"))
         logits: Tensor = self.model(inputs)
         return logits.float().numpy()
@@ -80,7 +82,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         uri: a checkpoint's or a run's folder, local or `s3://`.
         ema: take the moving average, where the run kept one.
         best: take the checkpoint with the run's best metric instead of the newest.
-        image_size: side of the model's input in pixels; 0: that of the evaluations in the checkpoint's stage.
+        image_size: short side of the model's input in pixels; 0: that of the evaluations in the checkpoint's stage.
 
     Raises:
         CheckpointError: there is none, it is corrupt, or this version can't read it.
@@ -103,6 +105,7 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
             pixel_std=config["trainer"]["pixel_std"],
             pixel_type=config["data"].get("pixel_type", "rgb"),
             channels=config["data"].get("channels", 3),
+            aspect_ratio=config["data"].get("aspect_ratio", 1.0),
             channel_mean=tuple(config["trainer"].get("channel_mean", ())),
             channel_std=tuple(config["trainer"].get("channel_std", ())),
         )
@@ -110,7 +113,9 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         raise CheckpointError(
             f"{where} doesn't say {error}: it was made by another version; use that version"
         ) from None
-    check_image_size(model_config, preprocessing.image_size)
+    check_image_size(
+        model_config, preprocessing.image_size, partial(image_shape, aspect_ratio=preprocessing.aspect_ratio)
+    )
     return SavedModel(
         uri=where,
         weights=stored.name,

@@ -95,7 +95,7 @@ def check_run(config: TrainConfig) -> Preflight:
     check_model(config.model)
     _check_optimizer(config.optimizer)
     for size in {size for stage in config.stages for size in stage.image_sizes}:
-        check_image_size(config.model, size)
+        check_image_size(config.model, size, config.data.shape)
     train, val = check_data(
         config.data,
         batch_sizes=[stage.batch_size for stage in config.stages],

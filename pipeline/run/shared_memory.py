@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pipeline.config import TrainConfig
@@ -36,16 +37,16 @@ def _training(config: TrainConfig, ranks: int) -> float:
     sizes = [0.0]
     for stage in config.stages:
         low, high = worker_range(config.workers_of(stage))
-        side = max((stage.image_size, *stage.random_sizes))
+        pixels = math.prod(config.data.shape(max(stage.image_sizes)))
         counts = [count for count in config.possible_workers if low <= count <= high] or [low]
-        sizes += [min(ranks, count) * stage.batch_size / count * side**2 for count in counts]
+        sizes += [min(ranks, count) * stage.batch_size / count * pixels for count in counts]
     return max(sizes)
 
 
 def _evaluation(config: TrainConfig, ranks: int) -> float:
     """Return the pixels of one evaluation batch of each rank."""
     side = max(config.trainer.eval_size(stage) for stage in config.stages)
-    return ranks * config.trainer.eval_batch_size * float(side) ** 2
+    return float(ranks * config.trainer.eval_batch_size * math.prod(config.data.shape(side)))
 
 
 def ranks_of(config: TrainConfig, resources: Mapping[str, float]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from datasets.transforms.shape import format_size
 from pipeline.checkpoint.catalog import CheckpointRow
 from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import DecisionRecord
@@ -14,11 +15,11 @@ from pipeline.schedule.stages import TrainingStage, Workers, worker_range
 from pipeline.training.class_scores import ClassRow
 
 
-def summary(stage: TrainingStage) -> str:
-    """Return one line on a stage."""
+def summary(stage: TrainingStage, aspect_ratio: float) -> str:
+    """Return one line on a stage, of images of this width / height."""
     return (
-        f"{stage.image_size} px, RandAugment {stage.randaugment_magnitude:.3g}, Mixup {stage.mixup_alpha:.3g}, "
-        f"CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
+        f"{format_size(stage.image_size, aspect_ratio)} px, RandAugment {stage.randaugment_magnitude:.3g}, "
+        f"Mixup {stage.mixup_alpha:.3g}, CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
         f"{stage.epochs:g} epochs"
         + (f", {other_sizes(stage)}" if other_sizes(stage) else "")
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
@@ -46,7 +47,8 @@ def describe(config: TrainConfig) -> str:
     """Return Markdown: the model, the data, the stages as a table, and how to resume."""
     others = any(other_sizes(stage) for stage in config.stages)
     rows = [
-        f"| {index} | {stage.image_size} | {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
+        f"| {index} | {format_size(stage.image_size, config.data.aspect_ratio)} "
+        f"| {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
         f"| {stage.cutmix_alpha:.3g} | {stage.dropout:.3g} | {stage.batch_size} | {stage.epochs:g} |"
         + (f" {other_sizes(stage)} |" if others else "")
         for index, stage in enumerate(config.stages, start=1)

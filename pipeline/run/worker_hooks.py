@@ -127,7 +127,7 @@ class TrackingHooks(RankHooks):
         super().__init__(
             config, controller, rank=0, world_size=world_size, heartbeat=heartbeat, report_stages=report_stages
         )
-        self.num_stages = len(config.stages)
+        self.num_stages, self.aspect_ratio = len(config.stages), config.data.aspect_ratio
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
         self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch, node)
         self.tracker.set_tags(tags)
@@ -142,8 +142,9 @@ class TrackingHooks(RankHooks):
         """Tag the stage and keep its first batch as a picture."""
         super().stage_started(span, images)
         number = span.index + 1
-        log.info("stage %d begins: %s", number, summary(span.stage))
-        self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": summary(span.stage)})
+        shown = summary(span.stage, self.aspect_ratio)
+        log.info("stage %d begins: %s", number, shown)
+        self.tracker.set_tags({"stage": f"{number} of {self.num_stages}", f"stage.{number}": shown})
         self.tracker.log_image("samples", grid_png(images), step=span.start)
 
     def logged(self, metrics: dict[str, float], cursor: int) -> None:

@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from datasets.transforms.shape import image_shape
+
 AUTO = 0
 """A stage's batch size that follows the image size."""
 Workers = int | tuple[int, int]
 """A number of workers, or a range of it: (smallest, largest)."""
 
 
-def mean_pixels(image_size: int, random_sizes: Sequence[int], random_size_share: float) -> float:
+def mean_pixels(
+    image_size: int, random_sizes: Sequence[int], random_size_share: float, *, aspect_ratio: float
+) -> float:
     """Return the pixels of a stage's images, in the mean over its steps."""
-    other = sum(size**2 for size in random_sizes) / max(1, len(random_sizes))
-    return (1 - random_size_share) * image_size**2 + random_size_share * other
+    own, *others = (math.prod(image_shape(size, aspect_ratio)) for size in (image_size, *random_sizes))
+    return (1 - random_size_share) * own + random_size_share * (sum(others) / max(1, len(others)))
 
 
 def worker_range(workers: Workers) -> tuple[int, int]:
@@ -34,7 +38,7 @@ class TrainingStage:
     """One step of progressive learning. A frozen value: what changes between stages is in here, all of it."""
 
     image_size: int
-    """Side of the square training crop, in pixels."""
+    """Short side of the training crop, in pixels; `data.aspect_ratio` says how long the other one is. 1: a square."""
     epochs: float
     """Length, in passes over the training data."""
     batch_size: int
@@ -130,10 +134,9 @@ class TrainingStage:
         """All sizes that the stage's steps may have: `image_size` first."""
         return tuple(dict.fromkeys((self.image_size, *self.random_sizes)))
 
-    @property
-    def mean_pixels(self) -> float:
-        """Pixels of an image, in the mean over the steps."""
-        return mean_pixels(self.image_size, self.random_sizes, self.random_size_share)
+    def mean_pixels(self, aspect_ratio: float) -> float:
+        """Return the pixels of an image of this ratio, in the mean over the steps."""
+        return mean_pixels(self.image_size, self.random_sizes, self.random_size_share, aspect_ratio=aspect_ratio)
 
     def workers(self, default: Workers) -> Workers:
         """Return the stage's own number of workers, or the `default` where it names none."""

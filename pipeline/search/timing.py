@@ -59,12 +59,13 @@ def _measured(
     import ray
 
     cluster, stage = config.cluster, config.stages[-1]
+    shape = config.data.shape(stage.image_size)
     workers = max(config.worker_counts)
     batch = min(config.trainer.micro_batch_size or stage.batch_size, max(1, stage.batch_size // workers))
     space, source = distributions(base), random.Random("latency")
     points = [random_point(space, source) for _ in range(checks)]
     measure = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(_measure)
-    work = {"batch_size": batch, "image_size": stage.image_size, "num_classes": num_classes, "repeats": repeats}
+    work = {"batch_size": batch, "image_shape": shape, "num_classes": num_classes, "repeats": repeats}
     candidates = [rows_of(base, point) for point in points]
     threads, precision = cluster.threads_per_worker, config.trainer.precision
     return ray.get(measure.remote(config.model, choices(base), candidates, work, precision, threads))
@@ -74,7 +75,7 @@ def _measure(
     model: ModelConfig,
     every_choice: Sequence[tuple[str, int, int]],
     candidates: Sequence[tuple[Block, ...]],
-    work_values: dict[str, int],
+    work_values: dict[str, Any],
     precision: str,
     threads: int,
 ) -> dict[str, Any]:

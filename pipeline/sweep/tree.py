@@ -105,7 +105,7 @@ def _nodes(
 def stage_costs(config: TrainConfig, samples_per_epoch: int) -> list[float]:
     """Return each stage's images times pixels."""
     spans = TrainingSchedule(config.stages, samples_per_epoch).spans
-    return [(span.stop - span.start) * span.stage.mean_pixels for span in spans]
+    return [(span.stop - span.start) * span.stage.mean_pixels(config.data.aspect_ratio) for span in spans]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int]) -> DistributedDataParallel:
+def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, int, int]) -> DistributedDataParallel:
     """Wrap a model for training over all ranks; its gradient buckets are settled from the first step on.
 
     DDP packs gradients into buckets in the order of the parameters, and repacks them after its first backward pass,
@@ -35,7 +35,7 @@ def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, 
     Args:
         model: the model, on `device`.
         device: where it trains.
-        images: channels and side of images that it takes; the order of gradients doesn't depend on the side.
+        images: channels, height and width of images that it takes; the order of gradients doesn't depend on the sides.
     """
     net = DistributedDataParallel(
         model,
@@ -43,7 +43,7 @@ def data_parallel(model: nn.Module, device: torch.device, *, images: tuple[int, 
         gradient_as_bucket_view=True,
         forward_sync_buffers=False,  # each rank's statistics count: `average_statistics`
     )
-    _settle_buckets(net, torch.zeros(2, images[0], images[1], images[1], device=device))
+    _settle_buckets(net, torch.zeros(2, *images, device=device))
     return net
 
 

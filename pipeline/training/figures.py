@@ -64,20 +64,20 @@ def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: 
     shown = predicted[:SHOWN].to("cpu", torch.uint8).masked_fill(ignored.cpu(), 255).numpy()
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
     masks = truth[:SHOWN].cpu().to(torch.uint8).numpy()
-    size = photographs.shape[1]
-    step, margin = size + GAP, 80
-    sheet = Image.new("RGB", (margin + step * len(photographs), 3 * step + 2 * LINE), _BACKGROUND)
+    height, width = photographs.shape[1:3]
+    down, right, margin = height + GAP, width + GAP, 80
+    sheet = Image.new("RGB", (margin + right * len(photographs), 3 * down + 2 * LINE), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for row, title in enumerate(("image", "truth", "prediction")):
-        draw.text((GAP, row * step + size // 2), title, _TEXT, font)
+        draw.text((GAP, row * down + height // 2), title, _TEXT, font)
     for column in range(len(photographs)):
         cells = as_rgb(photographs[column]), *(coloured_mask(mask[column], len(classes)) for mask in (masks, shown))
         for row, cell in enumerate(cells):
-            sheet.paste(Image.fromarray(cell), (margin + column * step, row * step))
+            sheet.paste(Image.fromarray(cell), (margin + column * right, row * down))
     x = margin
     for name, colour in zip(classes, palette(len(classes)), strict=False):
-        draw.rectangle((x, 3 * step + 4, x + 10, 3 * step + 14), tuple(colour.tolist()))
-        draw.text((x + 14, 3 * step + 2), name, _TEXT, font)
+        draw.rectangle((x, 3 * down + 4, x + 10, 3 * down + 14), tuple(colour.tolist()))
+        draw.text((x + 14, 3 * down + 2), name, _TEXT, font)
         x += 24 + round(draw.textlength(name, font))
     return as_png(sheet)
 
@@ -113,16 +113,15 @@ def multilabelled_images(images: Tensor, truth: Tensor, predicted: Tensor, class
 def _captioned(images: Tensor, captions: Sequence[Sequence[_Line]], *, lines: int) -> bytes:
     """Return the first of the images in a row, with up to `lines` lines of text below each."""
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
-    size = photographs.shape[1]
-    width = max(size, 96) + GAP
-    sheet = Image.new("RGB", (width * len(photographs), size + lines * LINE + GAP), _BACKGROUND)
+    height, width = photographs.shape[1], max(photographs.shape[2], 96) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), height + lines * LINE + GAP), _BACKGROUND)
     font = ImageFont.load_default(11)
     for column, (photograph, caption) in enumerate(zip(photographs, captions, strict=False)):
-        cell = Image.new("RGB", (width - GAP, size + lines * LINE), _BACKGROUND)  # cuts off what is too long
+        cell = Image.new("RGB", (width - GAP, height + lines * LINE), _BACKGROUND)  # cuts off what is too long
         cell.paste(Image.fromarray(as_rgb(photograph)), (0, 0))
         draw = ImageDraw.Draw(cell)
         for row, (text, colour) in enumerate(caption):
-            draw.text((0, size + 2 + row * LINE), text, colour, font)
+            draw.text((0, height + 2 + row * LINE), text, colour, font)
         sheet.paste(cell, (column * width, 0))
     return as_png(sheet)
 
@@ -133,16 +132,16 @@ def valued_images(images: Tensor, truth: Tensor, values: Tensor, names: Sequence
     `truth` and `values` are float [B, N], on the host.
     """
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
-    size, lines = photographs.shape[1], min(len(names), 6)
-    width = max(size, 110) + GAP
-    sheet = Image.new("RGB", (width * len(photographs), size + lines * LINE + GAP), _BACKGROUND)
+    height, lines = photographs.shape[1], min(len(names), 6)
+    width = max(photographs.shape[2], 110) + GAP
+    sheet = Image.new("RGB", (width * len(photographs), height + lines * LINE + GAP), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for column, (photograph, numbers, guesses) in enumerate(zip(photographs, truth, values, strict=False)):
         sheet.paste(Image.fromarray(as_rgb(photograph)), (column * width, 0))
         for row, (name, number, guess) in enumerate(
             zip(names[:lines], numbers.tolist(), guesses.tolist(), strict=False)
         ):
-            place = (column * width, size + 2 + row * LINE)
+            place = (column * width, height + 2 + row * LINE)
             draw.text(place, f"{name[:8]} {number:.4g}, not {guess:.4g}"[:28], _TEXT, font)
     return as_png(sheet)
 

@@ -11,6 +11,7 @@ from datasets.loading.batch import Batch
 from datasets.loading.loader import Batches, build_loader
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.mixing import mix
+from datasets.transforms.shape import Shape
 from datasets.transforms.spectrum import low_frequency, masks_at
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
@@ -56,7 +57,7 @@ def mixed_inputs(
 ) -> tuple[Tensor, Tensor]:
     """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
     if stage.low_frequency_of:
-        batch = _smaller(batch, stage.image_size, device)
+        batch = _smaller(batch, config.data.shape(stage.image_size), device)
     return mix(
         normalized(batch.images, config.trainer, device),
         task.targets(batch, device),
@@ -68,7 +69,7 @@ def mixed_inputs(
     )
 
 
-def _smaller(batch: Batch, size: int, device: torch.device) -> Batch:
-    """Return a batch with the low frequencies of its images on the device, float32 [B, 3, size, size]."""
-    images = low_frequency(batch.images.to(device, non_blocking=True), size)
-    return replace(batch, images=images, masks=None if batch.masks is None else masks_at(batch.masks, size))
+def _smaller(batch: Batch, shape: Shape, device: torch.device) -> Batch:
+    """Return a batch with the low frequencies of its images on the device, float32 [B, 3, H, W] of this shape."""
+    images = low_frequency(batch.images.to(device, non_blocking=True), shape)
+    return replace(batch, images=images, masks=None if batch.masks is None else masks_at(batch.masks, shape))

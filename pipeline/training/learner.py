@@ -159,7 +159,8 @@ class Learner:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         alone = isinstance(self._net, DistributedDataParallel)
         with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            images = torch.zeros(count, self.config.model.in_channels, image_size, image_size, device=self.device)
+            shape = self.config.data.shape(image_size)
+            images = torch.zeros(count, self.config.model.in_channels, *shape, device=self.device)
             with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
                 logits = self._net(images.to(memory_format=torch.channels_last))
             torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
@@ -217,7 +218,7 @@ class Learner:
         )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return net
-        images = (self.config.model.in_channels, self.config.stages[0].image_size)
+        images = (self.config.model.in_channels, *self.config.data.shape(self.config.stages[0].image_size))
         return data_parallel(net, self.device, images=images)
 
 

@@ -70,7 +70,10 @@ MARGIN = 0.85
 
 
 def stage_limits(stages: Sequence[TrainingStage], fits_last: int) -> list[int]:
-    """Return the most samples of a pass for each stage, when `fits_last` samples of the last stage fit."""
+    """Return the most samples of a pass for each stage, when `fits_last` samples of the last stage fit.
+
+    Images that aren't square have more pixels than their size squared, in all stages by the same factor.
+    """
     pixels = [max(stage.image_sizes) ** 2 for stage in stages]
     return [max(fits_last, math.floor(MARGIN * fits_last * pixels[-1] / count)) for count in pixels]
 

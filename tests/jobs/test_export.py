@@ -408,7 +408,7 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
 @pytest.mark.parametrize("bands", [False, True])
 def test_a_model_of_images_names_every_package_that_its_script_imports(bands: bool, tmp_path: Path) -> None:
     registration = Registration(
-        name="m", alias="", tags={}, image_size=32, num_outputs=2, step=0, dtype="float32" if bands else "uint8",
+        name="m", alias="", tags={}, image_shape=(32, 32), num_outputs=2, step=0, dtype="float32" if bands else "uint8",
         channels=5 if bands else 3, bands=bands, dense=False, labels="one", serves=SERVED, code=(DECODER,),
     )  # fmt: skip
     required = set(image_options(tmp_path / "m.onnx", registration, tmp_path)["pip_requirements"])

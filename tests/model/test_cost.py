@@ -26,6 +26,7 @@ def test_a_convolution_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)).train()
     assert count_parameters(net) == 3 * 8 * 9 + 16
     assert count_multiply_adds(net, 32) == 16 * 16 * 8 * 27
+    assert count_multiply_adds(net, (32, 48)) == 16 * 24 * 8 * 27
     assert count_multiply_adds(net, 32, elementwise=True) == 16 * 16 * 8 * 27 + 16 * 16 * 8
     assert net.training
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,19 @@ def test_image_sizes_that_cannot_work_are_refused_with_the_nearest() -> None:
         check_image_size(ModelConfig(name="efficientnet_v2_s"), 31)
 
 
+def at_ratio(ratio: float) -> Callable[[int], tuple[int, int]]:
+    return lambda size: (size, round(size * ratio))
+
+
+def test_of_images_that_are_not_square_both_sides_must_fit() -> None:
+    for name, size, ratio in (("efficientnet_v2_s", 185, 1.5), ("swin_t", 192, 4 / 3), ("resnet50", 33, 4.0)):
+        check_image_size(ModelConfig(name=name), size, at_ratio(ratio))
+    with pytest.raises(ValueError, match=r"^image_size=224 is 299x224 px: swin_t needs .*; nearest: 192 and 288$"):
+        check_image_size(ModelConfig(name="swin_t"), 224, at_ratio(4 / 3))
+    with pytest.raises(ValueError, match=r"nearest: none at this data\.aspect_ratio$"):
+        check_image_size(ModelConfig(name="swin_t"), 224, lambda size: (size, size + 1))
+
+
 def test_check_model_refuses_what_build_model_would() -> None:
     check_model(ModelConfig(name="efficientnet_b7"))
     with pytest.raises(ValueError, match="no such model"):
@@ -128,3 +143,8 @@ def test_a_timm_model_that_refuses_a_size_has_its_nearest_named() -> None:
     check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 160)
     with pytest.raises(ValueError, match="nearest: 160 and 176"):
         check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 171)
+    check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 96, at_ratio(4 / 3))
+    with pytest.raises(ValueError, match=r"image_size=112 is 149x112 px: .* does not take it; nearest: 96 and 144"):
+        check_image_size(ModelConfig(name="timm/vit_tiny_patch16_224", stochastic_depth=0), 112, at_ratio(4 / 3))
+    with pytest.raises(ValueError, match=r"nearest: none at this data\.aspect_ratio"):  # its windows are of one size
+        check_image_size(ModelConfig(name="timm/swin_tiny_patch4_window7_224"), 224, at_ratio(4 / 3))

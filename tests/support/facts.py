@@ -15,6 +15,7 @@ FACTS = st.builds(
     samples=st.integers(24, 5_000_000),
     classes=st.integers(1, 20_000),
     short_side=st.integers(1, 6000),
+    aspect_ratio=st.one_of(st.just(1.0), st.floats(0.1, 10)),
     cpus=st.integers(1, 256),
     gpus=st.integers(0, 64),
     gpu_memory=st.floats(4, 200),

@@ -106,11 +106,11 @@ def test_masks_are_resized_by_nearest_neighbour() -> None:
         top, left, height, width = box
         crop = torch.from_numpy(mask[top : top + height, left : left + width].copy())[None, None]
         expected = torch.nn.functional.interpolate(crop, (size, size), mode="nearest-exact")[0, 0].numpy()
-        assert np.array_equal(decode_mask(png(mask), header, box, size), expected)
+        assert np.array_equal(decode_mask(png(mask), header, box, (size, size)), expected)
     with pytest.raises(ValueError, match=r"the mask has 60x39 pixels, its image 60x40"):
-        decode_mask(png(mask[:39]), header, (0, 0, 40, 60), 16)
+        decode_mask(png(mask[:39]), header, (0, 0, 40, 60), (16, 16))
     with pytest.raises(ValueError, match=r"of mode RGB; it must be grey"):
-        decode_mask(png(np.zeros((40, 60, 3), dtype=np.uint8)), header, (0, 0, 40, 60), 16)
+        decode_mask(png(np.zeros((40, 60, 3), dtype=np.uint8)), header, (0, 0, 40, 60), (16, 16))
 
 
 def test_masks_missing_or_unknown_are_refused(folder: Path, tmp_path: Path, config: DataConfig) -> None:

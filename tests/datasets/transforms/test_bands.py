@@ -173,10 +173,10 @@ def test_a_crop_is_the_values_and_a_smaller_one_their_means() -> None:
     values = np.random.default_rng(3).integers(0, 60000, (48, 64, 5), dtype=np.uint16)
     pixels = PixelFormat("uint16", 5)
     header = image_header(npy(values), pixels, max_pixels=MAX_PIXELS)
-    same_size = decode_crop(npy(values), header, (3, 4, 32, 32), 32, pixels)
+    same_size = decode_crop(npy(values), header, (3, 4, 32, 32), (32, 32), pixels)
     assert same_size.dtype == np.float32
     assert np.array_equal(same_size, values[3:35, 4:36])
-    small = decode_crop(tiff(values), header, eval_crop(header, 24, rule="whole"), 24, pixels)
+    small = decode_crop(tiff(values), header, eval_crop(header, (24, 24), rule="whole"), (24, 24), pixels)
     assert small.shape == (24, 24, 5)
     assert np.allclose(small.mean((0, 1)), values.mean((0, 1)), rtol=0.02)
     whole = decode_whole(npy(values), pixels)

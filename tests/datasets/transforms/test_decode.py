@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from datasets.transforms import decode
 from datasets.transforms.decode import (
@@ -20,6 +22,7 @@ from datasets.transforms.decode import (
     read_header,
 )
 from datasets.transforms.randomness import Purpose, sample_generator
+from datasets.transforms.shape import image_shape
 from tests.support.shards import image_of
 
 
@@ -39,7 +42,7 @@ def draws(index: int) -> list[float]:
 
 def whole(data: bytes, size: int) -> np.ndarray:
     header = read_header(data)
-    return decode_crop(data, header, (0, 0, header.height, header.width), size)
+    return decode_crop(data, header, (0, 0, header.height, header.width), (size, size))
 
 
 FORMATS: dict[str, Callable[[np.ndarray], bytes]] = {
@@ -73,14 +76,14 @@ def test_the_crop_is_the_part_that_was_asked_for() -> None:
     pixels = np.zeros((100, 100, 3), dtype=np.uint8)
     pixels[20:60, 30:70] = 250
     data = encoded(pixels, "PNG")
-    assert decode_crop(data, read_header(data), (20, 30, 40, 40), 16).min() == 250
-    assert decode_crop(data, read_header(data), (60, 0, 40, 30), 16).max() == 0
+    assert decode_crop(data, read_header(data), (20, 30, 40, 40), (16, 16)).min() == 250
+    assert decode_crop(data, read_header(data), (60, 0, 40, 30), (16, 16)).max() == 0
 
 
 def test_resizing_is_torchs_antialiased_bilinear() -> None:
     pixels = photo(90, 120)
     data = encoded(pixels, "PNG")
-    got = decode_crop(data, read_header(data), (5, 10, 70, 90), 48)
+    got = decode_crop(data, read_header(data), (5, 10, 70, 90), (48, 48))
     crop = torch.from_numpy(pixels[5:75, 10:100].copy()).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(crop, (48, 48), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
     assert np.array_equal(got, expected.numpy())
@@ -90,17 +93,17 @@ def test_scaled_decode_only_where_the_crop_stays_twice_the_target(monkeypatch: p
     sizes: list[tuple[int, int]] = []
     real = decode.resize
 
-    def spy(pixels: np.ndarray, size: int) -> np.ndarray:
+    def spy(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         sizes.append(pixels.shape[:2])
-        return real(pixels, size)
+        return real(pixels, shape)
 
     monkeypatch.setattr(decode, "resize", spy)
     pixels = photo(600, 800)
     data = simplejpeg.encode_jpeg(pixels, quality=98)
     header = read_header(data)
-    full = decode_crop(data, header, (0, 0, 600, 800), 160)
-    small = decode_crop(data, header, (0, 0, 600, 800), 64)
-    decode_crop(data, header, (0, 0, 127, 127), 64)
+    full = decode_crop(data, header, (0, 0, 600, 800), (160, 160))
+    small = decode_crop(data, header, (0, 0, 600, 800), (64, 64))
+    decode_crop(data, header, (0, 0, 127, 127), (64, 64))
     assert sizes == [(600, 800), (150, 200), (127, 127)]
     for got, size in ((full, 160), (small, 64)):
         expected = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR), dtype=int)
@@ -110,7 +113,7 @@ def test_scaled_decode_only_where_the_crop_stays_twice_the_target(monkeypatch: p
 def test_a_scaled_crop_lies_where_the_full_one_does() -> None:
     pixels = photo(640, 960)
     data = simplejpeg.encode_jpeg(pixels, quality=98)
-    got = decode_crop(data, read_header(data), (100, 300, 400, 500), 40)
+    got = decode_crop(data, read_header(data), (100, 300, 400, 500), (40, 40))
     expected = Image.fromarray(pixels).crop((300, 100, 800, 500)).resize((40, 40), Image.Resampling.BILINEAR)
     assert np.abs(got.astype(int) - np.asarray(expected, dtype=int)).mean() < 3
 
@@ -138,7 +141,7 @@ def test_rows_below_the_crop_are_not_decoded_and_change_nothing(subsampling: str
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95, **colors)
     header, all_rows = read_header(data), simplejpeg.decode_jpeg(data)
     for bottom in range(1, 301, 7):
-        rows = _decode_jpeg(data, header, (0, 0, bottom, 200), 128)
+        rows = _decode_jpeg(data, header, (0, 0, bottom, 200), (128, 128))
         assert len(rows) <= max(bottom + 33, 32)
         assert np.array_equal(rows[:bottom], all_rows[:bottom])
 
@@ -149,10 +152,11 @@ def test_damage_above_the_crops_end_is_found_and_bytes_too_many_do_no_harm() -> 
     ended = data[:middle] + b"\xff\xd9" + data[middle:]
     for damaged in (data[:middle], ended):
         with pytest.raises(ValueError, match=r"."):
-            decode_crop(damaged, header, (0, 0, 350, 350), 128)
+            decode_crop(damaged, header, (0, 0, 350, 350), (128, 128))
     extra = data[:-2] + bytes(50) + data[-2:]
     assert np.array_equal(
-        decode_crop(extra, header, (0, 0, 400, 400), 128), decode_crop(data, header, (0, 0, 400, 400), 128)
+        decode_crop(extra, header, (0, 0, 400, 400), (128, 128)),
+        decode_crop(data, header, (0, 0, 400, 400), (128, 128)),
     )
 
 
@@ -174,6 +178,45 @@ def test_an_image_that_no_crop_fits_is_cropped_centrally() -> None:
     assert box == (0, 386, 20, 27)
 
 
+SIDES = st.integers(1, 500)
+
+
+@given(SIDES, SIDES, st.integers(8, 400), st.floats(0.2, 5))
+def test_the_evaluations_crop_has_the_inputs_shape(height: int, width: int, size: int, ratio: float) -> None:
+    rows, columns = shape = image_shape(size, ratio)
+    top, left, h, w = eval_crop(Header(height, width, True), shape, rule="central")
+    assert (top, left) == ((height - h) // 2, (width - w) // 2)
+    # The largest part of the shape, made smaller, with the shape's ratio up to whole pixels.
+    share = size / (size + 32)
+    scale = min(height / rows, width / columns) * share
+    for side, full, whole in ((h, rows, height), (w, columns, width)):
+        assert 1 <= side <= whole
+        assert side == 1 or scale * full - 1 - 1e-6 <= side <= scale * full + 1e-6
+
+
+@given(SIDES, SIDES, st.integers(8, 400))
+def test_of_a_square_it_is_a_share_of_the_short_side(height: int, width: int, size: int) -> None:
+    side = max(1, int(size / (size + 32) * min(height, width)))
+    box = eval_crop(Header(height, width, True), (size, size), rule="central")
+    assert box == ((height - side) // 2, (width - side) // 2, side, side)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_turned_image_becomes_the_same_shape_as_an_upright_one(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(photo(90, 150)).save(stream, kind, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(stream))
+    header = read_header(stream.getvalue())
+    box = (10, 20, 60, 50)
+    got = decode_crop(stream.getvalue(), header, box, (24, 40))
+    assert got.shape == (24, 40, 3)
+    expected = decode_crop(encoded(np.array(shown), "PNG"), Header(shown.height, shown.width, False), box, (24, 40))
+    assert np.abs(got.astype(int) - expected).max() <= 2  # resized before it is turned, so rounded otherwise
+
+
 @pytest.mark.parametrize(
     ("rule", "size", "box"),
     [
@@ -187,4 +230,4 @@ def test_an_image_that_no_crop_fits_is_cropped_centrally() -> None:
 def test_evaluation_looks_at_the_centre_of_small_images_and_all_of_large_ones(
     rule: str, size: int, box: tuple[int, int, int, int]
 ) -> None:
-    assert eval_crop(Header(200, 400, True), size, rule=rule) == box
+    assert eval_crop(Header(200, 400, True), (size, size), rule=rule) == box

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.config import check_divisibility
+from jobs.common.measured_facts import common_ratio
 from jobs.recipes.generic import GENERIC, chosen_values, rules_of
 from jobs.recipes.rules import CPU_SIZE, EPOCHS, Facts
 from model.checks import check_image_size, check_model
@@ -34,7 +35,8 @@ def test_every_fact_gives_a_run_that_can_start(recipe: str, facts: Facts, weight
     sizes = [stage.image_size for stage in config.stages]
     assert sizes == sorted(set(sizes))
     for size in sizes:
-        check_image_size(config.model, size)
+        check_image_size(config.model, size, config.data.shape)
+    assert config.data.aspect_ratio == facts.aspect_ratio
     assert config.data.num_lanes <= 2 * facts.samples
     for stage in config.stages:
         assert stage.batch_size >= 2 * config.data.num_lanes  # Mixup pairs samples of a lane
@@ -76,16 +78,45 @@ def test_more_images_are_never_a_smaller_batch_nor_larger_pictures(
     assert many.stages[-1].image_size <= few.stages[-1].image_size
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.75, 4.0])
 @pytest.mark.parametrize(("recipe", "weights"), EVERY)
-def test_a_run_on_cpus_is_no_longer_than_its_budget_unless_there_are_many_images(recipe: str, weights: str) -> None:
+def test_a_run_on_cpus_is_no_longer_than_its_budget_unless_there_are_many_images(
+    recipe: str, weights: str, ratio: float
+) -> None:
     for samples in (30, 300, 3000, 300_000):
-        facts = Facts(samples=samples, short_side=400)
+        facts = Facts(samples=samples, short_side=400, aspect_ratio=ratio)
         rules = rules_of(recipe, facts, weights)
         pixels = rules.epochs.value * rules.sizes.value.mean_pixels * samples
         fewest, most = EPOCHS[rules.masks, bool(rules.weights)]
         assert fewest <= rules.epochs.value <= most
         assert pixels <= 1.5 * rules.budget or rules.epochs.value == fewest
-        assert rules.sizes.value.last >= CPU_SIZE
+        assert rules.sizes.value.last >= (CPU_SIZE if ratio < 2 else 96 if rules.masks or weights else 64)
+
+
+@settings(deadline=None)
+@given(RECIPES, FACTS, WEIGHTS)
+def test_long_images_have_no_more_pixels_than_photographs_of_the_size_limit(
+    recipe: str, facts: Facts, weights: str
+) -> None:
+    rules, last = rules_of(recipe, facts, weights), GENERIC[recipe](facts, weights=weights).stages[-1]
+    limit = rules_of(recipe, replace(facts, aspect_ratio=1.0, short_side=6000), weights).sizes.value.last
+    least = 96 if rules.masks or rules.weights else 32
+    assert last.mean_pixels(facts.aspect_ratio) <= 1.12 * 4 / 3 * limit**2 or last.image_size <= least
+
+
+@pytest.mark.parametrize(
+    ("shapes", "ratio"),
+    [
+        ([(360, 480)] * 48, 1.333),
+        ([(360, 480)] * 44 + [(480, 360)] * 4, 1.333),
+        ([(360, 480)] * 40 + [(480, 360)] * 8, 1.0),  # photographs, some of them high
+        ([(842, 595), (1684, 1190), (1000, 700)], 0.707),
+        ([(100, 110)] * 48, 1.0),
+        ([(256, 256)], 1.0),
+    ],
+)
+def test_images_that_agree_on_a_shape_keep_it(shapes: list[tuple[int, int]], ratio: float) -> None:
+    assert common_ratio(shapes) == ratio
 
 
 @pytest.mark.parametrize("name", ["samples", "classes", "short_side", "cpus", "gpus", "gpu_memory"])

@@ -157,7 +157,7 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
     )
     off = dict.fromkeys(REGULARIZATION, 0.0)
     stages = [{"image_size": 10, **off}, {"image_size": 20, **off, "randaugment_magnitude": 9.0}]
-    metadata = RunMetadata(config={"stages": stages}, machine="m")
+    metadata = RunMetadata(config={"stages": stages, "data": {}}, machine="m")
     about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f", "samples_per_epoch": 50}
     found = history_of(state, metadata, "val/accuracy", **about)
     assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)

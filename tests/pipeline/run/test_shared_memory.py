@@ -26,7 +26,7 @@ from tests.support.bands import write_band_shards, write_masked_band_shards
 from tests.support.shards import write_mask_shards, write_shards
 
 
-def imagenet(workers: int | tuple[int, int], **data: int) -> TrainConfig:
+def imagenet(workers: int | tuple[int, int], **data: float) -> TrainConfig:
     config = efficientnetv2_s_paper()
     cluster = replace(config.cluster, num_workers=workers, gpus_per_worker=1, cpus_per_worker=10)
     return replace(config, cluster=cluster, data=replace(config.data, **data))
@@ -36,6 +36,10 @@ def test_the_rule_of_the_documentation() -> None:
     config = imagenet(32, loader_workers=9)
     training, evaluation = 4096 / 32 * 3 * 300**2, 64 * 3 * 384**2
     assert shared_memory_bytes(config, 4) == pytest.approx(MARGIN * (9 * 3 + 1) * 4 * (training + evaluation))
+
+
+def test_longer_images_take_as_much_more() -> None:
+    assert shared_memory_bytes(imagenet(32, aspect_ratio=2.0), 4) == 2 * shared_memory_bytes(imagenet(32), 4)
 
 
 @pytest.mark.parametrize(("kind", "channels", "more"), [("uint8", 3, 4), ("uint16", 2, 8 / 3), ("float32", 12, 16)])

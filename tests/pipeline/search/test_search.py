@@ -110,7 +110,7 @@ def test_the_table_says_the_bases_own_time_exactly_and_adds_up_blocks() -> None:
     base = BASE[:2]
     config = ModelConfig(name="efficientnet_v2_tiny", rows=base)
     every = [("Fused-MBConv", 3, 1), ("Fused-MBConv", 3, 4)]
-    table = measure_table(config, every, Workload(batch_size=2, image_size=32, num_classes=3, repeats=1))
+    table = measure_table(config, every, Workload(batch_size=2, image_shape=(32, 32), num_classes=3, repeats=1))
     assert set(table.blocks) == {(row, *choice, first) for row in (0, 1) for choice in every for first in (True, False)}
     deeper = (base[0], replace(base[1], layers=4))
     extra = 2 * table.blocks[1, "Fused-MBConv", 3, 4, False]

@@ -54,7 +54,7 @@ def test_settling_leaves_no_trace(tmp_path: Path) -> None:
     try:
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        parallel.data_parallel(model, torch.device("cpu"), images=(3, 8))
+        parallel.data_parallel(model, torch.device("cpu"), images=(3, 8, 8))
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert all(parameter.grad is None for parameter in model.parameters())
     finally:
@@ -69,7 +69,7 @@ def _plain_and_lean() -> list[dict[str, Tensor | None]]:
         model = build_model(ModelConfig(name="efficientnet_v2_tiny", stochastic_depth=0.3), num_classes=4).train()
         if lean:
             checkpoint_blocks(model)
-        net = parallel.data_parallel(model, torch.device("cpu"), images=(3, 32))
+        net = parallel.data_parallel(model, torch.device("cpu"), images=(3, 32, 32))
         torch.manual_seed(dist.get_rank())
         net(torch.randn(4, 3, 32, 32)).square().mean().backward()
         gradients = {name: weight.grad for name, weight in model.named_parameters()}

@@ -19,7 +19,7 @@ from tests.support.recorders import Recorder
 from tests.support.shards import write_mask_shards
 from tests.support.trainers import assert_same_weights, make_trainer
 
-OPTIONS = ("low frequencies", "alternating flips", "random sizes", "google")
+OPTIONS = ("low frequencies", "alternating flips", "random sizes", "google", "not square")
 
 
 def with_option(config: TrainConfig, option: str) -> TrainConfig:
@@ -31,6 +31,7 @@ def with_option(config: TrainConfig, option: str) -> TrainConfig:
     data = {
         "alternating flips": replace(config.data, flip_order="alternating"),
         "google": replace(config.data, randaugment_policy="google"),
+        "not square": replace(config.data, aspect_ratio=1.4),
     }
     return replace(config, stages=stages.get(option, config.stages), data=data.get(option, config.data))
 
@@ -79,8 +80,9 @@ def test_two_ranks_see_what_one_sees(make_config: MakeConfig, option: str, index
     for (images, targets), (theirs, their_targets) in zip(alone, together, strict=True):
         assert torch.equal(images, theirs)
         assert torch.equal(targets, their_targets)
-    sizes = {images.shape[-1] for images, _ in alone}
-    assert sizes == ({32, 40, 48} if option == "random sizes" and index == 1 else {config.stages[index].image_size})
+    shapes = {tuple(images.shape[-2:]) for images, _ in alone}
+    sizes = {32, 40, 48} if option == "random sizes" and index == 1 else {config.stages[index].image_size}
+    assert shapes == {(size, round(1.4 * size) if option == "not square" else size) for size in sizes}
 
 
 def test_low_frequencies_are_normalized_images_of_the_same_crops(make_config: MakeConfig) -> None:
@@ -94,14 +96,15 @@ def test_low_frequencies_are_normalized_images_of_the_same_crops(make_config: Ma
         assert small.abs().max() <= 1
 
 
-def test_masks_follow_low_frequencies(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ratio", [1.0, 0.7])
+def test_masks_follow_low_frequencies(make_config: MakeConfig, tmp_path: Path, ratio: float) -> None:
     base, masked_folder = make_config(), write_mask_shards(tmp_path / "masks", [250])
     config = replace(
         base,
-        data=replace(base.data, train=str(masked_folder), val=str(masked_folder)),
+        data=replace(base.data, train=str(masked_folder), val=str(masked_folder), aspect_ratio=ratio),
         task=SegmentationConfig(),
         model=replace(base.model, name="unet_efficientnet_v2_tiny"),
     )
     stage = replace(config.stages[0], low_frequency_of=48, mixup_alpha=0.0, randaugment_magnitude=0.0)
     for images, targets in inputs(config, stage, world_size=1):
-        assert images.shape[-2:] == targets.shape[-2:] == (32, 32)
+        assert images.shape[-2:] == targets.shape[-2:] == (round(32 / ratio), 32)
