@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +28,7 @@ from pipeline.run.preflight import with_numbers
 from pipeline.run.provenance import config_values, differences
 from pipeline.run.summary import other_sizes
 from pipeline.schedule.schedule import TrainingSchedule
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.stages import TrainingStage, mean_pixels
 from pipeline.training.learning_rate import stage_learning_rate
 
 
@@ -64,7 +63,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "megapixels": round(samples * span.stage.mean_pixels(config.data.aspect_ratio) / 1e6),
             }
         )
-    fixed = total * math.prod(config.data.shape(config.stages[-1].image_size)) / 1e6
+    fixed = total * mean_pixels(config.stages[-1].image_size, (), 0.0, aspect_ratio=config.data.aspect_ratio) / 1e6
     totals = {
         "steps": sum(row["steps"] for row in rows),
         "samples": total,

@@ -19,8 +19,8 @@ def summary(stage: TrainingStage, aspect_ratio: float) -> str:
     """Return one line on a stage, of images of this width / height."""
     return (
         f"{format_size(stage.image_size, aspect_ratio)} px, RandAugment {stage.randaugment_magnitude:.3g}, "
-        f"Mixup {stage.mixup_alpha:.3g}, CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, batch {stage.batch_size}, "
-        f"{stage.epochs:g} epochs"
+        f"Mixup {stage.mixup_alpha:.3g}, CutMix {stage.cutmix_alpha:.3g}, dropout {stage.dropout:.3g}, "
+        f"batch {stage.batch_size}, {stage.epochs:g} epochs"
         + (f", {other_sizes(stage)}" if other_sizes(stage) else "")
         + (f", crops of {stage.crop_area[0]:g} to {stage.crop_area[1]:g} of the area" if stage.crop_area else "")
         + (", classifier and norms alone (FixRes)" if stage.fixres else "")

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from datasets.transforms.shape import image_shape
-
 AUTO = 0
 """A stage's batch size that follows the image size."""
 Workers = int | tuple[int, int]
@@ -23,9 +21,10 @@ Workers = int | tuple[int, int]
 def mean_pixels(
     image_size: int, random_sizes: Sequence[int], random_size_share: float, *, aspect_ratio: float
 ) -> float:
-    """Return the pixels of a stage's images, in the mean over its steps."""
-    own, *others = (math.prod(image_shape(size, aspect_ratio)) for size in (image_size, *random_sizes))
-    return (1 - random_size_share) * own + random_size_share * (sum(others) / max(1, len(others)))
+    """Return the pixels of a stage's images, in the mean over its steps; long sides count without their rounding."""
+    other = sum(size**2 for size in random_sizes) / max(1, len(random_sizes))
+    squares = (1 - random_size_share) * image_size**2 + random_size_share * other
+    return max(aspect_ratio, 1 / aspect_ratio) * squares
 
 
 def worker_range(workers: Workers) -> tuple[int, int]:

@@ -233,7 +233,7 @@ def test_images_are_seen_as_their_exif_orientation_shows_them(orientation: int, 
     header = read_header(data)
     assert (header.height, header.width) == shown.shape[:2]
     assert header.is_plain_jpeg == (kind == "JPEG")
-    got = decode_crop(data, header, (5, 10, 36, 36), 36).astype(int)
+    got = decode_crop(data, header, (5, 10, 36, 36), (36, 36)).astype(int)
     assert np.abs(got - shown[5:41, 10:46]).mean() < 1
 
 
@@ -241,12 +241,12 @@ def test_sixteen_bits_and_transparency() -> None:
     deep = Image.fromarray((image_of(1, 4)[..., 0].astype(np.uint16) << 8) + 77)
     stream = io.BytesIO()
     deep.save(stream, "PNG")
-    got = decode_crop(stream.getvalue(), read_header(stream.getvalue()), (0, 0, 48, 48), 48)
+    got = decode_crop(stream.getvalue(), read_header(stream.getvalue()), (0, 0, 48, 48), (48, 48))
     assert np.array_equal(got[..., 1], image_of(1, 4)[:, :48, 0])
     alpha = np.dstack([image_of(1, 4), np.full((48, 64), 255, dtype=np.uint8)])
     alpha[:, :32, 3] = 0
     data = png(alpha)
-    got = decode_crop(data, read_header(data), (0, 0, 48, 64), 48)
+    got = decode_crop(data, read_header(data), (0, 0, 48, 64), (48, 48))
     assert (got[:, :20] == 255).all()
     assert not (got[:, 30:] == 255).all()
 

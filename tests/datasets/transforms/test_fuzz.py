@@ -49,7 +49,7 @@ def mutated(random: Random) -> bytes:
 
 def outcome(data: bytes, header: Header, box: tuple[int, int, int, int], size: int) -> np.ndarray | None:
     try:
-        return decode_crop(data, header, box, size)
+        return decode_crop(data, header, box, (size, size))
     except ValueError:
         return None
 
@@ -77,7 +77,7 @@ def check(data: bytes, random: Random) -> str:
     _check_crop(data, header, whole, random)
     _check_copy(data, header, whole)
     with contextlib.suppress(ValueError):
-        decode_mask(data, header, full, 8)
+        decode_mask(data, header, full, (8, 8))
     return "damaged" if whole is None else "shown"
 
 

@@ -44,7 +44,7 @@ def test_any_crop_is_cut_from_the_pixels_of_the_whole(name: str) -> None:
     image = ODD[name]
     header, pixels = read_header(image.data), decode_rgb(image.data)
     for top, left in ((0, 0), (7, 3), (8, 24), (3, 11)):
-        crop = decode_crop(image.data, header, (top, left, 16, 16), 16)
+        crop = decode_crop(image.data, header, (top, left, 16, 16), (16, 16))
         assert np.array_equal(crop, pixels[top : top + 16, left : left + 16])
 
 
