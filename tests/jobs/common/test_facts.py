@@ -315,7 +315,7 @@ def test_data_that_are_too_few_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ("cpu=3", "^--facts has 'cpu=3': it is NAME=VALUE,... of samples, classes, short-side, cpus"),
+        ("cpu=3", "^--facts has 'cpu=3': it is NAME=VALUE,... of samples, classes, short-side, aspect-ratio, cpus"),
         ("cpus", "^--facts has 'cpus': '' is not a number"),
         ("cpus=many", "'many' is not a number"),
         ("cpus=0", "^--facts: cpus is 0: it must be at least 1"),

@@ -43,12 +43,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     config = small_config(
         folder / "data",
         str(folder / "runs"),
-        stages=ramp(epochs=4, batch_size=12, num_stages=2, image_size=(24, 32), cutmix_alpha=(0, 0.5)),
+        stages=ramp(epochs=8, batch_size=24, num_stages=2, image_size=(24, 32), cutmix_alpha=(0, 0.5)),
         model=ModelConfig(name="unet_efficientnet_v2_tiny", stochastic_depth=0.0, norm_momentum=0.1),
         task=SegmentationConfig(),
-        checkpoint=CheckpointConfig(every_epochs=4, every_s=0, best_metric="val/miou"),
+        checkpoint=CheckpointConfig(every_epochs=8, every_s=0, best_metric="val/miou"),
         optimizer=OptimizerConfig(optimizer="adamw", lr=4e-3, warmup_epochs=1, ema_decay=0.8),
-        trainer=TrainerConfig(eval_batch_size=16, eval_every_epochs=2),
+        trainer=TrainerConfig(eval_batch_size=16, eval_every_epochs=4),
     )
     data = replace(config.data, aspect_ratio=RATIO, crop_area=(0.5, 1.0), eval_crop="whole")
     train_here(replace(config, data=data))
