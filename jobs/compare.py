@@ -186,9 +186,9 @@ class _Compare:
             self.storage.write(f"report/{name}", content)
             tracker.log_artifact_bytes(f"report/{name}", content)
         tracker.flush(30)  # else it may not know yet what an earlier report of this comparison has logged
-        step = tracker.last_step("score/") + 1
-        for variant, one in found.figures.items():
-            name = variant.replace(",", "")
+        named = {variant.replace(",", ""): one for variant, one in found.figures.items()}
+        step = tracker.last_step(f"score/{name}" for name in named) + 1
+        for name, one in named.items():
             tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=step)
         if self.options.out:
             for name, content in files.items():

@@ -75,6 +75,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        self._sizes: dict[str, int] = {}
         with self._explained(0):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -98,7 +99,20 @@ class ShardCache:
 
     def used_bytes(self) -> int:
         """Size of everything in the cache, what is on its way included."""
-        return sum(status.st_size for _, status in self._files(".tar", PART))
+        known, sizes, parts = self._sizes, {}, 0
+        for name in os.listdir(self.folder):  # noqa: PTH208  (once a download, of thousands of names)
+            if name.endswith(".tar"):  # whole, and so of the size that it had before
+                sizes[name] = known[name] if name in known else self._size(name)
+            elif name.endswith(PART):
+                parts += self._size(name)
+        self._sizes = sizes
+        return sum(sizes.values()) + parts
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def fetch(self, shard: ShardInfo, *, next_use: int = NOW, uses: Uses = dict) -> Fetched:
         """Download a shard unless it is there or on its way; evicts those that are used last.
@@ -162,8 +176,7 @@ class ShardCache:
                 return Fetched.ELSEWHERE
             if self.find(shard) is not None:
                 return Fetched.PRESENT
-            self._drop_dead_parts()
-            if any(self.folder.glob(f"{shard_key(shard)}.*{PART}")):
+            if any(name.startswith(f"{shard_key(shard)}.") for name in self._living_parts()):
                 return Fetched.ELSEWHERE
             if not self._make_room(shard.stored_bytes, next_use, uses):
                 return Fetched.NO_ROOM
@@ -210,12 +223,24 @@ class ShardCache:
         folder = self.folder.stat()
         return not folder.st_mode & stat.S_ISVTX or os.geteuid() in (0, status.st_uid, folder.st_uid)
 
-    def _drop_dead_parts(self) -> None:
-        """Remove what killed processes left. Under the folder's lock: a part that is locked by nobody stays so."""
+    def _living_parts(self) -> list[str]:
+        """Return the names of what is on its way, and remove what killed processes left.
+
+        Under the folder's lock: a part that is locked by nobody stays so.
+        """
+        living = []
         for path, _ in self._files(PART):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if lock_within(file.fileno(), 0.0):
-                    path.unlink(missing_ok=True)
+            try:
+                with path.open("rb") as file:
+                    if not lock_within(file.fileno(), 0.0):
+                        living.append(path.name)
+                        continue
+                path.unlink()
+            except FileNotFoundError:  # whole by now
+                continue
+            except OSError:  # another user's
+                living.append(path.name)
+        return living
 
     def _files(self, *suffixes: str) -> list[tuple[Path, os.stat_result]]:
         """Return the cache's files, with size and time of the last use in their status."""

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
-from infra.storage.base import MissingKeyError, Storage
+from infra.storage.base import Data, MissingKeyError, Storage
 from infra.storage.buffers import SeekableReader
 from infra.storage.local import LocalStorage
 
@@ -71,14 +71,14 @@ def read_file(url: str) -> bytes:
         raise FileNotFoundError(str(error)) from None
 
 
-def write_file(url: str, data: bytes) -> None:
-    """Write a file, whole or not at all.
+def write_file(url: str, *data: Data) -> None:
+    """Write a file of one or more buffers, whole or not at all; none of them is copied whole.
 
     Raises:
         DataError: it can't be written.
     """
     with _storage_of(url) as (storage, key):
-        storage.write(key, data)
+        storage.write(key, *data)
 
 
 def tag_of(url: str) -> str:

@@ -144,7 +144,7 @@ def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
             raise DataError(f"{file.url}: {len(rows)} samples, its original has {shard.samples}; remove the copy")
         rows["label"] = index.of(shard)["label"]
     source = {"short_side": side, "copy_of": manifest.fingerprint}
-    copy, index_of_copy = describe(
+    copy = describe(
         files,
         parts,
         classes=manifest.classes,
@@ -154,7 +154,7 @@ def _index_copy(target: str, side: int, manifest: DatasetManifest) -> None:
         targets=manifest.targets,
     )
     shards = [replace(new, copy_of=old.rows) for new, old in zip(copy.shards, manifest.shards, strict=True)]
-    save_manifest(target, replace(copy, shards=tuple(shards)), index_of_copy, version=version)
+    save_manifest(target, replace(copy, shards=tuple(shards)), parts, version=version)
 
 
 def _copy_shard(task: _Task) -> None:

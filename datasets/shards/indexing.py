@@ -20,6 +20,7 @@ from datasets.files.urls import is_packed, open_shard, read_file
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
 from datasets.shards.resolve import describe, expand_files, several_counts, target_statistics
+from datasets.shards.scan_log import ScanLog
 from datasets.shards.tar_index import ShardIndex, scan_shard
 from datasets.transforms.bands import checked_format
 
@@ -73,7 +74,8 @@ def index_shards(
     """
     version, before = manifest_version(out), _manifest_before(out)
     files = expand_files(url)
-    scans = _scan(files, rules, progress)
+    kept_scans = ScanLog(out, rules.json_field)
+    scans = _scan(files, rules, progress, kept_scans)
     if not any(len(scan.rows) for scan in scans):
         raise DataError(f"{url}: it contains no samples")
     if not rules.repeated_keys:
@@ -92,12 +94,11 @@ def index_shards(
     classes = classes or kept or _numbers_as_names(rows)
     counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
     source = {"indexed": url, **_pixels(files[0], rows[0])}
-    manifest, index = describe(
-        files, rows, classes=classes, kind=kind, source=source, class_counts=counts, targets=targets
-    )
+    manifest = describe(files, rows, classes=classes, kind=kind, source=source, class_counts=counts, targets=targets)
     if before is not None and before.fingerprint == manifest.fingerprint:
         manifest = replace(manifest, copies=before.copies)
-    save_manifest(out, manifest, index, version=version)
+    save_manifest(out, manifest, rows, version=version)
+    kept_scans.clear()
     for line in report(files, scans, rows):
         tell(line)
     return manifest
@@ -122,8 +123,8 @@ def _kind(scans: Sequence[ShardIndex]) -> str:
         return "multilabel"
     if any(scan.targets is not None for scan in scans):
         return "regression"
-    masks = np.concatenate([scan.rows["mask_size"] for scan in scans])
-    return "segmentation" if len(masks) and (masks > 0).all() else "classification"
+    masked = any(len(scan.rows) for scan in scans) and all((scan.rows["mask_size"] > 0).all() for scan in scans)
+    return "segmentation" if masked else "classification"
 
 
 def _target_names(url: str, given: Sequence[str], count: int) -> tuple[str, ...]:
@@ -133,22 +134,28 @@ def _target_names(url: str, given: Sequence[str], count: int) -> tuple[str, ...]
     return names
 
 
-def _scan(files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None]) -> list[ShardIndex]:
+def _scan(
+    files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None], kept: ScanLog
+) -> list[ShardIndex]:
+    scans = kept.read(files)
+    left = [file for file in files if file.url not in scans]
     executor: Executor
     if is_remote(files[0].url):
         executor = ThreadPoolExecutor(rules.workers)
     else:
-        executor = ProcessPoolExecutor(min(rules.workers, len(files), usable_cpus()))
+        executor = ProcessPoolExecutor(max(1, min(rules.workers, len(left), usable_cpus())))
     with executor:
-        pending = [executor.submit(partial(scan_shard, json_field=rules.json_field), file) for file in files]
+        pending = {executor.submit(partial(scan_shard, json_field=rules.json_field), file): file for file in left}
         try:
-            for done, future in enumerate(as_completed(pending), start=1):
-                future.result()
-                progress(done, len(files))
+            for future in as_completed(pending):
+                file = pending[future]
+                scans[file.url] = future.result()
+                kept.add(file, scans[file.url])
+                progress(len(scans), len(files))
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-        return [future.result() for future in pending]
+    return [scans[file.url] for file in files]
 
 
 def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -156,7 +163,7 @@ def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], d
     if path:
         names = read_classes(path)
     else:
-        names = tuple(sorted({name for scan in scans for name in scan.names if name}))
+        names = tuple(sorted({name for scan in scans for name in scan.names}))
         if len(names) > _MOST_CLASSES:
             raise DataError(f"the labels have {len(names)} different texts: are they captions? Name the --classes")
         if names and any((scan.rows["label"] >= 0).any() for scan in scans):
@@ -190,12 +197,16 @@ def read_classes(path: str) -> tuple[str, ...]:
 
 
 def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np.ndarray:
-    rows = scan.rows
-    for row, name in enumerate(scan.names):
-        if name:
-            if name not in numbers:
-                raise DataError(f"{file.url}: label {name[:60]!r} of sample {row} is none of the classes")
-            rows["label"][row] = numbers[name]
+    """Return a shard's rows, with the numbers of the classes that its labels name."""
+    rows, named = scan.rows, scan.named
+    if named is None:
+        return rows
+    for place, name in enumerate(scan.names):
+        if name not in numbers:
+            row = int(np.argmax(named == place))
+            raise DataError(f"{file.url}: label {name[:60]!r} of sample {row} is none of the classes")
+    table = np.array([numbers[name] for name in scan.names], dtype=np.int32)
+    rows["label"] = np.where(named >= 0, table[named], rows["label"])
     return rows
 
 

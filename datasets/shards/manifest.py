@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,21 +218,38 @@ def manifest_version(folder: str | Path) -> str:
 
 
 def save_manifest(
-    folder: str | Path, manifest: DatasetManifest, index: np.ndarray | None = None, *, version: str
+    folder: str | Path, manifest: DatasetManifest, rows: Sequence[np.ndarray] | None = None, *, version: str
 ) -> None:
     """Write the index (unless it stays as it is), then the manifest: what has a manifest is whole.
 
     An index that is there stays there: who has read the manifest before still reads the one that it names.
 
+    Args:
+        folder: that takes both.
+        manifest: of the shards.
+        rows: of the index, shard by shard; None: the index stays.
+        version: of the manifest that this one takes the place of.
+
     Raises:
         ConflictError: the folder's manifest is not the one of this `manifest_version` any more.
     """
     folder = str(folder)
-    if index is not None:
-        stream = io.BytesIO()
-        np.save(stream, index)
-        write_file(join(folder, manifest.shards[0].index_name), stream.getvalue())
+    if rows is not None:
+        # As np.save writes them joined, which would take their memory twice more.
+        parts = [np.ascontiguousarray(part).view(np.uint8).data for part in rows if len(part)]
+        write_file(join(folder, manifest.shards[0].index_name), _index_head(rows), *parts)
     put_manifest(folder, _manifest_json(manifest, folder).encode(), version=version)
+
+
+def _index_head(rows: Sequence[np.ndarray]) -> bytes:
+    stream = io.BytesIO()
+    head = {
+        "descr": np.lib.format.dtype_to_descr(rows[0].dtype),
+        "fortran_order": False,
+        "shape": (sum(map(len, rows)),),
+    }
+    np.lib.format.write_array_header_1_0(stream, head)
+    return stream.getvalue()
 
 
 def put_manifest(folder: str | Path, data: bytes, *, version: str) -> None:

@@ -239,11 +239,12 @@ def write_manifest(
     version = manifest_version(folder)
     files = [RemoteFile(str(folder / name), (folder / name).stat().st_size, "") for name in names]
     scans = [scan_shard(file) for file in files]
+    rows = [scan.rows for scan in scans]
     counts = several_counts(scans, len(classes)) if kind == "multilabel" else None
     targets = target_statistics(scans) if kind == "regression" else ()
-    manifest, index = describe(
+    manifest = describe(
         files,
-        [scan.rows for scan in scans],
+        rows,
         classes=classes,
         kind=kind,
         source=source or {},
@@ -251,7 +252,7 @@ def write_manifest(
         class_counts=counts,
         targets=targets,
     )
-    save_manifest(folder, manifest, index, version=version)
+    save_manifest(folder, manifest, rows, version=version)
     return manifest
 
 
@@ -294,28 +295,36 @@ def describe(
     copies: Sequence[int] = (),
     class_counts: Sequence[int] | None = None,
     targets: tuple[tuple[float, float], ...] = (),
-) -> tuple[DatasetManifest, np.ndarray]:
-    """Return the manifest and the index of shards with these rows (of `MASK_DTYPE`).
+) -> DatasetManifest:
+    """Return the manifest of shards with these rows of the index (of `MASK_DTYPE`).
 
     The rows don't tell the counts of the classes where samples have several, and not the targets' means and deviations:
     they are given then.
     """
-    index = np.concatenate(parts)
-    labels = index["label"]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     shards = [_shard_info(file, part, start, kind) for file, part, start in zip(files, parts, starts, strict=False)]
     name = index_name(shard.rows for shard in shards)
-    counted = [] if kind == "regression" else np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
-    manifest = DatasetManifest(
+    if class_counts is None:
+        class_counts = () if kind == "regression" else label_counts(parts, len(classes))
+    return DatasetManifest(
         shards=tuple(replace(shard, index_name=name) for shard in shards),
         classes=tuple(classes),
         kind=kind,
-        class_counts=tuple(class_counts if class_counts is not None else counted),
+        class_counts=tuple(class_counts),
         targets=targets,
         source=source,
         copies=tuple(copies),
     )
-    return manifest, index
+
+
+def label_counts(parts: Sequence[np.ndarray], num_classes: int) -> list[int]:
+    """Return how many samples have each class, in the rows of some shards."""
+    total = np.zeros(num_classes, dtype=np.int64)
+    for labels in (part["label"] for part in parts):
+        counts = np.bincount(labels[labels >= 0], minlength=len(total))
+        counts[: len(total)] += total
+        total = counts
+    return total.tolist()
 
 
 def _shard_info(file: RemoteFile, rows: np.ndarray, first_row: int, kind: str) -> ShardInfo:

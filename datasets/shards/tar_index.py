@@ -11,7 +11,7 @@ import tarfile
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +62,8 @@ class ShardIndex(NamedTuple):
 
     rows: np.ndarray
     """One row a sample, of `MASK_DTYPE`."""
-    names: list[str]
-    """Class name of each sample where the labels are text (`.txt`, `.json`); "" where they are numbers or missing."""
+    names: Sequence[str]
+    """Class names, each once, where labels are text (`.txt`, `.json`); empty where they are numbers or missing."""
     keys: np.ndarray
     """Digest of each sample's key, uint64 [samples]: equal keys in several shards are found by it."""
     skipped: Counter[str]
@@ -76,6 +76,9 @@ class ShardIndex(NamedTuple):
     """Of multi-label samples: class -> samples that have it. None: the shard has no multi-label sample."""
     targets: np.ndarray | None = None
     """Of samples with targets: float64 [samples with targets, targets]. None: the shard has none."""
+    named: np.ndarray | None = None
+    """Place of each sample's class name in `names`, -1 where its label is no text: int32 [samples]. None: there are no
+    names."""
 
 
 def index_shard(path: str | Path) -> np.ndarray:
@@ -101,7 +104,8 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
         DataError: not a tar up to its end, a sample without an image, two of one key, or a label that can't be used;
             names shard and byte or key.
     """
-    rows, names, digests = [], [], []
+    rows, named, digests = [], [], []
+    names: dict[str, int] = {"": -1}
     several: Counter[int] | None = None
     targets: list[tuple[float, ...]] = []
     members = _Members(file)
@@ -115,18 +119,19 @@ def scan_shard(file: RemoteFile, *, json_field: str = "label") -> ShardIndex:
                 raise DataError(f"{file.url}: sample {key!r} has {len(numbers)} targets, others have {len(targets[0])}")
             targets.append(numbers)
         rows.append(row)
-        names.append(name)
+        named.append(names.setdefault(name, len(names) - 1))
         digests.append(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
         members.skip_all(key, sample)
     return ShardIndex(
         np.array(rows, dtype=MASK_DTYPE),
-        names,
+        tuple(names)[1:],
         np.frombuffer(b"".join(digests), dtype="<u8"),
         members.skipped,
         members.examples,
         members.warning,
         several,
         np.array(targets, dtype=np.float64) if targets else None,
+        np.array(named, dtype=np.int32) if len(names) > 1 else None,
     )
 
 

@@ -112,10 +112,15 @@ class Outbox:
                 key: max(last.get(key, -1), self._last_step.get(key, -1)) for key in last | self._last_step
             }
 
-    def last_step(self, prefix: str) -> int:
-        """Return the last step of the metrics whose names begin with `prefix`; -1 without one."""
+    @property
+    def num_metrics(self) -> int:
+        """Metrics that have had a step."""
+        return len(self._last_step)
+
+    def last_step(self, names: Iterable[str]) -> int:
+        """Return the last step of the metrics of these names; -1 without one."""
         with self._lock:
-            return max((step for key, step in self._last_step.items() if key.startswith(prefix)), default=-1)
+            return max((self._last_step.get(name, -1) for name in names), default=-1)
 
     def add_labels(self, kind: str, labels: Mapping[str, str]) -> None:
         """Add to one of `LABELS`; a newer value of a name takes the older one's place."""

@@ -15,12 +15,8 @@ PREFIX = "system/"
 
 def of_node(node: str, values: Mapping[str, float]) -> dict[str, float]:
     """Name values as MLflow does with MLFLOW_SYSTEM_METRICS_NODE_ID: `system/NODE/...`; of no node: `system/...`."""
-    return {f"{prefix_of(node)}{name}": value for name, value in values.items()}
-
-
-def prefix_of(node: str) -> str:
-    """Return what the names of a node's metrics begin with."""
-    return f"{PREFIX}{node}/" if node else PREFIX
+    prefix = f"{PREFIX}{node}/" if node else PREFIX
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 class SystemSampler:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from infra.tracking.mlflow_run import MlflowRun, TrackingError, page_url, valid_
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool, spooled_status
-from infra.tracking.system_metrics import SystemRecorder, of_node, prefix_of
+from infra.tracking.system_metrics import SystemRecorder, of_node
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +103,15 @@ class Tracker:
 
     def log_load(self, node: str, values: Mapping[str, float]) -> None:
         """Record the load of one of the run's nodes, as its next step."""
-        self.log_metrics(of_node(node, values), self.last_step(prefix_of(node)) + 1)
+        metrics = of_node(node, values)
+        self.log_metrics(metrics, self.last_step(metrics) + 1)
 
-    def last_step(self, prefix: str) -> int:
-        """Return the last step of the metrics whose names begin with `prefix`; -1 without one.
+    def last_step(self, names: Iterable[str]) -> int:
+        """Return the last step of the metrics of these names; -1 without one.
 
         Those of an earlier process are among them once MLflow has answered.
         """
-        return self._outbox.last_step(prefix)
+        return self._outbox.last_step(map(valid_name, names))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record params as text, cut at MLflow's 6,000 characters. A changed one becomes the tag `changed.NAME`.
@@ -238,7 +239,8 @@ class Tracker:
         run = self._run or self._connect()
         if self._system is not None and not self._status and (load := self._system.sample()):
             self.log_load(self._node, load)
-        while rows := self._outbox.rows(mlflow_run.MAX_VALUES_PER_CALL):
+        # What is written down before them names every metric of the run: worth it for as many values.
+        while rows := self._outbox.rows(max(mlflow_run.MAX_VALUES_PER_CALL, self._outbox.num_metrics)):
             if self._row_log is not None:
                 self._row_log.add(run.run_id, rows)
             run.send_rows(rows)

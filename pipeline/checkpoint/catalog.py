@@ -194,10 +194,11 @@ class CheckpointRow:
 
 def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
     """Return a row for each checkpoint, valid or not, oldest first; with `verify` every file is read through."""
-    sizes = storage.list(f"{PREFIX}/")
-    keys = sorted({name.rpartition("/")[0] for name in sizes})
-    rows = [_describe(storage, key, sizes, verify) for key in keys if cursor_of(key) is not None]
-    valid = list_checkpoints(storage)
+    sizes: dict[str, dict[str, int]] = {}
+    for name, size in storage.list(f"{PREFIX}/").items():
+        sizes.setdefault(name.rpartition("/")[0], {})[name] = size
+    rows = [_describe(storage, key, sizes[key], verify) for key in sorted(sizes) if cursor_of(key) is not None]
+    valid = set(list_checkpoints(storage))
     return [
         row
         if row.problem or row.key in valid
@@ -222,7 +223,7 @@ def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -
     except CheckpointError as error:
         state = "incomplete" if isinstance(error, IncompleteCheckpointError) else "corrupt"
         problem = str(error)
-    total = sum(size for name, size in sizes.items() if name.startswith(f"{key}/"))
+    total = sum(sizes.values())
     return CheckpointRow(key, cursor_of(key) or 0, stage, total, metrics, state, problem, verified, trained_stage)
 
 

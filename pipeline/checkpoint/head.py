@@ -102,7 +102,8 @@ def valid_keys(head: Head | None, names: Iterable[str]) -> list[str]:
     enough: such a folder was written by an earlier version, or put there by hand.
     """
     whole = sorted(name.removesuffix(f"/{MANIFEST}") for name in names if name.endswith(f"/{MANIFEST}"))
-    valid = [key for key in whole if head is None or not epoch_of(key) or key in head.keys]
+    listed = set(head.keys) if head is not None else set(whole)
+    valid = [key for key in whole if not epoch_of(key) or key in listed]
     return list({cursor: key for key in valid if (cursor := cursor_of(key)) is not None}.values())
 
 

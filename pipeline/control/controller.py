@@ -55,6 +55,7 @@ class StageController:
         observe: is given the status when the run begins.
         identity: which run it is.
         queue: the run's place in its cluster's queue; None: it waits for nobody.
+        clock: the time that the status tells, in seconds.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class StageController:
         observe: Observe = lambda status: None,
         identity: RunIdentity | None = None,
         queue: QueuePlace | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._num_stages = len(recipe or stages)
         self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
         self._fit, self._lease, self._record_failure = fit, lease, record_failure
-        self._board = StatusBoard(identity or RunIdentity())
+        self._clock = clock
+        self._board = StatusBoard(identity or RunIdentity(), clock)
         self._queue = queue or QueuePlace(Place(name="", since_s=time.time(), needs={}), None)
         self._pending = PendingDecisions(
             recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note
@@ -235,7 +238,7 @@ class StageController:
 
     def _new_group(self, world_size: int) -> None:
         self._starts += 1
-        self._started_s = time.time()
+        self._started_s = self._clock()
         self._pending.new_group()
         self._board.new_group(world_size)
         self._phase = "training"

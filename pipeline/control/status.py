@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,17 +35,17 @@ class _Worker(NamedTuple):
 
 
 class StatusBoard:
-    """What a run's controller has heard. Its methods are called with the controller's lock held."""
+    """What a run's controller has heard, and when. Its methods are called with the controller's lock held."""
 
-    def __init__(self, run: RunIdentity) -> None:
-        self.run = run
+    def __init__(self, run: RunIdentity, clock: Callable[[], float] = time.time) -> None:
+        self.run, self._clock = run, clock
         self.progress: Progress | None = None
         self.seen: dict[str, float] = {}
         self.checkpoint: CheckpointStatus | None = None
         self.checkpoint_waits = 0
         self.notes: list[str] = []
         self.noted = 0
-        self.heard_s = time.time()
+        self.heard_s = self._clock()
         self._workers: dict[int, _Worker] = {}
         self._pace_s = 0.0
         self._decided_s = 0.0
@@ -56,16 +57,16 @@ class StatusBoard:
 
     def joined(self, rank: int, node: str) -> None:
         """A rank has started on a node."""
-        self._workers[rank] = _Worker(node, 0, 0.0, time.time())
+        self._workers[rank] = _Worker(node, 0, 0.0, self._clock())
 
     def reported(self, rank: int, cursor: int, wait_share: float) -> None:
         """A rank has told how far it is."""
         known = self._workers.get(rank)
-        self._workers[rank] = _Worker(known.node if known else "", cursor, wait_share, time.time())
+        self._workers[rank] = _Worker(known.node if known else "", cursor, wait_share, self._clock())
 
     def decided(self, progress: Progress) -> None:
         """Rank 0 has come to a decision point."""
-        now = time.time()
+        now = self._clock()
         if self._decided_s and not progress.paused:
             self._pace_s = now - self._decided_s
         self.progress, self.heard_s, self._decided_s = progress, now, now
@@ -73,7 +74,7 @@ class StatusBoard:
 
     def saved(self, uri: str, cursor: int) -> None:
         """A checkpoint is complete."""
-        self.checkpoint = CheckpointStatus(uri=uri, cursor=cursor, saved_s=time.time(), age_s=0.0)
+        self.checkpoint = CheckpointStatus(uri=uri, cursor=cursor, saved_s=self._clock(), age_s=0.0)
 
     def on_resume(self, source: str, cursor: int, taken_s: float | None) -> None:
         """A group begins at a checkpoint, of this Unix time where it is known."""
@@ -92,7 +93,7 @@ class StatusBoard:
         """Seconds until the next decision point, as it was between the last ones; 0: not known yet."""
         if not self._pace_s:
             return 0.0
-        return max(0.0, self._pace_s - (time.time() - self._decided_s))
+        return max(0.0, self._pace_s - (self._clock() - self._decided_s))
 
     def status(
         self,
@@ -114,7 +115,7 @@ class StatusBoard:
             checkpoint=self._checkpoint_status(),
             checkpoint_waits=self.checkpoint_waits,
             workers=self._group_status(),
-            age_s=time.time() - self.heard_s,
+            age_s=self._clock() - self.heard_s,
             notes=tuple(self.notes),
             noted=self.noted,
             phase=phase,
@@ -131,10 +132,10 @@ class StatusBoard:
         saved = self.checkpoint
         if saved is None or saved.saved_s is None:
             return saved
-        return replace(saved, age_s=time.time() - saved.saved_s)
+        return replace(saved, age_s=self._clock() - saved.saved_s)
 
     def _group_status(self) -> GroupStatus:
-        now, workers = time.time(), self._workers
+        now, workers = self._clock(), self._workers
         if not workers:
             return GroupStatus()
         behind = min(workers, key=lambda rank: (workers[rank].cursor, workers[rank].heard_s))

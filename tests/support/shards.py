@@ -52,7 +52,7 @@ def index_again(folder: Path) -> None:
     rows = np.split(index, [shard.first_row for shard in manifest.shards][1:])
     files = [RemoteFile(shard.url, shard.num_bytes, "") for shard in manifest.shards]
     again = describe(files, rows, classes=manifest.classes, kind=manifest.kind, source={})
-    save_manifest(folder, *again, version=manifest_version(folder))
+    save_manifest(folder, again, rows, version=manifest_version(folder))
 
 
 def mask_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:

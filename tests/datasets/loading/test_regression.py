@@ -85,7 +85,7 @@ def test_a_sample_of_today_is_not_two_minutes_off(tmp_path: Path) -> None:
 
 def shard_of(values: list[float]) -> ShardIndex:
     targets = np.array(values, dtype=np.float64)[:, None]
-    return ShardIndex(np.empty(0), [], np.empty(0), Counter(), {}, "", targets=targets)
+    return ShardIndex(np.empty(0), (), np.empty(0), Counter(), {}, "", targets=targets)
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=300), random=st.randoms(use_true_random=False))

@@ -242,7 +242,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards_of_two_labels(tmp_path_factory.mktemp("interleaved") / "data")
 
 
-def _scanned_here(files: Sequence[RemoteFile], rules: IndexRules, _: object) -> list[ShardIndex]:
+def _scanned_here(files: Sequence[RemoteFile], rules: IndexRules, *_: object) -> list[ShardIndex]:
     return [scan_shard(file, json_field=rules.json_field) for file in files]
 
 
