@@ -46,7 +46,7 @@ class ScanLog:
     def read(self, files: Sequence[RemoteFile]) -> dict[str, ShardIndex]:
         """Return what is there of these shards, by their URLs."""
         marks = {file.url: self._mark(file) for file in files} if self._part(0) is not None else {}
-        scans = {}
+        scans = dict[str, ShardIndex]()
         while (data := self._part(self._number)) is not None:
             self._number += 1
             try:

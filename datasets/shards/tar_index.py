@@ -46,8 +46,9 @@ _META = re.compile(r"__[^/]*__($|/)")
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
 _NAME_BYTES = 100
 HEADER_BYTES = 512
-# A label lies between two images: one block holds the end of one sample and the header of the next.
-_BLOCK_BYTES = 16 << 10
+_BLOCK_BYTES = 1 << 20
+"""What is read of a shard in S3 at a time. A request takes as long as 1 MB or more of its answer, so images of 100 kB
+are read through, ten at a time, in a tenth of the time that a request for each header would take."""
 _PACKED_BLOCK_BYTES = 4 << 20
 _LARGEST_LABEL_BYTES = 1 << 20
 _UNIQUE = "give every sample a key of its own and write its members one after another"

@@ -14,7 +14,7 @@ NAMES = {
     "loader": "images/s of one core, compared with webdataset + Pillow + torchvision and with decoding alone",
     "memory": "memory and start-up time with a billion samples, and memory of a loader process",
     "overhead": "steps/s of a run, compared with a plain torchrun loop",
-    "scale": "how costs grow with ranks, checkpoints, shards and readers, simulated",
+    "growth": "how costs grow with ranks, checkpoints, shards and readers, simulated",
     "scaling": "speed of one and of R workers on this machine, and the parts of a step",
     "stages": "time of a stage switch, in place and with a new worker group",
     "checkpoint": "training time lost to checkpoints, and host memory",

@@ -15,9 +15,11 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.loading.loader import Batch, build_eval_loader, build_loader
+from datasets.shards.indexing import IndexRules, index_shards
 from tests.support.fault_proxy import FaultProxy, Request, fault_proxy
 from tests.support.s3 import put
 from tests.support.servers import S3Server
+from tests.support.tars import tar_bytes
 
 FAULTS = ("", "", "500", "", "cut", "", "", "503", "", "slow", "")
 
@@ -131,3 +133,17 @@ def test_what_never_answers_ends_with_one_line_when_patience_is_over(
         )  # a request that is tried twice may take over a second
     assert "\n" not in str(caught.value)
     assert any("retrying for up to 4 s" in record.message for record in caplog.records)
+
+
+def test_small_images_are_indexed_by_a_request_a_megabyte(proxied: tuple[FaultProxy, str], tmp_path: Path) -> None:
+    proxy, uri = proxied
+    members = [
+        (f"{number:03}.{kind}", data) for number in range(40) for kind, data in (("jpg", bytes(50_000)), ("cls", b"1"))
+    ]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(tar_bytes(members))
+    put(tmp_path / "shards", f"{uri}/small")
+    proxy.requests.clear()
+    assert index_shards(f"{uri}/small", f"{uri}/small", IndexRules()).num_samples == 40
+    asked = [request for request in proxy.requests if request.path.endswith("a.tar") and request.method == "GET"]
+    assert len(asked) <= 4  # of 2 MB, and one for the first image

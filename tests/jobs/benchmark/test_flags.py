@@ -24,6 +24,8 @@ MISTAKES = [
     ("overhead", ["demo"], "data/elpv/train: no such shard or folder"),
     ("recovery", ["--rounds", "0"], "^--rounds 0"),
     ("recovery", [], "data/elpv/train: no such shard or folder"),
+    ("growth", ["--ranks", "1000", "1"], "^--ranks 1000 1: each must be at least 16$"),
+    ("growth", ["--busy-share", "1"], r"^--busy-share 1\.0: must be at most 0\.9$"),
     ("scaling", ["nothing"], "^no recipe is named 'nothing'"),
     ("scaling", ["--workers", "0"], "^--workers 0: must be at least 1"),
     ("scaling", [], "data/elpv/train: no such shard or folder"),

@@ -6,6 +6,7 @@ load on the machine hardly changes. A cost that grows as its size does has the e
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -115,8 +116,9 @@ def measure(options: Options) -> Findings:
 
 
 def _control(options: Options, found: Findings) -> None:
-    from jobs.benchmark.scale_control import control_cost
+    from jobs.benchmark.growth_control import control_cost
 
+    control_cost(16, 0.03)  # imports what later ones find there
     costs = [control_cost(ranks, options.hours) for ranks in options.ranks]
     for what in costs[0].cpu_s:
         _add(found, what, "ranks", options.ranks, [cost.cpu_s[what] / 3600 for cost in costs])
@@ -129,14 +131,14 @@ def _control(options: Options, found: Findings) -> None:
 
 
 def _checkpoints(options: Options, found: Findings) -> None:
-    from jobs.benchmark.scale_control import checkpoint_cost
+    from jobs.benchmark.growth_control import checkpoint_cost
 
     costs = [checkpoint_cost(count) for count in options.checkpoints]
     _add(found, "one more checkpoint", "checkpoints", options.checkpoints, costs)
 
 
 def _data(options: Options, found: Findings) -> None:
-    from jobs.benchmark.scale_data import PER_SHARD, bytes_per_sample, data_cost
+    from jobs.benchmark.growth_data import PER_SHARD, bytes_per_sample, data_cost
 
     costs = [data_cost(shards) for shards in options.shards]
     sizes = options.shards
@@ -153,7 +155,7 @@ def _data(options: Options, found: Findings) -> None:
 
 
 def _requests(options: Options, found: Findings) -> None:
-    from jobs.benchmark.scale_requests import request_cost
+    from jobs.benchmark.growth_requests import request_cost
 
     costs = [
         request_cost(readers, options.reads, busy_share=options.busy_share, latency_s=options.latency_s)
@@ -190,35 +192,30 @@ def tables(found: Findings) -> list[Any]:
 
 def plot(found: Findings) -> bytes:
     """Return the costs and sizes relative to the first ones, as a PNG, and where it was measured the memory."""
-    import io
-
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2))
-    largest = 1.0
-    for index, curve in enumerate(curve for curve in found.curves if len(curve.sizes) > 1):
-        sizes = [size / curve.sizes[0] for size in curve.sizes]
-        costs = [cost / curve.cpu_s[0] for cost in curve.cpu_s]
-        largest = max(largest, *sizes)
-        axes[0].plot(
-            sizes, costs, "o-", markersize=3, linewidth=1.2, color=f"C{index % 10}",
-            linestyle="-" if index < 10 else "--", label=f"{curve.what} ({curve.per})",
-        )  # fmt: skip
-    axes[0].plot([1, largest], [1, largest], ":", color="0.4", label="linear")
-    axes[0].set(xscale="log", yscale="log", xlabel="size / smallest size", ylabel="CPU seconds / those of the smallest")
-    axes[0].legend(fontsize=7)
+    panels = 1 + bool(found.rss_mb)
+    figure, axes = pyplot.subplots(1, panels, figsize=(1 + 5 * panels, 4.2), squeeze=False)
+    costs, memory = axes[0, 0], axes[0, -1]
+    curves = [curve for curve in found.curves if len(curve.sizes) > 1]
+    for curve in curves:
+        relative = [cost / curve.cpu_s[0] for cost in curve.cpu_s]
+        label = f"{curve.what} ({curve.per})"
+        costs.plot([size / curve.sizes[0] for size in curve.sizes], relative, "o-", markersize=3, label=label)
+    largest = max((curve.sizes[-1] / curve.sizes[0] for curve in curves), default=1.0)
+    costs.plot([1, largest], [1, largest], ":", color="0.4", label="linear")
+    costs.set(xscale="log", yscale="log", xlabel="size / smallest size", ylabel="CPU seconds / those of the smallest")
     for ranks, values in found.rss_mb.items():
-        axes[1].plot(
-            [(eighth + 1) / 8 for eighth in range(len(values))], values, "o-", markersize=3, label=f"{ranks} ranks"
-        )
-    axes[1].set(xlabel="share of the simulated time", ylabel="memory of the control plane, MB", ylim=(0, None))
+        shares = [(eighth + 1) / 8 for eighth in range(len(values))]
+        memory.plot(shares, values, "o-", markersize=3, label=f"{ranks} ranks")
     if found.rss_mb:
-        axes[1].legend(fontsize=7)
-    for each in axes:
+        memory.set(xlabel="share of the simulated time", ylabel="memory of the control plane, MB", ylim=(0, None))
+    for each in axes.flat:
         each.grid(alpha=0.25)
+        each.legend(fontsize=7)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=100, bbox_inches="tight")
     pyplot.close(figure)

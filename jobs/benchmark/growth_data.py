@@ -56,7 +56,7 @@ class DataCost:
 
 def data_cost(shards: int) -> DataCost:
     """Measure so many shards."""
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+    with tempfile.TemporaryDirectory(prefix="growth-") as folder:
         for number in range(shards):
             _write_tar(Path(folder), number)
         killed_at = _killed_index(folder, shards)
@@ -107,7 +107,7 @@ def bytes_per_sample(shards: int = 100) -> float:
         manifest = describe(
             files, rows, classes=[str(label) for label in range(1000)], kind="classification", source={}
         )
-        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        with tempfile.TemporaryDirectory(prefix="growth-") as folder:
             save_manifest(folder, manifest, rows, version="")
         return tracemalloc.get_traced_memory()[1] / (shards * PER_SHARD)
     finally:
@@ -141,7 +141,7 @@ def _killed_index(folder: str, shards: int) -> int:
 
 
 def _index_half(folder: str, shards: int) -> None:
-    scan_log.WRITE_EVERY_S = 0.5  # as if it took hours
+    scan_log.WRITE_EVERY_S = 0.05  # as if it took hours
 
     def progress(done: int, total: int) -> None:
         if done >= shards // 2:

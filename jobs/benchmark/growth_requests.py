@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import NamedTuple, cast
 
 from datasets.files import s3
-from jobs.benchmark.scale_servers import OBJECT_BYTES, S3, asked, content, served
+from jobs.benchmark.growth_servers import OBJECT_BYTES, S3, asked, content, served
 
 THREADS = 64
 """Readers of a process."""
@@ -67,8 +67,8 @@ def request_cost(readers: int, reads_each: int, *, busy_share: float, latency_s:
 def _use(url: str) -> None:
     os.environ |= {
         "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "scale",
-        "AWS_SECRET_ACCESS_KEY": "scale",
+        "AWS_ACCESS_KEY_ID": "growth",
+        "AWS_SECRET_ACCESS_KEY": "growth",
         "AWS_REGION": "us-east-1",
     }
 

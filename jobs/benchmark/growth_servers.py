@@ -14,10 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
-from typing import ClassVar
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 OBJECT_BYTES = 4096
 """Size of each object of the S3 server."""
@@ -55,7 +56,7 @@ class Mlflow(_Handler):
 
     def do_GET(self) -> None:
         """Answer."""
-        self._answer(parse_qs(urlsplit(self.path).query))
+        self._answer({})
 
     def do_POST(self) -> None:
         """Answer."""
@@ -63,11 +64,11 @@ class Mlflow(_Handler):
 
     do_PATCH = do_DELETE = do_POST
 
-    def _answer(self, values: dict[str, list[dict[str, object]]]) -> None:
+    def _answer(self, values: dict[str, Any]) -> None:
         call = urlsplit(self.path).path.rpartition("/")[2]
         if call == "log-batch":
             for metric in values.get("metrics", ()):
-                self._count(str(metric["key"]), int(str(metric["step"])))
+                self._count(metric["key"], int(metric["step"]))
         self.answer(200, json.dumps(self._answers().get(call, {})).encode(), Content_Type="application/json")
 
     def _count(self, name: str, step: int) -> None:
@@ -75,12 +76,12 @@ class Mlflow(_Handler):
         self.last[name] = step
         self.points[name] += 1
 
-    def _answers(self) -> dict[str, dict[str, object]]:
+    def _answers(self) -> dict[str, dict[str, Any]]:
         info = {
             "run_id": "0" * 32, "run_uuid": "0" * 32, "experiment_id": "1", "status": "RUNNING", "user_id": "user",
             "start_time": 1, "artifact_uri": self.artifacts, "lifecycle_stage": "active",
         }  # fmt: skip
-        experiment = {"experiment_id": "1", "name": "scale", "lifecycle_stage": "active"}
+        experiment = {"experiment_id": "1", "name": "growth", "lifecycle_stage": "active"}
         run = {"run": {"info": info, "data": {}}}
         return {"get-by-name": {"experiment": experiment}, "create": run, "get": run, "update": {"run_info": info}}
 
@@ -118,7 +119,7 @@ def content(number: int) -> bytes:
 
 def _share(number: int, attempt: int) -> float:
     """Return a number in [0, 1) that looks drawn, of an object and the how-manieth request for it."""
-    return ((number * 2654435761 + attempt * 40503 * 65537) % (1 << 32)) * 2654435761 % (1 << 32) / (1 << 32)
+    return int.from_bytes(blake2b(f"{number} {attempt}".encode(), digest_size=4).digest()) / (1 << 32)
 
 
 @contextmanager

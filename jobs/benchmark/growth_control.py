@@ -23,7 +23,7 @@ from infra.storage.local import LocalStorage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.benchmark.controller import SPANS, progress_at
-from jobs.benchmark.scale_servers import Mlflow, asked, served
+from jobs.benchmark.growth_servers import Mlflow, asked, served
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, describe_checkpoints, prune
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
@@ -81,7 +81,7 @@ class ControlCost:
 def control_cost(ranks: int, hours: float) -> ControlCost:
     """Simulate so many hours of a run of so many ranks."""
     with (
-        tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        tempfile.TemporaryDirectory(prefix="growth-") as folder,
         served(Mlflow, artifacts=f"file://{folder}/a") as (
             url,
             server,
@@ -117,7 +117,7 @@ class _Run:
         self.nodes = [f"node-{node}" for node in range(1, ranks // RANKS_PER_NODE)]
         writer = claim(storage, self.lease, 1)
         config = TrackingConfig(uri=tracking_uri, system_metrics=False)
-        self.tracker = Tracker(config, "scale", storage=storage, epoch=writer.epoch)
+        self.tracker = Tracker(config, "growth", storage=storage, epoch=writer.epoch)
         # The listener's calls, without an actor between.
         client = cast(ControllerClient, self.controller)
         listener = CheckpointListener(client, self.lease, self.tracker, storage, lambda rows: ())
@@ -171,7 +171,7 @@ class _Run:
 
 def checkpoint_cost(count: int) -> float:
     """Return the CPU seconds of one more checkpoint of a run that keeps so many: what it writes and lists."""
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+    with tempfile.TemporaryDirectory(prefix="growth-") as folder:
         storage = LocalStorage(folder)
         lease = Lease(storage)
         lease.take()
