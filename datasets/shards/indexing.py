@@ -74,7 +74,7 @@ def index_shards(
     """
     version, before = manifest_version(out), _manifest_before(out)
     files = expand_files(url)
-    kept_scans = ScanLog(out, rules.json_field)
+    kept_scans = ScanLog(out, files, rules.json_field)
     scans = _scan(files, rules, progress, kept_scans)
     if not any(len(scan.rows) for scan in scans):
         raise DataError(f"{url}: it contains no samples")
@@ -137,7 +137,7 @@ def _target_names(url: str, given: Sequence[str], count: int) -> tuple[str, ...]
 def _scan(
     files: Sequence[RemoteFile], rules: IndexRules, progress: Callable[[int, int], None], kept: ScanLog
 ) -> list[ShardIndex]:
-    scans = kept.read(files)
+    scans = kept.read()
     left = [file for file in files if file.url not in scans]
     executor: Executor
     if is_remote(files[0].url):
@@ -150,7 +150,7 @@ def _scan(
             for future in as_completed(pending):
                 file = pending[future]
                 scans[file.url] = future.result()
-                kept.add(file, scans[file.url])
+                kept.add(file.url, scans[file.url])
                 progress(len(scans), len(files))
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import join, read_file, remove_file, write_file
 from datasets.shards.fingerprint import stamp_of
@@ -34,39 +36,40 @@ class ScanLog:
 
     Args:
         folder: of the index.
+        files: the shards, as they are before they are read.
         json_field: as in `scan_shard`; scans of another one don't count.
     """
 
-    def __init__(self, folder: str, json_field: str) -> None:
-        self._folder, self._json_field = folder, json_field
-        self._number = 0
-        self._waiting: list[tuple[RemoteFile, ShardIndex]] = []
+    def __init__(self, folder: str, files: Sequence[RemoteFile], json_field: str) -> None:
+        self._folder, self._number = folder, 0
+        self._marks = {file.url: _mark(file, json_field) for file in files}
+        self._waiting: list[tuple[str, ShardIndex]] = []
         self._written_s = time.monotonic()
 
-    def read(self, files: Sequence[RemoteFile]) -> dict[str, ShardIndex]:
-        """Return what is there of these shards, by their URLs."""
-        marks = {file.url: self._mark(file) for file in files} if self._part(0) is not None else {}
+    def read(self) -> dict[str, ShardIndex]:
+        """Return the scans that are there, by the shards' URLs."""
         scans = dict[str, ShardIndex]()
         while (data := self._part(self._number)) is not None:
             self._number += 1
             try:
-                scans |= {url: scan for url, mark, scan in _unpacked(data) if marks.get(url) == mark}
+                scans |= {url: scan for url, mark, scan in _unpacked(data) if self._marks.get(url) == mark}
             except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
                 log.warning("%s can't be read, its shards are read again: %s", self._name(self._number - 1), error)
         return scans
 
-    def add(self, file: RemoteFile, scan: ShardIndex) -> None:
+    def add(self, url: str, scan: ShardIndex) -> None:
         """Add a shard; writes now and then."""
-        self._waiting.append((file, scan))
+        self._waiting.append((url, scan))
         if time.monotonic() - self._written_s >= WRITE_EVERY_S:
-            marked = [(file.url, self._mark(file), scan) for file, scan in self._waiting]
+            marked = [(url, self._marks[url], scan) for url, scan in self._waiting]
             write_file(self._name(self._number), _packed(marked))
             self._number, self._waiting, self._written_s = self._number + 1, [], time.monotonic()
 
     def clear(self) -> None:
         """Remove the files, the last one first: what is left of them is read as before."""
-        for number in reversed(range(self._number)):
-            remove_file(self._name(number))
+        with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
+            for number in reversed(range(self._number)):
+                remove_file(self._name(number))
 
     def _name(self, number: int) -> str:
         return join(self._folder, f"scanned-{number:05d}.npz")
@@ -77,10 +80,11 @@ class ScanLog:
         except FileNotFoundError:
             return None
 
-    def _mark(self, file: RemoteFile) -> list[Any]:
-        """Return what tells this state of a shard, read in this way, from another one."""
-        stamp = [file.etag] if is_remote(file.url) else list(stamp_of(Path(file.url)))
-        return [_VERSION, self._json_field, file.size, *stamp]
+
+def _mark(file: RemoteFile, json_field: str) -> list[Any]:
+    """Return what tells this state of a shard, read in this way, from another one."""
+    stamp = [file.etag] if is_remote(file.url) else list(stamp_of(Path(file.url)))
+    return [_VERSION, json_field, file.size, *stamp]
 
 
 def _packed(marked: Sequence[tuple[str, list[Any], ShardIndex]]) -> bytes:

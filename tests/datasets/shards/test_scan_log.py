@@ -42,9 +42,9 @@ def shard(folder: Path, number: int, members: dict[str, bytes]) -> RemoteFile:
 
 
 def logged(folder: Path, *scans: tuple[RemoteFile, ShardIndex]) -> ScanLog:
-    log = ScanLog(str(folder), "label")
+    log = ScanLog(str(folder), [file for file, _ in scans], "label")
     for file, scan in scans:
-        log.add(file, scan)
+        log.add(file.url, scan)
     return log
 
 
@@ -58,7 +58,7 @@ def test_scans_of_every_kind_are_read_as_they_were_written(tmp_path: Path) -> No
     scans = [scan_shard(file) for file in files]
     assert [len(scan.rows) for scan in scans] == [2, 3, 2, 2, 1, 0]
     logged(tmp_path, *zip(files, scans, strict=True))
-    found = ScanLog(str(tmp_path), "label").read(files)
+    found = ScanLog(str(tmp_path), files, "label").read()
     assert [list(values(found[file.url])) for file in files] == [list(values(scan)) for scan in scans]
 
 
@@ -66,21 +66,23 @@ def test_several_scans_in_one_file_are_told_apart(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(scan_log, "WRITE_EVERY_S", 3600.0)
     files = [shard(tmp_path, number, members) for number, members in enumerate(KINDS)]
     scans = [scan_shard(file) for file in files]
-    log = logged(tmp_path, *zip(files[:-1], scans[:-1], strict=True))
+    log = ScanLog(str(tmp_path), files, "label")
+    for file, scan in zip(files[:-1], scans[:-1], strict=True):
+        log.add(file.url, scan)
     assert not list(tmp_path.glob("scanned-*"))
     monkeypatch.setattr(scan_log, "WRITE_EVERY_S", 0.0)
-    log.add(files[-1], scans[-1])
+    log.add(files[-1].url, scans[-1])
     assert [path.name for path in tmp_path.glob("scanned-*")] == ["scanned-00000.npz"]
-    found = ScanLog(str(tmp_path), "label").read(files)
+    found = ScanLog(str(tmp_path), files, "label").read()
     assert [list(values(found[file.url])) for file in files] == [list(values(scan)) for scan in scans]
 
 
 def test_a_shard_that_was_written_again_and_another_field_are_read_again(tmp_path: Path) -> None:
     files = [shard(tmp_path, number, {f"{number}.png": IMAGE}) for number in range(2)]
     logged(tmp_path, *((file, scan_shard(file)) for file in files))
-    assert not ScanLog(str(tmp_path), "caption").read(files)
+    assert not ScanLog(str(tmp_path), files, "caption").read()
     files[0] = shard(tmp_path, 0, {"new.png": IMAGE})
-    assert ScanLog(str(tmp_path), "label").read(files).keys() == {files[1].url}
+    assert ScanLog(str(tmp_path), files, "label").read().keys() == {files[1].url}
 
 
 def test_a_damaged_file_costs_its_shards(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_damaged_file_costs_its_shards(tmp_path: Path) -> None:
     logged(tmp_path, *((file, scan_shard(file)) for file in files))
     damaged = tmp_path / "scanned-00001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-40])
-    assert ScanLog(str(tmp_path), "label").read(files).keys() == {files[0].url, files[2].url}
+    assert ScanLog(str(tmp_path), files, "label").read().keys() == {files[0].url, files[2].url}
 
 
 def test_an_indexing_that_failed_reads_on_where_it_was(tmp_path: Path) -> None:
