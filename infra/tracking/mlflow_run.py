@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.redact import one_line, redacted
+from infra.tracking.charts import VIEW_TAG, view_text
 from infra.tracking.outbox import File, Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 MAX_VALUES_PER_CALL = 1000
 MAX_LABELS_PER_CALL = 100
@@ -147,7 +150,7 @@ def open_run(
 
 
 def open_experiment(uri: str, name: str, artifact_location: str | None) -> str:
-    """Return the experiment's id, and make it if there is none.
+    """Return the experiment's id, and make it if there is none; give it the view of the first charts if it has none.
 
     A SQLite file gets its tables here, which takes seconds; a lock lets one process do it.
 
@@ -161,14 +164,29 @@ def open_experiment(uri: str, name: str, artifact_location: str | None) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, artifact_location, tags=EXPERIMENT_TAGS))
+                tags = EXPERIMENT_TAGS | {VIEW_TAG: view_text(_now_ms())}
+                return str(client.create_experiment(name, artifact_location, tags=tags))
             except MlflowException as error:
                 found = client.get_experiment_by_name(name)  # another process made it meanwhile
                 if found is None:
                     raise error
     if found.lifecycle_stage != "active":
         raise TrackingError(f"tracking.experiment {name!r} was deleted in MLflow; restore it or choose another name")
+    if VIEW_TAG not in found.tags:
+        _offer_view(client, found.experiment_id)
     return str(found.experiment_id)
+
+
+def _offer_view(client: MlflowClient, experiment_id: str) -> None:
+    """Give an experiment of others, or of an older version, the view; a server that doesn't take it is left alone."""
+    try:
+        client.set_experiment_tag(experiment_id, VIEW_TAG, view_text(_now_ms()))
+    except Exception as error:  # what is recorded matters more
+        log.debug("no view of the charts: %s", one_line(error))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def make_client(uri: str) -> MlflowClient:
@@ -191,7 +209,7 @@ def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, f
 
     client = make_client(uri)
     experiment_id = client.get_run(parent_run_id).info.experiment_id
-    now, token = int(time.time() * 1000), None
+    now, token = _now_ms(), None
     while True:
         page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", page_token=token)
         for run in page:

@@ -14,6 +14,7 @@ from infra.redact import redacted_values
 from infra.storage.base import Storage, StorageError, checked_key
 from infra.timeouts import call_with_timeout
 from infra.tracking import mlflow_run
+from infra.tracking.charts import view_url
 from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.delivery import Delivery
 from infra.tracking.images import image_files
@@ -66,6 +67,8 @@ class Tracker:
         """The MLflow run's id; None until MLflow has answered once."""
         self.url = ""
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
+        self.charts_url = ""
+        """The first charts of the experiment's runs, likewise."""
         self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
         self._outbox = Outbox(config.max_unsent)
         self._delivery = Delivery(self._outbox)
@@ -145,8 +148,8 @@ class Tracker:
         self.set_tags({IMAGES_TAG: "true"})
 
     def log_inputs(self, datasets: Sequence[Dataset]) -> None:
-        """Record what the run reads, once: those that the run has are left as they are."""
-        texts = {f"{one.name} {one.digest}": one.to_json() for one in reversed(datasets)}
+        """Record what the run reads, once: those that the run has are left as they are. The page shows the first."""
+        texts = {f"{one.name} {one.digest}": one.to_json() for one in datasets}
         self._outbox.add_labels("inputs", texts)
 
     def log_checkpoints(self, models: Sequence[CheckpointModel]) -> None:
@@ -277,6 +280,7 @@ class Tracker:
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id
         if config.uri.startswith("http"):
+            self.charts_url = view_url(config.uri, experiment_id)
             self.url = page_url(config.uri, experiment_id, run.run_id)
         if self.config is config:  # else `set_uri` came in between
             self._run = run

@@ -151,6 +151,7 @@ class TrackingHooks(RankHooks):
         """Queue a row of metrics for MLflow; tell where they can be seen."""
         if self.tracker.url:
             self.controller.note(f"MLflow run {self.tracker.url}")  # the same line is not repeated
+            self.controller.note(f"MLflow charts {self.tracker.charts_url}")
         self.tracker.log_metrics(metrics, step=cursor)
 
     def decide(self, progress: Progress) -> tuple[Decision, ...]:
