@@ -161,6 +161,8 @@ def check_pages(stack: Stack, said: str) -> None:
         == []
     )
     assert missing(f"{url}/model-metrics", profile, "image_size", "images_per_s", "main-svg", "samples") == []
+    charts = next(word for word in said.split() if "viewStateShareKey=" in word)
+    assert missing(charts, profile, "Crescendo: first charts", "train/loss vs val/loss", "main-svg") == []
     for name in ("predictions.png", "confusion-matrix.png"):
         assert missing(f"{url}/artifacts/{name}", profile, r'<img [^>]*(src="blob:|get-artifact)') == [], name
 

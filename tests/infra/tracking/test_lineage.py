@@ -93,6 +93,7 @@ def test_a_checkpoint_is_a_model_with_its_values_and_its_data(config: TrackingCo
     assert [(one.model_id, one.step) for one in run.outputs.model_outputs] == [(model.model_id, 24)]
     assert len(client.get_metric_history(tracker.run_id, "val/accuracy")) == 1  # not doubled by the model's
     tags = {one.dataset.name: one.tags[0].value for one in run.inputs.dataset_inputs}
+    assert [*tags] == [TRAIN.name, VAL.name]  # the runs table shows the first
     assert tags == {"elpv/train": "training", "elpv/val": "validation"}
     found = client.search_runs([run.info.experiment_id], "datasets.name = 'elpv/train' and datasets.digest LIKE 'aa%'")
     assert [one.info.run_id for one in found] == [tracker.run_id]
