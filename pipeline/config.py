@@ -128,7 +128,12 @@ class TrainerConfig:
     one that wasn't stopped; False: the fastest algorithms. A model with an operation that has no such algorithm is
     refused with its name. A CPU's bits are the same in any case."""
     compile: bool = False
-    """Whether to use torch.compile: one compilation per stage, all before the first step."""
+    """Whether to use torch.compile, for training and evaluations: one compilation for each image size of either, all
+    before the first step."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """torch.compile's mode. reduce-overhead: CUDA graphs, for batches so small that launching their kernels takes
+    longer than computing them; max-autotune: these, and the fastest of several kernels for each product, which takes
+    longer to compile."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them: for large images, less
     memory for a second forward pass a step, with the same gradients. Not together with `compile`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from datasets.transforms.formats import RGB, PixelFormat
+from datasets.transforms.mixing import Mixing
 from datasets.transforms.shape import Shape
 
 
@@ -37,11 +39,38 @@ class Batch:
     """uint8 [B, H, W] in segmentation: the class of each pixel, 255 where there is none to learn"""
     damaged: tuple[DamagedSample, ...] = ()
     """Replaced in training, left out in evaluation: a batch of an evaluation may have no other samples at all"""
+    mixing: Mixing | None = None
+    """Mixup's and CutMix's draws, where the stage mixes"""
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked memory, so that the device can fetch it while the host continues."""
-        masks = None if self.masks is None else self.masks.pin_memory()
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), masks=masks)
+        return self.each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return it on a device; from page-locked memory the host doesn't wait for the copy."""
+        return self.each(lambda one: one.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return it with every tensor copied in the same way."""
+        return replace(
+            self,
+            images=change(self.images),
+            labels=change(self.labels),
+            stream_index=change(self.stream_index),
+            masks=None if self.masks is None else change(self.masks),
+            mixing=None if self.mixing is None else self.mixing.each(change),
+        )
+
+    def rows(self, rows: slice | torch.Tensor) -> Batch:
+        """Return some of the samples, as they are before they are mixed: a slice, or int64 [b] on the same device."""
+        return replace(
+            self,
+            images=self.images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2),  # channels_last stays so
+            labels=self.labels[rows],
+            stream_index=self.stream_index[rows],
+            masks=None if self.masks is None else self.masks[rows],
+            mixing=None,
+        )
 
 
 def empty_images(count: int, shape: Shape, pixels: PixelFormat = RGB) -> torch.Tensor:

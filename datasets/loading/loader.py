@@ -24,6 +24,7 @@ from datasets.loading.samples import Request, Samples, View
 from datasets.shards.copies import choose_copy, load_copies
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import check_unchanged, load_manifest
+from datasets.transforms.mixing import MixingRule
 from datasets.transforms.shape import format_size
 
 __all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "build_plain_loader", "sample_order"]
@@ -46,6 +47,7 @@ def build_loader(
     random_sizes: tuple[int, ...] = (),
     random_size_share: float = 0.0,
     central: bool = False,
+    mixing: MixingRule | None = None,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
@@ -64,6 +66,7 @@ def build_loader(
         random_sizes: other short sides of the crops, in pixels.
         random_size_share: share of the steps that have one of `random_sizes`, drawn by seed and cursor.
         central: take the evaluation's crop instead of a random one, from the shards themselves.
+        mixing: what is drawn for Mixup and CutMix; None: nothing.
         manifest: of `config.train`, as a run read it when it started; None: as it is now.
 
     Raises:
@@ -88,6 +91,7 @@ def build_loader(
         short_side=copy,
         random_sizes=random_sizes,
         random_size_share=random_size_share,
+        mixing=mixing,
         training=True,
     )
     pool = _pool("train", manifest, config)
@@ -194,12 +198,12 @@ class _Pool:
         self.loader = DataLoader(
             Samples({side: SampleReader(part, cache) for side, part in manifests.items()}, config),
             batch_sampler=self.requests,  # type: ignore[arg-type]
-            num_workers=config.loader_workers,
+            num_workers=config.num_loaders,
             collate_fn=unchanged,
             worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=config.prefetch_batches if config.loader_workers else None,
-            persistent_workers=config.loader_workers > 0,
+            prefetch_factor=config.prefetch_batches if config.num_loaders else None,
+            persistent_workers=config.num_loaders > 0,
         )
 
 

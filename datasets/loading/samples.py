@@ -28,6 +28,7 @@ from datasets.transforms.decode import (
     image_header,
     random_crop,
 )
+from datasets.transforms.mixing import MixingRule
 from datasets.transforms.randaugment_policies import POLICIES
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 
@@ -60,6 +61,8 @@ class View:
     """Short sides of the crops in `random_size_share` of the steps, in pixels."""
     random_size_share: float = 0.0
     """Share of the steps whose crops are of a random size."""
+    mixing: MixingRule | None = None
+    """What is drawn for Mixup and CutMix."""
 
     def at(self, cursor: int) -> View:
         """Return the view of the step at a cursor: another image size, where it is drawn that it has a random one."""
@@ -148,8 +151,13 @@ class Samples(Dataset[Batch]):
                 policy=self.policy,
                 magnitude=view.magnitude,
             )
-        batch = Batch(images, torch.from_numpy(labels), torch.from_numpy(request.streams), masks, tuple(damaged))
-        return batch if len(kept) == len(labels) else _only(batch, kept)
+        mixing = None
+        if view.mixing is not None:
+            mixing = view.mixing.draw(request.streams, seed=view.seed, image_size=view.image_size)
+        streams = torch.from_numpy(request.streams)
+        batch = Batch(images, torch.from_numpy(labels), streams, masks, tuple(damaged), mixing)
+        # Without those that couldn't be decoded: there may be none left.
+        return batch if len(kept) == len(labels) else batch.rows(torch.tensor(kept, dtype=torch.int64))
 
     def _draws(self, request: Request) -> list[list[float]]:
         """Return the random numbers of each sample's crop, flip and RandAugment; none in an evaluation."""
@@ -229,11 +237,3 @@ def _check_mask(mask: np.ndarray, num_classes: int) -> None:
     known = mask[mask != 255]
     if known.size and known.max() >= num_classes:
         raise ValueError(f"the mask has value {known.max()}, but {num_classes} classes allow 0 to {num_classes - 1}")
-
-
-def _only(batch: Batch, rows: list[int]) -> Batch:
-    """Return the batch without the rows that could not be decoded."""
-    keep = torch.tensor(rows, dtype=torch.int64)  # there may be none
-    masks = None if batch.masks is None else batch.masks[keep]
-    images = batch.images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
-    return Batch(images, batch.labels[keep], batch.stream_index[keep], masks, batch.damaged)

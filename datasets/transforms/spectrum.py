@@ -33,6 +33,7 @@ def _low_frequency(images: Tensor, shape: Shape) -> Tensor:
 def masks_at(masks: Tensor, shape: Shape) -> Tensor:
     """Return masks [B, H, W] at the places of `low_frequency`'s pixels [B, h, w], by nearest neighbour."""
     rows, columns = (
-        (torch.arange(side) * full + side // 2) // side for side, full in zip(shape, masks.shape[-2:], strict=True)
+        (torch.arange(side, device=masks.device) * full + side // 2) // side
+        for side, full in zip(shape, masks.shape[-2:], strict=True)
     )
     return masks[:, rows][:, :, columns]

@@ -61,17 +61,6 @@ class Snapshot:
         return checkpoint_key(self.state.cursor)
 
 
-def to_host(value: Any) -> Any:
-    """Copy every tensor in nested dicts and lists to host memory of its own."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_host(item) for item in value)
-    return value
-
-
 def write_checkpoint(
     storage: Storage,
     snapshot: Snapshot,

@@ -11,7 +11,8 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from pipeline.task_config import ClassificationConfig
 from pipeline.training.class_scores import ClassRow, class_rows
-from pipeline.training.loss_metric import loss_alone, mean_loss, weights_tensor
+from pipeline.training.device import constant
+from pipeline.training.loss_metric import loss_alone, mean_loss, weight_of_each
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -24,7 +25,7 @@ class ClassificationTask:
 
     def __init__(self, config: ClassificationConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
-        self._weights = weights_tensor(config.class_weights, classes)
+        self._weights = weight_of_each(config.class_weights, classes)
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return smoothed one-hot targets, times the weights of their classes, float [B, K].
@@ -34,7 +35,7 @@ class ClassificationTask:
         """
         smoothing, labels = self.config.label_smoothing, batch.labels.to(device, non_blocking=True)
         targets = F.one_hot(labels, self.num_outputs).float() * (1 - smoothing) + smoothing / self.num_outputs
-        return targets if self._weights is None else targets * self._weights.to(device)[labels, None]
+        return targets if self._weights is None else targets * constant(self._weights, device)[labels, None]
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the mean cross-entropy, or focal loss, of float32 logits [B, K] against soft targets [B, K]."""
@@ -47,13 +48,12 @@ class ClassificationTask:
         int64 [truth, prediction]: images.
         """
         from torchmetrics import MetricCollection  # takes seconds, which a worker's start should not
-        from torchmetrics.classification import MulticlassConfusionMatrix
 
-        from pipeline.training.metrics import ClassificationScores
+        from pipeline.training.metrics import ClassificationScores, Confusion
 
         metrics: dict[str, Any] = {"scores": ClassificationScores(self.num_outputs), "loss": mean_loss()}
         if by_class:
-            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs)
+            metrics["by_class"] = Confusion(self.num_outputs)
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:
@@ -66,12 +66,14 @@ class ClassificationTask:
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K] and the batch's labels [B]."""
-        labels = batch.labels.to(logits.device)
+        labels, logits = batch.labels.to(logits.device, non_blocking=True), logits.float()
         for name in metrics:
             if name == "loss":
-                metrics[name].update(F.cross_entropy(logits.float(), labels, reduction="none").double())
+                metrics[name].update(F.cross_entropy(logits, labels, reduction="none"))
+            elif name == "by_class":
+                metrics[name].update(logits.argmax(1), labels)
             else:
-                metrics[name].update(logits.float(), labels)
+                metrics[name].update(logits, labels)
 
     def picture(self, batch: Batch, logits: Tensor) -> bytes:
         """Return images with their label and, where it differs, what was predicted."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from pipeline.config import TrainerConfig
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _NO_DETERMINISTIC = re.compile(r"^(\S+) does not have a deterministic implementation")
@@ -57,8 +60,7 @@ def operations_named() -> Iterator[None]:
 def counting() -> Iterator[None]:
     """Let metrics count with any algorithm: whole numbers add up to the same in any order.
 
-    Asked for a deterministic one, torchmetrics compares each pixel with each cell of a confusion matrix: for 64 images
-    of 300 px and 21 classes 20 GB.
+    A deterministic `index_add_` sorts all of an image's pixels first.
     """
     asked = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
@@ -66,6 +68,24 @@ def counting() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(asked)
+
+
+@lru_cache
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return numbers as a tensor [N] that stays on the device: to copy them in each step is to wait in each step."""
+    with torch.inference_mode(False):  # it is kept for training, too
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
+def eagerly(config: TrainerConfig) -> AbstractContextManager[object]:
+    """Return a context in which a compiled model runs as it was written: for shapes that come once."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
+
+
+def begin_pass(config: TrainerConfig) -> None:
+    """Say that what a CUDA graph returned before is not needed any more: its memory is the next pass's."""
+    if config.compile and config.compile_mode != "default":
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def accelerator(device: torch.device) -> str:

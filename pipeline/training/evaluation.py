@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
-from pipeline.training.device import counting
+from pipeline.training.device import begin_pass, constant, counting
 from pipeline.training.distributed import gathered, rank_and_size
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.task import Task
@@ -35,22 +35,22 @@ def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> T
     on_device = images.to(device, non_blocking=True)
     pixels = on_device.to(dtype=torch.float32, memory_format=torch.channels_last)
     if config.channel_mean:  # not in place: these pixels may be the batch's own
-        mean, std = (_per_channel(values, str(device)) for values in (config.channel_mean, config.channel_std))
+        mean, std = (constant(values, device)[:, None, None] for values in (config.channel_mean, config.channel_std))
         return (pixels - mean) / std
     return pixels.sub_(config.pixel_mean).div_(config.pixel_std)
 
 
-@lru_cache
-def _per_channel(values: tuple[float, ...], device: str) -> Tensor:
-    with torch.inference_mode(False):  # it is kept for training, too
-        return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
-
-
 def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context that the config asks for on this device."""
+    kind = compute_type(config, device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=kind is torch.bfloat16)
+
+
+def compute_type(config: TrainerConfig, device: torch.device) -> torch.dtype:
+    """Return the type in which convolutions and products are computed: bfloat16 or float32."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     on = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+    return torch.bfloat16 if on else torch.float32
 
 
 @torch.inference_mode()
@@ -245,8 +245,13 @@ def logits_of(
     def try_pass(count: int) -> None:
         parts.clear()
         for part in images.split(count):
+            inputs = normalized(part, config, device)
+            begin_pass(config)
             with autocast(config, device):
-                parts.append(model(normalized(part, config, device)))
+                if config.compile:  # a last batch that is shorter would be compiled for itself
+                    inputs = F.pad(inputs, (0,) * 7 + (count - len(part),))
+                logits = model(inputs)[: len(part)]
+            parts.append(logits.clone() if config.compile_mode != "default" else logits)
 
     fits = largest_that_fits(try_pass, most)
     return parts[0] if len(parts) == 1 else torch.cat(parts), fits

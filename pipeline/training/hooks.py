@@ -26,7 +26,7 @@ class TrainHooks:
         """
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:
-        """A stage begins; `images` is this rank's first batch as the network sees it, float [B, 3, H, W]."""
+        """A stage begins; `images` are this rank's first ones as the network sees them, float [b, 3, H, W]."""
 
     def stage_ended(self, span: StageSpan, result: dict[str, float]) -> None:
         """A stage has ended and is on its way to storage; `result` has its times and newest metrics."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from datasets.loading.loader import Batches, build_loader
 from datasets.shards.manifest import DatasetManifest
-from datasets.transforms.mixing import mix
+from datasets.transforms.mixing import MixingRule
 from datasets.transforms.shape import Shape
 from datasets.transforms.spectrum import low_frequency, masks_at
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
-from pipeline.training.evaluation import normalized
+from pipeline.training.evaluation import compute_type, normalized
 from pipeline.training.task import Task
 
 
@@ -48,28 +49,69 @@ def stage_batches(
         random_sizes=stage.random_sizes,
         random_size_share=stage.random_size_share,
         central=stage.fixres,
+        mixing=MixingRule(
+            mixup_alpha=stage.mixup_alpha,
+            cutmix_alpha=stage.cutmix_alpha,
+            num_lanes=config.data.num_lanes // world_size,
+            image_size=stage.image_size if stage.low_frequency_of else 0,
+        ),
         manifest=manifest,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One rank's inputs of a step, made a micro-batch at a time.
+
+    Normalized and mixed they take four times the memory of the batch and more, in segmentation the more, the more
+    classes there are. What a micro-batch is mixed with comes from the whole batch, so its values are the same however
+    the batch is cut.
+    """
+
+    batch: Batch
+    """As it was loaded, on the device."""
+    stage: TrainingStage
+    config: TrainConfig
+    task: Task
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.batch.labels)
+
+    def parts(self, micro: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images [b, C, H, W] and targets of at most `micro` samples each."""
+        for start in range(0, len(self), micro):
+            yield self.part(slice(start, start + micro))
+
+    def part(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return normalized, mixed images [b, C, H, W], of the type that the network computes in, and soft targets."""
+        images, targets = self._plain(rows)
+        if self.batch.mixing is not None:
+            mixing = self.batch.mixing.each(lambda one: one[rows])
+            others, their_targets = self._plain(mixing.partners)
+            images, targets = mixing.of_pixels(images, others), mixing.of_targets(targets, their_targets)
+        # Autocast would do it again in each network, and the float32 would be held through the whole pass.
+        return images.to(compute_type(self.config.trainer, self.device)), targets
+
+    def _plain(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized images, float32 [b, C, H, W], and soft targets, unmixed."""
+        part = self.batch.rows(rows)
+        if self.stage.low_frequency_of:
+            part = _smaller(part, self.config.data.shape(self.stage.image_size))
+        return normalized(part.images, self.config.trainer, self.device), self.task.targets(part, self.device)
+
+
 def mixed_inputs(
-    batch: Batch, stage: TrainingStage, *, config: TrainConfig, task: Task, device: torch.device, world_size: int
+    batch: Batch, stage: TrainingStage, *, config: TrainConfig, task: Task, device: torch.device, world_size: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return normalized, mixed images float [B, 3, H, W] and soft targets, on the device."""
-    if stage.low_frequency_of:
-        batch = _smaller(batch, config.data.shape(stage.image_size), device)
-    return mix(
-        normalized(batch.images, config.trainer, device),
-        task.targets(batch, device),
-        mixup_alpha=stage.mixup_alpha,
-        cutmix_alpha=stage.cutmix_alpha,
-        seed=config.seed,
-        stream_index=batch.stream_index,
-        num_lanes_of_rank=config.data.num_lanes // world_size,
-    )
+    """Return images and soft targets of a whole batch, on the device (`StepInputs.part`).
+
+    `world_size` says nothing more: the batch's loader, which drew what it is mixed with, knew it.
+    """
+    return StepInputs(batch.to(device), stage, config, task, device).part(slice(None))
 
 
-def _smaller(batch: Batch, shape: Shape, device: torch.device) -> Batch:
-    """Return a batch with the low frequencies of its images on the device, float32 [B, 3, H, W] of this shape."""
-    images = low_frequency(batch.images.to(device, non_blocking=True), shape)
-    return replace(batch, images=images, masks=None if batch.masks is None else masks_at(batch.masks, shape))
+def _smaller(batch: Batch, shape: Shape) -> Batch:
+    """Return a batch with the low frequencies of its images, float32 [B, 3, H, W] of this shape."""
+    masks = None if batch.masks is None else masks_at(batch.masks, shape)
+    return replace(batch, images=low_frequency(batch.images, shape), masks=masks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,15 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from model.activation_checkpoints import checkpoint_blocks
 from model.regularization import head_and_norms, set_dropout, set_stochastic_depth
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.checkpoint.format import Snapshot, to_host
+from pipeline.checkpoint.format import Snapshot
+from pipeline.checkpoint.host_copy import to_host
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.batch_norm import average_statistics, momentum_share, running_norms
+from pipeline.training.device import begin_pass, eagerly
 from pipeline.training.distributed import buffers_kept, data_parallel
-from pipeline.training.evaluation import autocast
+from pipeline.training.evaluation import autocast, compute_type, logits_of
 from pipeline.training.memory import largest_that_fits
 from pipeline.training.moving_average import MovingAverage, horizon_kept
-from pipeline.training.optim import build_optimizer, set_rate
+from pipeline.training.optim import build_optimizer, load_state, set_rate
 from pipeline.training.sync_batch_norm import synchronize, unsynchronized
 from pipeline.training.task import Task
 
@@ -50,6 +52,8 @@ class Learner:
         self._fixed: list[nn.Parameter] = []
         synchronize(self.model, config.trainer, self.device)  # not the average, which each rank evaluates by itself
         self._net = self._parallel(self.model)
+        if config.trainer.compile:
+            self._compile()
 
     @property
     def models(self) -> list[nn.Module]:
@@ -83,25 +87,33 @@ class Learner:
         return self.config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
 
     def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float, micro: int) -> dict[str, Tensor]:
+        """Take one optimizer step on inputs that are there, [B, C, H, W] and their targets; see `step_in_parts`."""
+        parts = zip(images.split(micro), targets.split(micro), strict=True)
+        return self.step_in_parts(parts, len(images), seed=seed, lr=lr)
+
+    def step_in_parts(
+        self, parts: Iterable[tuple[Tensor, Tensor]], count: int, *, seed: int, lr: float
+    ) -> dict[str, Tensor]:
         """Take one optimizer step; return the task's terms, on the device, unsynchronized.
 
         Args:
-            images: this rank's, float [B, 3, H, W].
-            targets: what the task's loss takes for them.
+            parts: this rank's samples, cut into what a forward pass takes: images float [b, C, H, W], and what the
+                task's loss takes for them. Each is made when it is its turn; gradients are accumulated over them.
+            count: samples in all of them.
             seed: of dropout and stochastic depth.
             lr: learning rate.
-            micro: most samples of a forward pass; gradients are accumulated over them.
 
         Raises:
             torch.OutOfMemoryError: a pass doesn't fit.
         """
         torch.manual_seed(seed)
         self._net.train()
-        chunks = list(zip(images.split(micro), targets.split(micro), strict=True))
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for index, (x, y) in enumerate(chunks):
-            share = len(x) / len(images)
-            losses = self._pass(x, y, share, sync=index == len(chunks) - 1)
+        done = 0
+        for x, y in parts:
+            done += len(x)
+            share = len(x) / count
+            losses = self._pass(x, y, share, sync=done == count)
             for name, value in losses.items():
                 terms[name] = terms[name] + value.detach() * share
         self._update(lr)
@@ -112,6 +124,7 @@ class Learner:
         alone = isinstance(self._net, DistributedDataParallel) and not sync
         with self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
+                begin_pass(self.config.trainer)
                 logits = self._net(x)
             losses = self.task.loss(logits, y)
             (losses["loss"] * share).backward()
@@ -141,7 +154,8 @@ class Learner:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
-        with buffers_kept(self.model), unsynchronized(self.model):  # ranks may try another number of passes
+        # Ranks may try another number of passes, and each size that is tried would be compiled.
+        with buffers_kept(self.model), unsynchronized(self.model), eagerly(self.config.trainer):
             fits = torch.tensor(largest_that_fits(try_pass, most), device=self.device)
         if dist.is_initialized():
             dist.all_reduce(fits, op=dist.ReduceOp.MIN)
@@ -159,19 +173,32 @@ class Learner:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         alone = isinstance(self._net, DistributedDataParallel)
         with buffers_kept(self.model), self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            shape = self.config.data.shape(image_size)
-            images = torch.zeros(count, self.config.model.in_channels, *shape, device=self.device)
             with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
-                logits = self._net(images.to(memory_format=torch.channels_last))
+                begin_pass(self.config.trainer)
+                logits = self._net(self._zeros(count, image_size).to(compute_type(self.config.trainer, self.device)))
             torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
+
+    @torch.inference_mode()
+    def compile_evaluation(self, image_size: int) -> None:
+        """Compile the model that is evaluated for the batches of an evaluation at a size."""
+        trainer = self.config.trainer
+        count = trainer.eval_batch_size
+        logits_of(self.evaluated_model.eval(), self._zeros(count, image_size), trainer, self.device, count)
+
+    def _zeros(self, count: int, image_size: int) -> Tensor:
+        shape = count, self.config.model.in_channels, *self.config.data.shape(image_size)
+        return torch.zeros(shape, device=self.device).to(memory_format=torch.channels_last)
 
     def to_host(self) -> dict[str, Any]:
         """Copy all tensors to host memory, named as in a `Snapshot`."""
-        return {
-            "model": to_host(self.model.state_dict()),
-            "ema": to_host(self.ema.state_dict()) if self.ema is not None else None,
-            "optimizer": to_host(self.optimizer.state_dict()),
-        }
+        copies: dict[str, Any] = to_host(
+            {
+                "model": self.model.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+        return copies
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over a snapshot's tensors.
@@ -181,7 +208,7 @@ class Learner:
         """
         try:
             self.model.load_state_dict(snapshot.model)
-            self.optimizer.load_state_dict(snapshot.optimizer)
+            load_state(self.optimizer, snapshot.optimizer)
             self._match_memory_formats()
             if self.ema is not None:
                 self.ema.load_state_dict(snapshot.ema or {})
@@ -210,21 +237,22 @@ class Learner:
         if self.ema is not None:
             self.ema.update(self.model)
 
+    def _compile(self) -> None:
+        """Compile the model and its average, in place: a graph for each shape, as one for all shapes would be slower.
+
+        The module inside DDP and not DDP itself, as PyTorch advises ("Where to apply torch.compile"). Dynamo cuts its
+        graph where a bucket of gradients is full all the same, since it runs inside DDP's forward: ranks add up the
+        first buckets while the rest of the backward pass runs.
+        """
+        from torch._dynamo import config
+
+        num_sizes = sum(len(stage.image_sizes) + 1 for stage in self.config.stages)
+        config.recompile_limit = max(config.recompile_limit, 8 * num_sizes + 8)  # beyond it nothing more is compiled
+        for model in self.models:
+            model.compile(dynamic=False, mode=self.config.trainer.compile_mode)
+
     def _parallel(self, model: nn.Module) -> nn.Module:
-        net = (
-            _compiled(model, sum(len(stage.image_sizes) for stage in self.config.stages))
-            if self.config.trainer.compile
-            else model
-        )
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return net
+            return model
         images = (self.config.model.in_channels, *self.config.data.shape(self.config.stages[0].image_size))
-        return data_parallel(net, self.device, images=images)
-
-
-def _compiled(model: nn.Module, num_sizes: int) -> nn.Module:
-    """Return the model with one graph for each shape, and none for any shape, which would be slower."""
-    from torch._dynamo import config
-
-    config.recompile_limit = max(config.recompile_limit, 4 * num_sizes + 4)  # beyond it, passes aren't compiled at all
-    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+        return data_parallel(model, self.device, images=images)

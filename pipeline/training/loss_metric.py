@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from pipeline.task_config import ClassWeights
 
 if TYPE_CHECKING:
@@ -15,11 +12,10 @@ if TYPE_CHECKING:
 
 
 def mean_loss() -> Metric:
-    """Return an empty mean of float64 losses."""
-    from torchmetrics import MeanMetric
+    """Return an empty mean of losses."""
+    from pipeline.training.metrics import MeanLoss  # takes seconds, which a worker's start should not
 
-    # Sums of float32 losses are kept in float64, where they don't depend on the order of the workers.
-    return MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+    return MeanLoss()
 
 
 def loss_alone() -> MetricCollection:
@@ -29,10 +25,10 @@ def loss_alone() -> MetricCollection:
     return MetricCollection({"loss": mean_loss()})
 
 
-def weights_tensor(weights: ClassWeights, classes: Sequence[str]) -> Tensor | None:
-    """Return float32 [K], or None without weights; `pipeline.run.class_weights` has put numbers in place of `auto`."""
+def weight_of_each(weights: ClassWeights, classes: Sequence[str]) -> tuple[float, ...] | None:
+    """Return a weight a class, or None without; `pipeline.run.class_weights` has put numbers in place of `auto`."""
     if weights == "none":
         return None
     assert weights != "auto"
     assert len(weights) == len(classes)
-    return torch.tensor(weights, dtype=torch.float32)
+    return weights

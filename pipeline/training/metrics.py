@@ -1,6 +1,12 @@
-"""What an evaluation of a classifier measures, in one metric. Importing it takes seconds (torchmetrics)."""
+"""What an evaluation measures of classes, and its loss. Importing it takes seconds (torchmetrics).
+
+Nothing here waits for the device: counts and sums stay there until all batches are in. `torch.bincount` waits, and so
+do torchmetrics' own metrics, which look at the labels first or leave pixels out by an index.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +16,75 @@ from pipeline.training.class_scores import balanced_accuracy, calibration_error,
 
 CALIBRATION_BINS = 15
 """Bins of equal width of the confidence; the value 1 itself has one more, as in torchmetrics."""
+
+
+class MeanLoss(Metric):
+    """The mean of losses, float64: such sums don't depend on the order of the workers."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, known: Tensor | None = None) -> None:
+        """Add losses of any shape; with `known`, bool of that shape, no others."""
+        if known is not None:
+            losses = losses * known
+        self.total += losses.double().sum()
+        self.count += losses.numel() if known is None else known.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean; 0 of nothing."""
+        return self.total / self.count.clamp_min(1)
+
+
+class Confusion(Metric):
+    """The confusion matrix, int64 [truth, prediction]."""
+
+    full_state_update = False
+    matrix: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, truth: Tensor, known: Tensor | None = None) -> None:
+        """Add int64 predictions and labels of any shape; with `known`, bool of that shape, no others."""
+        counts = torch.ones_like(truth) if known is None else known.long()
+        cells = truth * self.num_classes + predicted
+        if known is not None:
+            cells = cells * counts  # a label that stands for no class has no row
+        self.matrix.view(-1).index_add_(0, cells.flatten(), counts.flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the matrix as `by_class`."""
+        return {"by_class": self.matrix}
+
+
+class PixelScores(Confusion):
+    """Mean IoU over the classes that occur or are predicted, IoU of each (0 where there is neither), pixel accuracy."""
+
+    def __init__(self, classes: Sequence[str], *, by_class: bool) -> None:
+        """Make an empty metric; with `by_class` the confusion matrix is among the scores."""
+        super().__init__(len(classes))
+        self.classes, self.by_class = tuple(classes), by_class
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scores by name."""
+        counts = self.matrix.double()
+        right, either = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
+        ious = right / either.clamp_min(1)
+        scores = {
+            "miou": ious.sum() / (either > 0).sum().clamp_min(1),
+            "pixel_accuracy": right.sum() / counts.sum().clamp_min(1),
+            **{f"iou_{name}": value for name, value in zip(self.classes, ious, strict=True)},
+        }
+        return scores | (super().compute() if self.by_class else {})
 
 
 class ClassificationScores(Metric):
@@ -38,8 +113,8 @@ class ClassificationScores(Metric):
         """Add float32 logits [B, K] and labels [B]."""
         predicted = logits.argmax(1)
         right = predicted == labels
-        classes = (labels[right], labels, predicted)
-        self.counts += torch.stack([torch.bincount(which, minlength=self.num_classes) for which in classes])
+        for row, which, amount in ((0, labels, right.long()), (1, labels, None), (2, predicted, None)):
+            self.counts[row].index_add_(0, which, torch.ones_like(which) if amount is None else amount)
         self._add_confidence(logits.softmax(1).amax(1), right)
         if self.num_classes > 5:
             self.top5 += (logits.topk(5).indices == labels[:, None]).sum()

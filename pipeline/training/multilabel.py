@@ -12,7 +12,8 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from pipeline.task_config import MultilabelConfig, threshold_name
 from pipeline.training.class_scores import ClassRow
-from pipeline.training.loss_metric import loss_alone, mean_loss, weights_tensor
+from pipeline.training.device import constant
+from pipeline.training.loss_metric import loss_alone, mean_loss, weight_of_each
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -39,7 +40,7 @@ class MultilabelTask:
                 lacks. None: each evaluation chooses its own, as training does.
         """
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
-        self._weights = weights_tensor(config.positive_weights, classes)
+        self._weights = weight_of_each(config.positive_weights, classes)
         self.thresholds: tuple[float, ...] | None = None
         if evaluated is not None:
             self.thresholds = tuple(evaluated.get(f"val/{threshold_name(name)}", 0.5) for name in classes)
@@ -52,7 +53,7 @@ class MultilabelTask:
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of float32 logits [B, K] against soft targets [B, K]."""
         config, logits = self.config, logits.float()
-        weights = None if self._weights is None else self._weights.to(logits.device)
+        weights = None if self._weights is None else constant(self._weights, logits.device)
         if config.loss == "bce":
             return {"loss": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)}
         gammas = {"gamma_neg": config.gamma_neg, "gamma_pos": config.gamma_pos}
@@ -74,11 +75,11 @@ class MultilabelTask:
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K] and the batch's multi-hot labels [B, K]."""
-        logits, labels = logits.float(), batch.labels.to(logits.device)
+        logits, labels = logits.float(), batch.labels.to(logits.device, non_blocking=True)
         for name in metrics:
             if name == "loss":
                 losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-                metrics[name].update(losses.double())
+                metrics[name].update(losses)
             else:
                 metrics[name].update(logits, labels)
 

@@ -25,10 +25,12 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     )
     if config.optimizer == "rmsprop":
         return RMSpropTF(groups, lr=config.lr, momentum=config.momentum, decay=config.decay, eps=config.eps)
+    # One kernel for all of a step on a GPU; on a CPU, which has one too, runs keep the bits that they had.
+    kernel = {"fused": True} if next(model.parameters()).is_cuda else {"foreach": True}
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, foreach=True)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, **kernel)
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), foreach=True)
+        return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), **kernel)
     return _timm_optimizer(config, groups)
 
 
@@ -47,6 +49,23 @@ def _timm_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Op
     else:
         optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, nesterov=True, betas=(0.9, 0.999))
     return optimizer
+
+
+_KERNELS = ("foreach", "fused", "capturable")
+"""Entries of a group on how it is computed, not what."""
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over an optimizer's state, but for how it was computed where it comes from: a checkpoint may change devices.
+
+    Raises:
+        ValueError, KeyError: it is another model's or optimizer's.
+    """
+    groups = [
+        group | {name: own[name] for name in _KERNELS if name in own}
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:

@@ -12,6 +12,7 @@ from datasets.loading.loader import Batches, DataConfig, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
 from pipeline.training.batch_norm import reestimate
+from pipeline.training.device import eagerly
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.evaluation import autocast, check_damaged, logits_of, normalized
 from pipeline.training.sync_batch_norm import unsynchronized
@@ -72,7 +73,7 @@ def reestimate_from_data(
                     yield normalized(part, config, device)
             heartbeat()
 
-    with unsynchronized(model), autocast(config, device):
+    with unsynchronized(model), autocast(config, device), eagerly(config):
         used = reestimate(model, inputs())
     check_damaged(used if rank == 0 else 0, damaged, url=data.train, max_damaged=data.max_damaged)
 
@@ -80,4 +81,7 @@ def reestimate_from_data(
 def _most_that_fit(model: nn.Module, loader: Batches, config: TrainerConfig, device: torch.device) -> int:
     """Return how many samples fit into a pass on this rank, by its first batch; 1 where it has none."""
     first = next((batch.images for batch in loader if len(batch.images)), None)
-    return 1 if first is None else logits_of(model, first, config, device, len(first))[1]
+    if first is None:
+        return 1
+    with eagerly(config):
+        return logits_of(model, first, config, device, len(first))[1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datasets.loading.batch import Batch
 from pipeline.task_config import RegressionConfig
 from pipeline.training.class_scores import ClassRow
+from pipeline.training.device import constant
 from pipeline.training.loss_metric import loss_alone, mean_loss
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ class RegressionTask:
         assert len(config.target_mean) == len(config.target_std) == len(classes)
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
         self.in_units = in_units
-        self._mean, self._std = (
-            torch.tensor(part, dtype=torch.float64) for part in (config.target_mean, config.target_std)
-        )
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return standardized targets, float32 [B, N]."""
@@ -72,12 +70,12 @@ class RegressionTask:
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add outputs [B, N] and the batch's targets [B, N]."""
-        outputs, truth = logits.float(), batch.labels.to(logits.device)
+        outputs, truth = logits.float(), batch.labels.to(logits.device, non_blocking=True)
         standardized = self._standardized(outputs) if self.in_units else outputs
         for name in metrics:
             if name == "loss":
                 losses = _LOSSES[self.config.loss](standardized, self._standardized(truth), reduction="none")
-                metrics[name].update(losses.double())
+                metrics[name].update(losses)
             else:
                 metrics[name].update(self._values(outputs), truth)
 
@@ -96,12 +94,18 @@ class RegressionTask:
         return valued_images(batch.images, batch.labels.cpu(), self._values(logits.float()).cpu(), self.classes)
 
     def _standardized(self, values: Tensor) -> Tensor:
-        return ((values.double() - self._mean.to(values.device)) / self._std.to(values.device)).float()
+        mean, std = self._numbers(values.device)
+        return ((values.double() - mean) / std).float()
 
     def _values(self, outputs: Tensor) -> Tensor:
         """Return outputs in the targets' units, float64."""
-        values = outputs.double()
-        return values if self.in_units else values * self._std.to(values.device) + self._mean.to(values.device)
+        mean, std = self._numbers(outputs.device)
+        return outputs.double() if self.in_units else outputs.double() * std + mean
+
+    def _numbers(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return each target's mean and deviation, float64 [N]."""
+        config = self.config
+        return tuple(constant(part, device, torch.float64) for part in (config.target_mean, config.target_std))  # type: ignore[return-value]
 
 
 class Unstandardized(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor
 from datasets.loading.batch import Batch
 from pipeline.task_config import SegmentationConfig
 from pipeline.training.class_scores import ClassRow, class_rows
-from pipeline.training.loss_metric import loss_alone, mean_loss, weights_tensor
+from pipeline.training.device import constant
+from pipeline.training.loss_metric import loss_alone, mean_loss, weight_of_each
 from pipeline.training.lovasz import lovasz_softmax
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentationConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
-        self._weights = weights_tensor(config.class_weights, classes)
+        self._weights = weight_of_each(config.class_weights, classes)
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return one-hot targets, float [B, K, H, W], zero at ignored pixels."""
@@ -54,7 +55,7 @@ class SegmentationTask:
         here = torch.stack((log_likelihood, (shares * targets).sum(dims), shares.sum(dims), targets.sum(dims)))
         log_likelihood, common, predicted, total = sum_over_workers(here)
         if self._weights is not None:
-            log_likelihood = log_likelihood * self._weights.to(logits.device)
+            log_likelihood = log_likelihood * constant(self._weights, logits.device)
         cross_entropy = -log_likelihood.sum() / total.sum().clamp_min(1)
         scores = self._overlap(common, predicted, total)
         there = (total > 0).float()
@@ -74,22 +75,14 @@ class SegmentationTask:
         return common / (common + alpha * (predicted - common) + beta * (total - common)).clamp_min(1e-6)
 
     def metrics(self, *, by_class: bool = False) -> MetricCollection:
-        """Return miou (over classes that occur), iou_CLASS, pixel_accuracy, and the cross-entropy as loss; by class the
-        confusion matrix, int64 [truth, prediction]: pixels.
+        """Return miou (over classes that occur or are predicted), iou_CLASS, pixel_accuracy, and the cross-entropy as
+        loss; by class the confusion matrix, int64 [truth, prediction]: pixels.
         """
-        from torchmetrics import ClasswiseWrapper, MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+        from torchmetrics import MetricCollection
 
-        options: dict[str, Any] = {"num_classes": self.num_outputs, "ignore_index": self.config.ignore_index}
-        each = MulticlassJaccardIndex(average="none", **options)
-        metrics: dict[str, Any] = {
-            "miou": MulticlassJaccardIndex(average="macro", **options),
-            "pixel_accuracy": MulticlassAccuracy(average="micro", **options),
-            "iou": ClasswiseWrapper(each, labels=[*self.classes], prefix="iou_"),
-            "loss": mean_loss(),
-        }
-        if by_class:
-            metrics["by_class"] = MulticlassConfusionMatrix(self.num_outputs, ignore_index=self.config.ignore_index)
+        from pipeline.training.metrics import PixelScores
+
+        metrics: dict[str, Any] = {"scores": PixelScores(self.classes, by_class=by_class), "loss": mean_loss()}
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:
@@ -102,14 +95,14 @@ class SegmentationTask:
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K, H, W] and the batch's masks [B, H, W]."""
-        masks = self._masks(batch).to(logits.device).long()
-        predicted = logits.argmax(1)
+        masks = self._masks(batch).to(logits.device, non_blocking=True).long()
+        known = masks != self.config.ignore_index
         for name in metrics:
             if name == "loss":
                 values = F.cross_entropy(logits.float(), masks, reduction="none", ignore_index=self.config.ignore_index)
-                metrics[name].update(values[masks != self.config.ignore_index].double())
+                metrics[name].update(values, known)
             else:
-                metrics[name].update(predicted, masks)
+                metrics[name].update(logits.argmax(1), masks, known)
 
     def picture(self, batch: Batch, logits: Tensor) -> bytes:
         """Return rows of image, truth and prediction."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -9,11 +11,13 @@ from itertools import product
 from torch import Tensor
 
 from pipeline.schedule.stages import TrainingStage
-from pipeline.training.inputs import mixed_inputs
+from pipeline.training.inputs import StepInputs
 from pipeline.training.learner import Learner
 from pipeline.training.memory import micro_batch, stage_limits
 from pipeline.training.prefetch import Feed
 from pipeline.training.progress import TrainingProgress
+
+log = logging.getLogger(__name__)
 
 Heartbeat = Callable[[], None]
 
@@ -43,15 +47,13 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed, he
         return
     plain = _largest(config.stages[-1])
     batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], stage=plain, start=0))))
-    images, targets = mixed_inputs(
-        batch, plain, config=config, task=learner.task, device=device, world_size=feed.world_size
-    )
+    inputs = StepInputs(batch.to(device), plain, config, learner.task, device)
 
     def first(count: int) -> tuple[Tensor, Tensor]:
         heartbeat()
-        return images[:count], targets[:count]
+        return inputs.part(slice(count))
 
-    fits = learner.probe(first, len(images))
+    fits = learner.probe(first, len(inputs))
     progress.state.micro_limits = stage_limits(config.stages, fits)
 
 
@@ -71,6 +73,7 @@ def compile_ahead(
     that a closed loop chooses later, or a new batch size, are compiled when their stage begins.
     """
     spans = progress.schedule.spans[progress.stage : None if last_stage is None else last_stage + 1]
+    started, shapes = time.perf_counter(), 0
     for span in spans:
         learner.regularize(span.stage)
         samples = span.stage.batch_size // world_size
@@ -78,3 +81,8 @@ def compile_ahead(
         for size, count in product(span.stage.image_sizes, sorted({micro, samples % micro or micro})):
             heartbeat()
             learner.compile_for(size, count, count / samples)
+            shapes += 1
+        heartbeat()
+        learner.compile_evaluation(progress.config.trainer.eval_size(span.stage))
+        shapes += 1
+    log.info("compiled for %d shapes in %.0f s", shapes, time.perf_counter() - started)

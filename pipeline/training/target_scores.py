@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pipeline.training.device import constant
+
 
 class TargetScores(Metric):
     """Mean absolute error, root of the mean squared error and R2 of each target, and their means over the targets.
@@ -28,14 +30,15 @@ class TargetScores(Metric):
         """Make an empty metric; `mean` and `std` are about those of the targets, to keep the sums small."""
         super().__init__()
         self._names, self._by_class = tuple(names), by_class
-        self._mean, self._std = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
+        self._mean, self._std = tuple(mean), tuple(std)
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(4, len(names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, truth: Tensor) -> None:
         """Add estimates [B, N] and the truth [B, N], both in the targets' units."""
         errors = values.double() - truth.double()
-        away = (truth.double() - self._mean.to(truth.device)) / self._std.to(truth.device)
+        mean, std = (constant(part, truth.device, torch.float64) for part in (self._mean, self._std))
+        away = (truth.double() - mean) / std
         self.sums += torch.stack([errors.abs(), errors**2, away, away**2]).sum(1)
         self.count += len(values)
 
@@ -43,8 +46,9 @@ class TargetScores(Metric):
         """Return the scores by name; of several targets those of each too, as `mae_NAME`."""
         absolute, squared, away, away_squared = self.sums
         mae, rmse = absolute / self.count, (squared / self.count).sqrt()
-        spread = (away_squared - away**2 / self.count).clamp_min(0) * self._std.to(away.device) ** 2
-        varies = spread > 1e-9 * self.count * self._std.to(away.device) ** 2
+        std = constant(self._std, away.device, torch.float64)
+        spread = (away_squared - away**2 / self.count).clamp_min(0) * std**2
+        varies = spread > 1e-9 * self.count * std**2
         r2 = torch.where(varies, 1 - squared / spread, (squared == 0).double())
         scores = {"mae": mae, "rmse": rmse, "r2": r2}
         found = {name: values.mean() for name, values in scores.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from datasets.loading.loader import Batch, sample_order
+from datasets.loading.loader import sample_order
 from datasets.shards.manifest import DatasetManifest
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
@@ -35,13 +35,13 @@ from pipeline.schedule.decisions import (
     leaving,
 )
 from pipeline.schedule.schedule import crossed
-from pipeline.schedule.stages import StageSpan, TrainingStage
+from pipeline.schedule.stages import StageSpan
 from pipeline.training.device import operations_named
 from pipeline.training.distributed import agreed, gathered, rank_and_size
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.final_scores import final_scores
 from pipeline.training.hooks import TrainHooks
-from pipeline.training.inputs import mixed_inputs
+from pipeline.training.inputs import StepInputs
 from pipeline.training.learner import Learner, step_seed
 from pipeline.training.memory import OutOfMemoryError, allocation_errors, micro_batch, release
 from pipeline.training.prefetch import Feed
@@ -50,6 +50,7 @@ from pipeline.training.progress import TrainingProgress
 from pipeline.training.setup import prepare
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task
+from pipeline.training.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Trainer:
         self.learner = Learner(config, model, task, self.device)
         self._last_save_s = time.monotonic()
         self.feed = Feed(config, train, self.rank, self.world_size, self.device)
+        self.transfer = Transfer(self.device)
         self.evaluator = Evaluator(config, task, train=train, val=val, device=self.device, heartbeat=hooks.heartbeat)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._by_class: Tensor | None = None
@@ -155,13 +157,13 @@ class Trainer:
         meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True
         for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
-            with self._memory_of(span):
-                images, targets = self._inputs(batch, span.stage)
+            with self._memory_of(span), self.transfer.on_device(batch) as there:
+                inputs = StepInputs(there, span.stage, self.config, self.task, self.device)
                 if first:
                     self.state.stage_results[span.index].setdefault("began_s", time.time())
-                    self.hooks.stage_started(span, images)
+                    self.hooks.stage_started(span, inputs.part(slice(self._micro_batch(span)))[0])
                 first = False
-                meter.add(self._step(span, images, targets))
+                meter.add(self._step(span, inputs))
             self.hooks.heartbeat()
             self.hooks.stepped(batch, self.state.cursor)
             self.progress.stepped(span.stage.batch_size)
@@ -172,9 +174,9 @@ class Trainer:
                 return decision
         return None
 
-    def _step(self, span: StageSpan, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _step(self, span: StageSpan, inputs: StepInputs) -> dict[str, Tensor]:
         seed, rate = step_seed(self.config.seed, self.state.cursor, self.rank), self.progress.learning_rate
-        return self.learner.step(images, targets, seed=seed, lr=rate, micro=self._micro_batch(span))
+        return self.learner.step_in_parts(inputs.parts(self._micro_batch(span)), len(inputs), seed=seed, lr=rate)
 
     @contextmanager
     def _memory_of(self, span: StageSpan) -> Iterator[None]:
@@ -351,8 +353,3 @@ class Trainer:
         last = len(self.config.stages) - 1 if last_stage is None else last_stage
         known = span.index < last and not self.config.adaptive.closed_loop
         self.feed.make_ready(span, self.state.cursor, self.progress.schedule.spans[span.index + 1] if known else None)
-
-    def _inputs(self, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
-        return mixed_inputs(
-            batch, stage, config=self.config, task=self.task, device=self.device, world_size=self.world_size
-        )

@@ -13,6 +13,7 @@ import webdataset as wds
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_loader, sample_order
 from datasets.shards.resolve import load_manifest
+from datasets.transforms.mixing import MixingRule
 
 LANES, BATCH = 4, 16
 
@@ -92,6 +93,18 @@ def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataC
 
 def test_loader_processes_change_nothing(config: DataConfig) -> None:
     assert same(load(config), load(replace(config, loader_workers=2)))
+
+
+def test_what_a_batch_is_mixed_with_arrives_with_it_whatever_process_draws_it(config: DataConfig) -> None:
+    rule = MixingRule(mixup_alpha=0.4, cutmix_alpha=0.8, num_lanes=LANES)
+    here, there = (load(one, mixing=rule, stop=64) for one in (config, replace(config, loader_workers=1)))
+    for batch, other in zip(here, there, strict=True):
+        expected = rule.draw(batch.stream_index.numpy(), seed=5, image_size=32)
+        assert expected is not None
+        for drawn in (batch.mixing, other.mixing):
+            assert drawn is not None
+            assert all(torch.equal(one, two) for one, two in zip(drawn, expected, strict=True))  # type: ignore[arg-type]
+    assert load(config)[0].mixing is None
 
 
 @pytest.mark.parametrize("cursor", [16, 80, 144])

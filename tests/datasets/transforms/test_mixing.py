@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from datasets.transforms.mixing import cutmix, cutmix_boxes, lanes_with_cutmix, mix, mixup, mixup_weights
+from datasets.transforms.mixing import MixingRule, cutmix_boxes, lanes_with_cutmix, mixup_weights
+from tests.support.mixing import cutmix, mix, mixup
 
 
 def batch(lanes: int, per_lane: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -16,7 +18,7 @@ def batch(lanes: int, per_lane: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 def test_mixup_blends_with_the_mirror_in_the_lane() -> None:
     images, targets, stream = batch(lanes=2, per_lane=4)
     mixed, labels = mixup(images, targets, alpha=0.5, seed=3, stream_index=stream, num_lanes_of_rank=2)
-    own = mixup_weights(stream, alpha=0.5, seed=3)
+    own = mixup_weights(stream.numpy(), alpha=0.5, seed=3)
     partner = [3, 2, 1, 0, 7, 6, 5, 4]
     for row, other in enumerate(partner):
         assert mixed[row, 0, 0, 0].item() == pytest.approx(
@@ -37,10 +39,10 @@ def test_mixup_is_the_same_on_one_rank_and_on_two() -> None:
 
 
 def test_mixup_weights_are_betas_larger_half() -> None:
-    weights = mixup_weights(torch.arange(4000), alpha=1.0, seed=1)
+    weights = mixup_weights(np.arange(4000), alpha=1.0, seed=1)
     assert weights.min() >= 0.5
     assert weights.mean().item() == pytest.approx(0.75, abs=0.01)  # uniform on [0.5, 1]
-    assert not torch.equal(weights, mixup_weights(torch.arange(4000), alpha=1.0, seed=2))
+    assert not torch.equal(weights, mixup_weights(np.arange(4000), alpha=1.0, seed=2))
 
 
 def test_mixup_without_alpha_or_partner() -> None:
@@ -52,15 +54,15 @@ def test_mixup_without_alpha_or_partner() -> None:
 
 def test_cutmix_fills_a_box_from_the_mirror_and_blends_targets_by_area() -> None:
     _, targets, stream = batch(lanes=2, per_lane=4)
-    images = torch.arange(8.0).reshape(-1, 1, 1, 1).expand(-1, 3, 20, 30).contiguous()
+    images = torch.arange(8.0).reshape(-1, 1, 1, 1).expand(-1, 3, 24, 24).contiguous()
     mixed, labels = cutmix(images, targets, alpha=1.0, seed=3, stream_index=stream, num_lanes_of_rank=2)
-    boxes = cutmix_boxes(stream, alpha=1.0, seed=3, height=20, width=30)
+    boxes = cutmix_boxes(stream.numpy(), alpha=1.0, seed=3, side=24)
     for row, other in enumerate([3, 2, 1, 0, 7, 6, 5, 4]):
         top, bottom, left, right = boxes[row].tolist()
         expected = images[row].clone()
         expected[:, top:bottom, left:right] = other
         assert torch.equal(mixed[row], expected)
-        taken = (bottom - top) * (right - left) / 600
+        taken = (bottom - top) * (right - left) / 576
         assert labels[row, other].item() == pytest.approx(taken, abs=1e-6)
         assert labels[row, row].item() == pytest.approx(1 - taken, abs=1e-6)
     dense = cutmix(images, images[:, :1], alpha=1.0, seed=3, stream_index=stream, num_lanes_of_rank=2)[1]
@@ -78,19 +80,19 @@ def test_cutmix_is_the_same_on_one_rank_and_on_two_and_off_at_zero() -> None:
     assert cutmix(images, targets, alpha=0, seed=3, stream_index=stream, num_lanes_of_rank=2)[0] is images
     with pytest.raises(ValueError, match=r"cutmix_alpha is 0\.5, but a lane has 1 sample"):
         cutmix(images, targets, alpha=0.5, seed=3, stream_index=stream, num_lanes_of_rank=8)
-    areas = cutmix_boxes(torch.arange(3000), alpha=1.0, seed=1, height=200, width=200).double()
+    areas = cutmix_boxes(np.arange(3000), alpha=1.0, seed=1, side=200).double()
     share = ((areas[:, 1] - areas[:, 0]) * (areas[:, 3] - areas[:, 2]) / 40000).mean()
     assert 0.2 < share < 0.5  # half of the image, less what is cut at the borders
 
 
 def test_with_both_each_lane_of_a_batch_gets_one_of_them_whatever_the_ranks() -> None:
     _, targets, stream = batch(lanes=6, per_lane=4)
-    images = torch.randn(24, 3, 20, 30)
+    images = torch.randn(24, 3, 24, 24)
     both = {"mixup_alpha": 0.7, "cutmix_alpha": 0.4, "seed": 3}
     mixed, labels = mix(images, targets, stream_index=stream, num_lanes_of_rank=6, **both)
     rest = {"seed": 3, "stream_index": stream, "num_lanes_of_rank": 6}
     one, two = mixup(images, targets, alpha=0.7, **rest), cutmix(images, targets, alpha=0.4, **rest)
-    chosen = lanes_with_cutmix(stream, seed=3, num_lanes_of_rank=6)
+    chosen = lanes_with_cutmix(stream.numpy(), seed=3, num_lanes=6)
     assert 0 < chosen.sum() < 24
     for row, is_cut in enumerate(chosen.tolist()):
         assert chosen[row] == chosen[row // 4 * 4]
@@ -101,10 +103,7 @@ def test_with_both_each_lane_of_a_batch_gets_one_of_them_whatever_the_ranks() ->
         for part in (slice(0, 8), slice(8, 16), slice(16, 24))
     ]
     assert torch.equal(mixed, torch.cat([images for images, _ in ranks]))
-    shares = [
-        lanes_with_cutmix(torch.arange(12) + step * 12, seed=3, num_lanes_of_rank=12).float().mean()
-        for step in range(100)
-    ]
+    shares = [lanes_with_cutmix(np.arange(12) + step * 12, seed=3, num_lanes=12).float().mean() for step in range(100)]
     assert 0.45 < sum(shares) / 100 < 0.55
 
 
@@ -122,6 +121,33 @@ def test_with_one_of_them_every_lane_gets_it(mixup_alpha: float, cutmix_alpha: f
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 2.0])
 def test_weights_have_the_betas_variance(alpha: float) -> None:
-    weights = mixup_weights(torch.arange(4000), alpha=alpha, seed=1)
+    weights = mixup_weights(np.arange(4000), alpha=alpha, seed=1)
     variance = ((weights - 0.5) ** 2).mean().item()
     assert variance == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+
+
+def test_a_part_is_mixed_as_it_is_in_the_whole_batch() -> None:
+    images, targets, stream = torch.randn(24, 3, 16, 16), torch.eye(24), torch.arange(24)
+    both = {"mixup_alpha": 0.7, "cutmix_alpha": 0.4}
+    whole = mix(images, targets, seed=3, stream_index=stream, num_lanes_of_rank=4, **both)
+    drawn = MixingRule(num_lanes=4, **both).draw(stream.numpy(), seed=3, image_size=16)
+    assert drawn is not None
+    for rows in (slice(0, 10), slice(10, 24)):  # across lanes
+        part = drawn.each(lambda one, rows=rows: one[rows])  # type: ignore[misc]
+        assert torch.equal(part.of_pixels(images[rows], images[part.partners]), whole[0][rows])
+        assert torch.equal(part.of_targets(targets[rows], targets[part.partners]), whole[1][rows])
+
+
+def test_the_draws_of_a_seed_stay_as_they_are() -> None:
+    """Else a run that is resumed by a newer version would go on with other images."""
+    stream = np.array([5, 70_000, 3_000_000_000, 17])
+    drawn = MixingRule(mixup_alpha=0.7, cutmix_alpha=0.4, num_lanes=2).draw(stream, seed=11, image_size=300)
+    assert drawn is not None
+    assert drawn.blend is not None
+    assert drawn.boxes is not None
+    assert drawn.partners.tolist() == [1, 0, 3, 2]
+    weights = [0.7456302642822266, 0.9630179405212402]
+    assert drawn.blend.tolist() == [1, 1, *weights]  # the first lane has CutMix
+    assert drawn.boxes.tolist() == [[128, 300, 23, 300], [0, 218, 0, 195], [0] * 4, [0] * 4]
+    kept = 1 - torch.tensor([172 * 277, 218 * 195]).float() / 90_000
+    assert drawn.own.tolist() == [*kept.tolist(), *weights]

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from datasets.loading.batch import Batch
-from datasets.transforms.mixing import mixup
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import check_run
 from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig
@@ -18,6 +17,7 @@ from pipeline.training.classification import ClassificationTask
 from pipeline.training.multilabel import MultilabelTask
 from pipeline.training.segmentation import SegmentationTask
 from tests.support.configs import MakeConfig
+from tests.support.mixing import mixup
 from tests.support.recorders import Recorder
 from tests.support.shards import write_rare_shards
 from tests.support.trainers import assert_same_weights, make_trainer

@@ -12,8 +12,9 @@ from datasets.shards.resolve import load_manifest
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.task_config import SegmentationConfig
-from pipeline.training.inputs import mixed_inputs, stage_batches
+from pipeline.training.inputs import StepInputs, mixed_inputs, stage_batches
 from pipeline.training.task import build_task
+from tests.support.alive_bytes import AliveBytes
 from tests.support.configs import MakeConfig, small_config
 from tests.support.recorders import Recorder
 from tests.support.shards import write_mask_shards
@@ -64,7 +65,7 @@ def inputs(config: TrainConfig, stage: TrainingStage, *, world_size: int) -> lis
     task = build_task(config.task, load_manifest(config.data.train).classes)
     ranks = [
         [
-            mixed_inputs(batch, stage, config=config, task=task, device=torch.device("cpu"), world_size=world_size)
+            mixed_inputs(batch, stage, config=config, task=task, device=torch.device("cpu"))
             for batch in stage_batches(config, stage, start=0, stop=240, rank=rank, world_size=world_size)
         ]
         for rank in range(world_size)
@@ -108,3 +109,65 @@ def test_masks_follow_low_frequencies(make_config: MakeConfig, tmp_path: Path, r
     stage = replace(config.stages[0], low_frequency_of=48, mixup_alpha=0.0, randaugment_magnitude=0.0)
     for images, targets in inputs(config, stage, world_size=1):
         assert images.shape[-2:] == targets.shape[-2:] == (round(32 / ratio), 32)
+
+
+# A micro-batch at a time ----------------------------------------------------------------------------------------------
+
+
+def step_inputs(config: TrainConfig, **changes: float) -> StepInputs:
+    """Return the inputs of a stage's first step, mixed by both rules."""
+    stage = replace(config.stages[1], mixup_alpha=0.7, cutmix_alpha=0.5, **changes)  # type: ignore[arg-type]
+    batch = next(iter(stage_batches(config, stage, start=0, stop=240, rank=0, world_size=1)))
+    task = build_task(config.task, load_manifest(config.data.train).classes)
+    return StepInputs(batch, stage, config, task, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("option", ["", "low frequencies"])
+@pytest.mark.parametrize("micro", [1, 5, 24])
+def test_a_micro_batch_has_the_bits_that_it_has_in_the_whole_batch(
+    make_config: MakeConfig, option: str, micro: int
+) -> None:
+    changes = {"low_frequency_of": 64} if option else {}
+    inputs = step_inputs(make_config(), **changes)
+    parts = [torch.cat(part) for part in zip(*inputs.parts(micro), strict=True)]
+    images, targets = inputs.part(slice(None))
+    assert torch.equal(parts[0], images)
+    assert torch.equal(parts[1], targets)
+    assert (targets > 0.01).sum(1).max() > 1  # they are mixed
+
+
+def test_inputs_are_of_the_type_that_the_network_computes_in(make_config: MakeConfig) -> None:
+    base = make_config()
+    config = replace(base, trainer=replace(base.trainer, precision="bf16"))
+    half, whole = (step_inputs(one).part(slice(4)) for one in (config, base))
+    assert (half[0].dtype, half[1].dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(half[0], whole[0].bfloat16())  # rounded once, after all that is computed of them
+
+
+def test_only_a_micro_batch_of_inputs_is_in_memory_at_a_time(make_config: MakeConfig) -> None:
+    """Of a whole batch on one GPU of an ImageNet run they would be gigabytes."""
+    inputs = step_inputs(make_config())
+    peaks = []
+    for micro in (24, 4):
+        with AliveBytes() as alive:
+            for _ in inputs.parts(micro):
+                pass
+        peaks.append(alive.peak)
+    assert peaks[1] < peaks[0] / 4
+
+
+def test_a_step_in_parts_holds_less_than_one_of_inputs_that_are_there(make_config: MakeConfig) -> None:
+    config = make_config()
+    inputs, peaks, terms = step_inputs(config), [], []
+    for whole in (True, False):
+        learner = make_trainer(config, Recorder()).learner
+        learner.regularize(inputs.stage)
+        with AliveBytes() as alive:
+            options = {"seed": 1, "lr": 1e-3}
+            if whole:
+                terms.append(learner.step(*inputs.part(slice(None)), micro=4, **options))  # type: ignore[arg-type]
+            else:
+                terms.append(learner.step_in_parts(inputs.parts(4), len(inputs), **options))  # type: ignore[arg-type]
+        peaks.append(alive.peak)
+    assert torch.equal(terms[0]["loss"], terms[1]["loss"])
+    assert peaks[0] - peaks[1] > 0.7 * inputs.part(slice(None))[0].nbytes

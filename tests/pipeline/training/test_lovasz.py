@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datasets.loading.batch import Batch
-from datasets.transforms.mixing import mixup
 from pipeline.task_config import SegmentationConfig
 from pipeline.training.lovasz import lovasz_softmax
 from pipeline.training.segmentation import SegmentationTask
+from tests.support.mixing import mixup
 
 
 def jaccard_loss(truth: list[bool], wrong: set[int]) -> float:

@@ -84,7 +84,7 @@ def test_memory_that_runs_out_while_a_batch_is_made_ready_is_of_its_stage(
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("pipeline.training.trainer.mixed_inputs", no_room)
+    monkeypatch.setattr("pipeline.training.inputs.normalized", no_room)
     with pytest.raises(OutOfMemoryError, match="out of memory in stage 1 with 24 samples"):
         trainer.run()
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datasets.loading.batch import Batch
-from datasets.transforms.mixing import cutmix, mixup
 from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.task_config import MultilabelConfig
 from pipeline.training.label_scores import class_curve
 from pipeline.training.multilabel import MultilabelTask, asymmetric_loss
 from tests.support.configs import MakeConfig
+from tests.support.mixing import cutmix, mixup
 from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
 from tests.support.shards import write_multilabel_shards

@@ -1,6 +1,7 @@
 import io
 import math
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.training.moving_average import MovingAverage
 from pipeline.training.optim import (
     RMSpropTF,
     build_optimizer,
+    load_state,
     parameter_groups,
     set_rate,
 )
@@ -232,3 +234,25 @@ def test_a_missing_timm_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.optim", None)
     with pytest.raises(ValueError, match=r"^optimizer.optimizer is lion, which timm has: `uv pip install -U timm`"):
         build_optimizer(OptimizerConfig(optimizer="lion"), small_net())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("fused_first", [False, True])
+def test_a_checkpoint_goes_on_with_the_kernels_of_the_device_that_it_is_read_on(name: str, fused_first: bool) -> None:
+    """A GPU's are fused, a CPU's are not: neither may come with the state."""
+    config = OptimizerConfig(optimizer=name, lr=0.01)  # type: ignore[arg-type]
+    whole, resumed = (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)) for _ in range(2))
+    kernels = [{"foreach": None, "fused": True}, {"foreach": True, "fused": None}]
+    before, after = kernels if fused_first else kernels[::-1]
+    optimizers = [build_optimizer(config, net) for net in (whole, resumed)]
+    for optimizer, kernel in zip(optimizers, (before, after), strict=True):
+        for group in optimizer.param_groups:
+            group |= kernel
+    train(whole, optimizers[0], range(3))
+    resumed.load_state_dict(whole.state_dict())
+    load_state(optimizers[1], deepcopy(optimizers[0].state_dict()))
+    assert all(group[key] == value for group in optimizers[1].param_groups for key, value in after.items())
+    for net, optimizer in ((whole, optimizers[0]), (resumed, optimizers[1])):
+        train(net, optimizer, range(3, 6))
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

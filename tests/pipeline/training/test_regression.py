@@ -16,13 +16,13 @@ from torch import Tensor
 from datasets.errors import DataError
 from datasets.loading.batch import Batch
 from datasets.shards.resolve import load_manifest
-from datasets.transforms.mixing import mixup
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import check_run
 from pipeline.run.target_numbers import with_target_numbers
 from pipeline.task_config import RegressionConfig
 from pipeline.training.regression import RegressionTask
 from tests.support.configs import MakeConfig
+from tests.support.mixing import mixup
 from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
 from tests.support.shards import write_target_shards

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import sigmoid_focal_loss
 
 from datasets.loading.batch import Batch
-from datasets.transforms.mixing import mixup
 from pipeline.task_config import ClassificationConfig, SegmentationConfig
 from pipeline.training.classification import ClassificationTask, focal_loss
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.training.task import build_task
+from tests.support.mixing import mixup
 from tests.support.ranks import on_ranks
 
 CLASSES = ("sea", "land", "ice")

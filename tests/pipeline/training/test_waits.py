@@ -14,7 +14,7 @@ from datasets.loading.batch import Batch
 from pipeline.config import OptimizerConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
-from pipeline.training.inputs import mixed_inputs
+from pipeline.training.inputs import StepInputs
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import build_task
 from tests.support.configs import MakeConfig
@@ -68,13 +68,11 @@ def test_a_step_of_training_waits_for_nothing(make_config: MakeConfig, optimizer
     stage = replace(span.stage, mixup_alpha=0.2, cutmix_alpha=1.0, dropout=0.1)
     meter = Meter(trainer.device, trainer.progress.samples_per_epoch)
     trainer.learner.regularize(stage)
-    steps = zip(range(2), trainer.feed.batches(span, 0), strict=False)
+    steps = zip(range(2), trainer.feed.loader(replace(span, stage=stage)), strict=False)
     for number, batch in steps:
         with Waits() as waits:
-            images, targets = mixed_inputs(
-                batch, stage, config=config, task=trainer.task, device=trainer.device, world_size=1
-            )
-            meter.add(trainer.learner.step(images, targets, seed=number, lr=1e-3, micro=9))
+            inputs = StepInputs(batch, stage, config, trainer.task, trainer.device)
+            meter.add(trainer.learner.step_in_parts(inputs.parts(9), len(inputs), seed=number, lr=1e-3))
         assert not waits.found
 
 
