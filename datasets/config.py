@@ -17,6 +17,9 @@ RandAugmentPolicy = Literal["torchvision", "google", "geometric"]
 MAX_RATIO = 10.0
 """Of the long side to the short one."""
 
+DEFAULT_LOADERS = 2
+"""Loader processes of a worker without a GPU: its own CPU is the limit."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -50,8 +53,9 @@ class DataConfig:
     epoch would have over a million of these blocks."""
     window_blocks: int = 64
     """Blocks that are shuffled together inside a lane."""
-    loader_workers: int = 2
-    """Loader processes per training worker; 0: decode in the training process itself."""
+    loader_workers: int | None = None
+    """Loader processes per training worker; 0: decode in the training process itself. None: one for each CPU of a
+    worker with a GPU but one (`cluster.cpus_per_worker`); without a GPU 2."""
     prefetch_batches: int = 3
     """Batches that each loader process keeps ready."""
     crop_area: tuple[float, float] = (0.05, 1.0)
@@ -95,9 +99,9 @@ class DataConfig:
         for name in ("num_lanes", "block_size", "window_blocks", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("loader_workers", "randaugment_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
+        for name, value in {"loader_workers": self.num_loaders, "randaugment_layers": self.randaugment_layers}.items():
+            if value < 0:
+                raise ValueError(f"data.{name} is {value}; it must be 0 or more")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"data.max_damaged is {self.max_damaged}; it must be a share from 0 to 1")
         if self.channels < 1:
@@ -122,6 +126,11 @@ class DataConfig:
             )
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"data.crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < first <= second")
+
+    @property
+    def num_loaders(self) -> int:
+        """How many loader processes a training worker has, where nobody knows of its GPU."""
+        return DEFAULT_LOADERS if self.loader_workers is None else self.loader_workers
 
     @property
     def pixels(self) -> PixelFormat:

@@ -24,6 +24,7 @@ from jobs.common.schedule_plot import schedule_plot
 from jobs.recipes.generic import GENERIC, TYPICAL, chosen_values
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
+from pipeline.run.node_share import feeding_line, loader_demand
 from pipeline.run.preflight import with_numbers
 from pipeline.run.provenance import config_values, differences
 from pipeline.run.summary import other_sizes
@@ -198,14 +199,21 @@ def main(argv: Sequence[str]) -> int:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=config.worker_counts,
     )
-    planned = plan(config, data_size(config, flags))
+    known = data_size(config, flags)
+    planned = plan(config, known)
     if command.argv[0] in GENERIC:
         planned |= {"facts": asdict(rules_for(command.argv).facts), "choices": choices(command.argv, config)}
     if flags.json:
         print(json.dumps(planned, indent=1))
     else:
-        print_plan(planned, config, (*command.notes, *rate_notes(command.argv, config)))
+        notes = (*command.notes, *rate_notes(command.argv, config), *_loader_notes(config, known))
+        print_plan(planned, config, notes)
     return 0
+
+
+def _loader_notes(config: TrainConfig, size: DataSize) -> list[str]:
+    """Return what the GPUs need of their nodes, in a line; none without GPUs."""
+    return [feeding_line(config, loader_demand(config, size.copies))] if config.cluster.gpus_per_worker else []
 
 
 def print_plan(planned: dict[str, Any], config: TrainConfig, notes: Sequence[str]) -> None:

@@ -115,10 +115,10 @@ def file_batches(
     loader = DataLoader(
         Samples({0: reader}, config),
         batch_sampler=[request(start) for start in range(0, count, batch_size)],  # type: ignore[misc]
-        num_workers=min(config.loader_workers, -(-count // batch_size)),
+        num_workers=min(config.num_loaders, -(-count // batch_size)),
         collate_fn=unchanged,
         worker_init_fn=one_thread,
-        prefetch_factor=config.prefetch_batches if config.loader_workers else None,
+        prefetch_factor=config.prefetch_batches if config.num_loaders else None,
     )
     corruption = CorruptionLog()
     for batch in loader:

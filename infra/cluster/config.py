@@ -33,8 +33,9 @@ class ClusterConfig:
     ask_ahead_s: float = 300.0
     """On a cluster with an autoscaler: how long before a stage with more workers begins its nodes are requested, in
     seconds; 0: only when it begins."""
-    cpus_per_worker: float = 1
-    """CPUs that each worker reserves, for its training thread and its loader processes."""
+    cpus_per_worker: float = 0
+    """CPUs that each worker reserves, for its training thread and its loader processes. 0: with GPUs an equal share of
+    the node's, of which one is left for the node itself; without GPUs 1."""
     gpus_per_worker: float = 0
     """GPUs that each worker reserves; 0 trains on CPU."""
     accelerator_type: str = ""
@@ -61,8 +62,9 @@ class ClusterConfig:
             )
         if self.grow_check_s <= 0:
             raise ValueError(f"cluster.grow_check_s is {self.grow_check_s}: it must be above 0")
-        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
-            raise ValueError("cluster.cpus_per_worker must be above 0 and cluster.gpus_per_worker at least 0")
+        for name in ("cpus_per_worker", "gpus_per_worker"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"cluster.{name} is {getattr(self, name)}: it must be 0 or more")
         if not self.step_timeout_s >= 0:
             raise ValueError(f"cluster.step_timeout_s is {self.step_timeout_s}: it must be 0 (off) or more")
         for label in self.label_selector:
@@ -79,11 +81,16 @@ class ClusterConfig:
         return labels | ({ACCELERATOR_LABEL: self.accelerator_type} if self.accelerator_type else {})
 
     @property
+    def reserved_cpus(self) -> float:
+        """CPUs that each worker reserves; 1 as long as no node has said how many it has."""
+        return self.cpus_per_worker or 1.0
+
+    @property
     def resources_per_worker(self) -> dict[str, float]:
         """What each worker reserves, as Ray names it."""
-        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+        return {"CPU": self.reserved_cpus} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
 
     @property
     def threads_per_worker(self) -> int:
         """Threads that a worker computes with: a number that resuming "bit for bit" depends on."""
-        return max(1, int(self.cpus_per_worker))
+        return max(1, int(self.reserved_cpus))

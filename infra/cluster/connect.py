@@ -185,13 +185,18 @@ def start_ray(**arguments: Any) -> None:
             return
 
 
-def _lack(config: ClusterConfig, num_workers: int) -> str:
+def usable_nodes(config: ClusterConfig) -> list[Mapping[str, float]]:
+    """Return what each node that is up and that workers may be placed on has, as Ray names it: `CPU`, `GPU`, ..."""
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and has_labels(node["Labels"], config.labels)]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and has_labels(node["Labels"], config.labels)]
+
+
+def _lack(config: ClusterConfig, num_workers: int) -> str:
+    nodes = usable_nodes(config)
     where = f" on nodes with {' and '.join(f'{key}={value}' for key, value in config.labels.items())}"
     for resource, each in config.resources_per_worker.items():
-        total = sum(node["Resources"].get(resource, 0) for node in nodes)
+        total = sum(node.get(resource, 0) for node in nodes)
         if num_workers * each > total:
             said = f"{num_workers} workers x {each:g} {resource} are more than the cluster's {total:g}"
             return said + (where if config.labels else "")

@@ -39,6 +39,8 @@ class DataSize:
     """ImageNet's, where they aren't known."""
     report: tuple[str, ...] = ()
     """Lines of the data report that `jobs.prepare` made, and on how often and with which weights classes are used."""
+    copies: tuple[int, ...] = ()
+    """Short sides of its smaller copies, in pixels."""
 
 
 IMAGENET = (1_281_167, 147_897_477_120)
@@ -72,4 +74,6 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
         *weight_lines(task, manifest.classes),
     )
     classes = len(manifest.classes)
-    return DataSize(used, order.samples_per_epoch, num_bytes / used, config.data.train, classes, report)
+    return DataSize(
+        used, order.samples_per_epoch, num_bytes / used, config.data.train, classes, report, manifest.copies
+    )

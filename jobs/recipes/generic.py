@@ -115,7 +115,7 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
             aspect_ratio=rules.aspect_ratio.value,
             crop_area=(0.4, 1.0),
             eval_crop="whole",
-            loader_workers=4 if facts.gpus else 0,
+            loader_workers=None if facts.gpus else 0,
             pixel_type=facts.pixel_type,
             channels=facts.channels,
             randaugment_policy="torchvision" if facts.pixels.is_rgb else "geometric",

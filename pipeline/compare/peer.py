@@ -189,7 +189,7 @@ class _Twin:
             auto_augment=_rand_augment(magnitude, data.randaugment_layers) if magnitude else None,
             mean=(config.trainer.pixel_mean / 255,) * 3, std=(config.trainer.pixel_std / 255,) * 3,
             crop_pct=1.0 if whole else size / (size + 32), crop_mode="squash" if whole else "center",
-            num_workers=data.loader_workers, persistent_workers=data.loader_workers > 0, device=self.device,
+            num_workers=data.num_loaders, persistent_workers=data.num_loaders > 0, device=self.device,
         )  # fmt: skip
 
     def batches(self) -> Iterator[tuple[Any, Any]]:

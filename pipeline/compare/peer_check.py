@@ -60,5 +60,5 @@ def _reading(ready: Preflight) -> Iterator[str]:
         yield "it reads RGB of 8 bits and normalizes all channels alike; leave --peer out for this data"
     if data.train_weights:
         yield "it takes all of every shard; leave --data.train-weights out"
-    if count < data.loader_workers:
+    if count < data.num_loaders:
         yield f"each of its loader processes needs a shard of its own; give --data.loader-workers {count}"

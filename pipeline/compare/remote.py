@@ -21,7 +21,7 @@ def on_worker(cluster: ClusterConfig, what: str, function: Callable[..., Any], *
     connect(cluster, num_workers=1)
     # A process of its own: what an earlier call kept would count as this one's memory. A failure is told, not repeated.
     alone = {"max_calls": 1, "max_retries": 0}
-    remote = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **alone)(function)
+    remote = ray.remote(num_cpus=cluster.reserved_cpus, num_gpus=cluster.gpus_per_worker, **alone)(function)
     try:
         return ray.get(remote.remote(*arguments))
     except ray.exceptions.RayError as error:

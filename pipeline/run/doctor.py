@@ -8,7 +8,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from infra.storage.lease import check_conditional_writes
 from infra.storage.open import open_storage
 from infra.tracking import config as tracking
 from pipeline.config import TrainConfig
+from pipeline.run.node_share import Resources, feeding_finding, loader_demand, with_node_share
 from pipeline.run.preflight import absolute
 from pipeline.run.provenance import versions
 from pipeline.run.shared_memory import ranks_of, shared_memory_bytes
@@ -129,6 +131,7 @@ def _cluster(config: TrainConfig, disk_gb: float) -> Iterator[Finding]:
         for node in nodes
     }
     shared = {f"node {node['NodeManagerAddress']}": _shared_memory(config, node["Resources"]) for node in nodes}
+    yield from _loaders(config, {f"node {node['NodeManagerAddress']}": node["Resources"] for node in nodes})
     for name, call in calls.items():
         try:
             facts = ray.get(call, timeout=NODE_TIMEOUT_S)
@@ -143,7 +146,20 @@ def _cluster(config: TrainConfig, disk_gb: float) -> Iterator[Finding]:
 
 def _shared_memory(config: TrainConfig, resources: dict[str, float]) -> float:
     """Return the bytes of /dev/shm that a node needs: for its ranks' loaders, and for Ray's object store."""
-    return shared_memory_bytes(config, ranks_of(config, resources)) + resources.get("object_store_memory", 0.0)
+    ready = with_node_share(config, [resources])
+    return shared_memory_bytes(ready, ranks_of(ready, resources)) + resources.get("object_store_memory", 0.0)
+
+
+def _loaders(config: TrainConfig, nodes: Mapping[str, Resources]) -> Iterator[Finding]:
+    """Say of each node with GPUs for this run whether its CPUs can feed them."""
+    with_gpus = {name: node for name, node in nodes.items() if node.get("GPU", 0) >= config.cluster.gpus_per_worker > 0}
+    if with_gpus:
+        copies: tuple[int, ...] = ()
+        with suppress(ValueError):  # said by the check of the data
+            copies = load_manifest(config.data.train, weights=config.data.train_weights).copies
+        demand = loader_demand(config, copies)
+        for name, node in with_gpus.items():
+            yield Finding(f"{name}, loaders", *feeding_finding(config, node, demand))
 
 
 def node_facts(config: TrainConfig) -> dict[str, Any]:

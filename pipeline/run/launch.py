@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, start_actor
+from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, start_actor, usable_nodes
 from infra.cluster.prometheus import export_status
 from infra.redact import last_line
 from infra.storage.base import Storage
@@ -23,6 +23,7 @@ from pipeline.control.journal import Journal, JournalWriter
 from pipeline.control.queue import ClusterView, Place, QueuePlace
 from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
+from pipeline.run.node_share import with_node_share
 from pipeline.run.origin import origin_tags
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
@@ -74,6 +75,7 @@ def start_controller(
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
         lack = connect(config.cluster, num_workers=least)
+        config = with_node_share(config, usable_nodes(config.cluster))
         free_reservations()  # of an earlier submission whose controller was killed
         handle = start_actor(
             StageController,

@@ -20,8 +20,8 @@ def shared_memory_bytes(config: TrainConfig, ranks: int) -> float:
     Each loader process keeps `data.prefetch_batches` batches, and the rank one more; the training loader keeps its own
     while the evaluation's runs. A batch is a rank's share of the stage's batch size: the fewer workers, the larger.
     """
-    kept = config.data.loader_workers * config.data.prefetch_batches + 1
-    if not config.data.loader_workers:
+    kept = config.data.num_loaders * config.data.prefetch_batches + 1
+    if not config.data.num_loaders:
         return 0.0
     return MARGIN * kept * pixel_bytes(config) * (_training(config, ranks) + _evaluation(config, ranks))
 

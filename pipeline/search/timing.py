@@ -64,7 +64,7 @@ def _measured(
     batch = min(config.trainer.micro_batch_size or stage.batch_size, max(1, stage.batch_size // workers))
     space, source = distributions(base), random.Random("latency")
     points = [random_point(space, source) for _ in range(checks)]
-    measure = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(_measure)
+    measure = ray.remote(num_cpus=cluster.reserved_cpus, num_gpus=cluster.gpus_per_worker)(_measure)
     work = {"batch_size": batch, "image_shape": shape, "num_classes": num_classes, "repeats": repeats}
     candidates = [rows_of(base, point) for point in points]
     threads, precision = cluster.threads_per_worker, config.trainer.precision

@@ -266,6 +266,6 @@ def trials_at_a_time(config: TrainConfig, asked: int) -> int:
     import ray
 
     total, workers = ray.cluster_resources(), max(config.worker_counts)
-    needed = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
+    needed = {"CPU": config.cluster.reserved_cpus, "GPU": config.cluster.gpus_per_worker}
     room = min(int(total.get(name, 0) // (each * workers)) for name, each in needed.items() if each)
     return max(1, min(room, asked) if asked else room)
