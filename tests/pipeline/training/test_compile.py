@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._dynamo.utils import counters
 
 from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.schedule.policy import Progress
 from pipeline.training import setup as preparation
+from pipeline.training.distributed import data_parallel
 from tests.support.configs import MakeConfig
 from tests.support.ranks import on_ranks
 from tests.support.recorders import Recorder
@@ -76,3 +78,25 @@ def test_two_ranks_compile_ahead_without_waiting_for_each_other(make_config: Mak
     config = replace(base, stages=stages, trainer=replace(base.trainer, compile=True))
     one, other = on_ranks(2, tmp_path, _compiled_ahead, config)
     assert all(torch.equal(value, other.model[name]) for name, value in one.model.items() if "running" not in name)
+
+
+def test_a_graph_inside_ddp_is_cut_where_a_bucket_is_full(tmp_path: Path) -> None:
+    """So the compiler inside DDP sees its buckets, and gradients are added up while the backward pass runs."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        torch._dynamo.reset()
+        graphs: list[nn.Module] = []
+
+        def backend(graph: nn.Module, inputs: list[torch.Tensor]) -> nn.Module:
+            graphs.append(graph)
+            return graph
+
+        model = nn.Sequential(*(nn.Conv2d(256, 256, 3, padding=1) for _ in range(4)))  # 2.4 MB each
+        net = data_parallel(model, torch.device("cpu"), images=(256, 4))
+        model.compile(backend=backend, dynamic=False)
+        model(torch.zeros(1, 256, 4, 4))
+        assert len(graphs) == 1  # by itself; the pass that settles the buckets came before
+        net(torch.zeros(2, 256, 4, 4)).sum().backward()
+        assert len(graphs) > 2
+    finally:
+        dist.destroy_process_group()
