@@ -206,14 +206,18 @@ def main(argv: Sequence[str]) -> int:
     if flags.json:
         print(json.dumps(planned, indent=1))
     else:
-        notes = (*command.notes, *rate_notes(command.argv, config), *_loader_notes(config, known))
+        notes = (*command.notes, *rate_notes(command.argv, config), *_node_notes(config, known))
         print_plan(planned, config, notes)
     return 0
 
 
-def _loader_notes(config: TrainConfig, size: DataSize) -> list[str]:
-    """Return what the GPUs need of their nodes, in a line; none without GPUs."""
-    return [feeding_line(config, loader_demand(config, size.copies))] if config.cluster.gpus_per_worker else []
+def _node_notes(config: TrainConfig, size: DataSize) -> list[str]:
+    """Return what GPUs need of their nodes, and what is compiled before the first step, in a line each."""
+    lines = [feeding_line(config, loader_demand(config, size.copies))] if config.cluster.gpus_per_worker else []
+    if config.trainer.compile:
+        shapes = sum(len(stage.image_sizes) + 1 for stage in config.stages)
+        lines.append(f"{shapes} shapes or more are compiled before the first step; the log says in which time")
+    return lines
 
 
 def print_plan(planned: dict[str, Any], config: TrainConfig, notes: Sequence[str]) -> None:

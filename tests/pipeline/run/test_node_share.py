@@ -80,8 +80,10 @@ def test_the_plan_says_how_many_cpus_a_gpu_needs(capsys: pytest.CaptureFixture[s
     plan(["efficientnetv2_s_paper", "--cluster.gpus-per-worker", "1", "--data.loader-workers", "2"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "a node needs 9 CPUs a GPU, but data.loader_workers is 2: leave it out, or set it to 8" in shown
-    plan(["efficientnetv2_s_paper"])
-    assert "A100" not in capsys.readouterr().out
+    plan(["efficientnetv2_s_paper", "--trainer.compile", "True"])
+    shown = capsys.readouterr().out
+    assert "A100" not in shown
+    assert "8 shapes or more are compiled" in shown  # four sizes, in training and in evaluations
 
 
 def test_the_flag_takes_a_number_or_none() -> None:
