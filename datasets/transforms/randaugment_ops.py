@@ -3,6 +3,9 @@
 Which amounts go with which magnitude is the policy's (`randaugment_policies`). The values are those of Pillow's C code
 and of TensorFlow's, which the policies' references call, within rounding; whole-array arithmetic in float32 and uint16
 is several times faster than Pillow's objects and tables.
+
+Nothing here is a matrix product: BLAS would round in the order of the kernel that it has for the processor, so that the
+same sample had other pixels elsewhere, and wake its threads in every loader process.
 """
 
 from __future__ import annotations
@@ -15,9 +18,7 @@ from PIL import Image
 _FILL = 128
 MASK_IGNORE = 255
 """A mask's value where there is nothing to learn."""
-_LUMA = np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
-_TENSORFLOW_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
-_AT_ONCE = 4
+_LUMA = (0.299, 0.587, 0.114)
 _SOLARIZED_BELOW = 128
 
 
@@ -42,11 +43,9 @@ def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def color(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the grey image: one 3x3 matrix for every pixel."""
-    matrix = np.eye(3, dtype=np.float32) * np.float32(factor) + _LUMA * np.float32(1.0 - factor)
-    if pixels.size % (3 * _AT_ONCE) == 0:  # several pixels in one row keep the matrix product busy
-        matrix = np.kron(np.eye(_AT_ONCE, dtype=np.float32), matrix)
-    return _blended(pixels.astype(np.float32).reshape(-1, len(matrix)) @ matrix, factor).reshape(pixels.shape)
+    """Blend with the grey image, by Pillow's own code: it has one pass for each of the two."""
+    image = Image.fromarray(pixels)
+    return np.asarray(Image.blend(image.convert("L").convert("RGB"), image, factor))
 
 
 def blend(other: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -55,8 +54,12 @@ def blend(other: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def whole_grey(pixels: np.ndarray) -> np.ndarray:
-    """Return the grey image, float32 [H, W, 1] of whole numbers, as TensorFlow makes it."""
-    return np.floor(pixels.astype(np.float32) @ (_TENSORFLOW_LUMA * np.float32(255.5 / 255)))[..., None]
+    """Return the grey image, float32 [H, W, 1] of whole numbers, as TensorFlow makes it.
+
+    It is floor((0.2989 r + 0.587 g + 0.114 b) / 255 * 255.5), here in whole numbers.
+    """
+    red, green, blue = (pixels[..., channel] * np.uint32(share) for channel, share in enumerate((2989, 5870, 1140)))
+    return ((red + green + blue) * np.uint32(511) // np.uint32(510 * 10000)).astype(np.float32)[..., None]
 
 
 def mean_grey(pixels: np.ndarray) -> int:
@@ -64,7 +67,7 @@ def mean_grey(pixels: np.ndarray) -> int:
     values = pixels.astype(np.float32)
     columns = values.reshape(len(pixels), -1).sum(axis=0)  # exact: sums of whole numbers below 2^24
     means = columns.reshape(-1, 3).mean(axis=0, dtype=np.float64) / len(pixels)
-    return int(float(means @ _LUMA[:, 0]) + 0.5)
+    return int(sum(share * mean for share, mean in zip(_LUMA, means.tolist(), strict=True)) + 0.5)
 
 
 def contrast(pixels: np.ndarray, factor: float, grey: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
-from datasets.loading.processes import blas_kernel, limit_blas
+from datasets.loading.processes import blas_kernel, limit_blas, simd_features
 from datasets.loading.reader import SampleReader
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.sources.photographs import Photographs
@@ -31,6 +31,7 @@ from jobs.benchmark.baseline import usual_batches
 from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.common.display import wide_console
 from jobs.common.parsing import UsageError
+from pipeline.run.provenance import machine
 
 SIDES = (256, 160)
 MAGNITUDE = 10.0
@@ -193,6 +194,15 @@ def _measured(key: _Key, rates: dict[_Key, list[float]]) -> LoaderRate:
     )
 
 
+def hardware() -> dict[str, str]:
+    """Return the processor, and of which of its features NumPy and its BLAS make use."""
+    return {
+        "machine": machine(),
+        "simd": f"NumPy with {simd_features()}",
+        "blas": f"BLAS kernel {blas_kernel()}, one thread",  # the baseline may call it; this loader doesn't
+    }
+
+
 def as_table(measured: Sequence[LoaderRate], options: Options) -> Table:
     """The results for the terminal."""
     manifest = load_manifest(str(options.data / "train"))
@@ -200,7 +210,7 @@ def as_table(measured: Sequence[LoaderRate], options: Options) -> Table:
         title=f"images/s of one core: {manifest.num_samples} photographs of 500x375 px, "
         f"{manifest.num_bytes / manifest.num_samples / 1000:.0f} kB each, in shards; copies of short side "
         f"{', '.join(map(str, SIDES))} px\nRandAugment {LAYERS} x {MAGNITUDE:g}, batch {options.batch_size}; "
-        f"medians of {options.rounds} rounds, {options.clock} time; BLAS kernel {blas_kernel()}, one thread",
+        f"medians of {options.rounds} rounds, {options.clock} time\n{', '.join(hardware().values())}",
         title_justify="left",
     )
     for name in ("px", "from", "contender", "images/s", "to usual", "to ceiling"):
@@ -220,7 +230,7 @@ def main(argv: Sequence[str]) -> int:
     options = read_flags(Options, argv, __doc__)
     measured = run(options)
     if options.json:
-        print(json.dumps([asdict(row) for row in measured], indent=1))
+        print(json.dumps(hardware() | {"rates": [asdict(row) for row in measured]}, indent=1))
     else:
         wide_console().print(as_table(measured, options))
     return 0

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import RandAugment
 
 from datasets.transforms.augment import rand_augment, random_flip_pair
+from datasets.transforms.randaugment_ops import color, whole_grey
 from datasets.transforms.randaugment_policies import GOOGLE, MASKED, POLICIES, TORCHVISION, Amount
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 from tests.support.shards import image_of
@@ -78,6 +79,21 @@ def test_every_operation_is_torchvisions_in_every_bin(name: str, sign: float, im
         if name == "solarize":  # torchvision's thresholds are float32: of 51.000001, 51 is not inverted
             apart[pixels == round(255 * (1 - number / LAST_BIN), 6)] = 0
         assert apart.max() <= most, number
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.55, 1.0, 1.3, 1.9])
+def test_color_is_pillows_to_the_bit(factor: float) -> None:
+    """So that a sample's pixels are the same on every processor."""
+    for pixels in IMAGES.values():
+        assert np.array_equal(color(pixels, factor), ImageEnhance.Color(Image.fromarray(pixels)).enhance(factor))
+
+
+def test_googles_grey_is_the_formulas_for_any_color() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    red, green, blue = (pixels[..., channel].astype(np.float64) for channel in range(3))
+    grey = np.floor((0.2989 * red + 0.587 * green + 0.114 * blue) / 255 * 255.5)
+    assert np.array_equal(whole_grey(pixels)[..., 0], grey)
+    assert np.array_equal(whole_grey(np.full((1, 1, 3), 255, np.uint8)), [[[255.0]]])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("identity", "autocontrast", "equalize")])
