@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 BUCKET := s3://crescendo
 
-.PHONY: help setup demo demo-scratch demo-data up down demo-s3 test soak test-fast lint format ui lock clean
+.PHONY: help setup demo demo-scratch demo-data up down demo-s3 test soak test-fast test-gpu lint format ui lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
 
 test-fast: setup ## Run the tests without those marked slow
 	$(PY) -m pytest -m "not slow and not soak" -n 2 --durations=10
+
+test-gpu: setup ## Run the tests that need a GPU, on the first one (all are skipped without one)
+	$(PY) -m pytest -m gpu -n 0 --durations=10
 
 lint: setup ## Check format, lint rules, types and the layer rule
 	$(PY) -m ruff format --check .

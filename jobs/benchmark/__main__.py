@@ -11,6 +11,7 @@ from jobs.common.parsing import UsageError
 
 NAMES = {
     "controller": "cost of a run's controller with 1,000 workers and 10 operators",
+    "gpu": "a run on one GPU, without Ray: speed beside a plain loop and timm's model, waits, memory, compile, resume",
     "loader": "images/s of one core, compared with webdataset + Pillow + torchvision and with decoding alone",
     "memory": "memory and start-up time with a billion samples, and memory of a loader process",
     "overhead": "steps/s of a run, compared with a plain torchrun loop",

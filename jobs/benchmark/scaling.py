@@ -1,7 +1,8 @@
 """Scaling on this machine: a recipe's steps on 1 and on R workers, and the parts of a step.
 
 `python -m jobs.benchmark scaling [RECIPE] [--workers R]`. Plain processes over gloo, one thread each, with the loader,
-the model and the optimizer of a run; they decode between steps. See docs/scaling.md.
+the model and the optimizer of a run; they decode between steps. With `--measured`, nothing is measured here: R workers
+are predicted from a GPU's steps. See docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from datasets.checks import check_data
 from datasets.loading.batch import Batch
-from jobs.benchmark.flags import check_at_least
+from jobs.benchmark.flags import check_above_0, check_at_least
+from jobs.benchmark.prediction import as_table, predict, read_steps
 from jobs.common.cli import parse_recipe
 from jobs.common.display import wide_console
 from model.factory import build_model
@@ -34,6 +36,8 @@ from pipeline.training.learner import Learner
 from pipeline.training.task import build_task
 
 _REDUCTIONS = 20
+_CLASSES = 1000
+"""For a prediction, which doesn't read the recipe's data: as many as ImageNet's."""
 _CPU = torch.device("cpu")
 
 
@@ -50,11 +54,16 @@ class Options:
     counts."""
     clock: Literal["wall", "cpu"] = "wall"
     """wall: elapsed time; cpu: CPU time of rank 0, without waiting, for a machine with other load."""
+    measured: Path | None = None
+    """JSON of `jobs.benchmark gpu --json` with the recipe's model: predict from its steps instead of measuring here."""
+    gb_per_s: float = 25.0
+    """With `--measured`: bandwidth of the all-reduce (10^9 bytes/s), which nccl-tests call busbw."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "workers", "steps", "rounds")
+        check_above_0(self, "gb_per_s")
 
 
 _Work = Callable[[int, int, TrainConfig, Options], list[float]]
@@ -85,6 +94,8 @@ def main(argv: Sequence[str]) -> int:
         words.insert(0, "demo_scratch")
     config, options = parse_recipe(words, prog="python -m jobs.benchmark scaling", extra=Options)
     assert options is not None
+    if options.measured is not None:
+        return _predict(config, options, options.measured)
     config = with_numbers(replace(config, data=replace(config.data, loader_workers=0)))
     batch_sizes = [stage.batch_size for stage in config.stages]
     train, _ = check_data(config.data, batch_sizes=batch_sizes, worker_counts=[options.workers])
@@ -94,6 +105,16 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"all_reduce_ms": reduce_ms, "stages": [asdict(stage) for stage in stages]}, indent=1))
     else:
         wide_console().print(_table(config.name, stages, reduce_ms, options))
+    return 0
+
+
+def _predict(config: TrainConfig, options: Options, measured: Path) -> int:
+    steps = read_steps(measured, config.model.name)
+    predicted = predict(steps, config.model, classes=_CLASSES, workers=options.workers, gb_per_s=options.gb_per_s)
+    if options.json:
+        print(json.dumps([asdict(stage) for stage in predicted], indent=1))
+    else:
+        wide_console().print(as_table(config.name, predicted, workers=options.workers, gb_per_s=options.gb_per_s))
     return 0
 
 

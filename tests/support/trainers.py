@@ -17,7 +17,7 @@ from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
 
 
-def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
+def make_trainer(config: TrainConfig, hooks: TrainHooks, device: torch.device | None = None) -> Trainer:
     torch.manual_seed(config.seed)
     train, val = check_data(config.data, batch_sizes=[], worker_counts=[])
     task = build_task(config.task, train.classes)
@@ -29,6 +29,7 @@ def make_trainer(config: TrainConfig, hooks: TrainHooks) -> Trainer:
         val=val,
         hooks=hooks,
         metadata=RunMetadata(),
+        device=device,
     )
 
 
