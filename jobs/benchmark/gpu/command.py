@@ -62,7 +62,7 @@ def measure(config: TrainConfig, options: Options) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     for part in options.parts:
         try:
-            parts[part] = {"rows": (run_part if options.tiny else _in_a_process)(part, config, options)}
+            parts[part] = {"rows": (run_part if options.tiny else run_in_a_process)(part, config, options)}
         except Exception as error:  # what the others found isn't lost
             parts[part] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     device = chosen_device()
@@ -87,7 +87,13 @@ def run_part(part: Part, config: TrainConfig, options: Options) -> Rows:
     return [asdict(row) for row in MEASURES[part](config, options)]
 
 
-def _in_a_process(part: Part, config: TrainConfig, options: Options) -> Rows:
+def run_in_a_process(part: Part, config: TrainConfig, options: Options) -> Rows:
     """Measure one part in a new process: with memory, caches and algorithms of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_fork_loaders) as processes:
         return processes.submit(run_part, part, config, options).result()
+
+
+def _fork_loaders() -> None:
+    """Have this process fork its loader processes, as a worker does; a spawned one would spawn them."""
+    multiprocessing.set_start_method("fork", force=True)

@@ -56,7 +56,9 @@ def measure_schedule(config: TrainConfig, options: Options) -> list[StageRow]:
     """Train every stage of a config for some steps and evaluate it, in one go: memory is released between stages."""
     config = with_stages(config, config.stages, options.steps * (options.rounds + 1))
     hooks = _Intervals()
-    make_trainer(config, hooks).run()
+    trainer = make_trainer(config, hooks)
+    trainer.evaluate(config.trainer.eval_size(config.stages[0]))  # the first one imports, and starts loaders
+    trainer.run()
     _, val = manifests(config)
     rows = []
     for stage, result, intervals in zip(config.stages, hooks.results, hooks.intervals, strict=True):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+
+from jobs.common.display import titled
 
 Row = dict[str, Any]
 
 
-def tables(report: dict[str, Any]) -> Iterator[Table | str]:
+def tables(report: dict[str, Any]) -> Iterator[Group | str]:
     """Yield a line on the machine, and a table or a line for each part."""
     yield _machine(report)
     for part, found in report["parts"].items():
@@ -29,16 +32,16 @@ def _machine(report: dict[str, Any]) -> str:
     return f"{report['model']} on {device}; {report['machine']}; torch {report['versions']['torch']}{sizes}"
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:
+    table = Table()
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if name in ("contender", "where") else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
-    return table
+    return titled(title, table)
 
 
-def _speed(rows: list[Row], report: dict[str, Any]) -> Table:
+def _speed(rows: list[Row], report: dict[str, Any]) -> Group:
     title = (
         f"side by side, batches from memory, {report['steps']} steps x {report['rounds']} rounds\n"
         "relative: this project's images/s to the contender's, median (quartiles)"
@@ -54,13 +57,13 @@ def _speed_row(row: Row) -> tuple[str, ...]:
     return (str(row["image_size"]), str(row["batch_size"]), row["contender"], *figures)
 
 
-def _compile(rows: list[Row], report: dict[str, Any]) -> Table:
+def _compile(rows: list[Row], report: dict[str, Any]) -> Group:
     columns = ("px", "batch", "contender", "images/s", "ms", "host ms", "utilization", "relative", "first step s")
     shown = [(*_speed_row(row), f"{row['first_step_s']:.1f}" if row["first_step_s"] else "") for row in rows]
     return _table("torch.compile with empty caches, beside the plain loop without it", columns, shown)
 
 
-def _schedule(rows: list[Row], report: dict[str, Any]) -> Table:
+def _schedule(rows: list[Row], report: dict[str, Any]) -> Group:
     columns = ("px", "batch", "micro", "loaders", "images/s", "data wait", "peak GiB", "eval px", "eval images/s")
     shown = [
         (
@@ -73,7 +76,7 @@ def _schedule(rows: list[Row], report: dict[str, Any]) -> Table:
     return _table("the schedule, fed by the loader", columns, shown)
 
 
-def _waits(rows: list[Row], report: dict[str, Any]) -> Table:
+def _waits(rows: list[Row], report: dict[str, Any]) -> Group:
     shown = []
     for row in rows:
         waits = row["waits"]
@@ -84,7 +87,7 @@ def _waits(rows: list[Row], report: dict[str, Any]) -> Table:
     return _table(title, ("px", "where", "times"), shown)
 
 
-def _memory(rows: list[Row], report: dict[str, Any]) -> Table:
+def _memory(rows: list[Row], report: dict[str, Any]) -> Group:
     (row,) = rows
     shown = (
         *(str(row[name]) for name in ("image_size", "batch_size")),
@@ -95,7 +98,7 @@ def _memory(rows: list[Row], report: dict[str, Any]) -> Table:
     return _table(title, ("px", "batch", "survived", "restarts", "micro", "restart s"), [shown])
 
 
-def _determinism(rows: list[Row], report: dict[str, Any]) -> Table:
+def _determinism(rows: list[Row], report: dict[str, Any]) -> Group:
     (row,) = rows
     equal = "equal" if row["equal"] else "DIFFERENT"
     shown = (*(str(row[name]) for name in ("image_size", "steps")), row["whole"][:16], row["resumed"][:16], equal)
@@ -103,7 +106,7 @@ def _determinism(rows: list[Row], report: dict[str, Any]) -> Table:
     return _table("SHA-256 of a whole and a resumed run's state, trainer.deterministic", columns, [shown])
 
 
-_SHOWN: dict[str, Callable[[list[Row], dict[str, Any]], Table]] = {
+_SHOWN: dict[str, Callable[[list[Row], dict[str, Any]], Group]] = {
     "speed": _speed,
     "schedule": _schedule,
     "waits": _waits,

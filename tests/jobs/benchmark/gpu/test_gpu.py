@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.benchmark.gpu.command import MEASURES, main, measure, run_part
+from jobs.benchmark.gpu.command import MEASURES, main, measure, run_in_a_process, run_part
 from jobs.benchmark.gpu.determinism import measure_determinism
 from jobs.benchmark.gpu.options import PARTS, Options, device_config, shrunk
 from jobs.benchmark.gpu.out_of_memory import measure_memory
@@ -184,6 +184,14 @@ def test_a_part_that_fails_leaves_the_others(shards: Path, monkeypatch: pytest.M
     parts = measure(config, options)["parts"]
     assert parts["speed"] == {"error": "RuntimeError: no kernel image is available"}
     assert len(parts["waits"]["rows"]) == 2
+
+
+def test_a_part_in_a_process_of_its_own_has_loader_processes(shards: Path) -> None:
+    config, options = tiny(shards)
+    config = replace(config, stages=config.stages[:1], data=replace(config.data, loader_workers=1))
+    (row,) = run_in_a_process("schedule", config, options)
+    assert row["loader_workers"] == 1
+    assert row["images_per_s"] > 0
 
 
 def test_what_cannot_be_measured_is_refused(shards: Path) -> None:
