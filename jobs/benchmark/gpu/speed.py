@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -147,7 +147,9 @@ def _loop(name: str, trainer: Trainer, stage: TrainingStage) -> PlainLoop | None
             return None
         import timm
 
-        rates = {} if theirs.startswith("resnet") else {"drop_path_rate": depth}
+        rates: dict[str, Any] = {} if theirs.startswith("resnet") else {"drop_path_rate": depth}
+        if theirs.startswith("swin"):
+            rates["img_size"] = config.data.shape(stage.image_size)  # timm makes its windows for one size
         model = cast(nn.Module, timm.create_model(theirs, num_classes=outputs, drop_rate=stage.dropout, **rates))
     return PlainLoop(model, config, trainer.task, trainer.device)
 
@@ -207,4 +209,5 @@ def multiply_adds(config: TrainConfig) -> int:
     """Return those of one image's forward pass in a config's last stage; a step has three times as many."""
     with torch.device("meta"):
         model = build_model(config.model, num_classes=1000)
-    return count_multiply_adds(model, config.stages[-1].image_size, in_channels=config.model.in_channels)
+    shape = config.data.shape(config.stages[-1].image_size)
+    return count_multiply_adds(model, shape, in_channels=config.model.in_channels)
