@@ -69,7 +69,7 @@ def measure_schedule(config: TrainConfig, options: Options) -> list[StageRow]:
                 image_size=stage.image_size,
                 batch_size=stage.batch_size,
                 micro_batch=int(result["micro_batch"]),
-                loader_workers=config.data.loader_workers,
+                loader_workers=config.data.num_loaders,
                 images_per_s=len(seconds) / sum(seconds),
                 data_wait_share=sum(s * wait for s, (_, wait) in zip(seconds, counted, strict=True)) / sum(seconds),
                 peak_gib=result["peak_bytes"] / 2**30,
