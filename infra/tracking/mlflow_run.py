@@ -230,7 +230,8 @@ def page_url(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{redacted(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-@lru_cache(maxsize=10_000)
+# Room for 20 metrics of each of thousands of nodes: with fewer, the names in turn would evict one another.
+@lru_cache(maxsize=100_000)
 def valid_name(name: str) -> str:
     """Return the name of a metric or param with what MLflow does not allow in it replaced."""
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).lstrip("/.")[:MAX_NAME] or "_"
