@@ -81,14 +81,16 @@ def test_a_predicted_mask_lies_on_its_image(trained: TrainedRun, rule: str, tile
     assert found.mask.shape == (48, 64)
     seen = found.mask != OUTSIDE
     if not tile and rule == "central":
-        assert (seen.any(1).sum(), seen.any(0).sum()) == (24, 32)  # a half of each side: 32 / (32 + 32)
+        # A half, 32 / (32 + 32), of the largest part of 43:32 in 64x48, which is less than 48 high.
+        assert (seen.any(1).sum(), seen.any(0).sum()) == (23, 32)
     else:
         assert seen.all()
     assert (found.mask == mask_of(1, 900))[seen].mean() > 0.5
 
 
-def test_an_exported_model_has_the_shape_and_says_it(trained: TrainedRun, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.soak)])
+def test_an_exported_model_has_the_shape_and_says_it(trained: TrainedRun, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
     assert export([str(trained.folder), "--to", str(path)]) == 0
     facts, run = open_exported(path)
     view = facts["preprocessing"]
