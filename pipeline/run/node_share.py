@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets.config import DEFAULT_LOADERS
 from datasets.shards.copies import choose_copy
+from datasets.transforms.shape import format_size
 from model.config import ModelConfig
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
@@ -87,7 +88,7 @@ def _demand(config: TrainConfig, stage: TrainingStage, copies: Sequence[int], pi
     copy = choose_copy(copies, decoded, stage.crop_area, config.data.crop_area)
     measured = DECODED.get(copy) or DECODED[0]
     rate = float(np.interp(decoded, list(measured), list(measured.values())))
-    return Demand(stage.image_size, pixel_rate / stage.image_size**2, rate)
+    return Demand(stage.image_size, pixel_rate / math.prod(config.data.shape(stage.image_size)), rate)
 
 
 @lru_cache
@@ -104,8 +105,9 @@ def _multiply_adds_a_pixel(model: ModelConfig, image_size: int) -> float:
 
 def feeding_line(config: TrainConfig, demand: Demand) -> str:
     """Say for a plan what its GPUs need of their nodes."""
+    size = format_size(demand.image_size, config.data.aspect_ratio)
     return (
-        f"an A100 takes about {demand.gpu_rate:,.0f} images/s at {demand.image_size} px (a published rate, by "
+        f"an A100 takes about {demand.gpu_rate:,.0f} images/s at {size} px (a published rate, by "
         f"multiply-adds), a loader process makes about {demand.loader_rate:,.0f}: a node needs {demand.cpus} CPUs a GPU"
         f"{_left(config, demand)}"
     )
