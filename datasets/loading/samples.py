@@ -153,7 +153,7 @@ class Samples(Dataset[Batch]):
             )
         mixing = None
         if view.mixing is not None:
-            mixing = view.mixing.draw(request.streams, seed=view.seed, image_size=view.image_size)
+            mixing = view.mixing.draw(request.streams, seed=view.seed, shape=shape)
         streams = torch.from_numpy(request.streams)
         batch = Batch(images, torch.from_numpy(labels), streams, masks, tuple(damaged), mixing)
         # Without those that couldn't be decoded: there may be none left.

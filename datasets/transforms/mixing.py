@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from datasets.transforms.randomness import Purpose, uniforms
+from datasets.transforms.shape import Shape
 
 
 class Mixing(NamedTuple):
@@ -67,11 +68,11 @@ class MixingRule:
     """Of that of the share of its pixels that a sample keeps; 0: no CutMix."""
     num_lanes: int
     """Lanes in a rank's batch, lane-major."""
-    image_size: int = 0
-    """Side in pixels of the images as the network sees them, where it isn't that of the batch; 0: it is."""
+    shape: Shape | None = None
+    """Of the images as the network sees them, where it isn't that of the batch; None: it is."""
 
-    def draw(self, stream_index: np.ndarray, *, seed: int, image_size: int) -> Mixing | None:
-        """Return the draws for the samples with these stream indices, int64 [B], in images of a side; None: no mixing.
+    def draw(self, stream_index: np.ndarray, *, seed: int, shape: Shape) -> Mixing | None:
+        """Return the draws for the samples with these stream indices, int64 [B], in images of a shape; None: no mixing.
 
         Raises:
             ValueError: a lane has fewer than 2 samples in the batch, so there is nothing to mix with.
@@ -82,17 +83,17 @@ class MixingRule:
         self._check_partners(per_lane)
         rows = np.arange(len(stream_index)).reshape(self.num_lanes, per_lane)
         partners = torch.from_numpy(np.ascontiguousarray(rows[:, ::-1]).ravel())
-        side = self.image_size or image_size
+        shape = self.shape or shape
         blend = mixup_weights(stream_index, alpha=self.mixup_alpha, seed=seed) if self.mixup_alpha else None
         if not self.cutmix_alpha:
             assert blend is not None
             return Mixing(partners, blend, blend, None)
-        boxes = cutmix_boxes(stream_index, alpha=self.cutmix_alpha, seed=seed, side=side)
+        boxes = cutmix_boxes(stream_index, alpha=self.cutmix_alpha, seed=seed, shape=shape)
         if blend is not None:
             cut = lanes_with_cutmix(stream_index, seed=seed, num_lanes=self.num_lanes)
             boxes, blend = boxes * cut[:, None], blend.masked_fill(cut, 1.0)
         areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
-        kept = 1.0 - areas.float() / (side * side)
+        kept = 1.0 - areas.float() / (shape[0] * shape[1])
         return Mixing(partners, kept if blend is None else torch.where(cut, kept, blend), blend, boxes)
 
     def _check_partners(self, per_lane: int) -> None:
@@ -117,7 +118,7 @@ def mixup_weights(stream_index: np.ndarray, *, alpha: float, seed: int) -> Tenso
     return torch.from_numpy(np.maximum(weights, 1.0 - weights).astype(np.float32))
 
 
-def cutmix_boxes(stream_index: np.ndarray, *, alpha: float, seed: int, side: int) -> Tensor:
+def cutmix_boxes(stream_index: np.ndarray, *, alpha: float, seed: int, shape: Shape) -> Tensor:
     """Return the box of each sample that its partner fills, int64 [B, 4]: top, bottom, left, right.
 
     Its area is the share 1 - w of the image with w ~ Beta(alpha, alpha), its centre anywhere; it is cut at the borders.
@@ -125,8 +126,9 @@ def cutmix_boxes(stream_index: np.ndarray, *, alpha: float, seed: int, side: int
     draws = uniforms(seed, Purpose.CUTMIX, stream_index, 3)
     half = 0.5 * np.sqrt(1.0 - _betas(draws[:, 0], alpha))
     y, x = draws[:, 1], draws[:, 2]
-    sides = np.stack([y - half, y + half, x - half, x + half], axis=1) * side
-    return torch.from_numpy(np.rint(np.clip(sides, 0.0, side)).astype(np.int64))
+    height, width = shape
+    sides = np.stack([y - half, y + half, x - half, x + half], axis=1) * [height, height, width, width]
+    return torch.from_numpy(np.rint(np.clip(sides, 0.0, [height, height, width, width])).astype(np.int64))
 
 
 def _betas(draws: np.ndarray, alpha: float) -> np.ndarray:

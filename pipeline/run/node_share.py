@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.config import DEFAULT_LOADERS
 from datasets.shards.copies import choose_copy
-from datasets.transforms.shape import format_size
+from datasets.transforms.shape import Shape, format_size
 from model.config import ModelConfig
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
@@ -77,7 +77,7 @@ def loader_demand(config: TrainConfig, copies: Sequence[int] = ()) -> Demand:
     What a GPU takes is a published rate, what a process makes a measured one: both are of other machines.
     """
     used = copies if config.data.pyramid and config.data.pixels.is_rgb else ()
-    adds = _multiply_adds_a_pixel(config.model, config.stages[-1].image_size)
+    adds = _multiply_adds_a_pixel(config.model, config.data.shape(config.stages[-1].image_size))
     pixel_rate = REFERENCE_RATE * REFERENCE_MULTIPLY_ADDS / adds
     demands = [_demand(config, stage, used, pixel_rate) for stage in config.stages]
     return max(demands, key=lambda one: one.gpu_rate / one.loader_rate)
@@ -92,7 +92,7 @@ def _demand(config: TrainConfig, stage: TrainingStage, copies: Sequence[int], pi
 
 
 @lru_cache
-def _multiply_adds_a_pixel(model: ModelConfig, image_size: int) -> float:
+def _multiply_adds_a_pixel(model: ModelConfig, shape: Shape) -> float:
     import torch  # which a driver that only submits doesn't wait for
 
     from model.cost import count_multiply_adds
@@ -100,7 +100,7 @@ def _multiply_adds_a_pixel(model: ModelConfig, image_size: int) -> float:
 
     with torch.device("meta"):
         built = build_model(model, num_classes=10)
-        return count_multiply_adds(built, image_size, in_channels=model.in_channels) / image_size**2
+        return count_multiply_adds(built, shape, in_channels=model.in_channels) / math.prod(shape)
 
 
 def feeding_line(config: TrainConfig, demand: Demand) -> str:

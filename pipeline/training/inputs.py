@@ -53,7 +53,7 @@ def stage_batches(
             mixup_alpha=stage.mixup_alpha,
             cutmix_alpha=stage.cutmix_alpha,
             num_lanes=config.data.num_lanes // world_size,
-            image_size=stage.image_size if stage.low_frequency_of else 0,
+            shape=config.data.shape(stage.image_size) if stage.low_frequency_of else None,
         ),
         manifest=manifest,
     )

@@ -19,9 +19,9 @@ def mix(
     stream_index: Tensor,
     num_lanes_of_rank: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return images [B, C, S, S] and their targets, mixed."""
+    """Return images [B, C, H, W] and their targets, mixed."""
     rule = MixingRule(mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, num_lanes=num_lanes_of_rank)
-    drawn = rule.draw(stream_index.numpy(), seed=seed, image_size=images.shape[-1])
+    drawn = rule.draw(stream_index.numpy(), seed=seed, shape=(images.shape[-2], images.shape[-1]))
     if drawn is None:
         return images, targets
     others, their_targets = images[drawn.partners], targets[drawn.partners]

@@ -99,7 +99,7 @@ def test_what_a_batch_is_mixed_with_arrives_with_it_whatever_process_draws_it(co
     rule = MixingRule(mixup_alpha=0.4, cutmix_alpha=0.8, num_lanes=LANES)
     here, there = (load(one, mixing=rule, stop=64) for one in (config, replace(config, loader_workers=1)))
     for batch, other in zip(here, there, strict=True):
-        expected = rule.draw(batch.stream_index.numpy(), seed=5, image_size=32)
+        expected = rule.draw(batch.stream_index.numpy(), seed=5, shape=(32, 32))
         assert expected is not None
         for drawn in (batch.mixing, other.mixing):
             assert drawn is not None

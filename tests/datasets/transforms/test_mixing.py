@@ -54,15 +54,15 @@ def test_mixup_without_alpha_or_partner() -> None:
 
 def test_cutmix_fills_a_box_from_the_mirror_and_blends_targets_by_area() -> None:
     _, targets, stream = batch(lanes=2, per_lane=4)
-    images = torch.arange(8.0).reshape(-1, 1, 1, 1).expand(-1, 3, 24, 24).contiguous()
+    images = torch.arange(8.0).reshape(-1, 1, 1, 1).expand(-1, 3, 20, 30).contiguous()
     mixed, labels = cutmix(images, targets, alpha=1.0, seed=3, stream_index=stream, num_lanes_of_rank=2)
-    boxes = cutmix_boxes(stream.numpy(), alpha=1.0, seed=3, side=24)
+    boxes = cutmix_boxes(stream.numpy(), alpha=1.0, seed=3, shape=(20, 30))
     for row, other in enumerate([3, 2, 1, 0, 7, 6, 5, 4]):
         top, bottom, left, right = boxes[row].tolist()
         expected = images[row].clone()
         expected[:, top:bottom, left:right] = other
         assert torch.equal(mixed[row], expected)
-        taken = (bottom - top) * (right - left) / 576
+        taken = (bottom - top) * (right - left) / 600
         assert labels[row, other].item() == pytest.approx(taken, abs=1e-6)
         assert labels[row, row].item() == pytest.approx(1 - taken, abs=1e-6)
     dense = cutmix(images, images[:, :1], alpha=1.0, seed=3, stream_index=stream, num_lanes_of_rank=2)[1]
@@ -80,14 +80,14 @@ def test_cutmix_is_the_same_on_one_rank_and_on_two_and_off_at_zero() -> None:
     assert cutmix(images, targets, alpha=0, seed=3, stream_index=stream, num_lanes_of_rank=2)[0] is images
     with pytest.raises(ValueError, match=r"cutmix_alpha is 0\.5, but a lane has 1 sample"):
         cutmix(images, targets, alpha=0.5, seed=3, stream_index=stream, num_lanes_of_rank=8)
-    areas = cutmix_boxes(np.arange(3000), alpha=1.0, seed=1, side=200).double()
+    areas = cutmix_boxes(np.arange(3000), alpha=1.0, seed=1, shape=(200, 200)).double()
     share = ((areas[:, 1] - areas[:, 0]) * (areas[:, 3] - areas[:, 2]) / 40000).mean()
     assert 0.2 < share < 0.5  # half of the image, less what is cut at the borders
 
 
 def test_with_both_each_lane_of_a_batch_gets_one_of_them_whatever_the_ranks() -> None:
     _, targets, stream = batch(lanes=6, per_lane=4)
-    images = torch.randn(24, 3, 24, 24)
+    images = torch.randn(24, 3, 20, 30)
     both = {"mixup_alpha": 0.7, "cutmix_alpha": 0.4, "seed": 3}
     mixed, labels = mix(images, targets, stream_index=stream, num_lanes_of_rank=6, **both)
     rest = {"seed": 3, "stream_index": stream, "num_lanes_of_rank": 6}
@@ -130,7 +130,7 @@ def test_a_part_is_mixed_as_it_is_in_the_whole_batch() -> None:
     images, targets, stream = torch.randn(24, 3, 16, 16), torch.eye(24), torch.arange(24)
     both = {"mixup_alpha": 0.7, "cutmix_alpha": 0.4}
     whole = mix(images, targets, seed=3, stream_index=stream, num_lanes_of_rank=4, **both)
-    drawn = MixingRule(num_lanes=4, **both).draw(stream.numpy(), seed=3, image_size=16)
+    drawn = MixingRule(num_lanes=4, **both).draw(stream.numpy(), seed=3, shape=(16, 16))
     assert drawn is not None
     for rows in (slice(0, 10), slice(10, 24)):  # across lanes
         part = drawn.each(lambda one, rows=rows: one[rows])  # type: ignore[misc]
@@ -141,7 +141,7 @@ def test_a_part_is_mixed_as_it_is_in_the_whole_batch() -> None:
 def test_the_draws_of_a_seed_stay_as_they_are() -> None:
     """Else a run that is resumed by a newer version would go on with other images."""
     stream = np.array([5, 70_000, 3_000_000_000, 17])
-    drawn = MixingRule(mixup_alpha=0.7, cutmix_alpha=0.4, num_lanes=2).draw(stream, seed=11, image_size=300)
+    drawn = MixingRule(mixup_alpha=0.7, cutmix_alpha=0.4, num_lanes=2).draw(stream, seed=11, shape=(300, 300))
     assert drawn is not None
     assert drawn.blend is not None
     assert drawn.boxes is not None

@@ -107,7 +107,7 @@ def batch_of(kind: str) -> Batch:
     stream = torch.arange(COUNT)
     cutmix = 0.0 if kind == "regression" else 0.5
     rule = MixingRule(mixup_alpha=0.5, cutmix_alpha=cutmix, num_lanes=2)
-    return Batch(images, labels, stream, masks, mixing=rule.draw(stream.numpy(), seed=1, image_size=SIZE))
+    return Batch(images, labels, stream, masks, mixing=rule.draw(stream.numpy(), seed=1, shape=(SIZE, SIZE)))
 
 
 def learner_of(base: TrainConfig, task: Task, optimizer: str) -> Learner:

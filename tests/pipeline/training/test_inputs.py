@@ -116,7 +116,7 @@ def test_masks_follow_low_frequencies(make_config: MakeConfig, tmp_path: Path, r
 
 def step_inputs(config: TrainConfig, **changes: float) -> StepInputs:
     """Return the inputs of a stage's first step, mixed by both rules."""
-    stage = replace(config.stages[1], mixup_alpha=0.7, cutmix_alpha=0.5, **changes)  # type: ignore[arg-type]
+    stage = replace(config.stages[1], **({"mixup_alpha": 0.7, "cutmix_alpha": 0.5} | changes))  # type: ignore[arg-type]
     batch = next(iter(stage_batches(config, stage, start=0, stop=240, rank=0, world_size=1)))
     task = build_task(config.task, load_manifest(config.data.train).classes)
     return StepInputs(batch, stage, config, task, torch.device("cpu"))
@@ -171,3 +171,16 @@ def test_a_step_in_parts_holds_less_than_one_of_inputs_that_are_there(make_confi
         peaks.append(alive.peak)
     assert torch.equal(terms[0]["loss"], terms[1]["loss"])
     assert peaks[0] - peaks[1] > 0.7 * inputs.part(slice(None))[0].nbytes
+
+
+def test_cutmix_fills_boxes_of_images_that_are_no_squares(make_config: MakeConfig) -> None:
+    base = make_config()
+    inputs = step_inputs(replace(base, data=replace(base.data, aspect_ratio=2.0)), mixup_alpha=0.0)
+    drawn = inputs.batch.mixing
+    assert inputs.batch.images.shape[-2:] == (48, 96)
+    assert drawn is not None
+    assert drawn.boxes is not None
+    top, bottom, left, right = drawn.boxes.unbind(1)
+    assert bottom.max() <= 48 < right.max() <= 96
+    # What is the partner's of the pixels is its share of the target.
+    assert torch.equal(drawn.own, 1 - ((bottom - top) * (right - left)).float() / (48 * 96))

@@ -17,7 +17,7 @@ def batch_of(size: int, seed: int, *, mixed: bool = True) -> Batch:
     images = torch.randint(0, 256, (4, size, size, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     stream = torch.arange(4) + seed
     rule = MixingRule(mixup_alpha=0.5, cutmix_alpha=0.5, num_lanes=2)
-    mixing = rule.draw(stream.numpy(), seed=seed, image_size=size) if mixed else None
+    mixing = rule.draw(stream.numpy(), seed=seed, shape=(size, size)) if mixed else None
     return Batch(images, torch.arange(4), stream, None, mixing=mixing)
 
 
