@@ -149,9 +149,8 @@ def step(learner: Learner, batch: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("no_backward")
-@pytest.mark.parametrize(
-    ("name", "optimizer"), [*((name, "adamw") for name in TASKS), ("focal", "rmsprop"), ("focal", "sgd")]
-)
+# Fused SGD has no kernel for fake tensors.
+@pytest.mark.parametrize(("name", "optimizer"), [*((name, "adamw") for name in TASKS), ("focal", "rmsprop")])
 def test_a_step_is_on_the_gpu_and_waits_for_nothing(make_config: MakeConfig, name: str, optimizer: str) -> None:
     made = batch_of(TASKS[name].kind)
     with fake_gpu() as mode:
