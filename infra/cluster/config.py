@@ -44,8 +44,9 @@ class ClusterConfig:
     """Labels of the nodes that workers are placed on, each KEY=VALUE with a value as Ray's label selectors have it, as
     `ray.io/market-type=spot`, `ray.io/availability-zone=!us-east-1a` or `rack=in(a,b)`. Empty: any nodes."""
     standby: bool = True
-    """Keep a spare process with everything imported for each worker, once its group has trained for a while: a lost
-    worker is then replaced in seconds. Costs about half a gigabyte of host memory per worker."""
+    """Keep a spare process with everything imported for each worker, once its group has trained for a minute and a CPU
+    of its node is idle: a lost worker is then replaced in seconds. Costs about half a gigabyte of host memory per
+    worker."""
     max_failures: int = 3
     """Number of consecutive failures, without progress in between, that a run recovers from. -1: any number."""
     step_timeout_s: float = 1200.0

@@ -29,7 +29,9 @@ _QUICK_RECOVERY = {
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor for each group; see `DrainWatch`
-    # Of a cluster that is started here: a node is dead after 3 missed checks, a second apart; by default 15 to 50 s.
+    # Of a cluster that is started here: no processes ahead for a first job's tasks, of which a run has none.
+    "RAY_prestart_worker_first_driver": "false",
+    # A node is dead after 3 missed checks, a second apart; by default 15 to 50 s.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",

@@ -2,8 +2,8 @@
 
 A new process of Ray spends most of its first seconds importing PyTorch and what is around it. Ray keeps idle processes
 and gives an actor one whose job and runtime environment fit, but it starts them only when they are asked for. Here a
-worker asks its own node for another process like itself. Ray runs a function in it as soon as it is up (the setup hook
-of its runtime environment), and keeps it until an actor takes it, or the job ends.
+worker asks its own node for another process like itself, once that has a CPU to spare for it. Ray runs a function in it
+as soon as it is up (the setup hook of its runtime environment), and keeps it until an actor takes it, or the job ends.
 """
 
 from __future__ import annotations
@@ -11,19 +11,37 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+import time
+from collections.abc import Callable
+
+import psutil
 
 log = logging.getLogger(__name__)
 
+IDLE_CPUS = 0.7
+"""CPUs of a machine that must be idle for a spare process to be started."""
+LOOK_S = 10.0
+"""For how long they must be, in seconds."""
 
-def start_standby(delay_s: float) -> None:
-    """Ask this node, in `delay_s` seconds and in a thread, for a spare process like the calling worker.
 
-    A group that ends earlier, as in a short run, costs nothing for it. It is only speed that is at stake: where the
-    node doesn't answer, nothing happens.
+def start_standby(delay_s: float, *, idle_cpus: Callable[[float], float] | None = None) -> None:
+    """Ask this node for a spare process like the calling worker, in a thread: after `delay_s` seconds, when CPUs idle.
+
+    A spare process imports for ten seconds or more. Where training leaves no CPU idle, as where workers fill a node, it
+    would cost more than it saves, and there is none. A group that ends earlier, as in a short run, costs nothing for
+    it. It is only speed that is at stake: where the node doesn't answer, nothing happens.
+
+    Args:
+        delay_s: seconds before the CPUs are looked at.
+        idle_cpus: returns how many CPUs were idle for so many seconds from now; None: this machine's.
     """
-    timer = threading.Timer(delay_s, _start_quietly)
-    timer.daemon = True
-    timer.start()
+    arguments = (delay_s, idle_cpus or machines_idle_cpus)
+    threading.Thread(target=_start_when_idle, args=arguments, name="standby", daemon=True).start()
+
+
+def machines_idle_cpus(seconds: float) -> float:
+    """Return how many of this machine's CPUs are idle on average from now on, after so many seconds."""
+    return float(psutil.cpu_times_percent(seconds).idle) / 100 * (psutil.cpu_count() or 1)
 
 
 def import_all(*modules: str) -> None:
@@ -35,6 +53,13 @@ def import_all(*modules: str) -> None:
             log.debug("%s is not imported ahead: %s", module, error)
 
 
+def is_spare() -> bool:
+    """Say whether the calling process waits for an actor."""
+    import ray
+
+    return ray.get_runtime_context().get_actor_id() is None
+
+
 def current_environment() -> str:
     """Return the calling worker's runtime environment, as Ray compares it with that of a spare process."""
     import ray
@@ -42,11 +67,14 @@ def current_environment() -> str:
     return str(ray.get_runtime_context().get_runtime_env_string())
 
 
-def _start_quietly() -> None:
+def _start_when_idle(delay_s: float, idle_cpus: Callable[[float], float]) -> None:
     import ray
 
     from infra.cluster.ray_private import prestart_workers
 
+    time.sleep(delay_s)
+    while idle_cpus(LOOK_S) < IDLE_CPUS:
+        pass
     try:
         here = ray.get_runtime_context().get_node_id()
         node = next(node for node in ray.nodes() if node["NodeID"] == here)

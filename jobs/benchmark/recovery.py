@@ -29,8 +29,8 @@ class Options:
 
     rounds: int = 3
     """Number of kills of a worker and of a node."""
-    settle_s: float = 60.0
-    """Seconds of training between a recovery and the next kill."""
+    settle_s: float = 120.0
+    """Seconds of training between a recovery and the next kill: standby processes come after one or two minutes."""
     standby: bool = True
     """Whether workers keep standby processes."""
 

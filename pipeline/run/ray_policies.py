@@ -8,6 +8,7 @@ with a checkpoint, at a decision point. Imported only where a worker group is st
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -20,10 +21,10 @@ from typing import Any
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -32,6 +33,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
     ScalingDecision,
 )
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from infra.cluster.config import REQUEST_EXPIRES_S, ClusterConfig
 from infra.cluster.ray_private import check_attributes, check_names, draining_nodes, prestart_workers
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _SCALING = "ray.train.v2._internal.execution.scaling_policy:ElasticScalingPolicy"
 _FAILURE = "ray.train.v2._internal.execution.failure_handling.default:DefaultFailurePolicy"
+_TRAINER = "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer"
 _CALLBACK = "ray.train.v2._internal.execution.callback:WorkerGroupCallback"
 _COORDINATOR = "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator"
 NAMES: dict[str, tuple[str, ...] | None] = {
@@ -61,8 +64,10 @@ NAMES: dict[str, tuple[str, ...] | None] = {
         *("self", "train_fn_ref", "train_run_context", "scaling_policy", "failure_policy", "callbacks"),
         "validation_config",
     ),
-    "ray.train.torch:TorchTrainer._initialize_and_run_controller": ("self", "controller_init_kwargs"),
-    "ray.train.torch:TorchTrainer._create_default_callbacks": ("self",),
+    "ray.train.v2._internal.execution.controller:TrainController.run": ("self",),
+    "ray.train.v2._internal.execution.controller:TrainController.get_result": ("self",),
+    f"{_TRAINER}._initialize_and_run_controller": ("self", "controller_init_kwargs"),
+    f"{_TRAINER}._create_default_callbacks": ("self",),
     "ray.train:ScalingConfig._resources_per_worker_not_none": None,
     f"{_COORDINATOR}:_AutoscalingCoordinatorActor.get_reserved_resources": ("self", "requester_id", "recompute"),
     f"{_COORDINATOR}:_AutoscalingCoordinatorActor.request_resources": (
@@ -224,12 +229,15 @@ class DrainWatch(WorkerGroupCallback):
             self.controller.on_node_draining(node)
 
 
-class GroupTrainer(TorchTrainer):
-    """A TorchTrainer with the policies above.
+class GroupTrainer(DataParallelTrainer):
+    """Ray Train's trainer with the policies above, and with its controller in the process that calls `fit`.
 
-    Without two of Ray's callbacks, each of which starts an actor for each group and so holds up its start: that for
-    Ray's datasets, of which there are none here, and the cleaner of placement groups. A group's reservation ends with
-    its job, and a run whose Ray Train controller is lost ends its job; `free_reservations` removes the rest.
+    That process is the run's controller, an actor with which a run is lost anyway. Ray's own trainer starts a further
+    actor for each group, which imports Ray Train for seconds before it starts a worker.
+
+    Two of Ray's callbacks, each of which starts an actor for each group too, are left out: that for Ray's datasets, of
+    which there are none here, and the cleaner of placement groups. A group's reservation ends with its controller;
+    `free_reservations` removes the rest.
     """
 
     def __init__(
@@ -245,7 +253,9 @@ class GroupTrainer(TorchTrainer):
             arguments["scaling_policy"] = LanePolicy(
                 self.scaling_config, num_lanes=self.num_lanes, controller=self.controller, standby=self.standby
             )
-        return super()._initialize_and_run_controller(**arguments)
+        controller = TrainController(**arguments)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

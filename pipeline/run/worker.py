@@ -57,8 +57,8 @@ class DifferentStartError(RuntimeError):
 
 CURABLE = (FailureClass.OPERATOR, FailureClass.DATA)
 """What no later worker group is spared: it ends the run, with one line for the user."""
-STANDBY_DELAY_S = 20.0
-"""A group that has trained for this long gets its spare processes."""
+STANDBY_DELAY_S = 60.0
+"""A group that has trained for this long gets its spare processes, one after the other, if CPUs are idle."""
 FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
@@ -314,7 +314,7 @@ def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:
 def run(rank: Rank, trainer: Trainer, hooks: RankHooks) -> Decision:
     """Train to the end of the last stage, or to the decision with which the group ends; return that."""
     if rank.config.cluster.standby:
-        start_standby(STANDBY_DELAY_S)
+        start_standby(STANDBY_DELAY_S * (1 + rank.local_number))
     try:
         return trainer.run(rank.last_stage)
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.files.s3 import PATIENCE_S
 from infra.cluster.config import ClusterConfig
 from infra.cluster.ray_private import HOOK_VARIABLE
-from pipeline.run.worker_imports import HOOK
+from pipeline.run.worker_imports import hook
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -42,15 +42,16 @@ class SegmentRunner:
         self.origin = dict(origin or {})
         self.callbacks, self.report_stages, self.fingerprints = callbacks, report_stages, fingerprints
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
+        self.hook = hook(compiles=config.trainer.compile)
         self.sealed_config = pickle.dumps(config)
 
     def __call__(self, segment: Segment) -> None:
         """Return when the segment is trained; raise when Ray Train gives up."""
         import ray
         from ray.train import FailureConfig, LoggingConfig, RunConfig
-        from ray.train.torch import TorchConfig
 
         from pipeline.run.controller_client import ControllerClient
+        from pipeline.run.process_group import ProcessGroupConfig
         from pipeline.run.ray_policies import GroupTrainer
 
         # Checkpoints are the workers' own; Ray Train wants a folder, and must not depend on the run's storage.
@@ -70,14 +71,17 @@ class SegmentRunner:
                 "origin": self.origin,
             },
             scaling_config=_scaling(self.cluster, segment.num_workers),
-            torch_config=TorchConfig(timeout_s=group_timeout_s(self.cluster.step_timeout_s)),
+            backend_config=ProcessGroupConfig(
+                backend="nccl" if self.cluster.gpus_per_worker else "gloo",
+                timeout_s=group_timeout_s(self.cluster.step_timeout_s),
+            ),
             run_config=RunConfig(
                 name=self.name,
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
                 callbacks=list(self.callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
-                worker_runtime_env={"env_vars": {HOOK_VARIABLE: HOOK}},
+                worker_runtime_env={"env_vars": {HOOK_VARIABLE: self.hook}},
             ),
         )
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster.prestart import start_standby
+from infra.cluster.prestart import IDLE_CPUS, is_spare, machines_idle_cpus, start_standby
 from infra.cluster.ray_private import HOOK_VARIABLE
 
 
@@ -19,8 +19,18 @@ class Worker:
     def pid(self) -> int:
         return os.getpid()
 
+    def is_spare(self) -> bool:
+        return is_spare()
+
     def start_standby(self) -> None:
-        start_standby(0)
+        """Ask for a spare process where CPUs are busy at the first two looks."""
+        looks = [0.1, IDLE_CPUS / 2, IDLE_CPUS]
+
+        def idle_cpus(seconds: float) -> float:
+            Path(os.environ["MARKS"], f"look-{len(looks)}").touch()
+            return looks.pop(0)
+
+        start_standby(0, idle_cpus=idle_cpus)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -33,11 +43,17 @@ def test_a_new_worker_is_the_spare_process_that_was_warmed_up_for_it(tmp_path: P
     pid = ray.get(first.pid.remote())
     ray.get(first.start_standby.remote())
     deadline = time.monotonic() + 120
-    while len(marks := {int(path.name) for path in tmp_path.iterdir()}) < 2:
+    while len(marks := {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert len([*tmp_path.glob("look-*")]) == 3
     (spare,) = marks - {pid}
     ray.kill(first)
     second = worker_class.remote()
     assert ray.get(second.pid.remote()) == spare
+    assert not ray.get(second.is_spare.remote())
     ray.kill(second)
+
+
+def test_idle_cpus_are_at_most_those_of_the_machine() -> None:
+    assert 0 <= machines_idle_cpus(0.1) <= (os.cpu_count() or 1)

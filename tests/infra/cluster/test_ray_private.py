@@ -139,7 +139,7 @@ def test_a_name_that_is_gone_or_takes_something_else_is_named(
 
 
 def test_what_ray_adds_to_the_methods_of_an_actor_class_is_no_other_signature() -> None:
-    """As Ray Train's controller is checked, which is an actor by then."""
+    """As where a process has made an actor of one of them before."""
     from ray.train.v2._internal.execution.controller import TrainController
 
     from pipeline.run.ray_policies import NAMES
