@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     assert flags is not None
     config = flags.of(config)
     console = wide_console()
-    ready = preflight(config)
+    console.print(f"{config.name}: checking data, storage and earlier checkpoints", highlight=False, soft_wrap=True)
+    ready = preflight(config, prepare_tracking=False)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     _announce(console, ready)
     try:
         begin = partial(record_facts, command.argv, ready.config.storage, config.name)
-        status = follow_to_end(console, ready, begin=begin)
+        status = follow_to_end(console, ready, begin=begin, prepare_tracking=True)
     except RuntimeError as error:
         console.print(
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True

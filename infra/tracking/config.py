@@ -75,6 +75,17 @@ class TrackingConfig:
 
 def check(config: TrackingConfig) -> None:
     """Raise `TrackingError` if nothing answers at the URI, or its file cannot be written. Leaves nothing behind."""
+    if config.uri.startswith("sqlite"):
+        check_file(config)
+        return
+    try:
+        make_client(config.uri).get_experiment_by_name(config.experiment)
+    except Exception as error:
+        raise explained(config, error) from None
+
+
+def check_file(config: TrackingConfig) -> None:
+    """Raise `TrackingError` if the URI is a SQLite file that cannot be written. MLflow isn't imported for it."""
     path = sqlite_path(config.uri)
     if path is not None:
         parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -84,11 +95,6 @@ def check(config: TrackingConfig) -> None:
             raise TrackingError(f"tracking.uri is {config.uri}: {error}") from None
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
             raise TrackingError(f"tracking.uri is {config.uri}: {path} can't be written; choose another file")
-        return
-    try:
-        make_client(config.uri).get_experiment_by_name(config.experiment)
-    except Exception as error:
-        raise explained(config, error) from None
 
 
 def prepare(config: TrackingConfig) -> None:

@@ -33,9 +33,11 @@ class RunLostError(RuntimeError):
     failure = FailureClass.TRANSIENT
 
 
-def follow_to_end(console: Console, ready: Preflight, *, begin: Callable[[], None] = lambda: None) -> RunStatus:
+def follow_to_end(
+    console: Console, ready: Preflight, *, begin: Callable[[], None] = lambda: None, prepare_tracking: bool = False
+) -> RunStatus:
     """Run to the end, and return the last status; Ctrl-C stops at the next decision point with a checkpoint, a second
-    one at once. `begin` is `start_controller`'s.
+    one at once. `begin` and `prepare_tracking` are `start_controller`'s.
 
     Raises:
         RunLostError: its controller was lost, or doesn't answer.
@@ -44,7 +46,7 @@ def follow_to_end(console: Console, ready: Preflight, *, begin: Callable[[], Non
     """
     from pipeline.run.launch import start_controller
 
-    controller = start_controller(ready, begin=begin)
+    controller = start_controller(ready, begin=begin, prepare_tracking=prepare_tracking)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
     follower = Follower(console, ready.config, controller, controller.run())
     try:

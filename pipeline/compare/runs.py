@@ -51,7 +51,7 @@ def plan_runs(comparison: Comparison, seeds: tuple[int, ...], *, dry: bool = Fal
             # Under the comparison's name, which is no run's: what a run is called follows from what its data are.
             named = replace(config, seed=seed, name=comparison.name)
             try:
-                ready = check_run(named) if dry else preflight(named, tracking_is_ready=bool(planned))
+                ready = check_run(named) if dry else preflight(named, prepare_tracking=not planned)
             except ValueError as error:
                 raise CompareError(f"variant {variant!r}: {error}") from error
             found_by = fingerprint_of(ready)

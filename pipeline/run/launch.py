@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from infra.redact import last_line
 from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
+from infra.tracking.apart import prepared_meanwhile
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
@@ -45,6 +46,7 @@ def start_controller(
     callbacks: tuple[Any, ...] = (),
     origin: Mapping[str, str] | None = None,
     begin: Callable[[], None] = lambda: None,
+    prepare_tracking: bool = False,
 ) -> ControllerClient:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
 
@@ -55,8 +57,10 @@ def start_controller(
             before the run is whole.
         origin: tags on where the run comes from; None: from this process.
         begin: called once the lease is held: writes what only its holder may write into the run's folder.
+        prepare_tracking: prepare MLflow, which `preflight` was told not to, while Ray is started.
 
     Raises:
+        TrackingError: MLflow can't be prepared.
         LeaseError: the run is in progress already.
         ClusterError: no cluster, or not enough room.
     """
@@ -74,7 +78,8 @@ def start_controller(
         storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
-        lack = connect(config.cluster, num_workers=least)
+        with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
+            lack = connect(config.cluster, num_workers=least)
         config = with_node_share(config, usable_nodes(config.cluster))
         free_reservations()  # of an earlier submission whose controller was killed
         handle = start_actor(

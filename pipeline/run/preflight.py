@@ -67,10 +67,11 @@ class Preflight:
         return self.resume_from is not None and len(self.resume_from.stage_starts) > len(self.config.stages)
 
 
-def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Preflight:
+def preflight(config: TrainConfig, *, prepare_tracking: bool = True) -> Preflight:
     """Check everything that can be known on the driver.
 
-    `tracking_is_ready` says that MLflow was prepared already, which takes seconds.
+    `prepare_tracking`: prepare MLflow too, which takes seconds; else it was prepared already, or is by
+    `start_controller`.
 
     Raises:
         ValueError: (or a subclass) as `check_run`; storage, or a run of this name that another config made.
@@ -78,8 +79,10 @@ def preflight(config: TrainConfig, *, tracking_is_ready: bool = False) -> Prefli
     ready = check_run(config)
     open_storage(f"{ready.config.storage}/{config.name}").check_writable()
     ready = with_start(ready)
-    if not tracking_is_ready:
+    if prepare_tracking:
         tracking.prepare(ready.config.tracking)
+    else:
+        tracking.check_file(ready.config.tracking)
     return ready
 
 

@@ -69,12 +69,12 @@ def train_trial(parameters: dict[str, Any]) -> None:
     """Train a trial's run to its end, from wherever it is."""
     order: TrialOrder = pickle.loads(parameters["sealed"])  # from this study's own driver, through Ray
     config, num_stages = order.config, order.num_stages
-    ready = preflight(config, tracking_is_ready=True)
+    ready = preflight(config, prepare_tracking=False)
     if ready.resume_from is None:
         start = shared_start(order)
         if start is None:
             return
-        ready = preflight(replace(config, resume_from=start), tracking_is_ready=True) if start else ready
+        ready = preflight(replace(config, resume_from=start), prepare_tracking=False) if start else ready
     metric = config.checkpoint.best_metric
     done = ready.resume_from.stage_results if ready.resume_from is not None else []
     done = [result for result in done[:num_stages] if "ended_s" in result]
@@ -131,7 +131,7 @@ def _trained_start(config: TrainConfig, num_stages: int, origin: Mapping[str, st
             return f"{storage.uri}/{list_checkpoints(storage)[-1]}"
         try:
             controller = start_controller(
-                preflight(config, tracking_is_ready=True), num_stages=num_stages, origin=origin
+                preflight(config, prepare_tracking=False), num_stages=num_stages, origin=origin
             )
         except (LeaseError, ClusterError):
             time.sleep(WAIT_S)

@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +87,7 @@ def test_data_alone_is_enough_for_bands(container: str, tmp_path: Path, monkeypa
     assert (config.data.randaugment_policy, config.model.in_channels) == ("geometric", 5)
     assert parsed(*begun.argv, *facts.pixels.flags) == config  # as they were named before
     record_facts(begun.argv, storage, config.name)
-    train_here(preflight(config, tracking_is_ready=True).config)
+    train_here(preflight(config, prepare_tracking=False).config)
     write_shards(data / "train", [60])
     assert rules_for(resolve(argv).argv).facts == facts
     kept = tmp_path / "runs" / config.name / FILE
@@ -100,7 +99,7 @@ def test_data_alone_is_enough_for_bands(container: str, tmp_path: Path, monkeypa
 def test_bands_with_masks_need_no_flags_either(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_masked_band_shards(tmp_path / "mine" / split, 30)
-    config = preflight(parsed("segment", "--data", str(tmp_path / "mine")), tracking_is_ready=True).config
+    config = preflight(parsed("segment", "--data", str(tmp_path / "mine")), prepare_tracking=False).config
     assert (str(config.data.pixels), len(config.trainer.channel_mean)) == ("2 channels of float32", 2)
     assert jobs.plan.main(["segment", "--data", str(tmp_path / "mine")]) == 0
 
@@ -157,7 +156,7 @@ def test_a_run_resumes_with_the_config_that_it_began_with(tmp_path: Path, monkey
     again = resolve(argv)
     assert parsed(*again.argv) == config
     assert "those that the run began with" in again.notes[0]
-    ready = preflight(config, tracking_is_ready=True)
+    ready = preflight(config, prepare_tracking=False)
     assert ready.resume_from is not None
     assert not [note for note in ready.notes if "changed" in note]
 
@@ -165,7 +164,7 @@ def test_a_run_resumes_with_the_config_that_it_began_with(tmp_path: Path, monkey
     assert rules_for(resolve(argv).argv).facts.samples == 60
     (tmp_path / "runs" / config.name / FILE).unlink()
     with pytest.raises(CheckpointError, match="holds a run of this name with another config"):
-        preflight(parsed(*argv), tracking_is_ready=True)
+        preflight(parsed(*argv), prepare_tracking=False)
 
 
 def test_facts_are_kept_by_the_submission_that_holds_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +181,6 @@ def test_facts_are_kept_by_the_submission_that_holds_the_lease(tmp_path: Path, m
     def kept() -> int:
         return int(json.loads((tmp_path / "runs/classify-mine" / FILE).read_text())["cpus"])
 
-    monkeypatch.setattr(jobs.train, "preflight", partial(preflight, tracking_is_ready=True))
     monkeypatch.setattr(lease_module, "RENEW_S", 0.1)
     monkeypatch.setattr(launch, "connect", no_cluster)
     with pytest.raises(ClusterError, match="no cluster"):

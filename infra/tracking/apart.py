@@ -1,0 +1,68 @@
+"""`prepare` in a process of its own: MLflow, whose import takes seconds, stays out of the process that waits for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.redact import one_line
+from infra.tracking.config import TrackingConfig, TrackingError, prepare
+
+FIELDS = ("uri", "experiment", "artifact_location")
+"""Of a `TrackingConfig`: what `prepare` looks at."""
+_REFUSED = 3
+"""Exit code: a TrackingError, whose text is on standard output."""
+
+
+@contextmanager
+def prepared_meanwhile(config: TrackingConfig) -> Iterator[None]:
+    """Prepare MLflow beside what is done in the context; at its end MLflow is ready.
+
+    Where this process has MLflow already, it prepares it itself, and first.
+
+    Raises:
+        TrackingError: as `prepare`.
+    """
+    if "mlflow" in sys.modules:
+        prepare(config)
+        yield
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({name: getattr(config, name) for name in FIELDS}))  # no secret in `ps`
+        process.stdin.close()
+        process.stdin = None
+        yield
+        said, errors = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode == _REFUSED:
+        raise TrackingError(said)
+    if process.returncode:
+        raise TrackingError(f"MLflow could not be prepared: {one_line(RuntimeError(errors.strip()[-300:]))}")
+
+
+def main() -> None:
+    """Prepare the MLflow that standard input names."""
+    try:
+        prepare(TrackingConfig(**json.load(sys.stdin)))
+    except TrackingError as error:
+        sys.stdout.write(str(error))
+        sys.exit(_REFUSED)
+
+
+if __name__ == "__main__":
+    main()
