@@ -1,5 +1,6 @@
 """End-to-end overhead over plain training: steps/s of a run (Ray, controller, MLflow, checkpoints), and of a
-`torchrun` loop with the same loader, model and optimizer, in turns.
+`torchrun` loop with the same loader, model and optimizer, in turns. With --start: where the seconds before the first
+step go.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from jobs.benchmark.flags import check_at_least, read_flags
+from jobs.benchmark.start import show_starts
 from jobs.common.display import wide_console
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
@@ -48,11 +50,17 @@ class Options:
     """Seconds between the run's checkpoints."""
     rounds: int = 3
     """Number of rounds."""
+    start: bool = False
+    """Measure the start of a run of the whole recipe instead: its milestones, and the CPU time and memory of each
+    process."""
+    settle_s: float = 60.0
+    """With --start: seconds from the first step to the measurement of memory."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise UsageError(f"no recipe is named {self.recipe!r}: there are {', '.join(RECIPES)}")
         check_at_least(self, 1, "rounds", "workers")
+        check_at_least(self, 0, "settle_s")
         if not 0 <= self.warm_up < self.steps - 1:
             raise UsageError(f"--warm-up {self.warm_up} leaves none of --steps {self.steps} to count")
 
@@ -60,6 +68,9 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Measure rounds of both, and print steps a second and their ratios."""
     options = read_flags(Options, argv, __doc__)
+    if options.start:
+        show_starts(options.recipe, options.workers, options.rounds, options.settle_s)
+        return 0
     counted = options.steps - 1 - options.warm_up
     one_stage(options, folder="")  # data or workers that won't do are said here, in one line, not by torchrun
     table = Table(title=f"steps/s, {options.workers} workers, {counted} steps a round", title_justify="left")
