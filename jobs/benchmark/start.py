@@ -123,7 +123,8 @@ def _watch(process: subprocess.Popen[str], said: _Lines, log: Path, settle_s: fl
     driver, stepped = psutil.Process(process.pid), 0.0
     while not stepped or time.monotonic() - stepped < settle_s:
         if process.poll() is not None or time.monotonic() - began > GIVE_UP_S:
-            raise UsageError(f"the run did not get so far: {' | '.join(said.lines[-3:])}")
+            cure = "it ended before --settle-s, give a smaller one" if stepped else "it took no step"
+            raise UsageError(f"the run can't be measured: {cure}: {' | '.join(said.lines[-3:])}")
         if not stepped:
             start.usage |= usage_of(driver)
             names = {usage.name for usage in start.usage.values()}
