@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from datasets.images.listing import TableColumns
+from datasets.prepare.table_labels import TableColumns
 from jobs.common.cli import run_main
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
@@ -34,13 +34,22 @@ class Options:
     """A run's name or folder (for its latest valid checkpoint), or FOLDER/checkpoints/CURSOR; local or s3://."""
     data: str
     """Labelled images of the run's classes, local or s3://: shards (a folder or a brace list), a folder with a folder
-    for each class, a tar, or a table NAME.csv of paths and labels."""
+    for each class, a tar, or a table of paths and labels (NAME.csv, NAME.tsv, NAME.parquet), read as by `jobs.prepare
+    csv`."""
     path_column: str = "path"
     """Column of a table with the images' paths, relative to the table's folder."""
     label_column: str = "label"
-    """Column of a table with the classes, by name or number; for segmentation with the masks' paths."""
+    """Column of a table with the classes, by name or number, one an image, or several where it holds lists or there is
+    a --label-separator; for segmentation with the masks' paths."""
     label_separator: str = ""
     """Several labels an image: text between them in that column, such as `;`."""
+    label_columns: tuple[str, ...] = ()
+    """Several labels an image: columns of 0 and 1, one for each class, in place of --label-column: names, or patterns
+    such as `is_*`; `*` is all other columns."""
+    mask_column: str = ""
+    """Segmentation: column of the masks' paths, in place of --label-column. Their values are the classes' numbers."""
+    targets: tuple[str, ...] = ()
+    """Regression: columns of the numbers, in the order of the model's; empty: those with its targets' names."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
@@ -107,8 +116,7 @@ def main(argv: Sequence[str]) -> int:
         best=options.best,
         image_size=options.image_size,
     )
-    columns = TableColumns(path=options.path_column, label=options.label_column, separator=options.label_separator)
-    data = open_data(saved, options.data, loader_workers=options.loader_workers, columns=columns)
+    data = open_data(saved, options.data, loader_workers=options.loader_workers, columns=_columns(options))
     device = chosen_device(options.device)
     if options.reestimate_bn:
         reestimate_saved(
@@ -148,6 +156,17 @@ def main(argv: Sequence[str]) -> int:
         if options.json != "-":
             print(f"report: {place}")
     return 0
+
+
+def _columns(options: Options) -> TableColumns:
+    return TableColumns(
+        path=options.path_column,
+        label=options.label_column,
+        separator=options.label_separator,
+        flags=options.label_columns,
+        mask=options.mask_column,
+        targets=options.targets,
+    )
 
 
 def about(saved: SavedModel) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from datasets.images.listing import ImageFile, TableColumns
+from datasets.files.tables import PARQUET_SUFFIX
+from datasets.images.listing import ImageFile
 from datasets.prepare.layout import LeftOut
 from datasets.transforms.pixels import MAX_PIXELS
 from jobs.common.cli import run_main
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.inference.prediction_table import PredictorSpec, Row
     from pipeline.inference.predictor import Prediction, Predictor
 
-TABLE_SUFFIX = ".parquet"
 CHUNK = 512
 """Rows that are written at a time."""
 SHOWN = 1000
@@ -39,7 +39,7 @@ class Options:
     wrote. A .pt2 file is a program: use one only if you trust its origin."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Where the images are, local or s3://: image files, folders (with all folders in them), tars or brace lists of
-    tars, tables NAME.csv of paths."""
+    tars, tables of paths (NAME.csv, NAME.tsv, NAME.parquet)."""
     path_column: str = "path"
     """Column of a table with the images' paths, relative to the table's folder."""
     top: int = 5
@@ -80,9 +80,9 @@ class Options:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}: it must be 0 (this process) or more")
-        if self.workers and not self.out.endswith(TABLE_SUFFIX):
+        if self.workers and not self.out.endswith(PARQUET_SUFFIX):
             raise ValueError(f"workers is {self.workers}: a cluster predicts into a table; name it with "
-                             f"--out NAME{TABLE_SUFFIX}")  # fmt: skip
+                             f"--out NAME{PARQUET_SUFFIX}")  # fmt: skip
         if self.image_size < 0:
             raise ValueError(f"image_size is {self.image_size}: it must be 0 (the run's) or more")
         if self.tile < 0:
@@ -99,11 +99,11 @@ def main(argv: Sequence[str]) -> int:
     from pipeline.inference.file_predictions import images_of, predict_files
 
     left_out = LeftOut()
-    files = images_of(options.images, left_out, TableColumns(path=options.path_column))
+    files = images_of(options.images, left_out, options.path_column)
     predictor = predictor_of(options)
     for line in predictor.notes:
         print(f"note: {line}", file=sys.stderr)
-    if options.out.endswith(TABLE_SUFFIX):
+    if options.out.endswith(PARQUET_SUFFIX):
         damaged = _write_table(options, predictor, files)
         _say_left_out(left_out)
         return 1 if damaged else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -13,18 +13,28 @@ from torch.utils.data import DataLoader
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
-from datasets.files.urls import folder_beside, is_shard, join
-from datasets.images.listing import TABLE_SUFFIX, ImageFile, TableColumns, find_images, no_images
+from datasets.files.tables import Table, is_table, open_table
+from datasets.files.urls import folder_beside, is_shard, join, name_of
+from datasets.images.listing import ImageFile, find_images, no_images, table_images
 from datasets.loading.batch import Batch
 from datasets.loading.corruption import CorruptionLog
 from datasets.loading.processes import one_thread, unchanged
 from datasets.loading.reader import Reader, Sample
 from datasets.loading.samples import Request, Samples, View
 from datasets.prepare.layout import ROLES, LeftOut
+from datasets.prepare.table_labels import LabelReader, TableColumns, label_reader
+from datasets.prepare.table_rows import image_rows
 from datasets.shards.class_names import class_numbers, shown_classes
 from datasets.shards.manifest import DatasetManifest, ShardInfo
 
 _REQUESTS_AT_ONCE = 16
+_MEANT_FOR = (
+    ("separator", "--label-separator", "multilabel"),
+    ("flags", "--label-columns", "multilabel"),
+    ("mask", "--mask-column", "segmentation"),
+    ("targets", "--targets", "regression"),
+)
+"""Field of `TableColumns`, its flag, and the kind of labels that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,8 @@ class LabelledFiles:
 
     files: tuple[ImageFile, ...]
     labels: np.ndarray
-    """int64 [samples]: class numbers; -1 in segmentation; multi-label: uint8 [samples, K], 1 for each class"""
+    """int64 [samples]: class numbers; -1 in segmentation; multi-label: uint8 [samples, K], 1 for each class;
+    regression: float64 [samples, K] targets"""
     manifest: DatasetManifest
 
     def read(self, sample_id: int) -> Sample:
@@ -44,10 +55,12 @@ class LabelledFiles:
         """
         file = self.files[sample_id]
         if self.manifest.kind == "segmentation":
-            place = join(folder_beside(self.manifest.shards[0].url), file.label)
+            place = join(folder_beside(self.manifest.shards[0].url), *file.labels)
             return Sample(file.read(), -1, ImageFile(place, place).read())
         if self.manifest.kind == "multilabel":
             return Sample(file.read(), -1, labels=tuple(np.flatnonzero(self.labels[sample_id]).tolist()))
+        if self.manifest.kind == "regression":
+            return Sample(file.read(), -1, targets=tuple(self.labels[sample_id].tolist()))
         return Sample(file.read(), int(self.labels[sample_id]))
 
     def read_each(self, sample_ids: Sequence[int]) -> Iterator[Sample]:
@@ -62,6 +75,11 @@ class LabelledFiles:
         """Name a sample by its file."""
         return self.files[sample_id].name
 
+    def key(self, sample_id: int) -> str:
+        """Return the last part of its file's name; in a tar, the file's name in it."""
+        file = self.files[sample_id]
+        return name_of(file.name.removeprefix(f"{file.url}:"))
+
 
 def labelled_files(
     place: str, *, kind: str, classes: tuple[str, ...], columns: TableColumns
@@ -69,30 +87,58 @@ def labelled_files(
     """List the images of a place with their classes, and return lines for the user on what was left out.
 
     Args:
-        place: as `find_images` takes it.
+        place: a folder of class folders, a tar, or a table, as `find_images` takes them.
         kind: what the labels are.
         classes: of the model, in the order of its outputs; labels are names of these or their numbers.
-        columns: of a table.
+        columns: of a table. The mask's is `label` where none is named; those of targets are named as the model's are.
 
     Raises:
         DataError: no images, or one whose label is missing or none of the classes; one line.
     """
     left_out = LeftOut()
-    if kind == "regression":
-        raise DataError(f"{place}: a model for {kind} is evaluated on shards; prepare the table with "
-                        "`python -m jobs.prepare csv TABLE --targets COLUMN`")  # fmt: skip
-    if columns.separator and kind != "multilabel":
-        raise DataError(f"{place}: the model is for {kind}, one label an image; leave --label-separator out")
-    if kind != "classification" and not place.endswith(TABLE_SUFFIX):
-        raise DataError(f"{place}: only shards and tables (NAME{TABLE_SUFFIX}) hold what a model for {kind} is "
-                        "evaluated on; prepare shards with `python -m jobs.prepare`")  # fmt: skip
-    files = tuple(_in_classes(place, find_images(place, left_out, columns), left_out))
+    for field, flag, meant in _MEANT_FOR:
+        if getattr(columns, field) and kind != meant:
+            raise DataError(f"{place}: {flag} is for {meant}, and the model is for {kind}; leave it out")
+    if is_table(place):
+        files = _table_files(place, kind, classes, columns, left_out)
+    elif kind == "classification":
+        files = tuple(_in_classes(place, find_images(place, left_out), left_out))
+    else:
+        raise DataError(f"{place}: only shards and tables (CSV or Parquet) hold what a model for {kind} is evaluated "
+                        "on; prepare shards with `python -m jobs.prepare`")  # fmt: skip
     if not files:
         raise no_images(place, left_out)
-    labels, counts = _labels(place, files, kind, classes, columns.separator)
+    labels, counts = _labels(place, files, kind, classes)
     shard = ShardInfo(url=place, samples=len(files), num_bytes=0, labelled=len(files), max_label=-1, first_row=0)
     manifest = DatasetManifest(shards=(shard,), classes=classes, kind=kind, class_counts=counts)
     return LabelledFiles(files, labels, manifest), tuple(_notes(place, left_out, classes, counts))
+
+
+def _table_files(
+    place: str, kind: str, classes: tuple[str, ...], columns: TableColumns, left_out: LeftOut
+) -> tuple[ImageFile, ...]:
+    """List the rows of a table as `jobs.prepare csv` reads them, all of one split."""
+    columns = replace(
+        columns,
+        mask=columns.mask or (columns.label if kind == "segmentation" else ""),
+        targets=columns.targets or (classes if kind == "regression" else ()),
+        separator=columns.separator or ("\n" if kind == "multilabel" else ""),  # a cell is one label, or none
+        split="",
+    )
+    table = open_table(place)
+    reader = label_reader(table, columns)
+    _check_columns(table, reader, kind, classes)
+    return tuple(table_images(table, image_rows(table, reader, columns, otherwise="test", left_out=left_out)))
+
+
+def _check_columns(table: Table, reader: LabelReader, kind: str, classes: tuple[str, ...]) -> None:
+    """Refuse columns that say more or less of an image than the model does."""
+    if reader.kind == "multilabel" and kind == "classification":
+        raise DataError(f"{table.url}: the column {reader.columns[0]!r} holds lists, and the model is for {kind}, one "
+                        "label an image; name another with --label-column")  # fmt: skip
+    if kind == "regression" and len(reader.columns) != len(classes):
+        raise DataError(f"{table.url}: --targets names {len(reader.columns)} columns, and the model estimates "
+                        f"{len(classes)} numbers ({shown_classes(classes)}); name one for each, in order")  # fmt: skip
 
 
 def file_batches(
@@ -130,33 +176,33 @@ def file_batches(
 
 def _in_classes(place: str, files: Iterable[ImageFile], left_out: LeftOut) -> Iterator[ImageFile]:
     """Leave out images of a folder that lie in no class folder."""
-    in_folders = not is_shard(place) and not place.endswith(TABLE_SUFFIX)
     for file in files:
-        if file.label or not in_folders:
+        if file.labels or is_shard(place):
             yield file
         else:
             left_out.add("outside class folders", file.name)
 
 
 def _labels(
-    place: str, files: Sequence[ImageFile], kind: str, classes: tuple[str, ...], separator: str
+    place: str, files: Sequence[ImageFile], kind: str, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return the files' labels as `LabelledFiles` keeps them, and how many images each class has."""
     if kind == "segmentation":
         return np.full(len(files), -1), ()
+    if kind == "regression":
+        return np.array([[float(one.rpartition("=")[2]) for one in file.labels] for file in files]), ()
     if kind == "multilabel":
-        hot = _multi_hot(files, classes, separator)
+        hot = _multi_hot(files, classes)
         return hot, tuple(hot.sum(0, dtype=np.int64).tolist())
     numbers = _numbers(place, files, classes)
     return numbers, tuple(np.bincount(numbers, minlength=len(classes)).tolist())
 
 
-def _multi_hot(files: Sequence[ImageFile], classes: tuple[str, ...], separator: str) -> np.ndarray:
-    """Return uint8 [files, K] of labels with a separator between them; nothing between two of them is no label."""
+def _multi_hot(files: Sequence[ImageFile], classes: tuple[str, ...]) -> np.ndarray:
+    """Return uint8 [files, K] of the files' labels."""
     known, rows = class_numbers(classes), np.zeros((len(files), len(classes)), dtype=np.uint8)
     for row, file in zip(rows, files, strict=True):
-        parts = file.label.split(separator) if separator else [file.label]
-        for label in filter(None, map(str.strip, parts)):
+        for label in file.labels:
             if label not in known:
                 raise DataError(
                     f"{file.name}: the label {label!r} is none of the model's {len(classes)} classes "
@@ -169,11 +215,12 @@ def _multi_hot(files: Sequence[ImageFile], classes: tuple[str, ...], separator: 
 def _numbers(place: str, files: Sequence[ImageFile], classes: tuple[str, ...]) -> np.ndarray:
     """Return each file's class number."""
     known, shown = class_numbers(classes), shown_classes(classes)
-    labels = Counter(file.label for file in files)
+    given = ["".join(file.labels) for file in files]
+    labels = Counter(given)
     for label in labels:
         if label in known:
             continue
-        example = next(file.name for file in files if file.label == label)
+        example = files[given.index(label)].name
         if not label:
             raise DataError(f"{example}: it has no label; the model's classes are {shown}")
         roles = {name for names in ROLES.values() for name in names}
@@ -182,7 +229,7 @@ def _numbers(place: str, files: Sequence[ImageFile], classes: tuple[str, ...]) -
                             f"{place.rstrip('/')}/{min(labels)}")  # fmt: skip
         raise DataError(f"{example}: the label {label!r} is none of the model's {len(classes)} classes ({shown}); "
                         "rename or remove it")  # fmt: skip
-    return np.array([known[file.label] for file in files], dtype=np.int64)
+    return np.array([known[label] for label in given], dtype=np.int64)
 
 
 def _notes(place: str, left_out: LeftOut, classes: Sequence[str], counts: Sequence[int]) -> Iterator[str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
-from datasets.files.tables import open_table
+from datasets.files.tables import Table, is_table, open_table
 from datasets.files.urls import folder_beside, folder_of, is_packed, is_shard, join, name_of
 from datasets.prepare.layout import ARRAY_BESIDE, LeftOut, image_files, is_hidden
+from datasets.prepare.table_labels import NO_LABELS, TableColumns
+from datasets.prepare.table_rows import ImageRow, each_row
 from datasets.shards.resolve import expand_files
 from datasets.shards.tar_index import image_members
 from datasets.transforms.formats import IMAGE_EXTENSIONS, arrays_beside_images, is_image_name
-
-TABLE_SUFFIX = ".csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ class ImageFile:
     offset: int = 0
     size: int = -1
     """Bytes from `offset` on; -1: the whole file."""
-    label: str = ""
-    """Class name or number, or a mask's file, as it is said where the image was found; empty: nothing is said."""
+    labels: tuple[str, ...] = ()
+    """What is said of it where it was found: names or numbers of its classes, a mask's file, or NAME=NUMBER of each
+    target."""
 
     def read(self) -> bytes:
         """Return the encoded image.
@@ -52,38 +53,28 @@ class ImageFile:
         return data
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableColumns:
-    """Which columns of a CSV table say what."""
-
-    path: str = "path"
-    """The image: a path relative to the table's folder, an absolute one, or s3://BUCKET/KEY."""
-    label: str = "label"
-    """Its class, by name or number; for segmentation the file of its mask; multi-label: its classes, may be none."""
-    separator: str = ""
-    """Multi-label: text between the classes of an image."""
-
-
-def find_images(place: str, left_out: LeftOut, columns: TableColumns | None = None) -> Iterator[ImageFile]:
+def find_images(place: str, left_out: LeftOut, path_column: str = "path") -> Iterator[ImageFile]:
     """Yield the images of a place, in order of their names or as a tar or table lists them.
 
-    A place is an image file, a folder (with all folders in it), a tar, a brace list of tars, or a table
-    `NAME.csv`; each is a local path or `s3://`. Of a folder that holds tars, their images are taken, not itself's.
-    What counts as an image is what `jobs.prepare` takes for one. The label is that of a tar or table; in a folder it
-    is the name of the image's first folder below `place`.
+    A place is an image file, a folder (with all folders in it), a tar, a brace list of tars, or a table (`is_table`);
+    each is a local path or `s3://`. Of a folder that holds tars, their images are taken, not itself's.
+    What counts as an image is what `jobs.prepare` takes for one. The label is that of a tar; in a folder it is the name
+    of the image's first folder below `place`. A table's labels are not looked at: `table_images` takes those.
 
     Args:
         place: where to look.
         left_out: takes the files that are no samples.
-        columns: of a table.
+        path_column: the column of a table that says where its images are.
 
     Raises:
         DataError: there is nothing at this place, or what is there can't be read; one line.
     """
     if "://" in place and not is_remote(place):
         raise DataError(f"{place}: only local paths and s3:// can be read; copy it there")
-    if place.endswith(TABLE_SUFFIX):
-        return _table_rows(place, columns or TableColumns())
+    if is_table(place):
+        table, columns = open_table(place), TableColumns(path=path_column, split="")
+        table.check(path_column, "--path-column")
+        return table_images(table, each_row(table, NO_LABELS, columns, otherwise="test"))
     if is_shard(place):
         return _tar_images(expand_files(place))
     if is_remote(place):
@@ -93,6 +84,14 @@ def find_images(place: str, left_out: LeftOut, columns: TableColumns | None = No
     if Path(place).is_file():
         return iter([ImageFile(place, place)])
     raise DataError(f"{place}: there is no such file or folder")
+
+
+def table_images(table: Table, rows: Iterable[ImageRow]) -> Iterator[ImageFile]:
+    """Yield the images of a table's rows, whose paths are relative to its folder; looked for when they are read."""
+    folder = folder_beside(table.url)
+    for row in rows:
+        file = join(folder, row.path)
+        yield ImageFile(file, file, labels=row.labels)
 
 
 def no_images(place: str, left_out: LeftOut) -> DataError:
@@ -107,7 +106,7 @@ def _local_images(folder: Path, left_out: LeftOut) -> Iterator[ImageFile]:
         return
     for path in image_files(folder, folder, left_out):
         first, *rest = path.relative_to(folder).parts
-        yield ImageFile(str(path), str(path), label=first if rest else "")
+        yield ImageFile(str(path), str(path), labels=(first,) if rest else ())
 
 
 def _remote_images(url: str, left_out: LeftOut) -> Iterator[ImageFile]:
@@ -129,7 +128,7 @@ def _remote_images(url: str, left_out: LeftOut) -> Iterator[ImageFile]:
         elif not is_image_name(name_of(below)):
             left_out.add(f"not an image: .{name_of(below).rpartition('.')[2].lower()}", below)
         else:
-            yield ImageFile(file.url, file.url, size=file.size, label=first if rest else "")
+            yield ImageFile(file.url, file.url, size=file.size, labels=(first,) if rest else ())
 
 
 def _tar_images(files: Iterable[RemoteFile]) -> Iterator[ImageFile]:
@@ -139,19 +138,5 @@ def _tar_images(files: Iterable[RemoteFile]) -> Iterator[ImageFile]:
                 f"{file.url}: images are read by their place in a tar, and this one is compressed; unpack it"
             )
         for key, extension, offset, size, label in image_members(file):
-            folder = key.partition("/")[0] if "/" in key else ""
-            name = f"{file.url}:{key}.{extension}"
-            yield ImageFile(name, file.url, offset, size, folder if label == -1 else str(label))
-
-
-def _table_rows(url: str, columns: TableColumns) -> Iterator[ImageFile]:
-    """Yield the rows of a table; paths are checked when the images are read."""
-    table, folder = open_table(url), folder_beside(url)
-    table.check(columns.path, "--path-column")
-    labels = [columns.label] if columns.label in table.columns else []
-    for place, cells in table.rows([columns.path, *labels]):
-        path, *label = map(str, cells)
-        if not path:
-            raise DataError(f"{url}: {place}: the column {columns.path!r} is empty; fill it, or remove the row")
-        file = join(folder, path)
-        yield ImageFile(file, file, label="".join(label))
+            labels = key.split("/")[:-1][:1] if label == -1 else [str(label)]
+            yield ImageFile(f"{file.url}:{key}.{extension}", file.url, offset, size, tuple(labels))

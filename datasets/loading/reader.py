@@ -58,6 +58,10 @@ class Reader(Protocol):
         """Name a sample, for messages."""
         ...
 
+    def key(self, sample_id: int) -> str:
+        """Name a sample briefly: its key in a shard, or its file's name."""
+        ...
+
 
 class _Place(NamedTuple):
     """Where a sample is."""
@@ -135,6 +139,10 @@ class SampleReader:
         """Name a sample by shard and key, for messages."""
         return self._describe(self._locate(sample_id))
 
+    def key(self, sample_id: int) -> str:
+        """Return a sample's key."""
+        return self._key(self._locate(sample_id))
+
     def close(self) -> None:
         """Close every open shard."""
         while self._open:
@@ -167,13 +175,16 @@ class SampleReader:
             raise DataError(f"{self._describe(place)}: {self._label_problem(place.label)}")
 
     def _describe(self, place: _Place) -> str:
+        return f"{self.manifest.shards[place.shard].url}: sample {self._key(place)!r}"
+
+    def _key(self, place: _Place) -> str:
         start = max(0, place.offset - HEADER_BYTES)
         # Threads that ask S3 come here, too; they open nothing.
         local = None if self._is_ranged(place.shard) else self._descriptor(place.shard)
         header = (
             self._range(place.shard, start, HEADER_BYTES) if local is None else os.pread(local, HEADER_BYTES, start)
         )
-        return f"{self.manifest.shards[place.shard].url}: sample {key_of(header)!r}"
+        return key_of(header)
 
     def _label_problem(self, label: int) -> str:
         if label < 0:

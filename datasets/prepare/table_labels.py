@@ -14,6 +14,26 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.
 _Cells = Sequence[str | list[str]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableColumns:
+    """Which columns of a table say what."""
+
+    path: str = "path"
+    """The image: a path relative to the table's folder (or another), an absolute one, or s3://BUCKET/KEY."""
+    label: str = "label"
+    """Its class, or its classes where the column holds lists or there is a separator."""
+    separator: str = ""
+    """Text between the classes of an image."""
+    flags: tuple[str, ...] = ()
+    """Columns of 0 and 1, one for each class, in place of `label`: names or patterns."""
+    mask: str = ""
+    """The file of its mask, in place of `label`."""
+    targets: tuple[str, ...] = ()
+    """Its numbers, in place of `label`."""
+    split: str = "split"
+    """train, val or test, where the table has such a column; empty: it isn't looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class LabelReader:
     """Which columns hold the labels, and how they are read."""
@@ -39,46 +59,37 @@ class LabelReader:
             raise DataError(f"{table.url}: {place}: {error}") from None
 
 
-def label_reader(
-    table: Table,
-    *,
-    column: str,
-    separator: str,
-    columns: Sequence[str],
-    mask_column: str,
-    targets: Sequence[str],
-    used: Sequence[str],
-) -> LabelReader:
-    """Choose how labels are read.
+NO_LABELS = LabelReader((), "", lambda cells: ())
+"""Reads nothing but where the images are."""
 
-    Args:
-        table: with the labels.
-        column: the one with the label or labels.
-        separator: of labels in that column; empty: there is one label, or the column holds lists.
-        columns: patterns of names of columns, one for each class, that hold 0 or 1.
-        mask_column: the one with the path of a mask.
-        targets: names of columns of numbers, for regression.
-        used: columns that hold something else, which a pattern doesn't mean.
+
+def label_reader(table: Table, columns: TableColumns) -> LabelReader:
+    """Choose how the labels of a table are read, by the columns that a user named.
 
     Raises:
         DataError: no such column.
     """
-    if mask_column:
-        table.check(mask_column, "--mask-column")
-        return LabelReader((mask_column,), "segmentation", lambda cells: (_single(mask_column, cells[0]),))
-    if targets:
-        for name in targets:
+    table.check(columns.path, "--path-column")
+    if columns.split not in ("", "split"):
+        table.check(columns.split, "--split-column")
+    if columns.mask:
+        table.check(columns.mask, "--mask-column")
+        return LabelReader((columns.mask,), "segmentation", lambda cells: (_single(columns.mask, cells[0]),))
+    if names := columns.targets:
+        for name in names:
             table.check(name, "--targets")
-        return LabelReader(tuple(targets), "regression", lambda cells: _numbers(targets, cells), tuple(targets))
-    if columns:
-        names = _matching(table, columns, used)
+        return LabelReader(names, "regression", lambda cells: _numbers(names, cells), names)
+    if columns.flags:
+        names = _matching(table, columns.flags, used=(columns.path, columns.split or "split"))
         return LabelReader(names, "multilabel", lambda cells: _flagged(names, cells), names)
-    table.check(column, "--label-column")
-    if column in table.lists:
-        return LabelReader((column,), "multilabel", lambda cells: _unique(cells[0]))
-    if separator:
-        return LabelReader((column,), "multilabel", lambda cells: _unique(str(cells[0]).split(separator)))
-    return LabelReader((column,), "classification", lambda cells: (_single(column, cells[0]),))
+    table.check(columns.label, "--label-column")
+    if columns.label in table.lists:
+        return LabelReader((columns.label,), "multilabel", lambda cells: _unique(cells[0]))
+    if columns.separator:
+        return LabelReader(
+            (columns.label,), "multilabel", lambda cells: _unique(str(cells[0]).split(columns.separator))
+        )
+    return LabelReader((columns.label,), "classification", lambda cells: (_single(columns.label, cells[0]),))
 
 
 def _numbers(names: Sequence[str], cells: _Cells) -> tuple[str, ...]:

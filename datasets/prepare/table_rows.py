@@ -12,7 +12,7 @@ from datasets.files.tables import Table
 from datasets.prepare.class_names import class_names, sorted_names
 from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.source import Item
-from datasets.prepare.table_labels import LabelReader
+from datasets.prepare.table_labels import LabelReader, TableColumns
 from datasets.shards.class_names import class_numbers, shown_classes
 
 _SPLITS = {name: split for split, names in ROLES.items() for name in names}
@@ -30,25 +30,45 @@ class ImageRow(NamedTuple):
 
 
 def image_rows(
-    table: Table, reader: LabelReader, *, path_column: str, split_column: str, otherwise: str, left_out: LeftOut
+    table: Table, reader: LabelReader, columns: TableColumns, *, otherwise: str, left_out: LeftOut
 ) -> list[ImageRow]:
     """Read all rows; one that says again what another says is left out.
 
     Args:
         table: of the images.
         reader: of its labels.
-        path_column: of the paths.
-        split_column: of the splits; empty, or not in the table: all are of one split.
-        otherwise: that split.
+        columns: of the paths and splits.
+        otherwise: the split of all rows, where no column says it.
         left_out: takes what is left out.
 
     Raises:
         DataError: there are none, or one can't be understood, or contradicts another; names the row.
     """
-    found = list(_once(table, _rows(table, reader, path_column, split_column, otherwise), left_out))
+    found = list(_once(table, each_row(table, reader, columns, otherwise=otherwise), left_out))
     if not found:
         raise DataError(f"{table.url}: no rows in it, only the header")
     return found
+
+
+def each_row(table: Table, reader: LabelReader, columns: TableColumns, *, otherwise: str) -> Iterator[ImageRow]:
+    """Yield the rows one by one, as `image_rows` reads them, also those that say the same again.
+
+    Raises:
+        DataError: one can't be understood; names the row.
+    """
+    has_splits = columns.split in table.columns
+    for place, cells in table.rows((*reader.columns, columns.path, *([columns.split] if has_splits else []))):
+        path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else otherwise
+        where = f"{table.url}: {place}"
+        if not path:
+            raise DataError(f"{where}: the column {columns.path!r} is empty; fill it, or remove the row")
+        if "://" in path and not is_remote(path):
+            raise DataError(f"{where}: {path}: only paths and s3:// can be read; download it first")
+        if split not in _SPLITS:
+            raise DataError(f"{where}: the column {columns.split!r} holds {cells[-1]!r}; write train, val or test, or "
+                            "leave the column aside with --split-column ''")  # fmt: skip
+        name = path if "://" in path else posixpath.normpath(path)
+        yield ImageRow(place, name, reader.of(table, place, cells), _SPLITS[split])
 
 
 def labelled_items(
@@ -121,22 +141,6 @@ def check_trained(url: str, classes: Sequence[str], splits: dict[str, tuple[Item
             if item.label not in trained and not named:
                 raise DataError(f"{url}: {item.row}: class {classes[item.label]!r} has images in {split}, but "
                                 "none for training; correct it, or name all classes with --classes")  # fmt: skip
-
-
-def _rows(table: Table, reader: LabelReader, path_column: str, split_column: str, otherwise: str) -> Iterator[ImageRow]:
-    has_splits = split_column in table.columns
-    for place, cells in table.rows((*reader.columns, path_column, *([split_column] if has_splits else []))):
-        path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else otherwise
-        where = f"{table.url}: {place}"
-        if not path:
-            raise DataError(f"{where}: the column {path_column!r} is empty; fill it, or remove the row")
-        if "://" in path and not is_remote(path):
-            raise DataError(f"{where}: {path}: only paths and s3:// can be read; download it first")
-        if split not in _SPLITS:
-            raise DataError(f"{where}: the column {split_column!r} holds {cells[-1]!r}; write train, val or test, or "
-                            "leave the column aside with --split-column ''")  # fmt: skip
-        name = path if "://" in path else posixpath.normpath(path)
-        yield ImageRow(place, name, reader.of(table, place, cells), _SPLITS[split])
 
 
 def _once(table: Table, rows: Iterable[ImageRow], left_out: LeftOut) -> Iterator[ImageRow]:

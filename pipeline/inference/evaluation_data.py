@@ -10,12 +10,13 @@ from datasets.cache.shard_cache import open_cache
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
+from datasets.files.tables import is_table
 from datasets.files.urls import folder_of, is_shard, join, tag_of
 from datasets.images.labelled import file_batches, labelled_files
-from datasets.images.listing import TABLE_SUFFIX, TableColumns
 from datasets.loading.batch import Batch
 from datasets.loading.loader import build_eval_loader
 from datasets.loading.reader import Reader, SampleReader
+from datasets.prepare.table_labels import TableColumns
 from datasets.shards.manifest import MANIFEST_NAME
 from datasets.shards.resolve import SEPARATOR, load_manifest
 from pipeline.inference.trained_model import SavedModel, check_classes
@@ -87,7 +88,7 @@ def open_data(
 
 
 def _is_folder(place: str) -> bool:
-    return not (is_shard(place) or place.endswith(TABLE_SUFFIX)) if is_remote(place) else Path(place).is_dir()
+    return not (is_shard(place) or is_table(place)) if is_remote(place) else Path(place).is_dir()
 
 
 def _is_indexed(place: str) -> bool:

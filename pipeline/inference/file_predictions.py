@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from datasets.errors import DataError
-from datasets.images.listing import ImageFile, TableColumns, find_images, no_images
+from datasets.images.listing import ImageFile, find_images, no_images
 from datasets.prepare.layout import LeftOut
 from datasets.transforms.decode import MAX_PIXELS
 from pipeline.inference.predictor import Prediction, Predictor
@@ -15,13 +15,13 @@ from pipeline.inference.predictor import Prediction, Predictor
 _READERS = 16
 
 
-def images_of(places: Sequence[str], left_out: LeftOut, columns: TableColumns | None = None) -> Iterator[ImageFile]:
+def images_of(places: Sequence[str], left_out: LeftOut, path_column: str = "path") -> Iterator[ImageFile]:
     """Yield the images of all places; each is looked into before the first image is.
 
     Raises:
         DataError: a place has none, or can't be read.
     """
-    listings = [(place, find_images(place, left_out, columns)) for place in places]
+    listings = [(place, find_images(place, left_out, path_column)) for place in places]
     begun = []
     for place, files in listings:
         first = next(files, None)

@@ -89,6 +89,7 @@ def page(found: Evaluated) -> str:
             facts=_facts(found),
             tiles=[(_NAMES[name], f"{values[name]:.4f}") for name in _NAMES if name in values],
             gallery=gallery,
+            keys={number: found.data.reader.key(number) for number in gallery.numbers},
             pictures=_triples(found, gallery.numbers) if dense else _thumbnails(found, gallery.numbers),
             classes=classes,
             rows=sorted(found.report.classes, key=lambda row: (row.iou if dense else row.f1) or 0.0),

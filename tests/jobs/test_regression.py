@@ -125,7 +125,7 @@ def test_data_of_another_kind_is_refused_in_one_line(run: TrainedRun, tmp_path: 
     single = str(write_shards(tmp_path / "single", [24], classes=2))
     for place, said in (
         (single, "is for classification, but .* was trained for regression"),
-        (str(images), "is evaluated on shards; prepare the table with"),
+        (str(images), "only shards and tables"),
     ):
         with pytest.raises(DataError, match=said) as error:
             evaluate([str(run.folder), "--data", place, "--loader-workers", "0"])

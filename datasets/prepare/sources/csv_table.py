@@ -17,7 +17,7 @@ from datasets.prepare.layout import LeftOut
 from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
 from datasets.prepare.source import Item, Plan
 from datasets.prepare.split import check_share, groups_of, hold_out
-from datasets.prepare.table_labels import LabelReader, label_reader
+from datasets.prepare.table_labels import TableColumns, label_reader
 from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items, target_items
 
 
@@ -70,6 +70,19 @@ class CsvTable:
         if len({*self.targets}) < len(self.targets):
             raise ValueError(f"targets are {', '.join(self.targets)}: name each column once")
 
+    @property
+    def columns(self) -> TableColumns:
+        """The columns that are read."""
+        return TableColumns(
+            path=self.path_column,
+            label=self.label_column,
+            separator=self.label_separator,
+            flags=self.label_columns,
+            mask=self.mask_column,
+            targets=self.targets,
+            split=self.split_column,
+        )
+
     def plan(self) -> Plan:
         """Read the table, and look for its files.
 
@@ -77,15 +90,8 @@ class CsvTable:
             DataError: no such table or column, a row that can't be understood, or none of the files; names the row.
         """
         table, left_out = open_table(self.table), LeftOut()
-        reader = self._labels(table)
-        rows = image_rows(
-            table,
-            reader,
-            path_column=self.path_column,
-            split_column=self.split_column,
-            otherwise=self.split or "train",
-            left_out=left_out,
-        )
+        reader = label_reader(table, self.columns)
+        rows = image_rows(table, reader, self.columns, otherwise=self.split or "train", left_out=left_out)
         marks = self._marks(table, rows, with_masks=reader.kind == "segmentation")
         if reader.kind == "segmentation":
             classes, items = self._masked_items(rows, marks)
@@ -150,20 +156,6 @@ class CsvTable:
 
     def _place(self, name: str) -> str:
         return join(self.root or folder_beside(self.table), name)
-
-    def _labels(self, table: Table) -> LabelReader:
-        table.check(self.path_column, "--path-column")
-        if self.split_column not in ("", "split"):
-            table.check(self.split_column, "--split-column")
-        return label_reader(
-            table,
-            column=self.label_column,
-            separator=self.label_separator,
-            columns=self.label_columns,
-            mask_column=self.mask_column,
-            targets=self.targets,
-            used=(self.path_column, self.split_column),
-        )
 
     def _marks(self, table: Table, rows: list[ImageRow], *, with_masks: bool) -> dict[str, str]:
         """Return what tells of each path that its file has changed; what isn't there is named when it is read."""

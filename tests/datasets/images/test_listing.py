@@ -3,14 +3,17 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files.urls import write_file
 from datasets.images.labelled import LabelledFiles, file_batches, labelled_files
-from datasets.images.listing import ImageFile, TableColumns, find_images
+from datasets.images.listing import ImageFile, find_images
 from datasets.prepare.layout import LeftOut
+from datasets.prepare.table_labels import TableColumns
 from tests.support.shards import image_of, mask_of, png, write_shards, write_tar
 
 CLASSES = ("ant", "bee", "cow")
@@ -144,6 +147,33 @@ def test_mistakes_are_one_line(tree: Path, tmp_path: Path) -> None:
         labelled(tree, kind="segmentation")
 
 
+def test_parquet_is_read_as_csv_is(tmp_path: Path, s3_uri: str) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(image_of(1, number)))
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    columns = {"path": paths, "label": [1, 0, 2], "several": [["ant", "cow"], [], ["bee"]],
+               "ant": [1, 0, 0], "bee": [0, 0, 1], "cow": [1, 0, 0], "size": [0.5, 2.0, -3.0]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    write_file(f"{s3_uri}/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    for place in (tmp_path / "t.parquet", f"{s3_uri}/t.parquet"):
+        assert labelled(place).labels.tolist() == [1, 0, 2]
+        for told in (TableColumns(label="several"), TableColumns(flags=("ant", "bee", "cow"))):
+            assert labelled(place, "multilabel", told).labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+        numbers = labelled_files(str(place), kind="regression", classes=("size",), columns=TableColumns())[0]
+        assert [sample.targets for sample in numbers.read_each(range(3))] == [(0.5,), (2.0,), (-3.0,)]
+        assert [file.name for file in find_images(str(place), LeftOut())] == paths
+    for classes, kind, told, said in (
+        (CLASSES, "classification", TableColumns(label="several"), "the column 'several' holds lists"),
+        (CLASSES, "classification", TableColumns(targets=("size",)), "--targets is for regression"),
+        (("size", "age"), "regression", TableColumns(), "no column 'age' in it, only .*; name it with --targets"),
+        (("size", "age"), "regression", TableColumns(targets=("size",)), "names 1 columns, and the model estimates 2"),
+        (("path",), "regression", TableColumns(), "row 1: the column 'path' holds .*, not a number"),
+    ):
+        with pytest.raises(DataError, match=said) as error:
+            labelled_files(str(tmp_path / "t.parquet"), kind=kind, classes=classes, columns=told)
+        assert "\n" not in str(error.value)
+
+
 def test_a_part_of_a_file_that_was_cut_since_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"12345")
     file = ImageFile("a.tar:key.jpg", str(tmp_path / "a.tar"), 3, 5)
@@ -166,7 +196,9 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
         DataError, match=r"0.png: the label 'bee\|ant' is none of the model's 3 classes .* --label-separator"
     ):
         labelled(table, "multilabel")
-    with pytest.raises(DataError, match="the model is for classification, one label an image; leave --label-separator"):
+    with pytest.raises(
+        DataError, match="--label-separator is for multilabel, and the model is for classification; leave it out"
+    ):
         labelled(table, columns=TableColumns(separator="|"))
 
 
@@ -174,7 +206,7 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
 def test_a_table_is_read_as_prepare_reads_it(tmp_path: Path, separator: str) -> None:
     (tmp_path / "t.csv").write_text(f"\ufeffpath{separator} label\na.png{separator} ant \n\nb.png{separator}bee\n")
     found = labelled(tmp_path / "t.csv")
-    assert [(file.name, file.label) for file in found.files] == [
+    assert [(file.name, *file.labels) for file in found.files] == [
         (str(tmp_path / "a.png"), "ant"),
         (str(tmp_path / "b.png"), "bee"),
     ]
