@@ -63,7 +63,9 @@ def test_the_stage_with_the_most_images_a_second_asks_for_the_most_processes() -
     assert (small.loaders, small.cpus) == (8, 9)
     assert loader_demand(efficientnetv2_s_paper(), copies=(160, 256)).loaders < small.loaders
     base = efficientnetv2_s_paper()
-    assert loader_demand(replace(base, data=replace(base.data, aspect_ratio=2.0))).gpu_rate == small.gpu_rate / 2
+    assert loader_demand(replace(base, data=replace(base.data, aspect_ratio=2.0))).gpu_rate == pytest.approx(
+        small.gpu_rate / 2, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(("cpus", "cure"), [(44, ""), (16, "give the node 37 CPUs, or write smaller copies")])
