@@ -33,7 +33,7 @@ class Options:
     parts: tuple[Part, ...] = PARTS
     """What to measure: speed beside a plain loop and timm's model; the whole schedule fed by the loader; waits of the
     host; compilation; memory that runs out; determinism of a resumed run. Each in a process of its own."""
-    shards: Path = field(default_factory=lambda: Path("data/photographs"))
+    shards: Path = field(default_factory=lambda: Path("data/photographs-gpu"))
     """Folder with `train` and `val` shards of images with one class each; if missing, photographs of 500x375 px are
     prepared there."""
     images: int = 2048
