@@ -56,7 +56,7 @@ def eval_size(config: TrainConfig) -> int:
 def _key(config: TrainConfig, num_classes: int) -> str:
     """Return what a cost follows from. The machine is the one that asks: a worker's is known only by asking it."""
     cluster = config.cluster
-    worker = [machine(), cluster.cpus_per_worker, cluster.gpus_per_worker]
+    worker = [machine(), cluster.reserved_cpus, cluster.gpus_per_worker]
     ratio = config.data.aspect_ratio
     size = [eval_size(config)] if ratio == 1 else [eval_size(config), ratio]
     return json.dumps([config_values(config.model), num_classes, *size, config.trainer.precision, worker])

@@ -123,7 +123,7 @@ def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
     shown = helped(capsys, "demo_scratch", "--help")
-    assert "in pixels. (64, 80, 112, 128)" in " ".join(shown.split())
+    assert "1: a square. (64, 80, 112, 128)" in " ".join(shown.split())
     flags = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
     assert len(flags) == len(set(flags))
     assert [flag for flag in flags if flag.endswith("image-size")] == ["--ramp.image-size", "--stages.N.image-size"]

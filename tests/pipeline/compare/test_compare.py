@@ -381,7 +381,7 @@ def test_a_cost_is_of_its_classes_and_its_worker(tmp_path: Path, monkeypatch: py
     asked: list[tuple[int, float]] = []
 
     def measured(cluster: ClusterConfig, what: str, function: Any, config: Any, num_classes: int) -> Cost:
-        asked.append((num_classes, cluster.cpus_per_worker))
+        asked.append((num_classes, cluster.reserved_cpus))
         return Cost(1, 2, 56, float(num_classes))
 
     monkeypatch.setattr("pipeline.compare.speed.on_worker", measured)

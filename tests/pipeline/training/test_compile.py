@@ -92,7 +92,7 @@ def test_a_graph_inside_ddp_is_cut_where_a_bucket_is_full(tmp_path: Path) -> Non
             return graph
 
         model = nn.Sequential(*(nn.Conv2d(256, 256, 3, padding=1) for _ in range(4)))  # 2.4 MB each
-        net = data_parallel(model, torch.device("cpu"), images=(256, 4))
+        net = data_parallel(model, torch.device("cpu"), images=(256, 4, 4))
         model.compile(backend=backend, dynamic=False)
         model(torch.zeros(1, 256, 4, 4))
         assert len(graphs) == 1  # by itself; the pass that settles the buckets came before

@@ -77,7 +77,7 @@ def test_each_compilation_ahead_has_a_heartbeat(make_config: MakeConfig, monkeyp
     monkeypatch.setattr(trainer, "fit", lambda *_: pytest.fail("a step"))
     with pytest.raises(pytest.fail.Exception, match="a step"):
         trainer.run()
-    assert beats.all == 2  # two stages, whose micro-batches have 12 samples
+    assert beats.all == 4  # two stages, whose micro-batches have 12 samples, and the evaluation of each
     assert beats.most == 1
 
 
