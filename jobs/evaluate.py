@@ -76,8 +76,8 @@ class Options:
     pictures: str = ""
     """Folder for predictions.png and, where an image has one class, confusion.png; in regression scatter.png."""
     report: str = ""
-    """Folder for report.html, a page that needs nothing else: scores, confusions, the worst mistakes as pictures,
-    scores by class, calibration."""
+    """Folder for report.html, a page that needs nothing else: scores, the worst mistakes as pictures, confusions and
+    calibration; in regression truth against prediction and the errors."""
 
     def __post_init__(self) -> None:
         for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,18 +17,6 @@ PER_CELL = 4
 MOST_PAIRED = 64
 """Classes up to which images are kept for each pair in segmentation."""
 _IGNORED = 255
-
-
-class Record(Protocol):
-    """Takes what an evaluation sees, batch by batch."""
-
-    bins: np.ndarray
-    """float64 [3, BINS]: predictions (in segmentation: pixels; multi-label: classes of images), right ones, the sum of
-    their confidence."""
-
-    def add(self, batch: Batch, logits: Tensor) -> None:
-        """Add a batch and its logits."""
-        ...
 
 
 class LabelRecord:
@@ -132,6 +119,39 @@ class MaskRecord:
         self.pair_images = images.gather(2, which)
 
 
+class NumberRecord:
+    """Of each image its numbers and what was estimated of them: 16 bytes a target."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, batch: Batch, outputs: Tensor) -> None:
+        """Add outputs [B, N] in the targets' own units."""
+        self._parts.append((batch.stream_index.numpy(), batch.labels.double().numpy(), outputs.double().cpu().numpy()))
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The images' numbers, int64 [images]."""
+        return np.concatenate([part[0] for part in self._parts])
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """float64 [images, N]."""
+        return np.concatenate([part[1] for part in self._parts])
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """float64 [images, N]."""
+        return np.concatenate([part[2] for part in self._parts])
+
+
+ClassRecord = LabelRecord | MultilabelRecord | MaskRecord
+"""A record of classes. `bins` is float64 [3, BINS]: predictions (in segmentation: pixels; multi-label: classes of
+images), right ones, the sum of their confidence."""
+Record = ClassRecord | NumberRecord
+"""Takes what an evaluation sees: each batch with its outputs."""
+
+
 def _add_confidence(bins: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> None:
     index = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
     for row, weights in enumerate((None, right, confidence)):
@@ -150,4 +170,6 @@ def record_for(kind: str, num_classes: int) -> Record:
         return MaskRecord(num_classes)
     if kind == "multilabel":
         return MultilabelRecord()
+    if kind == "regression":
+        return NumberRecord()
     raise ValueError(f"report: there is none for {kind}; leave --report out")

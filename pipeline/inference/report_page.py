@@ -1,4 +1,4 @@
-"""An evaluation's report as one HTML page that needs nothing else: scores, confusions, mistakes, calibration."""
+"""An evaluation's report as one HTML page that needs nothing else: scores and mistakes, by kind of task."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from datasets.loading.batch import Batch
 from datasets.loading.samples import Request, Samples, View
 from pipeline.inference.class_report import Report
 from pipeline.inference.evaluation_data import EvaluationData
-from pipeline.inference.mistakes import LabelRecord, MaskRecord, MultilabelRecord, Record
+from pipeline.inference.mistakes import ClassRecord, MaskRecord, MultilabelRecord, NumberRecord, Record
 from pipeline.inference.multilabel_gallery import multilabel_gallery
+from pipeline.inference.number_report import SCORES, number_text, targets_of, worst_of_all
 from pipeline.inference.report_parts import Gallery, calibration, label_gallery, mask_gallery
 from pipeline.inference.trained_model import SavedModel
+from pipeline.task_config import RegressionConfig
 from pipeline.training.evaluation import logits_of
 from pipeline.training.figures import as_rgb, coloured_mask, palette
 
@@ -68,55 +70,93 @@ def write_page(found: Evaluated, folder: Path) -> Path:
 
 def page(found: Evaluated) -> str:
     """Return the page."""
-    saved, record, classes = found.saved, found.record, found.saved.task.classes
     place = found.data.config.val.rstrip("/")
 
     def name_of(number: int) -> str:
         return found.data.reader.describe(number).removeprefix(f"{place}/")
 
-    dense = isinstance(record, MaskRecord)
-    gallery = _gallery(found, name_of)
-    values, confusion = found.report.metrics, found.report.confusion
-    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    record = found.record
+    if isinstance(record, NumberRecord):
+        template, numbers, values = _numbers(found, record, name_of)
+    else:
+        template, numbers, values = _classes(found, record, name_of)
+    templates = FileSystemLoader(Path(__file__).parent, encoding="utf-8")
     return (
-        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(source)
+        Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .get_template(template)
         .render(
-            dense=dense,
-            unit="pixels" if dense else "images",
-            several=confusion is None,
-            title=f"{saved.model_config.name} on {found.data.config.val}",
+            title=f"{found.saved.model_config.name} on {found.data.config.val}",
             facts=_facts(found),
-            tiles=[(_NAMES[name], f"{values[name]:.4f}") for name in _NAMES if name in values],
-            gallery=gallery,
-            keys={number: found.data.reader.key(number) for number in gallery.numbers},
-            pictures=_triples(found, gallery.numbers) if dense else _thumbnails(found, gallery.numbers),
-            classes=classes,
-            rows=sorted(found.report.classes, key=lambda row: (row.iou if dense else row.f1) or 0.0),
-            index_of={name: index for index, name in enumerate(classes)},
-            colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes)).tolist()],
-            matrix=None if confusion is None or len(classes) > MOST_IN_MATRIX else _matrix(confusion, gallery),
-            pairs=[] if confusion is None else _pairs(confusion, gallery, classes),
-            calibration=calibration(record.bins, _predictions(found)),
-            predictions=_predictions(found),
+            keys={number: found.data.reader.key(number) for number in numbers},
+            pictures=(_triples if isinstance(record, MaskRecord) else _thumbnails)(found, numbers),
             command=found.command,
+            **values,
         )
     )
 
 
-def _gallery(found: Evaluated, name_of: Callable[[int], str]) -> Gallery:
-    record, classes = found.record, found.saved.task.classes
+_Sections = tuple[str, Sequence[int], dict[str, Any]]
+"""The template, the samples whose pictures it shows, and what else it is rendered with."""
+
+
+def _classes(found: Evaluated, record: ClassRecord, name_of: Callable[[int], str]) -> _Sections:
+    """Return the sections of a task that has classes."""
+    classes, dense = found.saved.task.classes, isinstance(record, MaskRecord)
+    gallery = _gallery(found, record, name_of)
+    values, confusion = found.report.metrics, found.report.confusion
+    things = "pixels" if dense else "images" if found.saved.task.exclusive else "labels"
+    return (
+        "report_classes.html.jinja",
+        gallery.numbers,
+        {
+            "dense": dense,
+            "unit": "pixels" if dense else "images",
+            "several": confusion is None,
+            "tiles": [(_NAMES[name], f"{values[name]:.4f}") for name in _NAMES if name in values],
+            "gallery": gallery,
+            "classes": classes,
+            "rows": sorted(found.report.classes, key=lambda row: (row.iou if dense else row.f1) or 0.0),
+            "index_of": {name: index for index, name in enumerate(classes)},
+            "colours": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes)).tolist()],
+            "matrix": None if confusion is None or len(classes) > MOST_IN_MATRIX else _matrix(confusion, gallery),
+            "pairs": [] if confusion is None else _pairs(confusion, gallery, classes),
+            "calibration": calibration(record.bins, things),
+            "predictions": things,
+        },
+    )
+
+
+def _numbers(found: Evaluated, record: NumberRecord, name_of: Callable[[int], str]) -> _Sections:
+    """Return the sections of a regression. Errors of several targets have no mean that says much: each has its own."""
+    task, values = found.saved.task, found.report.metrics
+    assert isinstance(task.config, RegressionConfig)
+    deviations = task.config.target_std
+    several = len(task.classes) > 1
+    tiles = [("mean R²" if several else "R²", f"{values['r2']:.4f}"), ("loss", f"{values['loss']:.4f}")]
+    if not several:
+        tiles = [(name.upper(), number_text(values[name], deviations[0], 4)) for name in ("mae", "rmse")] + tiles
+    targets = targets_of(record, found.report.classes, deviations, name_of)
+    worst = worst_of_all(record, task.classes, deviations, name_of) if several else []
+    shown = {one.number for part in (worst, *(target.worst for target in targets)) for one in part}
+    return (
+        "report_numbers.html.jinja",
+        sorted(shown),
+        {
+            "tiles": tiles,
+            "score_names": SCORES,
+            "targets": targets,
+            "worst": worst,
+            "data_images": found.data.num_samples,
+        },
+    )
+
+
+def _gallery(found: Evaluated, record: ClassRecord, name_of: Callable[[int], str]) -> Gallery:
     if isinstance(record, MaskRecord):
-        return mask_gallery(record, classes, name_of)
+        return mask_gallery(record, found.saved.task.classes, name_of)
     if isinstance(record, MultilabelRecord):
         return multilabel_gallery(record, found.report.classes, name_of)
-    assert isinstance(record, LabelRecord)
-    return label_gallery(record, classes, name_of)
-
-
-def _predictions(found: Evaluated) -> str:
-    """Return what the model makes a prediction of."""
-    return "pixels" if isinstance(found.record, MaskRecord) else "images" if found.saved.task.exclusive else "labels"
+    return label_gallery(record, found.saved.task.classes, name_of)
 
 
 def _facts(found: Evaluated) -> list[tuple[str, str]]:

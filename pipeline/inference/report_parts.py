@@ -23,9 +23,10 @@ class Shown:
     """of the sample; the page has its picture once"""
     truth: str
     predicted: str
-    """class names; empty in segmentation; multi-label: the classes of the image, and `missed` or `not` a class"""
+    """class names; empty in segmentation; multi-label: the classes of the image, and `missed` or `not` a class; in
+    regression numbers"""
     score: str
-    """confidence, or IoU"""
+    """confidence, IoU or error"""
     name: str
     """file or key"""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from jobs.predict import main as predict
 from pipeline.checkpoint.catalog import describe_checkpoints
 from pipeline.inference.exported_model import open_exported
 from pipeline.inference.predictor import open_predictor
+from tests.support.pages import Page
 from tests.support.runs import TrainedRun, train_regression
 from tests.support.shards import png, target_image, targets_of, write_shards
 
@@ -73,8 +75,25 @@ def test_tables_and_pictures(run: TrainedRun, tmp_path: Path, capsys: pytest.Cap
         blue = (np.asarray(picture) == (37, 99, 235)).all(2)
     assert blue[:, : picture.width // 2].any()
     assert blue[:, picture.width // 2 :].any()
-    with pytest.raises(ValueError, match="there is none for regression; leave --report out"):
-        evaluate([*told, "--report", str(tmp_path / "r")])
+
+
+def test_the_report_shows_each_target_and_its_largest_errors(run: TrainedRun, tmp_path: Path) -> None:
+    told = [str(run.folder), "--data", str(run.data / "val"), "--loader-workers", "0"]
+    assert evaluate([*told, "--report", str(tmp_path), "--json", str(tmp_path / "scores.json")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    for score in json.loads((tmp_path / "scores.json").read_text())["classes"]:
+        assert f"{score['r2']:.4f}" in page.text
+    assert re.findall(r"<h2>(.*)</h2>", text) == ["Targets", "Worst errors", *NAMES]
+    used = {one for value in page.values("class") for one in value.split() if re.fullmatch(r"s\d+", one)}
+    assert used == set(re.findall(r"\.(s\d+) \{ background-image: url\(data:image/", text))
+    assert "http" not in text.replace("http-equiv", "")
+    circles = re.findall(r"<circle ", text)
+    assert len(circles) == 2 * (27 + 12)  # each image, and the worst once more
+    captions = re.findall(r"truth ([\d.,]+)<br>predicted ([-\d.,]+)<br><b>([-+][\d.,]+) \(", text)
+    assert len(captions) == 2 * 12
+    for truth, predicted, error in [[float(one.replace(",", "")) for one in caption] for caption in captions]:
+        assert error == pytest.approx(predicted - truth, abs=2e-4 if truth < 1 else 2)
 
 
 def test_predictions_are_numbers_in_the_targets_units(

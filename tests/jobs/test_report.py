@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from pipeline.inference.report_page import Evaluated, page
 from pipeline.inference.trained_model import open_saved
 from pipeline.task_config import ClassificationConfig
 from pipeline.training.task import build_task
+from tests.support.pages import Page
 from tests.support.runs import TrainedRun
 from tests.support.shards import image_of, png
 
@@ -32,25 +32,6 @@ HOSTILE = (
     "</style><b onmouseover='alert(3)'>",
     "{{ 7 * 7 }} & {% raw %} %s",
 )
-
-
-class Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def values(self, name: str) -> set[str]:
-        return {value for attribute, value in self.attributes if attribute == name}
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
