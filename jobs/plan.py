@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     assert flags is not None
     config = with_numbers(config)
     check_model(config.model)
-    for size in {size for stage in config.stages for size in stage.image_sizes}:
+    for size in {size for stage in config.stages for size in (*stage.image_sizes, config.trainer.eval_size(stage))}:
         check_image_size(config.model, size, config.data.shape)
     check_divisibility(
         config.data,

@@ -56,7 +56,7 @@ def each_row(table: Table, reader: LabelReader, columns: TableColumns, *, otherw
     Raises:
         DataError: one can't be understood; names the row.
     """
-    has_splits = columns.split in table.columns
+    has_splits = bool(columns.split) and columns.split in table.columns
     for place, cells in table.rows((*reader.columns, columns.path, *([columns.split] if has_splits else []))):
         path, split = str(cells[len(reader.columns)]), str(cells[-1]).lower() if has_splits else otherwise
         where = f"{table.url}: {place}"

@@ -141,8 +141,8 @@ def check_port(address: str, timeout_s: float) -> None:
 def free_reservations() -> int:
     """Remove the placement groups that dead actors of jobs that have ended left; return how many there were.
 
-    Ray removes them itself, but not one that an actor has reserved while it was ended for the loss of its owner, as Ray
-    Train's controller may: it would hold its CPUs for as long as the cluster lives.
+    Ray removes them itself, but not one that an actor has reserved while it was ended, as a run's controller may: it
+    would hold its CPUs for as long as the cluster lives.
     """
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -187,7 +187,7 @@ def start_ray(**arguments: Any) -> None:
             return
 
 
-def usable_nodes(config: ClusterConfig) -> list[Mapping[str, float]]:
+def resources_of_nodes(config: ClusterConfig) -> list[Mapping[str, float]]:
     """Return what each node that is up and that workers may be placed on has, as Ray names it: `CPU`, `GPU`, ..."""
     import ray
 
@@ -195,7 +195,7 @@ def usable_nodes(config: ClusterConfig) -> list[Mapping[str, float]]:
 
 
 def _lack(config: ClusterConfig, num_workers: int) -> str:
-    nodes = usable_nodes(config)
+    nodes = resources_of_nodes(config)
     where = f" on nodes with {' and '.join(f'{key}={value}' for key, value in config.labels.items())}"
     for resource, each in config.resources_per_worker.items():
         total = sum(node.get(resource, 0) for node in nodes)

@@ -13,13 +13,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
 log = logging.getLogger(__name__)
 
+CGROUP = Path("/sys/fs/cgroup")
 IDLE_CPUS = 0.7
-"""CPUs of a machine that must be idle for a spare process to be started."""
+"""CPUs of a node that must be idle for a spare process to be started."""
 LOOK_S = 10.0
 """For how long they must be, in seconds."""
 
@@ -40,8 +42,30 @@ def start_standby(delay_s: float, *, idle_cpus: Callable[[float], float] | None 
 
 
 def machines_idle_cpus(seconds: float) -> float:
-    """Return how many of this machine's CPUs are idle on average from now on, after so many seconds."""
-    return float(psutil.cpu_times_percent(seconds).idle) / 100 * (psutil.cpu_count() or 1)
+    """Return how many CPUs are idle on average from now on, after so many seconds: of a container's limit, if any.
+
+    A container sees all CPUs of its machine, but may use no more than its limit (cgroup v2).
+    """
+    limit, used = _container_cpus(CGROUP), _container_seconds(CGROUP)
+    idle = float(psutil.cpu_times_percent(seconds).idle) / 100 * (psutil.cpu_count() or 1)
+    return idle if limit is None else min(idle, limit - (_container_seconds(CGROUP) - used) / seconds)
+
+
+def _container_cpus(group: Path) -> float | None:
+    """Return how many CPUs a container may use; None: there is no limit."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _container_seconds(group: Path) -> float:
+    """Return the CPU seconds that a container has used."""
+    try:
+        return int((group / "cpu.stat").read_text().partition("usage_usec")[2].split()[0]) / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def import_all(*modules: str) -> None:

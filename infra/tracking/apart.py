@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from infra.redact import one_line
 from infra.tracking.config import TrackingConfig, TrackingError, prepare
 
 FIELDS = ("uri", "experiment", "artifact_location")
 """Of a `TrackingConfig`: what `prepare` looks at."""
+LIMIT_S = 600.0
+"""For how long MLflow is waited for: its tables are made in seconds, an older version's changed in minutes."""
 _REFUSED = 3
 """Exit code: a TrackingError, whose text is on standard output."""
 
@@ -38,21 +40,28 @@ def prepared_meanwhile(config: TrackingConfig) -> Iterator[None]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C ends what waits for it
     )
     try:
         assert process.stdin is not None
-        process.stdin.write(json.dumps({name: getattr(config, name) for name in FIELDS}))  # no secret in `ps`
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already: its exit code says why
+            process.stdin.write(json.dumps({name: getattr(config, name) for name in FIELDS}))  # no secret in `ps`
+            process.stdin.close()
         process.stdin = None
-        yield
-        said, errors = process.communicate()
+        try:
+            yield
+        finally:  # what fails beside it must not leave half of MLflow's tables behind
+            said, errors = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        held = f"MLflow is not ready after {LIMIT_S:.0f} s: another process may hold its database"
+        raise TrackingError(held) from None
     finally:
         process.kill()
         process.wait()
     if process.returncode == _REFUSED:
         raise TrackingError(said)
     if process.returncode:
-        raise TrackingError(f"MLflow could not be prepared: {one_line(RuntimeError(errors.strip()[-300:]))}")
+        raise TrackingError(f"MLflow could not be prepared: {one_line(RuntimeError(errors.strip()))[-300:]}")
 
 
 def main() -> None:

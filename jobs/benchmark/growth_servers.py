@@ -128,6 +128,7 @@ def served(handler: type[_Handler], **settings: object) -> Iterator[tuple[str, C
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(handler, settings, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a server that dies is heard of
     try:
         yield ours.recv(), ours
     finally:

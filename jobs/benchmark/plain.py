@@ -23,7 +23,7 @@ from model.regularization import set_dropout, set_stochastic_depth
 from pipeline.run.preflight import with_numbers_of_data
 from pipeline.training.device import choose_algorithms
 from pipeline.training.evaluation import autocast
-from pipeline.training.inputs import mixed_inputs, stage_batches
+from pipeline.training.inputs import StepInputs, stage_batches
 from pipeline.training.moving_average import MovingAverage
 from pipeline.training.optim import build_optimizer
 from pipeline.training.task import build_task
@@ -56,7 +56,7 @@ def main() -> None:
     net.train()
     ends = []
     for batch in batches:
-        images, targets = mixed_inputs(batch, stage, config=config, task=task, device=device, world_size=world_size)
+        images, targets = StepInputs(batch.to(device), stage, config, task, device).part(slice(None))
         with autocast(config.trainer, device):
             logits = net(images)
         task.loss(logits, targets)["loss"].backward()

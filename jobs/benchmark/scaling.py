@@ -31,7 +31,7 @@ from model.factory import build_model
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import with_numbers, with_numbers_of_data
 from pipeline.schedule.stages import TrainingStage
-from pipeline.training.inputs import mixed_inputs, stage_batches
+from pipeline.training.inputs import StepInputs, stage_batches
 from pipeline.training.learner import Learner
 from pipeline.training.task import build_task
 
@@ -187,7 +187,7 @@ def _time_steps(rank: int, workers: int, config: TrainConfig, options: Options) 
     seconds = []
     for stage in config.stages:
         batches = _batches(config, stage, rank, workers, options.steps + 1)
-        steps = (_step(learner, *_inputs(learner, batch, stage, workers)) for batch in batches)
+        steps = (_step(learner, *_inputs(learner, batch, stage)) for batch in batches)
         seconds.append(_fastest_s(steps, options))
     return seconds
 
@@ -198,7 +198,7 @@ def _time_parts(rank: int, workers: int, config: TrainConfig, options: Options) 
     seconds = []
     for stage in config.stages:
         decode_s = _fastest_s(_batches(config, stage, 0, 1, options.steps + 1), options)
-        inputs = _inputs(learner, next(_batches(config, stage, 0, 1, 1)), stage, 1)
+        inputs = _inputs(learner, next(_batches(config, stage, 0, 1, 1)), stage)
         seconds += [_fastest_s((_step(learner, *inputs) for _ in range(options.steps + 1)), options), decode_s]
     return seconds
 
@@ -232,10 +232,8 @@ def _batches(config: TrainConfig, stage: TrainingStage, rank: int, workers: int,
     return iter(stage_batches(config, stage, start=0, stop=steps * stage.batch_size, rank=rank, world_size=workers))
 
 
-def _inputs(learner: Learner, batch: Batch, stage: TrainingStage, workers: int) -> tuple[Tensor, Tensor]:
-    return mixed_inputs(
-        batch, stage, config=learner.config, task=learner.task, device=learner.device, world_size=workers
-    )
+def _inputs(learner: Learner, batch: Batch, stage: TrainingStage) -> tuple[Tensor, Tensor]:
+    return StepInputs(batch.to(learner.device), stage, learner.config, learner.task, learner.device).part(slice(None))
 
 
 def _step(learner: Learner, images: Tensor, targets: Tensor) -> object:

@@ -206,4 +206,5 @@ def _stop(process: subprocess.Popen[str]) -> None:
             process.wait(END_S)
         except subprocess.TimeoutExpired:
             process.kill()
-        psutil.wait_procs(left, 10)
+        for alive in psutil.wait_procs(left, 10)[1]:
+            alive.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ def defer_compiler() -> None:
         sys.modules[name] = module
         parent, _, attribute = name.rpartition(".")
         setattr(sys.modules[parent], attribute, module)
+    sys.meta_path.insert(0, _Parts())
 
 
 class _Deferred(ModuleType):
@@ -70,6 +72,15 @@ class _Utilities(_Deferred):
     def get_optimize_ddp_mode(self) -> str:
         """Return how DDP splits what is compiled: the default."""
         return "ddp_optimizer"
+
+
+class _Parts(MetaPathFinder):
+    """Has the real package imported before any part of it: the import system asks a package for no attribute."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> None:
+        """Find nothing: what lies in the package is found by those that come next."""
+        if fullname.startswith(f"{COMPILER}."):
+            _import(sys.modules[COMPILER])
 
 
 def _import(module: ModuleType) -> None:

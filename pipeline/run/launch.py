@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, start_actor, usable_nodes
+from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, resources_of_nodes, start_actor
 from infra.cluster.prometheus import export_status
 from infra.redact import last_line
 from infra.storage.base import Storage
@@ -24,7 +24,7 @@ from pipeline.control.journal import Journal, JournalWriter
 from pipeline.control.queue import ClusterView, Place, QueuePlace
 from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
-from pipeline.run.node_share import with_node_share
+from pipeline.run.node_share import unknown_share, with_node_share
 from pipeline.run.origin import origin_tags
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
@@ -74,13 +74,14 @@ def start_controller(
     try:
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         first = len(resume.stage_starts) - 1 if resume else 0
-        begin()
-        storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
-        unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
         with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
             lack = connect(config.cluster, num_workers=least)
-        config = with_node_share(config, usable_nodes(config.cluster))
+        begin()
+        storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
+        unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
+        nodes = resources_of_nodes(config.cluster)
+        no_share, config = unknown_share(config, nodes), with_node_share(config, nodes)
         free_reservations()  # of an earlier submission whose controller was killed
         handle = start_actor(
             StageController,
@@ -110,7 +111,7 @@ def start_controller(
         lease.release()
         raise
     controller = ControllerClient(handle)
-    for line in filter(None, (lack, unfinished)):
+    for line in filter(None, (lack, no_share, unfinished)):
         controller.note(line)
     lease.rest()  # from here on the controller renews it
     if not guarded:

@@ -39,15 +39,33 @@ def cpu_share(cluster_gpus: float, nodes: Sequence[Resources]) -> float:
 
 
 def with_node_share(config: TrainConfig, nodes: Sequence[Resources]) -> TrainConfig:
-    """Return the config with the CPUs and the loader processes of a worker, where the user has left them to us."""
+    """Return the config with the CPUs and the loader processes of a worker, where the user has left them to us.
+
+    While no node with GPUs is up, as on a cluster that starts them when they are asked for, they are 1 CPU and
+    `DEFAULT_LOADERS`: `unknown_share` says so.
+    """
     cluster, data = config.cluster, config.data
     if not cluster.cpus_per_worker:
         share = cpu_share(cluster.gpus_per_worker, nodes) or cluster.reserved_cpus
         cluster = replace(cluster, cpus_per_worker=share)
     if data.loader_workers is None:
-        count = max(1, cluster.threads_per_worker - 1) if cluster.gpus_per_worker else DEFAULT_LOADERS
-        data = replace(data, loader_workers=count)
+        known = cluster.gpus_per_worker and cluster.reserved_cpus > 1
+        data = replace(data, loader_workers=cluster.threads_per_worker - 1 if known else DEFAULT_LOADERS)
     return replace(config, cluster=cluster, data=data)
+
+
+def unknown_share(config: TrainConfig, nodes: Sequence[Resources]) -> str:
+    """Say that a worker's share of its node can't be known yet, and what to do; empty: it can, or is given."""
+    if (
+        not config.cluster.gpus_per_worker
+        or config.cluster.cpus_per_worker
+        or cpu_share(config.cluster.gpus_per_worker, nodes)
+    ):
+        return ""
+    return (
+        f"no node with GPUs is up yet, so each worker gets 1 CPU and {with_node_share(config, nodes).data.num_loaders} "
+        "loader processes, which may starve its GPU: give --cluster.cpus-per-worker, its share of a node's CPUs"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def check_run(config: TrainConfig) -> Preflight:
     config = with_numbers(absolute(config))
     check_model(config.model)
     _check_optimizer(config.optimizer)
-    for size in {size for stage in config.stages for size in stage.image_sizes}:
+    for size in {size for stage in config.stages for size in (*stage.image_sizes, config.trainer.eval_size(stage))}:
         check_image_size(config.model, size, config.data.shape)
     train, val = check_data(
         config.data,

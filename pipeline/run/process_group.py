@@ -6,6 +6,7 @@ memory for the whole run.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from ray.exceptions import GetTimeoutError
 from ray.train import BackendConfig
 from ray.train.backend import Backend
 
+log = logging.getLogger(__name__)
+
+IMPORT_S = 300.0
+"""What a worker may need for importing PyTorch before it joins."""
 LEAVE_TIMEOUT_S = 30.0
 """For how long the workers of a group that ends are waited for, as by Ray's `TorchConfig`."""
 
@@ -37,7 +42,8 @@ class ProcessGroup(Backend):
                     rank, _join, backend_config.backend, place, rank, size, backend_config.timeout_s
                 )
                 for rank in range(size)
-            ]
+            ],
+            timeout=backend_config.timeout_s + IMPORT_S,
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
@@ -45,7 +51,7 @@ class ProcessGroup(Backend):
         try:
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_TIMEOUT_S)
         except GetTimeoutError:
-            return
+            log.warning("a worker didn't leave its process group in %.0f s; its process is ended", LEAVE_TIMEOUT_S)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from datasets.config import DEFAULT_LOADERS
 from infra.redact import redacted_values
 
 HARMLESS = (
@@ -102,6 +103,11 @@ CONDITIONS = (
 """What a run may change when it is resumed, but by which its times differ from another's."""
 
 
+YOUNGER = {"data.aspect_ratio": 1.0, "trainer.compile_mode": "default"}
+"""Fields that runs were recorded without, and what they do where they are not set: what was done before."""
+_NO_DEFAULT = object()
+
+
 def run_fingerprint(config: Any, *, train: str, val: str) -> str:
     """Return what is equal for the runs that may stand for each other in a comparison.
 
@@ -120,8 +126,24 @@ def run_fingerprint(config: Any, *, train: str, val: str) -> str:
     counted |= {
         key: value for key, value in values.items() if key.startswith(CONDITIONS) or ".num_workers" in f"{key}."
     }
+    counted |= _share_of_node(values)
+    counted = {key: value for key, value in counted.items() if YOUNGER.get(key, _NO_DEFAULT) != value}
     text = json.dumps([counted, train, val], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _share_of_node(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a fingerprint holds of the CPUs and loaders that a config leaves to the node, and a run records.
+
+    Without GPUs they don't depend on the node. With GPUs they do, and a plan knows no node: they don't count.
+    """
+    if values.get("cluster.gpus_per_worker"):
+        return dict.fromkeys(("cluster.cpus_per_worker", "data.loader_workers"))
+    loaders = values.get("data.loader_workers")
+    return {
+        "cluster.cpus_per_worker": float(values.get("cluster.cpus_per_worker") or 1),
+        "data.loader_workers": DEFAULT_LOADERS if loaders is None else loaders,
+    }
 
 
 def machine() -> str:

@@ -83,7 +83,7 @@ def eagerly(config: TrainerConfig) -> AbstractContextManager[object]:
 
 
 def begin_pass(config: TrainerConfig) -> None:
-    """Say that what a CUDA graph returned before is not needed any more: its memory is the next pass's."""
+    """Say that nothing is needed any more of what CUDA graphs returned, gradients included: their memory is free."""
     if config.compile and config.compile_mode != "default":
         torch.compiler.cudagraph_mark_step_begin()
 

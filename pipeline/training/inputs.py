@@ -101,16 +101,6 @@ class StepInputs:
         return normalized(part.images, self.config.trainer, self.device), self.task.targets(part, self.device)
 
 
-def mixed_inputs(
-    batch: Batch, stage: TrainingStage, *, config: TrainConfig, task: Task, device: torch.device, world_size: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Return images and soft targets of a whole batch, on the device (`StepInputs.part`).
-
-    `world_size` says nothing more: the batch's loader, which drew what it is mixed with, knew it.
-    """
-    return StepInputs(batch.to(device), stage, config, task, device).part(slice(None))
-
-
 def _smaller(batch: Batch, shape: Shape) -> Batch:
     """Return a batch with the low frequencies of its images, float32 [B, 3, H, W] of this shape."""
     masks = None if batch.masks is None else masks_at(batch.masks, shape)

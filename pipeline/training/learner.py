@@ -108,6 +108,7 @@ class Learner:
         """
         torch.manual_seed(seed)
         self._net.train()
+        begin_pass(self.config.trainer)  # once: gradients of the first pass are in a graph's memory until the update
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         done = 0
         for x, y in parts:
@@ -124,7 +125,6 @@ class Learner:
         alone = isinstance(self._net, DistributedDataParallel) and not sync
         with self._net.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with autocast(self.config.trainer, self.device), momentum_share(self._norms, share):
-                begin_pass(self.config.trainer)
                 logits = self._net(x)
             losses = self.task.loss(logits, y)
             (losses["loss"] * share).backward()

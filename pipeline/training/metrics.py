@@ -69,10 +69,14 @@ class Confusion(Metric):
 class PixelScores(Confusion):
     """Mean IoU over the classes that occur or are predicted, IoU of each (0 where there is neither), pixel accuracy."""
 
-    def __init__(self, classes: Sequence[str], *, by_class: bool) -> None:
-        """Make an empty metric; with `by_class` the confusion matrix is among the scores."""
+    def __init__(self, classes: Sequence[str], *, by_class: bool, ignored: int = 255) -> None:
+        """Make an empty metric; with `by_class` the confusion matrix is among the scores.
+
+        `ignored` is the value of masks that is no class. Where it is a class's number, that one is not in the mean.
+        """
         super().__init__(len(classes))
         self.classes, self.by_class = tuple(classes), by_class
+        self.meant = [number for number in range(len(classes)) if number != ignored]
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name."""
@@ -80,7 +84,7 @@ class PixelScores(Confusion):
         right, either = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
         ious = right / either.clamp_min(1)
         scores = {
-            "miou": ious.sum() / (either > 0).sum().clamp_min(1),
+            "miou": ious[self.meant].sum() / (either[self.meant] > 0).sum().clamp_min(1),
             "pixel_accuracy": right.sum() / counts.sum().clamp_min(1),
             **{f"iou_{name}": value for name, value in zip(self.classes, ious, strict=True)},
         }

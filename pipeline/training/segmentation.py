@@ -82,7 +82,8 @@ class SegmentationTask:
 
         from pipeline.training.metrics import PixelScores
 
-        metrics: dict[str, Any] = {"scores": PixelScores(self.classes, by_class=by_class), "loss": mean_loss()}
+        scores = PixelScores(self.classes, by_class=by_class, ignored=self.config.ignore_index)
+        metrics: dict[str, Any] = {"scores": scores, "loss": mean_loss()}
         return MetricCollection(metrics, compute_groups=False)
 
     def loss_metric(self) -> MetricCollection:

@@ -67,7 +67,10 @@ def test_folder_tar_table_and_s3_are_the_same_samples(tree: Path, s3_uri: str) -
         if path.is_file():
             write_file(f"{s3_uri}/tree/{path.relative_to(tree)}", path.read_bytes())
     write_file(f"{s3_uri}/shards/all.tar", (tree.parent / "all.tar").read_bytes())
-    write_file(f"{s3_uri}/table.csv", b"path,label\n" + b"".join(f"tree/{n},{n[:3]}\n".encode() for n in TREE))
+    rows = (f"{row},tree/{n},{n[:3]}\n".encode() for row, n in enumerate(TREE))
+    write_file(
+        f"{s3_uri}/table.csv", b",path,label\n" + b"".join(rows)
+    )  # with a column of numbers, as pandas writes it
     for place in (tree, tree.parent / "all.tar", tree.parent / "numbers.csv", f"{s3_uri}/tree", f"{s3_uri}/tree/",
                   f"{s3_uri}/shards", f"{s3_uri}/shards/all.tar", f"{s3_uri}/table.csv"):  # fmt: skip
         assert read(labelled(place)) == EXPECTED, place

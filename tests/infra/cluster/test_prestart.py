@@ -57,3 +57,13 @@ def test_a_new_worker_is_the_spare_process_that_was_warmed_up_for_it(tmp_path: P
 
 def test_idle_cpus_are_at_most_those_of_the_machine() -> None:
     assert 0 <= machines_idle_cpus(0.1) <= (os.cpu_count() or 1)
+
+
+def test_a_container_with_a_limit_has_no_more_idle_cpus_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine's CPUs, which it sees, may all be idle."""
+    (tmp_path / "cpu.max").write_text("5000 100000\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 7000000\nuser_usec 1\n")
+    monkeypatch.setattr("infra.cluster.prestart.CGROUP", tmp_path)
+    assert machines_idle_cpus(0.1) <= 0.05

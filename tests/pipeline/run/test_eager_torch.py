@@ -32,8 +32,8 @@ print(sorted(name for name in sys.modules if name.startswith("torch._dynamo")))
 dist.destroy_process_group()
 """
 COMPILED = """
-from torch._dynamo import config
 import torch._dynamo.eval_frame
+from torch._dynamo import config
 compiled = torch.compile(model, dynamic=False, backend="eager")
 assert torch.equal(compiled(torch.ones(3, 4)), model(torch.ones(3, 4)))
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ from datasets.config import DataConfig
 from jobs.common.cli import parse_recipe
 from jobs.plan import main as plan
 from jobs.recipes.imagenet import efficientnetv2_m_paper, efficientnetv2_s_paper
+from jobs.recipes.solar_cells import demo
 from pipeline.config import TrainConfig
 from pipeline.run.doctor import _loaders
-from pipeline.run.node_share import cpu_share, loader_demand, with_node_share
+from pipeline.run.node_share import cpu_share, loader_demand, unknown_share, with_node_share
+from pipeline.run.provenance import recorded_config, run_fingerprint
 from pipeline.run.shared_memory import ranks_of
 
 POD = {"CPU": 44.0, "GPU": 4.0}
@@ -50,9 +53,32 @@ def test_what_the_user_left_out_follows_from_the_nodes_and_the_rest_stays() -> N
     given = on_gpus(config, cpus=6, loaders=3)
     assert with_node_share(given, [POD]) == given
     nobody = with_node_share(on_gpus(config), [])  # an autoscaler hasn't started one yet
-    assert (nobody.cluster.cpus_per_worker, nobody.data.loader_workers) == (1, 1)
+    assert (nobody.cluster.cpus_per_worker, nobody.data.loader_workers) == (1, 2)
+    assert "gets 1 CPU and 2 loader processes" in unknown_share(on_gpus(config), [])
+    assert unknown_share(on_gpus(config), [POD]) == unknown_share(on_gpus(config, cpus=6), []) == ""
     cpu = with_node_share(on_gpus(config, gpus=0), [{"CPU": 8}])
     assert (cpu.cluster.cpus_per_worker, cpu.data.loader_workers) == (1, DataConfig().num_loaders)
+
+
+@pytest.mark.parametrize("recipe", [efficientnetv2_s_paper, demo])
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_a_run_is_recognized_by_its_plan_whatever_node_it_had(recipe: Callable[[], TrainConfig], gpus: float) -> None:
+    """A comparison plans runs where no node is known, and looks for what they recorded."""
+    config = replace(recipe(), cluster=replace(recipe().cluster, gpus_per_worker=gpus))
+    prints = {run_fingerprint(config, train="t", val="v")}
+    for node in (POD, {"CPU": 8.0}):
+        prints.add(run_fingerprint(recorded_config(with_node_share(config, [node])), train="t", val="v"))
+    assert len(prints) == 1
+    slower = replace(config, cluster=replace(config.cluster, cpus_per_worker=2))
+    assert gpus or run_fingerprint(slower, train="t", val="v") not in prints
+
+
+def test_a_run_from_before_a_field_is_recognized() -> None:
+    config = demo()
+    before = recorded_config(with_node_share(config, []))
+    del before["data"]["aspect_ratio"], before["trainer"]["compile_mode"]
+    before["cluster"]["cpus_per_worker"] = 1
+    assert run_fingerprint(before, train="t", val="v") == run_fingerprint(config, train="t", val="v")
 
 
 def test_the_stage_with_the_most_images_a_second_asks_for_the_most_processes() -> None:

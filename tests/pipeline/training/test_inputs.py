@@ -12,7 +12,7 @@ from datasets.shards.resolve import load_manifest
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.task_config import SegmentationConfig
-from pipeline.training.inputs import StepInputs, mixed_inputs, stage_batches
+from pipeline.training.inputs import StepInputs, stage_batches
 from pipeline.training.task import build_task
 from tests.support.alive_bytes import AliveBytes
 from tests.support.configs import MakeConfig, small_config
@@ -65,7 +65,7 @@ def inputs(config: TrainConfig, stage: TrainingStage, *, world_size: int) -> lis
     task = build_task(config.task, load_manifest(config.data.train).classes)
     ranks = [
         [
-            mixed_inputs(batch, stage, config=config, task=task, device=torch.device("cpu"))
+            StepInputs(batch, stage, config, task, torch.device("cpu")).part(slice(None))
             for batch in stage_batches(config, stage, start=0, stop=240, rank=rank, world_size=world_size)
         ]
         for rank in range(world_size)
