@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from datasets.config import DataConfig
@@ -164,6 +165,7 @@ def file_batches(
         num_workers=min(config.num_loaders, -(-count // batch_size)),
         collate_fn=unchanged,
         worker_init_fn=one_thread,
+        generator=torch.Generator(),  # as in datasets/loading/loader.py
         prefetch_factor=config.prefetch_batches if config.num_loaders else None,
     )
     corruption = CorruptionLog()

@@ -201,6 +201,9 @@ class _Pool:
             num_workers=config.num_loaders,
             collate_fn=unchanged,
             worker_init_fn=one_thread,
+            # Each time that it is iterated it draws a number: of PyTorch's own generator that would be amid a step's
+            # dropout, since the next stage's batches are made in a thread.
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=config.prefetch_batches if config.num_loaders else None,
             persistent_workers=config.num_loaders > 0,

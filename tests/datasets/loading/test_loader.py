@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import torch
 import webdataset as wds
 
+from datasets.images.labelled import file_batches
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_loader, sample_order
+from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.mixing import MixingRule
 
@@ -49,6 +52,12 @@ def as_set(batches: list[Batch]) -> dict[int, tuple[int, bytes]]:
         for batch in batches
         for index, label, image in zip(batch.stream_index, batch.labels, batch.images, strict=True)
     }
+
+
+def batches_of_files(config: DataConfig) -> Iterator[Batch]:
+    """Two samples as files are read that nobody has prepared."""
+    reader = SampleReader(load_manifest(config.val), None)
+    return file_batches(reader, config, image_size=32, batch_size=2, samples=2)
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
@@ -93,6 +102,17 @@ def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataC
 
 def test_loader_processes_change_nothing(config: DataConfig) -> None:
     assert same(load(config), load(replace(config, loader_workers=2)))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_no_loader_draws_of_the_generator_that_a_step_draws_its_dropout_of(config: DataConfig, processes: int) -> None:
+    """The next stage's loader is made in a thread, amid a step: what it drew would not be drawn there."""
+    config = replace(config, loader_workers=processes)
+    before = torch.get_rng_state()
+    assert load(config, stop=BATCH)
+    assert list(build_eval_loader(config, image_size=32, batch_size=8, rank=0, world_size=1))
+    assert list(batches_of_files(config))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_a_batch_is_mixed_with_arrives_with_it_whatever_process_draws_it(config: DataConfig) -> None:
