@@ -36,6 +36,8 @@ class Verdict:
     rows: int
     rows_lost: int
     rows_doubled: int
+    doubled: list[str]
+    """The first of these, as NAME at STEP."""
     different: list[str] | None
     """Tensors and metrics whose values differ; None: not to be compared, rounding differs."""
 
@@ -83,6 +85,8 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
         different += [name for name in EQUAL if sorted(points.get(name, ())) != sorted(expected[name])]
     rows = {(name, step) for name, found in expected.items() for step, _ in found}
     have = Counter((name, step) for name, found in points.items() for step, _ in found)
+    twice = [row for row, count in Counter(every).items() for _ in range(count - 1)]
+    twice += sorted(have.keys() - rows)
     return Verdict(
         name=run.name,
         kills=list(kills),
@@ -94,7 +98,8 @@ def compare(place: Place, run: Run, whole: Run, kills: Sequence[Kill], *, exact:
         samples_doubled=doubled,
         rows=len(rows),
         rows_lost=len(rows - have.keys()),
-        rows_doubled=len(every) - len(set(every)) + len(have.keys() - rows),
+        rows_doubled=len(twice),
+        doubled=[f"{name} at {step}" for name, step in twice[:10]],
         different=different,
     )
 
