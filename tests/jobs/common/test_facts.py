@@ -184,6 +184,12 @@ def test_facts_are_kept_by_the_submission_that_holds_the_lease(tmp_path: Path, m
     monkeypatch.setattr(lease_module, "RENEW_S", 0.1)
     monkeypatch.setattr(launch, "connect", no_cluster)
     with pytest.raises(ClusterError, match="no cluster"):
+        submit(cpus=8)
+    assert not (tmp_path / "runs/classify-mine" / FILE).exists()  # what is refused leaves nothing
+    monkeypatch.setattr(launch, "connect", lambda *asked, **more: "")
+    monkeypatch.setattr(launch, "resources_of_nodes", lambda config: [])
+    monkeypatch.setattr(launch, "free_reservations", no_cluster)
+    with pytest.raises(ClusterError, match="no cluster"):
         submit(cpus=4)
     assert kept() == 4
     lease = Lease(open_storage(f"{storage}/classify-mine"))
