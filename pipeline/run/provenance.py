@@ -105,7 +105,11 @@ CONDITIONS = (
 
 YOUNGER = {"data.aspect_ratio": 1.0, "trainer.compile_mode": "default"}
 """Fields that runs were recorded without, and what they do where they are not set: what was done before."""
-_NO_DEFAULT = object()
+
+
+def without_younger(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's flat values without the `YOUNGER` ones that do what was done before."""
+    return {key: value for key, value in values.items() if key not in YOUNGER or value != YOUNGER[key]}
 
 
 def run_fingerprint(config: Any, *, train: str, val: str) -> str:
@@ -127,8 +131,7 @@ def run_fingerprint(config: Any, *, train: str, val: str) -> str:
         key: value for key, value in values.items() if key.startswith(CONDITIONS) or ".num_workers" in f"{key}."
     }
     counted |= _share_of_node(values)
-    counted = {key: value for key, value in counted.items() if YOUNGER.get(key, _NO_DEFAULT) != value}
-    text = json.dumps([counted, train, val], sort_keys=True)
+    text = json.dumps([without_younger(counted), train, val], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

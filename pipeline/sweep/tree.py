@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pipeline.config import TrainConfig
-from pipeline.run.provenance import YOUNGER, breaking, flat_values, recorded_config
+from pipeline.run.provenance import breaking, flat_values, recorded_config, without_younger
 from pipeline.schedule.schedule import TrainingSchedule
 
 
 def prefix_key(config: TrainConfig, num_stages: int) -> str:
     """Return what is equal for exactly the configs whose first `num_stages` stages are the same training."""
     values = flat_values(recorded_config(prefix_config(config, num_stages)))
-    values = {key: value for key, value in values.items() if key != "name" and YOUNGER.get(key) != value}
-    counted = breaking({key: (None, value) for key, value in values.items()})
+    counted = breaking({key: (None, value) for key, value in without_younger(values).items() if key != "name"})
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:10]
 
 

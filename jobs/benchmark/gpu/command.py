@@ -19,7 +19,7 @@ from jobs.benchmark.gpu.peaks import peak_tflops
 from jobs.benchmark.gpu.schedule import measure_schedule
 from jobs.benchmark.gpu.speed import measure_speed
 from jobs.benchmark.gpu.tables import tables
-from jobs.benchmark.gpu.trainers import begin, chosen_device
+from jobs.benchmark.gpu.trainers import begin, first_device
 from jobs.benchmark.gpu.waits import measure_waits
 from jobs.common.cli import parse_recipe
 from jobs.common.display import wide_console
@@ -65,7 +65,7 @@ def measure(config: TrainConfig, options: Options) -> dict[str, Any]:
             parts[part] = {"rows": (run_part if options.tiny else run_in_a_process)(part, config, options)}
         except Exception as error:  # what the others found isn't lost
             parts[part] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    device = chosen_device()
+    device = first_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
         "machine": machine(),

@@ -30,7 +30,7 @@ from pipeline.training.trainer import Trainer
 KEPT_BATCHES = 4
 
 
-def chosen_device() -> torch.device:
+def first_device() -> torch.device:
     """Return the first GPU, or the CPU where there is none."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -48,7 +48,7 @@ def make_trainer(config: TrainConfig, hooks: TrainHooks, *, in_memory: bool = Fa
     torch.manual_seed(config.seed)
     task = build_task(config.task, train.classes)
     model = build_model(config.model, num_classes=task.num_outputs)
-    device = chosen_device()
+    device = first_device()
     trainer = Trainer(
         config, model=model, task=task, train=train, val=val, hooks=hooks, metadata=RunMetadata(), device=device
     )

@@ -15,7 +15,7 @@ import torch
 from datasets.loading.batch import Batch
 from infra.cluster.code_package import ROOT
 from jobs.benchmark.gpu.options import Options, with_stages
-from jobs.benchmark.gpu.trainers import Rounds, chosen_device, make_trainer
+from jobs.benchmark.gpu.trainers import Rounds, first_device, make_trainer
 from pipeline.config import TrainConfig
 from pipeline.schedule.decisions import Decision
 from pipeline.schedule.policy import Progress
@@ -114,6 +114,6 @@ def measure_waits(config: TrainConfig, options: Options) -> list[WaitsRow]:
             make_trainer(alone, hooks, in_memory=True).run()
         finally:
             hooks.watch.stop()
-        found = dict(hooks.watch.found) if chosen_device().type == "cuda" else None
+        found = dict(hooks.watch.found) if first_device().type == "cuda" else None
         rows.append(WaitsRow(image_size=stage.image_size, steps=options.steps, waits=found))
     return rows
