@@ -61,7 +61,7 @@ class CheckpointModel:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
-    """Those that were measured at this step."""
+    """Those that were measured at this step; MLflow shows the values that the run has there."""
     datasets: Sequence[tuple[str, str]] = field(default=())
     """Name and digest of what they were measured on."""
 
@@ -175,30 +175,32 @@ def _complete(run: MlflowRun, row: dict[str, Any], model_id: str) -> str:
 def _measured(run: MlflowRun, found: Run, row: dict[str, Any], model_id: str) -> list[Metric]:
     """Return a checkpoint's values with the model's id and the data's.
 
-    At the times of the run's own, so that MLflow takes them for the points that the run has already.
+    They are the points that the run has at this step, with its times and its values: MLflow takes them for the same
+    points only then. What the checkpoint's own process measured may differ from them in rounding, where another number
+    of workers had measured this step before.
     """
     from mlflow.entities import Metric
 
     last = {metric.key: metric for metric in found.data.to_proto().metrics}
-    times = dict[str, int]()
+    points = []
     for name in row["metrics"]:
         point = last.get(name)
         if point is not None and point.step != row["step"]:  # an older checkpoint, of a run that is continued
             history = run.client.get_metric_history(run.run_id, name)
             point = next((one for one in history if one.step == row["step"]), None)
-        if point is not None and math.isfinite(row["metrics"][name]):
-            times[name] = point.timestamp
+        if point is not None and math.isfinite(point.value):
+            points.append(point)
     # A value has one dataset; of a mixture, the first.
     name, digest = row["datasets"][0] if row["datasets"] else (None, None)
     return [
         Metric(
-            *(key, row["metrics"][key], time_ms, row["step"]),
+            *(point.key, point.value, point.timestamp, point.step),
             model_id=model_id,
             dataset_name=name,
             dataset_digest=digest,
             run_id=run.run_id,
         )
-        for key, time_ms in times.items()
+        for point in points
     ]
 
 

@@ -99,6 +99,18 @@ def test_a_checkpoint_is_a_model_with_its_values_and_its_data(config: TrackingCo
     assert [one.info.run_id for one in found] == [tracker.run_id]
 
 
+def test_a_checkpoint_that_was_measured_again_in_another_rounding_doubles_no_point(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    # A group of another size went on from an earlier checkpoint and evaluated the step again.
+    first, again = checkpoint(24, 0.5), replace(checkpoint(24, 0.5000001), uri="s3://runs/solar/checkpoints/24-e2")
+    record(config, tmp_path, [first])
+    tracker = record(config, tmp_path, [again], status="FINISHED")
+    (point,) = make_client(config.uri).get_metric_history(tracker.run_id, "val/accuracy")
+    (model,) = models_of(config)
+    assert (point.value, [metric.value for metric in model.metrics]) == (0.5, [0.5])
+
+
 def test_models_go_with_their_checkpoints_and_come_once_over_restarts(config: TrackingConfig, tmp_path: Path) -> None:
     first, second, third = checkpoint(24, 0.5), checkpoint(48, 0.7), checkpoint(72)
     record(config, tmp_path, [first], [first, second])
