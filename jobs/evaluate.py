@@ -50,6 +50,10 @@ class Options:
     """Segmentation: column of the masks' paths, in place of --label-column. Their values are the classes' numbers."""
     targets: tuple[str, ...] = ()
     """Regression: columns of the numbers, in the order of the model's; empty: those with its targets' names."""
+    split_column: str = "split"
+    """Column that says train, val or test, where the table has one; empty: it isn't looked at."""
+    split: Literal["", "train", "val", "test"] = ""
+    """The rows of a table that are evaluated, where it has rows of several splits."""
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
     best: bool = False
@@ -116,7 +120,13 @@ def main(argv: Sequence[str]) -> int:
         best=options.best,
         image_size=options.image_size,
     )
-    data = open_data(saved, options.data, loader_workers=options.loader_workers, columns=_columns(options))
+    data = open_data(
+        saved,
+        options.data,
+        loader_workers=options.loader_workers,
+        columns=_columns(options),
+        split=options.split,
+    )
     device = chosen_device(options.device)
     if options.reestimate_bn:
         reestimate_saved(
@@ -166,6 +176,7 @@ def _columns(options: Options) -> TableColumns:
         flags=options.label_columns,
         mask=options.mask_column,
         targets=options.targets,
+        split=options.split_column,
     )
 
 

@@ -24,7 +24,7 @@ from datasets.loading.reader import Reader, Sample
 from datasets.loading.samples import Request, Samples, View
 from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.table_labels import LabelReader, TableColumns, label_reader
-from datasets.prepare.table_rows import image_rows
+from datasets.prepare.table_rows import check_split, image_rows
 from datasets.shards.class_names import class_numbers, shown_classes
 from datasets.shards.manifest import DatasetManifest, ShardInfo
 
@@ -83,7 +83,7 @@ class LabelledFiles:
 
 
 def labelled_files(
-    place: str, *, kind: str, classes: tuple[str, ...], columns: TableColumns
+    place: str, *, kind: str, classes: tuple[str, ...], columns: TableColumns, split: str = ""
 ) -> tuple[LabelledFiles, tuple[str, ...]]:
     """List the images of a place with their classes, and return lines for the user on what was left out.
 
@@ -92,16 +92,17 @@ def labelled_files(
         kind: what the labels are.
         classes: of the model, in the order of its outputs; labels are names of these or their numbers.
         columns: of a table. The mask's is `label` where none is named; those of targets are named as the model's are.
+        split: of a table with splits: the rows that are read; empty: all, where they are of one split.
 
     Raises:
-        DataError: no images, or one whose label is missing or none of the classes; one line.
+        DataError: no images, several splits, or one whose label is missing or none of the classes; one line.
     """
     left_out = LeftOut()
     for field, flag, meant in _MEANT_FOR:
         if getattr(columns, field) and kind != meant:
             raise DataError(f"{place}: {flag} is for {meant}, and the model is for {kind}; leave it out")
     if is_table(place):
-        files = _table_files(place, kind, classes, columns, left_out)
+        files = _table_files(place, kind, classes, columns, split, left_out)
     elif kind == "classification":
         files = tuple(_in_classes(place, find_images(place, left_out), left_out))
     else:
@@ -116,20 +117,26 @@ def labelled_files(
 
 
 def _table_files(
-    place: str, kind: str, classes: tuple[str, ...], columns: TableColumns, left_out: LeftOut
+    place: str, kind: str, classes: tuple[str, ...], columns: TableColumns, split: str, left_out: LeftOut
 ) -> tuple[ImageFile, ...]:
-    """List the rows of a table as `jobs.prepare csv` reads them, all of one split."""
+    """List the rows of a table's split as `jobs.prepare csv` reads them."""
     columns = replace(
         columns,
         mask=columns.mask or (columns.label if kind == "segmentation" else ""),
         targets=columns.targets or (classes if kind == "regression" else ()),
         separator=columns.separator or ("\n" if kind == "multilabel" else ""),  # a cell is one label, or none
-        split="",
     )
     table = open_table(place)
     reader = label_reader(table, columns)
     _check_columns(table, reader, kind, classes)
-    return tuple(table_images(table, image_rows(table, reader, columns, otherwise="test", left_out=left_out)))
+    rows = image_rows(table, reader, columns, otherwise=split or "test", left_out=left_out)
+    splits = [role for role in ROLES if any(row.split == role for row in rows)]
+    if not split and len(splits) > 1:
+        raise DataError(f"{place}: it holds the splits {', '.join(splits)}; name one with --split, or leave the column "
+                        "aside with --split-column ''")  # fmt: skip
+    if split:
+        check_split(table, split, splits)
+    return tuple(table_images(table, (row for row in rows if split in ("", row.split))))
 
 
 def _check_columns(table: Table, reader: LabelReader, kind: str, classes: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from datasets.errors import DataError
@@ -119,11 +119,19 @@ def by_split(table: Table, rows: Sequence[ImageRow], items: Sequence[Item], alon
     # In another order the table says the same.
     pairs = sorted(zip(rows, items, strict=True), key=lambda pair: pair[0].path)
     splits = {split: own for split in ROLES if (own := tuple(item for row, item in pairs if row.split == split))}
-    needed = alone or "train"
+    check_split(table, alone or "train", splits)
+    return {alone: splits[alone]} if alone else splits
+
+
+def check_split(table: Table, needed: str, splits: Collection[str]) -> None:
+    """Refuse a table without rows of a split; `splits` are those that it has.
+
+    Raises:
+        DataError: it has none.
+    """
     if needed not in splits:
         raise DataError(f"{table.url}: no row is of the split {needed}, only of {' and '.join(splits)}; add such rows, "
                         "or leave the column aside with --split-column ''")  # fmt: skip
-    return {alone: splits[alone]} if alone else splits
 
 
 def check_trained(url: str, classes: Sequence[str], splits: dict[str, tuple[Item, ...]], *, named: bool) -> None:

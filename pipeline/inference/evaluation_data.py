@@ -52,7 +52,7 @@ class EvaluationData:
 
 
 def open_data(
-    saved: SavedModel, place: str, *, loader_workers: int, columns: TableColumns | None = None
+    saved: SavedModel, place: str, *, loader_workers: int, columns: TableColumns | None = None, split: str = ""
 ) -> EvaluationData:
     """Open what a model is evaluated on, read as the run read its validation data.
 
@@ -62,9 +62,10 @@ def open_data(
             without a manifest, a table; local or in S3.
         loader_workers: processes that decode images.
         columns: of a table.
+        split: of a table with splits.
 
     Raises:
-        DataError: nothing is there, or its labels mean something else than the model's outputs.
+        DataError: nothing is there, or more than one split, or its labels mean something else than the model's outputs.
     """
     view = saved.preprocessing
     config = DataConfig(
@@ -82,7 +83,7 @@ def open_data(
     if _is_folder(place) and tag_of(join(place, f"val/{MANIFEST_NAME}")):
         raise DataError(f"{place}: it holds splits; name one, such as {join(place, 'val')}")
     reader, notes = labelled_files(
-        place, kind=saved.kind, classes=saved.task.classes, columns=columns or TableColumns()
+        place, kind=saved.kind, classes=saved.task.classes, columns=columns or TableColumns(), split=split
     )
     return EvaluationData(config=config, reader=reader, notes=notes)
 

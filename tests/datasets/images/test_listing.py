@@ -177,6 +177,26 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path, s3_uri: str) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_the_rows_of_a_split_are_read_alone_and_never_all_of_several(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(image_of(1, number)))
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,split\n0.png,ant,train\n1.png,bee,Valid\n2.png,cow,train\n3.png,cow,val\n")
+
+    def of(columns: TableColumns, split: str) -> list[int]:
+        found = labelled_files(str(table), kind="classification", classes=CLASSES, columns=columns, split=split)[0]
+        return [int(label) for label in found.labels]
+
+    assert of(TableColumns(), "val") == [1, 2]
+    assert of(TableColumns(split=""), "") == [0, 1, 2, 2]
+    with pytest.raises(DataError, match=r"t\.csv: it holds the splits train, val; name one with --split, or leave"):
+        of(TableColumns(), "")
+    with pytest.raises(DataError, match=r"t\.csv: no row is of the split test, only of train and val"):
+        of(TableColumns(), "test")
+    table.write_text("path,label,split\n1.png,bee,val\n3.png,cow,val\n")
+    assert of(TableColumns(), "") == [1, 2]
+
+
 def test_a_part_of_a_file_that_was_cut_since_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"12345")
     file = ImageFile("a.tar:key.jpg", str(tmp_path / "a.tar"), 3, 5)
