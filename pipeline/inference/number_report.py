@@ -18,6 +18,8 @@ MOST_POINTS, LEAST_POINTS = 6000, 50
 """Points of all scatter plots together, and of each at least; of more images, some evenly spaced ones are drawn."""
 SCORES = ("images", "SD", "MAE", "MAE / SD", "RMSE", "R²", "Pearson", "mean error")
 """What is said of each target in numbers."""
+_ROOM = 1.5
+"""A histogram shows errors up to so many times the size that 99 % of them keep to; its outer bars have the rest."""
 
 Tick = tuple[float, str]
 """Place in the chart, and what is written there."""
@@ -41,7 +43,10 @@ class Scatter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
-    """How many images have which error, in the same coordinates; an error of 0 is in the middle."""
+    """How many images have which error, in the same coordinates; an error of 0 is in the middle.
+
+    Errors beyond the chart are in its outer bars.
+    """
 
     bars: list[tuple[float, float, str]]
     """left, height and what is said of the bar"""
@@ -195,11 +200,17 @@ def _scatter(truth: np.ndarray, predicted: np.ndarray, worst: np.ndarray, said: 
 
 def _histogram(errors: np.ndarray, deviation: float) -> Histogram:
     errors = errors[np.isfinite(errors)]
-    most = float(np.abs(errors).max(initial=0)) or deviation
+    sizes = np.abs(errors)
+    most = float(sizes.max(initial=0)) or deviation
+    usual = _ROOM * float(np.quantile(sizes, 0.99)) if len(sizes) else 0.0
+    cut = 0 < usual < most  # else a few wild errors would press all others into one bar
+    most = usual if cut else most
     bars = 2 * min(20, max(4, math.isqrt(len(errors))))
-    counts, edges = np.histogram(errors, bars, (-most, most))
+    counts, edges = np.histogram(np.clip(errors, -most, most), bars, (-most, most))
     highest = max(1, int(counts.max()))
     texts = [number_text(float(edge), 2 * most / bars, 2) for edge in edges]
+    if cut:
+        texts[0], texts[-1] = "the lowest", "the highest"
     return Histogram(
         bars=[
             (100 * index / bars, 100 * count / highest, f"{count:,} images: {texts[index]} to {texts[index + 1]}")

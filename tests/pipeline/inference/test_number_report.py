@@ -68,6 +68,17 @@ def test_charts_stay_in_their_frames_and_count_every_image() -> None:
     assert len(target.scatter.below) < len(target.scatter.ticks)  # such long numbers have no room
 
 
+def test_a_few_wild_errors_do_not_press_the_others_into_one_bar() -> None:
+    errors = np.random.default_rng(1).standard_normal((1000, 1))
+    errors[3], errors[4] = 1e9, -1e9
+    (target,) = targets_of(recorded(np.zeros((1000, 1)), errors), rows(1), (1.0,), str)
+    bars = target.histogram.bars
+    assert sum(int(text.split()[0]) for *_, text in bars) == 1000
+    assert len(bars) > 20
+    assert bars[0][2].startswith("1 images: the lowest to -")
+    assert bars[-1][2].endswith(" to the highest")
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0, -1e12])
 def test_one_image_and_numbers_that_are_all_the_same(value: float) -> None:
     for count in (1, 10):
