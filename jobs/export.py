@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,22 +16,11 @@ from jobs.common.parsing import parse
 if TYPE_CHECKING:
     import numpy as np
 
-    from infra.storage.base import Storage
     from pipeline.inference.evaluation_data import EvaluationData
     from pipeline.inference.trained_model import SavedModel
 
 CALIBRATED = 256
 """Training images from which int8 takes its ranges."""
-_LABELS: dict[str, Literal["one", "several", "none"]] = {
-    "classification": "one",
-    "segmentation": "one",
-    "multilabel": "several",
-    "regression": "none",
-}
-"""kind -> labels of an image that a registered model tells."""
-ROOT = Path(__file__).parents[1]
-SERVED, DECODER = ROOT / "pipeline/inference/served_images.py", ROOT / "datasets/transforms"
-"""What a registered model of images is made of: its script, and the package that decodes for it."""
 TOLERANCE = 1e-4
 """Largest difference of logits that is rounding, in the unit of `difference_unit` (measured: up to 1e-6)."""
 
@@ -81,8 +69,8 @@ class Options:
     """Number of images with which the two models are compared."""
     register: str = ""
     """Also log the ONNX file with the run in MLflow, and register it as a new version of the model of this name, with
-    the tags checkpoint, sha256, size_bytes, classes_sha256 (of the classes' names, one a line) and, where it is known,
-    score."""
+    a description and the tags checkpoint, sha256, size_bytes, classes_sha256 (of the classes' names, one a line) and,
+    where it is known, score."""
     register_as: Literal["tensors", "images"] = "tensors"
     """What the registered model takes. tensors: the ONNX file as it is (MLflow's onnx flavor); images: encoded images,
     as a pyfunc for `mlflow models serve` that has this project's decoder in it (classification)."""
@@ -165,7 +153,18 @@ def main(argv: Sequence[str]) -> int:
         f"{latency_ms(saved.logits, images[:1]):.1f} ms ({torch.get_num_threads()} threads)"
     )
     if options.register:
-        version = _register(saved, options)
+        from jobs.common.registration import register_exported
+
+        version = register_exported(
+            saved,
+            Path(options.to),
+            name=options.register,
+            alias=options.alias,
+            tracking_uri=options.tracking_uri,
+            precision=options.precision,
+            takes_images=options.register_as == "images",
+            is_as_evaluated=not (options.image_size or options.reestimate_bn),
+        )
         print(f"MLflow: logged with its run, and registered as version {version} of {options.register!r}")
     return 0
 
@@ -193,55 +192,6 @@ def _is_checkpoint(uri: str) -> bool:
         return key is not None and bool(read_manifest(storage, key))
     except CheckpointError:
         return False
-
-
-def _register(saved: SavedModel, options: Options) -> str:
-    from infra.tracking.config import TrackingConfig
-    from infra.tracking.registry import Registration, register_model
-    from pipeline.checkpoint.resume import locate
-
-    recorded, storage = saved.config["tracking"], locate(saved.uri)[0]
-    path = Path(options.to)
-    content = path.read_bytes()
-    tags = {
-        "checkpoint": saved.uri,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "size_bytes": str(len(content)),
-        "classes_sha256": hashlib.sha256("\n".join(saved.task.classes).encode()).hexdigest(),
-        "precision": options.precision,
-        **({} if options.image_size or options.reestimate_bn else _recorded_score(saved, storage)),
-    }
-    return register_model(
-        path,
-        TrackingConfig(uri=options.tracking_uri or recorded["uri"], experiment=recorded["experiment"]).absolute(),
-        storage,
-        Registration(
-            name=options.register,
-            alias=options.alias,
-            tags=tags,
-            image_shape=saved.preprocessing.shape,
-            num_outputs=saved.task.num_outputs,
-            dtype=saved.preprocessing.dtype.__name__,
-            channels=saved.preprocessing.channels,
-            bands=not saved.preprocessing.format.is_rgb,
-            step=saved.state.cursor,
-            dense=saved.kind == "segmentation",
-            labels=_LABELS[saved.kind],
-            serves=SERVED if options.register_as == "images" else None,
-            code=(DECODER,) if options.register_as == "images" else (),
-        ),
-    )
-
-
-def _recorded_score(saved: SavedModel, storage: Storage) -> dict[str, str]:
-    """Return the metric that the run was judged by, as it was recorded with the checkpoint, as a tag."""
-    from pipeline.checkpoint.catalog import describe_checkpoints
-
-    metric = saved.config["checkpoint"]["best_metric"]
-    for row in describe_checkpoints(storage):
-        if saved.uri.endswith(row.key) and metric in row.metrics:
-            return {"score": f"{row.metrics[metric]:.6g}", "score_metric": metric}
-    return {}
 
 
 def export_scored(saved: SavedModel, options: Options, data: EvaluationData) -> str:

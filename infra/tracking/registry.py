@@ -27,6 +27,8 @@ class Registration:
     name: str
     alias: str
     """That the version gets; empty: none."""
+    description: str
+    """Of the version, in Markdown."""
     tags: Mapping[str, str]
     """Of the version."""
     image_shape: tuple[int, int]
@@ -87,6 +89,7 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
                 **options,
             )
         version = str(logged.registered_model_version)
+        client.update_model_version(what.name, version, what.description)
         for tag, value in what.tags.items():
             client.set_model_version_tag(what.name, version, tag, value)
         if what.alias:

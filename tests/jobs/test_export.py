@@ -35,7 +35,8 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.mlflow_run import TrackingError
 from infra.tracking.registry import Registration, image_options
 from infra.tracking.tracker import Tracker
-from jobs.export import DECODER, SERVED, Options, best_of, main
+from jobs.common.registration import DECODER, SERVED
+from jobs.export import Options, best_of, main
 from jobs.predict import main as predict
 from pipeline.checkpoint.head import MANIFEST
 from pipeline.inference.exported_model import ExportError, open_exported, write_exported
@@ -394,6 +395,7 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
     assert (version.tags["size_bytes"], version.tags["score_metric"]) == (str(len(content)), "val/accuracy")
     assert 0.5 < float(version.tags["score"]) <= 1
     assert version.tags["checkpoint"].startswith(f"{folder}/checkpoints/")
+    assert f"val/accuracy {version.tags['score']}. Exported from `{folder}" in version.description
     recorded = client.get_run(version.run_id)
     assert recorded.info.status == "FINISHED"
     (logged,) = client.search_logged_models([recorded.info.experiment_id])
@@ -408,7 +410,8 @@ def test_a_registered_model_is_logged_with_its_run_and_has_a_signature(
 @pytest.mark.parametrize("bands", [False, True])
 def test_a_model_of_images_names_every_package_that_its_script_imports(bands: bool, tmp_path: Path) -> None:
     registration = Registration(
-        name="m", alias="", tags={}, image_shape=(32, 32), num_outputs=2, step=0, dtype="float32" if bands else "uint8",
+        name="m", alias="", description="", tags={}, image_shape=(32, 32), num_outputs=2, step=0,
+        dtype="float32" if bands else "uint8",
         channels=5 if bands else 3, bands=bands, dense=False, labels="one", serves=SERVED, code=(DECODER,),
     )  # fmt: skip
     required = set(image_options(tmp_path / "m.onnx", registration, tmp_path)["pip_requirements"])
