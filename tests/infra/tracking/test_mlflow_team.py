@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from infra.devstack.server import Server, free_ports, is_free
+from infra.devstack.server import free_ports
 from infra.devstack.servers import MlflowServer
 from infra.mlflow_serve import settings
 from infra.storage.open import open_storage
@@ -23,36 +19,8 @@ from infra.tracking.mlflow_run import TrackingError, make_client
 from infra.tracking.ranking import best_checkpoint
 from infra.tracking.tracker import Tracker
 from tests.support.lineage import TRAIN, VAL, checkpoint
+from tests.support.postgres import PASSWORD, PostgresServer, running_postgres
 from tests.support.servers import S3Server
-
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(shutil.which("postgres") or "")]
-PASSWORD = "database-password-%1"
-ACCOUNT = "postgres" if os.getuid() == 0 else None
-"""PostgreSQL refuses to run as root."""
-
-
-class PostgresServer(Server):
-    """PostgreSQL with a database `mlflow` and a password."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.port = free_ports(1)
-        self.uri = f"postgresql://mlflow:{PASSWORD.replace('%', '%25')}@127.0.0.1:{self.port}/postgres"
-        (folder / "password").write_text(PASSWORD)
-        if ACCOUNT:
-            for path in (folder, folder / "password"):
-                shutil.chown(path, ACCOUNT)
-        make = [str(POSTGRES[-1].with_name("initdb")), "-D", str(folder / "data"), "-U", "mlflow", "--no-sync"]
-        login = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
-        subprocess.run([*make, *login], check=True, user=ACCOUNT, capture_output=True, cwd=folder)
-
-    def command(self) -> list[str]:
-        switches = ["-c", "fsync=off", "-c", f"unix_socket_directories={self.folder}", "-h", "127.0.0.1"]
-        run = [str(POSTGRES[-1]), "-D", str(self.folder / "data"), "-p", str(self.port), *switches]
-        return ["setpriv", "--reuid", ACCOUNT, "--regid", ACCOUNT, "--init-groups", *run] if ACCOUNT else run
-
-    def is_ready(self) -> bool:
-        return not is_free(self.port)
 
 
 class TeamServer(MlflowServer):
@@ -62,18 +30,6 @@ class TeamServer(MlflowServer):
         return [sys.executable, "-m", "infra.mlflow_serve", "--port", str(self._port), "--workers", "1"]
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    if not POSTGRES[-1].name:
-        pytest.skip("PostgreSQL is not on this machine (Debian: postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's folders are closed to other accounts
-    server = PostgresServer(folder)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
-
-
 def test_without_its_settings_it_says_which(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="MLFLOW_BACKEND_STORE_URI, MLFLOW_ARTIFACTS must be set"):
         settings({"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "x" * 12}, tmp_path)
@@ -81,8 +37,16 @@ def test_without_its_settings_it_says_which(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_a_run_with_a_password_is_kept_in_postgresql_and_s3(
+    s3_server: S3Server, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_postgres() as postgres:
+        check_team(postgres, s3_server, s3_uri, tmp_path, monkeypatch)
+
+
+def check_team(
     postgres: PostgresServer, s3_server: S3Server, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run reaches a server of `mlflow_serve`, which keeps it in the database and in S3."""
     secrets = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a-long-password"}
     places = {"MLFLOW_ARTIFACTS": f"{s3_uri}/mlflow", "PYTHONPATH": str(Path(__file__).parents[3])}
     server = TeamServer(
