@@ -51,10 +51,15 @@ class Options:
     """Seconds of training without a checkpoint before each one, for comparison."""
     every_s: float = 60.0
     """Assumed seconds between checkpoints for the reported share of training time."""
+    pin_server: bool = False
+    """Keep the S3 server that is started here on the last CPU: the training finds the others free of it, as if the
+    server were on another machine."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "batch_size", "checkpoints")
         check_above_0(self, "gap_s", "every_s")
+        if self.pin_server and (self.storage or len(_cpus()) < 2):
+            raise ValueError("pin_server: it needs a server that is started here, so no --storage, and two CPUs")
         check_model(ModelConfig(name=self.model))
         check_image_size(ModelConfig(name=self.model), self.image_size)
 
@@ -107,6 +112,8 @@ def main(argv: Sequence[str]) -> int:
     options = read_flags(Options, argv, __doc__)
     with nullcontext((options.storage, None)) if options.storage else _s3_server() as (storage, server):
         trainee = _Trainee(options, storage, server)
+        if options.pin_server and server is not None:
+            _pin(server)
         for _ in range(5):
             trainee.step()
         trainee.measured.steps.clear()
@@ -196,6 +203,17 @@ class _Trainee:
             return 0.0
         times = self.server.cpu_times()
         return float(times.user + times.system)
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def _pin(server: psutil.Process) -> None:
+    """Keep the server with its children on the last CPU."""
+    for process in (server, *server.children(recursive=True)):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, _cpus()[-1:])
 
 
 def _elapsed(step: tuple[float, float, float]) -> float:

@@ -13,6 +13,7 @@ MISTAKES = [
     *((name, ["--wrong", "3"], r"^Unrecognized options: --wrong, 3$") for name in NAMES),
     ("checkpoint", ["--model", "nothing"], "^name=nothing: no such model"),
     ("checkpoint", ["--gap-s", "0"], r"^--gap-s 0\.0: must be above 0$"),
+    ("checkpoint", ["--pin-server", "--storage", "runs"], r"^pin_server: it needs a server that is started here"),
     ("controller", ["--seconds", "long"], r"^--seconds: 'long' is not a number$"),
     ("controller", ["--operators", "0"], "^--operators 0"),
     ("loader", ["--image-sizes", "128", "0"], "^--image-sizes 128 0"),
