@@ -216,17 +216,18 @@ class Trainer:
         # Whether it is saved or not: a resumed run's numbers are then rounded as those of a run that wasn't killed.
         self.learner.average_statistics()
         metrics = self._log_row(span, meter)
-        if evaluate:
-            metrics = metrics | self._evaluated(span)
-        decisions = self._decide(metrics)
+        scores = self._evaluated(span) if evaluate else {}
+        decisions = self._decide(metrics | scores)
         if self.config.trainer.reestimate_bn and self.progress.span is None:  # a run that is extended keeps its own
             self._reestimate(span)
-            metrics = metrics | self._evaluated(span)
+            scores = self._evaluated(span)
+        if scores:  # those that are saved: of two evaluations of a step the first would stay on record
+            self._tell(scores | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
         if save or decisions:
             self._save()
         leaves = leaving(decisions)
         if not isinstance(leaves, Stop | NewGroup):
-            leaves = self._while_paused(metrics) or leaves
+            leaves = self._while_paused(metrics | scores) or leaves
         if len(self.state.stage_starts) > span.index + 1:
             self.hooks.stage_ended(span, dict(self.state.stage_results[span.index]))
         meter.restart()
@@ -283,7 +284,6 @@ class Trainer:
             metrics[PLAIN_TRAINING_LOSS] = self.evaluator.plain_training_loss(self.learner.evaluated_model, size)
         self.progress.evaluated(span.index, metrics, time.perf_counter() - started, self.world_size)
         log.info("evaluated", extra={"cursor": self.state.cursor, "metrics": metrics})
-        self._tell(metrics | {"val/epoch": self.state.cursor / self.progress.samples_per_epoch})
         return metrics
 
     def _reestimate(self, span: StageSpan) -> None:

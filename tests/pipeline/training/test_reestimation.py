@@ -82,6 +82,9 @@ def test_a_run_ends_with_statistics_of_its_evaluations_size(
     # What is recorded is the evaluation of these.
     measured = {f"val/{name}": value for name, value in trainer.evaluate(48).items()}
     assert {name: end.state.evaluation[name] for name in measured} == measured
+    # MLflow keeps the first point of a step: it must be told of no other evaluation there.
+    told = [row for cursor, row in hooks.rows if cursor == ends_at and "val/loss" in row]
+    assert [row["val/loss"] for row in told] == [measured["val/loss"]]
 
 
 def test_a_run_that_is_extended_goes_on_with_its_own_statistics(make_config: MakeConfig) -> None:
