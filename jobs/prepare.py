@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -27,7 +27,7 @@ from datasets.prepare.sources.torchvision_set import TorchvisionData
 from datasets.prepare.writer import WriterConfig, prepare
 from jobs.common.cli import ShortSides
 from jobs.common.display import shown_progress, summary
-from jobs.common.parsing import parse
+from jobs.common.parsing import UsageError, parse
 from jobs.common.run_classes import names_of
 
 AnySource = (
@@ -40,6 +40,7 @@ AnySource = (
     | Annotated[BlueMarble, tyro.conf.subcommand("bluemarble")]
     | Annotated[Fonts, tyro.conf.subcommand("fonts")]
 )
+_SOURCES = tuple(get_args(kind)[0].name for kind in get_args(AnySource))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     try:
         argv = sys.argv[1:] if arguments is None else arguments
+        if not {*argv} & {*_SOURCES, "-h", "--help"}:
+            raise UsageError(f"no source is named; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
         config = parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings)
         run(config)
     except ValueError as error:

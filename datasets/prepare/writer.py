@@ -83,7 +83,10 @@ def prepare(
     plan = source.plan()
     _check_plan(source, plan)
     description = _describe(source, plan, config)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: no folder can be made there ({error.strerror}); use another --out") from error
     with locked(out, "wait for it or use another --out"):
         _claim(out, description, overwrite=config.overwrite)
         done = {split: manifest for split in plan.splits if (manifest := _finished(out / split)) is not None}

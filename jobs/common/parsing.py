@@ -71,7 +71,8 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
             return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
         case InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {', '.join(choices)}"
+            allowed = ", ".join(choice for choice in choices if choice)  # an empty one is a flag that is not given
+            return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {allowed}"
         case BadValue(argument=argument):
             return f"{argument.lowered.name_or_flags[0]}: it needs a value"
         case InstantiationFailure(message=message, argument=None):
@@ -84,7 +85,9 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
                 sentence = re.sub(pattern, words, sentence)
             return f"{argument.lowered.name_or_flags[0]}: {sentence}"
         case MissingArgs(missing_arguments=missing):
-            return f"missing: {', '.join(one.arg.lowered.name_or_flags[0] for one in missing)}"
+            names = (one.arg.lowered.name_or_flags[0] for one in missing)
+            named = (name if name[0] == "-" else name.rpartition(".")[2].upper() for name in names)
+            return f"missing: {', '.join(named)}; {event.prog} --help explains it"
     return f"wrong arguments; {event.prog} --help lists the flags"
 
 

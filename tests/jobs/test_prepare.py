@@ -120,7 +120,8 @@ def test_errors_are_one_line_and_exit_code_2(
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     assert main(["elpv", "--out", str(tmp_path / "file" / "out")]) == 2
-    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
+    error = f"error: {tmp_path}/file/out: no folder can be made there (Not a directory); use another --out\n"
+    assert capsys.readouterr().err == error
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
         (["fonts", "--samples-per-shard", "0"], "samples_per_shard is 0; it must be"),
         (["fonts", "--colour", "red"], "--colour"),
         (["fonts", "--also-short-side", "64,5"], "also_short_side is (64, 5) px; each must be"),
-        (["photos"], "photos"),
+        (["photos"], "no source is named; there are image-folder, csv, parquet, masks,"),
+        ([], "no source is named; there are image-folder"),
+        (["image-folder"], "missing: PATH; python -m jobs.prepare"),
+        (["image-folder", "images", "--split", "foo"], "--split: 'foo' is not one of train, val, test"),
     ],
 )
 def test_options_that_cannot_be_end_with_exit_code_2(

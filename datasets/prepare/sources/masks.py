@@ -123,11 +123,15 @@ class Masks:
 
     def _mask(self, image: Path, split: str) -> Path | None:
         """Return the mask of an image, if it has one."""
+        return next((place for place in self._mask_places(image, split) if place.is_file()), None)
+
+    def _mask_places(self, image: Path, split: str) -> list[Path]:
+        """Return the files that an image's mask can be, the usual one first."""
         folder = self._folder(split) or self.images
         masks = self.masks if folder == self.images else getattr(self, f"{split}_masks")
         place = (masks or folder) / image.relative_to(folder)
         names = (place.with_name(f"{image.stem}{self.mask_suffix}{extension}") for extension in _EXTENSIONS)
-        return next((name for name in names if name.is_file() and name != image), None)
+        return [name for name in names if name != image]
 
     def _items(self, split: str, table: MaskClasses, left_out: LeftOut) -> tuple[Item, ...]:
         folder = self._folder(split)
@@ -144,7 +148,7 @@ class Masks:
         pairs = [(file, self._mask(file, split)) for file in files]
         if unmasked := [file for file, mask in pairs if mask is None]:
             if not self.skip_unmasked:
-                raise DataError(self._unmasked(unmasked, folder, len(files)))
+                raise DataError(self._unmasked(unmasked, split, len(files)))
             left_out.add("without a mask", str(unmasked[0].relative_to(folder)), len(unmasked))
         return tuple(
             Item(str(file.relative_to(folder)), -1, f"{mark_of(file)} {mark_of(mask)} {table.digest}")
@@ -160,11 +164,13 @@ class Masks:
             return file.stem.endswith(self.mask_suffix)
         return file.suffix in _EXTENSIONS and file.with_suffix("") in images
 
-    def _unmasked(self, files: list[Path], folder: Path, total: int) -> str:
+    def _unmasked(self, files: list[Path], split: str, total: int) -> str:
+        folder = self._folder(split) or self.images
         shown = ", ".join(str(file.relative_to(folder)) for file in files[:_MOST_NAMED])
         more = f" and {len(files) - _MOST_NAMED:,} more" if len(files) > _MOST_NAMED else ""
-        wanted = f"{files[0].stem}{self.mask_suffix}.png"
+        elsewhere = "" if self.masks or self.mask_suffix else ", name their folder with --masks"
         return (
             f"{folder}: {len(files):,} of {total:,} images have no mask: {shown}{more}; the first one's would be "
-            f"{wanted}; add them, or leave such images out with --skip-unmasked"
+            f"{self._mask_places(files[0], split)[0]}; add them{elsewhere}, or leave such images out with "
+            "--skip-unmasked"
         )
