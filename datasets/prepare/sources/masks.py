@@ -53,9 +53,20 @@ class Masks:
     val_share: float = 0.1
     """Share of the images of each sub-folder held out for validation if there is no --val-images; the file names decide
     which."""
+    test_share: float = 0.0
+    """Share of the images of each sub-folder held out for the test split if there is no --test-images, likewise; 0: no
+    test split."""
 
     def __post_init__(self) -> None:
         check_share(self.val_share)
+        if not 0 <= self.test_share < 1 - self.val_share:
+            raise ValueError(
+                f"test_share is {self.test_share}; it must be 0 (no test split) or more, and with val_share below 1"
+            )
+        if self.test_share and (self.test_images is not None or self.val_images is not None):
+            raise ValueError(
+                f"test_share is {self.test_share}: it is a share of all images; leave out test_images and val_images"
+            )
         for split in ("val", "test"):
             images, masks = getattr(self, f"{split}_images"), getattr(self, f"{split}_masks")
             if masks is not None and images is None:
@@ -74,9 +85,9 @@ class Masks:
             split: self._items(split, table, left_out) for split in ("train", "val", "test") if self._folder(split)
         }
         if "val" not in splits:
-            held = hold_out(splits["train"], self.val_share, lambda item: str(Path(item.name).parent))
-            splits = {**held, **{split: items for split, items in splits.items() if split != "train"}}
-            notes.append(f"val is {self.val_share:.0%} of each folder of {self.images}: there is no --val-images")
+            splits = self._held_out(splits["train"]) | {split: splits[split] for split in splits if split != "train"}
+            shares = [f"val is {self.val_share:.0%}"] + [f"test {self.test_share:.0%}"] * bool(self.test_share)
+            notes.append(f"{', '.join(shares)} of each folder of {self.images}: there is no --val-images")
         return Plan(
             classes=table.names,
             splits=splits,
@@ -109,6 +120,16 @@ class Masks:
             return numbered_mask(self._table(), mask.read_bytes(), image, item.name)
         except (ValueError, OSError) as error:
             raise DataError(f"{mask}: {error}") from error
+
+    def _held_out(self, everything: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
+        """Return the splits of one folder's images. Those of the test split are chosen first, so a larger share of them
+        takes the images that validation had."""
+        rest, test = everything, ()
+        if self.test_share:
+            parts = hold_out(everything, self.test_share, _sub_folder)
+            rest, test = parts["train"], parts["val"]
+        splits = hold_out(rest, self.val_share / (1 - self.test_share), _sub_folder)
+        return splits | ({"test": test} if test else {})
 
     def _table(self) -> MaskClasses:
         return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
@@ -174,3 +195,7 @@ class Masks:
             f"{self._mask_places(files[0], split)[0]}; add them{elsewhere}, or leave such images out with "
             "--skip-unmasked"
         )
+
+
+def _sub_folder(item: Item) -> str:
+    return str(Path(item.name).parent)

@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.loading.loader import build_eval_loader
 from datasets.prepare.mask_classes import mask_classes
+from datasets.prepare.sources.masks import Masks
 from datasets.shards.resolve import load_manifest
 from jobs.prepare import main
 from tests.support.prepared import png
@@ -84,6 +85,22 @@ def test_masks_beside_the_images_are_no_images_and_each_folder_gives_to_val(tmp_
     assert all((mask == halves(1)).all() for masks in found.values() for mask in masks)
 
 
+def test_a_share_for_testing_is_chosen_first_so_a_larger_one_takes_what_validation_had(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20)
+
+    def names(val_share: float, test_share: float) -> dict[str, set[str]]:
+        source = Masks(images=tmp_path / "all", classes="x,y", val_share=val_share, test_share=test_share)
+        return {split: {item.name for item in items} for split, items in source.plan().splits.items()}
+
+    tested, tuned = names(0.2, 0.2), names(0.2, 0.4)
+    assert {split: len(found) for split, found in tested.items()} == {"train": 12, "val": 4, "test": 4}
+    assert tuned["test"] == tested["val"] | tested["test"]
+    assert tuned["val"] | tuned["train"] == tested["train"]
+    found = prepared(tmp_path / "out", str(tmp_path / "all"), "--classes", "x,y", "--test-share", "0.2")
+    assert {split: len(masks) for split, masks in found.items()} == {"train": 14, "val": 2, "test": 4}
+    assert all((mask == halves(1)).all() for masks in found.values() for mask in masks)
+
+
 def test_an_interrupted_call_is_gone_on_with_and_other_classes_are_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +163,14 @@ def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: l
         (["{t}/a", "--masks", "{t}/m", "--val-masks", "{t}/m"], "give val_images too"),
         (["{t}/a", "--masks", "{t}/m", "--val-images", "{t}/a"], "val_masks and masks: give both"),
         (["{t}/a", "--masks", "{t}/m", "--val-share", "1"], "val_share is 1"),
+        (
+            ["{t}/a", "--masks", "{t}/m", "--test-share", "0.95"],
+            "test_share is 0.95; it must be 0 (no test split) or more",
+        ),
+        (
+            ["{t}/a", "--masks", "{t}/m", "--test-share", "0.1", "--val-images", "{t}/a", "--val-masks", "{t}/m"],
+            "test_share is 0.1: it is a share of all images; leave out",
+        ),
         (["{t}/a", "--masks", "{t}/m", "--binary", "--ignore", "3"], "--binary: masks with two classes have neither"),
     ],
 )
