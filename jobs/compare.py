@@ -59,7 +59,7 @@ class _Compare:
         planned = plan_runs(self.comparison, self.options.seeds, dry=self.options.dry_run)
         for run in planned:
             if run.variant in self.comparison.peers:
-                check_peer(run.ready, self.metric)
+                check_peer(run.ready, self.metric, self.options.peer_script)
         self._show_plan(planned)
         if self.options.dry_run:
             return 0
@@ -155,7 +155,8 @@ class _Compare:
     def _peer_run(self, run: Planned, parent: str) -> History:
         from pipeline.compare.peer import peer_history
 
-        return peer_history(run, self.metric, parent, self.comparison.name)
+        self._say(f"{self.options.peer_script} trains {run.ready.config.name}")
+        return peer_history(run, self.metric, parent, self.comparison.name, self.options.peer_script)
 
     def _findings(self, histories: dict[str, list[History]], planned: Sequence[Planned], tracking: str) -> Findings:
         from pipeline.compare.history import figures

@@ -14,12 +14,11 @@ from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, fixed_stages
 from pipeline.compare.config import CompareOptions, Comparison
+from pipeline.compare.peer_flags import differences, is_progressive
 from pipeline.config import TrainConfig
 
 PROG = "python -m jobs.compare"
 SHORT = {"--train": "--data.train", "--val": "--data.val"}
-PEER = {"timm": "timm, fixed"}
-"""What a twin's variant is called, by the library."""
 
 
 def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
@@ -56,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
             baseline=names[0],
         )
     comparison = _chosen(_named(comparison, config.name if own_name else ""), options.variants)
-    return _with_peer(comparison, options), options
+    return _with_peer(comparison, config, options), options
 
 
 def _recipe(name: str, rest: Sequence[str]) -> tuple[TrainConfig, CompareOptions]:
@@ -122,14 +121,21 @@ def _chosen(comparison: Comparison, names: Sequence[str]) -> Comparison:
     return replace(comparison, variants=kept, about=about, grid=comparison.grid if whole else None)
 
 
-def _with_peer(comparison: Comparison, options: CompareOptions) -> Comparison:
+def _with_peer(comparison: Comparison, recipe: TrainConfig, options: CompareOptions) -> Comparison:
+    """Add what another library trains: the baseline at one size, and the recipe's growing sizes if it has any."""
     if options.peer == "none":
         return comparison
     base = comparison.variants[comparison.baseline]
-    twin = replace(base, stages=fixed_stages(base.stages))
-    name = PEER[options.peer]
-    variants = {**comparison.variants, name: twin}
-    return replace(comparison, variants=variants, peers=frozenset({name}))
+    peers = {f"{options.peer} fixed": replace(base, stages=fixed_stages(base.stages))}
+    if is_progressive(recipe):
+        peers[f"{options.peer} progressive"] = replace(base, stages=recipe.stages)
+    about = {name: f"{options.peer}'s train.py; {'; '.join(differences(one))}" for name, one in peers.items()}
+    return replace(
+        comparison,
+        variants={**comparison.variants, **peers},
+        about={**comparison.about, **about},
+        peers=frozenset(peers),
+    )
 
 
 def _long(argument: str) -> str:

@@ -37,7 +37,7 @@ class Comparison:
     baseline: str
     """The variant that times and accuracies are compared with."""
     peers: frozenset[str] = frozenset()
-    """Variants that are trained by another library's loop."""
+    """Variants that are trained by another library's script."""
     grid: Grid | None = None
     """How variants cross, where they do."""
     about: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +64,10 @@ class CompareOptions:
     target: float = 0.0
     """Score for the comparison of times; 0: the baseline's mean final score."""
     peer: Literal["none", "timm"] = "none"
-    """Also train the baseline's recipe at its last size with another library's loader and loop."""
+    """Also train the recipe with another library's script, at its last size throughout and, if its sizes grow, with the
+    library's progressive schedule."""
+    peer_script: str = ""
+    """timm's train.py, of a clone of its repository (the package is without it), at the same path on all nodes."""
     out: str = ""
     """Folder for a copy of the report, which is also written to the storage."""
     dry_run: bool = False
