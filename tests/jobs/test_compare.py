@@ -21,6 +21,7 @@ from model.config import architecture_of
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig, TrainerConfig
 from pipeline.schedule.stages import AdaptiveConfig
+from tests.support import peer_script
 from tests.support.shards import write_shards
 
 
@@ -272,11 +273,14 @@ def test_a_dry_run_looks_at_config_and_data_alone(tmp_path: Path, capsys: pytest
     write_shards(tmp_path / "train", [60])
     write_shards(tmp_path / "val", [30])
     away = "http://127.0.0.1:9"
-    assert main(arguments(tmp_path, away, "--peer", "timm", "--dry-run")) == 0
-    assert "timm, fixed" in capsys.readouterr().out
+    peer = ("--peer", "timm", "--dry-run")
+    assert main(arguments(tmp_path, away, *peer, "--peer-script", peer_script.__file__)) == 0
+    shown = capsys.readouterr().out
+    assert "timm fixed" in shown
+    assert "timm progressive: timm's train.py; it reads image files" in " ".join(shown.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]
-    with pytest.raises(CompareError, match=r"^peer timm: each of its loader processes needs a shard of its own"):
-        main(arguments(tmp_path, away, "--peer", "timm", "--dry-run", "--data.loader-workers", "2"))
+    with pytest.raises(CompareError, match=r"^peer timm: its train\.py is not in the package; `git clone"):
+        main(arguments(tmp_path, away, *peer))
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
@@ -314,10 +318,11 @@ def test_a_comparison_trains_reports_and_is_reused(
     write_shards(tmp_path / "train", [60, 60])
     write_shards(tmp_path / "val", [30])
     out = tmp_path / "out"
-    command = arguments(tmp_path, sqlite_uri, "--peer", "timm", "--out", str(out))
+    peer = ("--peer", "timm", "--peer-script", peer_script.__file__)
+    command = arguments(tmp_path, sqlite_uri, *peer, "--out", str(out))
     assert main(command) == 0
     first = json.loads((out / "report.json").read_text())
-    assert list(first["variants"]) == ["fonts_small", "demo_scratch", "timm, fixed"]
+    assert list(first["variants"]) == ["fonts_small", "demo_scratch", "timm fixed", "timm progressive"]
     for variant in first["variants"].values():
         (run,) = variant["runs"]
         assert not run["reused"]
@@ -338,4 +343,4 @@ def test_a_comparison_trains_reports_and_is_reused(
     (parent,) = (run for run in runs if run.data.tags.get("kind") == "comparison")
     assert [one.path for one in client.list_artifacts(parent.info.run_id, "report") if one.path.endswith("html")]
     below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(below) == 3
+    assert len(below) == 4
