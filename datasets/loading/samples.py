@@ -21,8 +21,9 @@ from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import (
     CROP_DRAWS,
     Box,
+    Crop,
     Header,
-    decode_crop,
+    cut_out,
     decode_mask,
     eval_crop,
     image_header,
@@ -34,6 +35,9 @@ from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 
 log = logging.getLogger(__name__)
 
+RESIZED_TOGETHER = 4 << 20
+"""Bytes of crops that are resized in a row: between two decodes a resize takes half as long again, since each pushes
+the other's code out of the processor's cache. No more than its second-level cache has room for."""
 _REPLACEMENTS = 16
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 """Where an object is in memory, as Pillow says it: another address each time would make it another message."""
@@ -87,8 +91,7 @@ class Request(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    image: np.ndarray
-    """uint8 [H, W, 3], or float32 [H, W, C] of pixels that aren't RGB"""
+    crop: Crop
     label: int | np.ndarray
     """class number, uint8 [K] of a multi-label sample, or float32 [N] targets"""
     mask: np.ndarray | None
@@ -128,7 +131,7 @@ class Samples(Dataset[Batch]):
         images, damaged, kept = empty_images(count, shape, self.config.pixels), [], []
         rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(count, reader.manifest)
         masks = empty_masks(count, shape) if reader.manifest.kind == "segmentation" else None
-        draws = self._draws(request)
+        draws, waiting = self._draws(request), list[tuple[int, _Decoded]]()
         for row, sample in enumerate(reader.read_each(request.ids.tolist())):
             try:
                 decoded = self._decode(sample, draws[row], view, reader)
@@ -138,10 +141,12 @@ class Samples(Dataset[Batch]):
                 if not view.training:
                     continue
                 decoded = self._replacement(int(request.streams[row]), draws[row], view, reader)
-            rows[row], labels[row] = decoded.image, decoded.label
-            if masks is not None:
-                masks.numpy()[row] = decoded.mask
+            labels[row] = decoded.label
+            waiting.append((row, decoded))
             kept.append(row)
+            if sum(one.crop.pixels.nbytes for _, one in waiting) >= RESIZED_TOGETHER:
+                self._resize(waiting, draws, view, rows, masks)
+        self._resize(waiting, draws, view, rows, masks)
         if view.training:
             layers = [row[CROP_DRAWS + 1 :] for row in draws]
             rand_augment(
@@ -158,6 +163,24 @@ class Samples(Dataset[Batch]):
         batch = Batch(images, torch.from_numpy(labels), streams, masks, tuple(damaged), mixing)
         # Without those that couldn't be decoded: there may be none left.
         return batch if len(kept) == len(labels) else batch.rows(torch.tensor(kept, dtype=torch.int64))
+
+    def _resize(
+        self,
+        waiting: list[tuple[int, _Decoded]],
+        draws: list[list[float]],
+        view: View,
+        rows: np.ndarray,
+        masks: torch.Tensor | None,
+    ) -> None:
+        """Write what waits into its rows of the batch, resized and mirrored; nothing waits any more."""
+        for row, decoded in waiting:
+            image, mask = decoded.crop.resized(self.config.shape(view.image_size)), decoded.mask
+            if view.training and self.config.flip:
+                image, mask = random_flip_pair(image, mask, draws[row][CROP_DRAWS])
+            rows[row] = image
+            if masks is not None:
+                masks.numpy()[row] = mask
+        waiting.clear()
 
     def _draws(self, request: Request) -> list[list[float]]:
         """Return the random numbers of each sample's crop, flip and RandAugment; none in an evaluation."""
@@ -189,13 +212,11 @@ class Samples(Dataset[Batch]):
         pixels, shape = self.config.pixels, self.config.shape(view.image_size)
         header = image_header(sample.data, pixels, max_pixels=self.config.max_pixels)
         box = self._box(header, draws, view)
-        image = decode_crop(sample.data, header, box, shape, pixels)
+        crop = cut_out(sample.data, header, box, shape, pixels)
         mask = decode_mask(sample.mask, header, box, shape) if sample.mask else None
-        if view.training and self.config.flip:
-            image, mask = random_flip_pair(image, mask, draws[CROP_DRAWS])
         if mask is not None:
             _check_mask(mask, len(reader.manifest.classes))
-        return _Decoded(image, _label(sample, reader.manifest), mask)
+        return _Decoded(crop, _label(sample, reader.manifest), mask)
 
     def _box(self, header: Header, draws: list[float], view: View) -> Box:
         """Return the part of an image that a view takes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -18,6 +19,7 @@ from datasets.transforms.pixels import (
     Header,
     decode_jpeg,
     decode_rgb,
+    is_transposed,
     opened,
     read_header,
     stored_pixels,
@@ -29,7 +31,9 @@ __all__ = [
     "CROP_DRAWS",
     "MAX_PIXELS",
     "Box",
+    "Crop",
     "Header",
+    "cut_out",
     "decode_crop",
     "decode_mask",
     "decode_whole",
@@ -134,6 +138,20 @@ def decode_whole(data: bytes, pixels: PixelFormat = RGB, *, max_pixels: int = MA
     return decode_bands(data, max_pixels=max_pixels).astype(np.float32)
 
 
+class Crop(NamedTuple):
+    """What was cut out of an image, in the resolution of its decoding."""
+
+    pixels: np.ndarray
+    """uint8 [H, W, 3], or float32 [H, W, C], contiguous, as they are stored"""
+    orientation: int = 1
+    """EXIF's: how they must be turned or mirrored to be shown"""
+
+    def resized(self, shape: Shape) -> np.ndarray:
+        """Return the crop as it is shown, resized to this shape."""
+        stored = shape[::-1] if is_transposed(self.orientation) else shape
+        return np.ascontiguousarray(upright(resize(self.pixels, stored), self.orientation))
+
+
 def decode_crop(data: bytes, header: Header, box: Box, shape: Shape, pixels: PixelFormat = RGB) -> np.ndarray:
     """Decode an image, cut out `box` and resize it to uint8 [H, W, 3] of this shape.
 
@@ -143,16 +161,24 @@ def decode_crop(data: bytes, header: Header, box: Box, shape: Shape, pixels: Pix
     Raises:
         ValueError: the data is corrupt.
     """
+    return cut_out(data, header, box, shape, pixels).resized(shape)
+
+
+def cut_out(data: bytes, header: Header, box: Box, shape: Shape, pixels: PixelFormat = RGB) -> Crop:
+    """Decode an image and cut out `box`: all of `decode_crop` but the resizing, to the same shape later.
+
+    Raises:
+        ValueError: the data is corrupt.
+    """
     if not pixels.is_rgb:
         top, left, height, width = box
         values = decode_bands(data, max_pixels=header.height * header.width * pixels.channels)
-        return resize(values[top : top + height, left : left + width].astype(np.float32, order="C"), shape)
+        return Crop(values[top : top + height, left : left + width].astype(np.float32, order="C"))
     stored, box = _stored(header, box)
     target = shape[::-1] if header.is_transposed else shape
     found = _decode_jpeg(data, stored, box, target) if header.is_plain_jpeg else stored_pixels(data, header)
     top, left, height, width = _scaled_box(box, stored, found.shape[0], found.shape[1])
-    resized = resize(np.ascontiguousarray(found[top : top + height, left : left + width]), target)
-    return np.ascontiguousarray(upright(resized, header.orientation))
+    return Crop(np.ascontiguousarray(found[top : top + height, left : left + width]), header.orientation)
 
 
 def decode_mask(data: bytes, header: Header, box: Box, shape: Shape) -> np.ndarray:

@@ -45,7 +45,7 @@ class Header:
     @property
     def is_transposed(self) -> bool:
         """Whether rows are stored as columns."""
-        return self.orientation >= _TRANSPOSED_FROM
+        return is_transposed(self.orientation)
 
     @property
     def stored_shape(self) -> tuple[int, int]:
@@ -132,9 +132,14 @@ def stored_pixels(data: bytes, header: Header) -> np.ndarray:
     return pixels
 
 
+def is_transposed(orientation: int) -> bool:
+    """Say whether rows are stored as columns."""
+    return orientation >= _TRANSPOSED_FROM
+
+
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn and mirror stored pixels [H, W, 3] into what is shown."""
-    if orientation >= _TRANSPOSED_FROM:
+    if is_transposed(orientation):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

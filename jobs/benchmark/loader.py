@@ -20,12 +20,13 @@ from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
 from datasets.loading.processes import blas_kernel, limit_blas, simd_features
 from datasets.loading.reader import SampleReader
+from datasets.loading.samples import RESIZED_TOGETHER
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.sources.photographs import Photographs
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.copies import choose_copy, copy_folder
 from datasets.shards.resolve import expand_urls, load_manifest
-from datasets.transforms.decode import CROP_DRAWS, decode_crop, random_crop, read_header
+from datasets.transforms.decode import CROP_DRAWS, Crop, cut_out, random_crop, read_header
 from datasets.transforms.randomness import Purpose, uniforms
 from jobs.benchmark.baseline import usual_batches
 from jobs.benchmark.flags import check_at_least, read_flags
@@ -164,12 +165,23 @@ def _ceiling(folder: Path, size: int, options: Options) -> Batches:
     samples = itertools.cycle(range(manifest.num_samples))
     draws = uniforms(0, Purpose.AUGMENT, np.arange(manifest.num_samples), CROP_DRAWS).tolist()
     while True:
+        crops = list[Crop]()
         for number in itertools.islice(samples, options.batch_size):
             data = reader.read(number).data
             header = read_header(data)
             box = random_crop(header, draws[number], area=config.crop_area, ratio=config.crop_ratio)
-            decode_crop(data, header, box, (size, size))
+            crops.append(cut_out(data, header, box, (size, size)))
+            if sum(crop.pixels.nbytes for crop in crops) >= RESIZED_TOGETHER:
+                _resize(crops, size)
+        _resize(crops, size)
         yield None
+
+
+def _resize(crops: list[Crop], size: int) -> None:
+    """Resize crops, for nothing, and forget them."""
+    for crop in crops:
+        crop.resized((size, size))
+    crops.clear()
 
 
 def _rate(batches: Batches, options: Options) -> float:

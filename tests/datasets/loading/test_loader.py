@@ -100,6 +100,15 @@ def test_order_fingerprints_are_equal_for_one_two_and_four_workers(config: DataC
     assert fingerprint(1) == fingerprint(2) == fingerprint(4)
 
 
+def test_how_many_crops_are_resized_in_a_row_changes_nothing(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(config)
+    for most in (1, 20_000):  # after each one, and after a few, with some left at the end
+        monkeypatch.setattr("datasets.loading.samples.RESIZED_TOGETHER", most)
+        assert same(load(config), whole)
+
+
 def test_loader_processes_change_nothing(config: DataConfig) -> None:
     assert same(load(config), load(replace(config, loader_workers=2)))
 
