@@ -133,7 +133,8 @@ class Learner:
     def probe(self, batch: Callable[[int], tuple[Tensor, Tensor]], most: int) -> int:
         """Return how many samples, `most` or a half, a quarter, ... of it, fit into one pass on every rank.
 
-        Nothing of it stays in the model. Memory for the optimizer's state, which comes with the first step, is held.
+        Nothing of it stays in the model. Memory that later steps need is held: for the optimizer's state, which comes
+        with the first step, and for the gradients of a step's passes before.
 
         Args:
             batch: makes images and targets of so many samples, as the largest stage has them.
@@ -145,11 +146,14 @@ class Learner:
         self._net.train()
 
         def try_pass(count: int) -> None:
-            held = [torch.empty_like(weight) for weight in self.model.parameters() for _ in range(2)]
+            held: list[Tensor] = []
             try:
+                for weight in self.model.parameters():
+                    held += torch.empty_like(weight), torch.empty_like(weight)
+                    weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
                 self._pass(*batch(count), 1.0, sync=False)
             finally:
-                del held
+                held.clear()
                 self.model.zero_grad(set_to_none=True)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()

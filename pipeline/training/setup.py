@@ -16,6 +16,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.memory import micro_batch, stage_limits
 from pipeline.training.prefetch import Feed
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +46,26 @@ def fit_into_memory(progress: TrainingProgress, learner: Learner, feed: Feed, he
     on = trainer.probe_memory == "always" or (trainer.probe_memory == "auto" and device.type == "cuda")
     if not on or trainer.micro_batch_size or progress.state.micro_limits or progress.span is None:
         return
-    plain = _largest(config.stages[-1])
-    batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], stage=plain, start=0))))
-    inputs = StepInputs(batch.to(device), plain, config, learner.task, device)
+    stage = _largest(config.stages[-1])
+    learner.regularize(stage)  # set anew when a stage begins
+    batch = next(iter(feed.loader(replace(progress.schedule.spans[-1], stage=stage, start=0))))
+    transfer = Transfer(device)
+    with transfer.on_device(batch):  # in a step the next batch is on the device too
+        pass
+    with transfer.on_device(batch) as there:
+        inputs = StepInputs(there, stage, config, learner.task, device)
 
-    def first(count: int) -> tuple[Tensor, Tensor]:
-        heartbeat()
-        return inputs.part(slice(count))
+        def first(count: int) -> tuple[Tensor, Tensor]:
+            heartbeat()
+            return inputs.part(slice(count))
 
-    fits = learner.probe(first, len(inputs))
+        fits = learner.probe(first, len(inputs))
     progress.state.micro_limits = stage_limits(config.stages, fits)
 
 
 def _largest(stage: TrainingStage) -> TrainingStage:
-    """Return a stage whose steps all have the largest images that `stage` may have, unmixed."""
-    size = max(stage.image_sizes)
-    alike = replace(stage, random_sizes=(), random_size_share=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
-    return replace(alike, image_size=size)
+    """Return a stage whose steps all have the largest images that `stage` may have."""
+    return replace(stage, image_size=max(stage.image_sizes), random_sizes=(), random_size_share=0.0)
 
 
 def compile_ahead(

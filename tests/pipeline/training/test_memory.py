@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.loading.batch import Batch
 from pipeline.schedule.stages import TrainingStage
+from pipeline.training.inputs import StepInputs
 from pipeline.training.memory import (
     MemoryLimitError,
     OutOfMemoryError,
@@ -17,6 +21,8 @@ from pipeline.training.memory import (
 )
 from pipeline.training.setup import fit_into_memory
 from pipeline.training.trainer import Trainer
+from pipeline.training.transfer import Transfer
+from tests.support.alive_bytes import AliveBytes
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer
@@ -134,6 +140,44 @@ def test_the_probe_takes_the_largest_of_a_stages_random_sizes(make_config: MakeC
     fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
     assert passes == [(24, 3, 48, 48), (12, 3, 48, 48), (6, 3, 48, 48)]
     assert probed.state.micro_limits == [11, 6]
+
+
+class InTurn(Transfer):
+    """Copies batches as it does to a GPU: into memory of two."""
+
+    @contextmanager
+    def on_device(self, batch: Batch) -> Iterator[Batch]:
+        slot = self._slots[0]
+        self._slots.reverse()
+        yield slot.hold(batch)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_probe_holds_what_a_step_holds(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, mixed: bool
+) -> None:
+    monkeypatch.setattr("pipeline.training.setup.Transfer", InTurn)
+    base, count = make_config(), 12
+    alphas = {"mixup_alpha": 0.5 * mixed, "cutmix_alpha": 0.5 * mixed}
+    config = replace(
+        base,
+        stages=(replace(base.stages[1], **alphas),),  # type: ignore[arg-type]
+        trainer=replace(base.trainer, probe_memory="always"),
+    )
+    probed, stepped = (make_trainer(config, Recorder()) for _ in range(2))
+    limited(probed, pixels=count * 48**2)
+    with AliveBytes() as probe:
+        fit_into_memory(probed.progress, probed.learner, probed.feed, lambda: None)
+    assert probed.state.micro_limits == [count]
+
+    (span,), transfer = stepped.progress.schedule.spans, InTurn(stepped.device)
+    stepped.learner.regularize(span.stage)
+    with AliveBytes() as step:
+        for number, batch in zip(range(3), stepped.feed.loader(span), strict=False):
+            with transfer.on_device(batch) as there:
+                inputs = StepInputs(there, span.stage, config, stepped.task, stepped.device)
+                stepped.learner.step_in_parts(inputs.parts(count), len(inputs), seed=number, lr=1e-3)
+    assert step.peak <= probe.peak <= 1.05 * step.peak
 
 
 def test_out_of_memory_in_a_step_goes_on_with_half_from_the_checkpoint(make_config: MakeConfig) -> None:
