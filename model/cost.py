@@ -1,5 +1,6 @@
 """The cost of a model: parameters and multiply-adds."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.efficientnet import FusedMBConv, MBConv
 from torchvision.ops import SqueezeExcitation
+
+from model.config import ModelConfig
+from model.factory import build_model
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -36,6 +40,14 @@ def count_multiply_adds(
         hook.remove()
     model.train(was_training)
     return counter.get_total_flops() // 2 + round(sum(counts))
+
+
+@cache
+def multiply_adds(config: ModelConfig, image_size: int | tuple[int, int], *, num_classes: int = 10) -> int:
+    """Return those of one image's forward pass through the model of a config, which is not computed."""
+    with torch.device("meta"):
+        model = build_model(config, num_classes=num_classes)
+    return count_multiply_adds(model, image_size, in_channels=config.in_channels)
 
 
 def _count_elementwise(model: nn.Module, counts: list[float]) -> list[Any]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
-
-import torch
 
 from model.config import ModelConfig, swin_stride
-from model.cost import count_multiply_adds
-from model.factory import build_model
+from model.cost import multiply_adds
 from model.libraries import TORCHVISION
 
 
@@ -40,11 +36,3 @@ def nearest_swin(model: ModelConfig, image_size: int) -> Match:
             ratio = multiply_adds(swin, size) / multiply_adds(model, size)
             found.append(Match(name, stride, ratio))
     return min(found, key=lambda match: abs(math.log(match.ratio)))
-
-
-@cache
-def multiply_adds(model: ModelConfig, image_size: int, *, num_classes: int = 10) -> int:
-    """Return a model's multiply-adds for one image of this side."""
-    with torch.device("meta"):
-        built = build_model(model, num_classes=num_classes)
-        return count_multiply_adds(built, image_size, in_channels=model.in_channels)

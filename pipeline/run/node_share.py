@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
 from datasets.config import DEFAULT_LOADERS
 from datasets.shards.copies import choose_copy
-from datasets.transforms.shape import Shape, format_size
-from model.config import ModelConfig
+from datasets.transforms.shape import format_size
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
 
@@ -94,9 +92,11 @@ def loader_demand(config: TrainConfig, copies: Sequence[int] = ()) -> Demand:
 
     What a GPU takes is a published rate, what a process makes a measured one: both are of other machines.
     """
+    from model.cost import multiply_adds  # with PyTorch, for which a driver that only submits doesn't wait
+
     used = copies if config.data.pyramid and config.data.pixels.is_rgb else ()
-    adds = _multiply_adds_a_pixel(config.model, config.data.shape(config.stages[-1].image_size))
-    pixel_rate = REFERENCE_RATE * REFERENCE_MULTIPLY_ADDS / adds
+    last = config.data.shape(config.stages[-1].image_size)
+    pixel_rate = REFERENCE_RATE * REFERENCE_MULTIPLY_ADDS * math.prod(last) / multiply_adds(config.model, last)
     demands = [_demand(config, stage, used, pixel_rate) for stage in config.stages]
     return max(demands, key=lambda one: one.gpu_rate / one.loader_rate)
 
@@ -107,18 +107,6 @@ def _demand(config: TrainConfig, stage: TrainingStage, copies: Sequence[int], pi
     measured = DECODED.get(copy) or DECODED[0]
     rate = float(np.interp(decoded, list(measured), list(measured.values())))
     return Demand(stage.image_size, pixel_rate / math.prod(config.data.shape(stage.image_size)), rate)
-
-
-@lru_cache
-def _multiply_adds_a_pixel(model: ModelConfig, shape: Shape) -> float:
-    import torch  # which a driver that only submits doesn't wait for
-
-    from model.cost import count_multiply_adds
-    from model.factory import build_model
-
-    with torch.device("meta"):
-        built = build_model(model, num_classes=10)
-        return count_multiply_adds(built, shape, in_channels=model.in_channels) / math.prod(shape)
 
 
 def feeding_line(config: TrainConfig, demand: Demand) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.cost import count_multiply_adds, count_parameters
+from model.cost import count_multiply_adds, count_parameters, multiply_adds
 from model.factory import build_model
 from model.published import PUBLISHED, PUBLISHED_FUSED_B4, Published
 
@@ -48,8 +48,15 @@ def test_costs_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize(("name", "billions"), [("s", 8.366), ("m", 24.582), ("l", 56.080)])
 def test_v2_multiply_adds_are_torchvisions_too(name: str, billions: float) -> None:
     config = ModelConfig(name=f"efficientnet_v2_{name}")
-    count = count_multiply_adds(meta_model(config), PUBLISHED[config.name].image_size)
+    count = multiply_adds(config, PUBLISHED[config.name].image_size, num_classes=1000)
     assert round(count / 1e9, 3) == billions
+
+
+def test_those_of_a_config_have_its_channels_and_shape() -> None:
+    config = ModelConfig(name="efficientnet_v2_tiny", in_channels=5)
+    with torch.device("meta"):
+        model = build_model(config, num_classes=10)
+    assert multiply_adds(config, (32, 48)) == count_multiply_adds(model, (32, 48), in_channels=5)
 
 
 @pytest.mark.parametrize(("rows", "published"), PUBLISHED_FUSED_B4.items())

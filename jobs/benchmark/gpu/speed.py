@@ -18,7 +18,7 @@ from jobs.benchmark.gpu.options import Options, unmixed, with_stages
 from jobs.benchmark.gpu.peaks import peak_tflops
 from jobs.benchmark.gpu.trainers import Interval, Rounds, clear, make_trainer, synchronize
 from jobs.benchmark.model import TIMM_NAMES
-from model.cost import count_multiply_adds
+from model.cost import multiply_adds
 from model.factory import build_model
 from model.regularization import set_dropout, set_stochastic_depth
 from pipeline.config import TrainConfig
@@ -197,17 +197,11 @@ def _utilization(trainer: Trainer, images_per_s: float, options: Options) -> flo
     peak = options.peak_tflops or peak_tflops(name)
     if not peak or not _in_bf16(trainer):
         return None
-    return 6 * multiply_adds(config) * images_per_s / (peak * 1e12)
+    shape = config.data.shape(config.stages[-1].image_size)
+    # A step has three times the multiply-adds of the forward pass, each of two operations.
+    return 6 * multiply_adds(config.model, shape, num_classes=1000) * images_per_s / (peak * 1e12)
 
 
 def _in_bf16(trainer: Trainer) -> bool:
     with autocast(trainer.config.trainer, trainer.device):
         return torch.is_autocast_enabled(trainer.device.type)
-
-
-def multiply_adds(config: TrainConfig) -> int:
-    """Return those of one image's forward pass in a config's last stage; a step has three times as many."""
-    with torch.device("meta"):
-        model = build_model(config.model, num_classes=1000)
-    shape = config.data.shape(config.stages[-1].image_size)
-    return count_multiply_adds(model, shape, in_channels=config.model.in_channels)
