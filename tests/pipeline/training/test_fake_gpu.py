@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.loading.batch import Batch
 from datasets.transforms.mixing import MixingRule
@@ -35,6 +34,7 @@ from pipeline.training.inputs import StepInputs
 from pipeline.training.learner import Learner
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task, build_task
+from tests.support.blocking_copies import BlockingCopies
 from tests.support.configs import MakeConfig
 
 GPU, CLASSES, COUNT, SIZE = torch.device("cuda", 0), ("a", "b", "c", "d", "e", "f"), 12, 32
@@ -47,25 +47,6 @@ TASKS: dict[str, TaskConfig] = {
     "regression": RegressionConfig(target_mean=(0.0,) * 6, target_std=(1.0,) * 6),
     "segmentation": SegmentationConfig(class_weights=(1, 2, 3, 1, 1, 1), lovasz_weight=0.5),
 }
-
-
-class BlockingCopies(TorchDispatchMode):
-    """Keeps the copies between host and device that the host would wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        result = func(*args, **options)
-        packet = func.overloadpacket
-        if packet in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
-            source = args[0] if packet is torch.ops.aten._to_copy else args[1]
-            blocking = not (options.get("non_blocking") or (len(args) > 2 and args[2] is True))
-            if source.device != result.device and blocking:
-                self.found.append(f"{func}: {tuple(source.shape)} from {source.device} to {result.device}")
-        return result
 
 
 @pytest.fixture(autouse=True)
