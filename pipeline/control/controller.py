@@ -240,6 +240,9 @@ class StageController:
         self._starts += 1
         self._started_s = self._clock()
         self._pending.new_group()
+        if self._stop is not None:  # the group that was told is lost: as a request again, after what is due before it
+            self._pending.ask(self._stop, self._stage)
+            self._stop = None
         self._board.new_group(world_size)
         self._phase = "training"
 

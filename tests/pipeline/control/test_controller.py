@@ -574,3 +574,23 @@ def test_a_new_group_is_no_decision_of_an_operator() -> None:
     controller.join(0)  # it started with more already
     assert controller.decide(progress(24, 0)).decisions == ()
     assert not any(isinstance(one, NewGroup) for one in controller.decide(progress(48, 0)).decisions)
+
+
+class LostAtItsEnd(FakeGroup):
+    """Is lost once it was told to stop, with the checkpoint that came with it: Ray Train starts another one."""
+
+    def __call__(self, segment: Segment) -> None:
+        super().__call__(segment)
+        if self.loses < 10**9:
+            self.loses = 10**9
+            super().__call__(segment)
+
+
+def test_a_stop_that_is_carried_out_again_leaves_out_no_decision_before_it() -> None:
+    group = LostAtItsEnd({72: ask(Checkpoint()), 96: advance(), 144: ask(Stop())}, loses_checkpoints_from=96)
+    assert group.run([stage(), stage()]).phase == "stopped"
+    assert [(at, one.kind) for at, one in group.decisions if at >= 96] == [
+        *((96, "next_stage"), (144, "stop")),
+        *((96, "next_stage"), (120, "stop")),
+    ]
+    assert group.saved.stage_starts == [0, 96]
