@@ -60,7 +60,7 @@ class TrainHooks:
         """The last stage is over: how good are the weights, and their moving average?"""
 
     def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
-        """The last stage is over; a row a class of its last evaluation, if there was one in this process."""
+        """The last stage is over; a row a class of its last evaluation."""
 
     def save(self, snapshot: Callable[[], Snapshot]) -> None:
         """A checkpoint is due; `snapshot` copies the state to host memory when called."""

@@ -92,6 +92,7 @@ class Trainer:
         self.evaluator = Evaluator(config, task, train=train, val=val, device=self.device, heartbeat=hooks.heartbeat)
         self.profiler = StepProfiler(config.trainer.profile_steps if self.rank == 0 else 0, hooks.profiled)
         self._by_class: Tensor | None = None
+        self._evaluated_at = -1
         self._damaged: list[str] = []
 
     @property
@@ -121,6 +122,8 @@ class Trainer:
     def _finish(self) -> None:
         """Compare and show what the run has made. Its last checkpoint is written: nothing of this lets it fail."""
         try:
+            if self._evaluated_at != self.state.cursor:  # by a group that was lost before it showed anything
+                self.evaluate(self.config.trainer.eval_size(self.config.stages[-1]))
             self._compare_weights()
             if self.rank == 0:
                 self._show()
@@ -322,6 +325,7 @@ class Trainer:
     def evaluate(self, image_size: int) -> dict[str, float]:
         """Evaluate the moving average (or the model, if there is none) on every validation sample once."""
         metrics, self._by_class = self.evaluator.scores(self.learner.evaluated_model, image_size)
+        self._evaluated_at = self.state.cursor
         return metrics
 
     # State -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from pipeline.config import CheckpointConfig, OptimizerConfig
 from pipeline.schedule.stages import AUTO, with_batch_sizes
+from pipeline.training.class_scores import ClassRow
 from pipeline.training.final_scores import FinalScores, final_scores
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
@@ -13,9 +15,17 @@ from tests.support.trainers import assert_same_weights, make_trainer
 
 
 class Listener(Recorder):
-    """Keeps the comparison at the run's end."""
+    """Keeps the comparison, the pictures' names and the classes of the run's end."""
 
     scores: FinalScores | None = None
+    pictures: tuple[str, ...] = ()
+    classes: Sequence[ClassRow] = ()
+
+    def ended(self, pictures: Mapping[str, bytes]) -> None:
+        self.pictures = tuple(pictures)
+
+    def classes_evaluated(self, rows: Sequence[ClassRow]) -> None:
+        self.classes = rows
 
     def weights_compared(self, scores: FinalScores) -> None:
         self.scores = scores
@@ -40,6 +50,8 @@ def test_a_run_ends_with_both_the_weights_and_their_average_evaluated(make_confi
     resumed.run()
     assert again.scores is not None
     assert again.scores.rows == scores.rows
+    assert again.pictures == hooks.pictures == ("predictions.png", "confusion-matrix.png")
+    assert again.classes == hooks.classes != ()
 
 
 def test_without_an_average_or_before_the_end_nothing_is_compared(make_config: MakeConfig) -> None:
