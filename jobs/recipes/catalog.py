@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jobs.recipes.earth import unet_demo
 from jobs.recipes.fonts import fonts, fonts_progressive, fonts_small
+from jobs.recipes.full_photographs import cifar10, cifar10_gpu, tiny_imagenet, tiny_imagenet_gpu
 from jobs.recipes.generic import classify, finetune, multilabel, regress, segment
 from jobs.recipes.imagenet import (
     efficientnetv2_l_google,
@@ -15,7 +16,12 @@ from jobs.recipes.imagenet import (
     efficientnetv2_s_google,
     efficientnetv2_s_paper,
 )
-from jobs.recipes.photographs import cifar10_small, tiny_imagenet_small
+from jobs.recipes.photographs import (
+    cifar10_progressive,
+    cifar10_small,
+    tiny_imagenet_progressive,
+    tiny_imagenet_small,
+)
 from jobs.recipes.solar_cells import demo, demo_adaptive, demo_scratch, elpv_frozen, elpv_scratch, elpv_transfer
 from pipeline.config import TrainConfig
 
@@ -39,6 +45,12 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         fonts_progressive,
         cifar10_small,
         tiny_imagenet_small,
+        cifar10_progressive,
+        tiny_imagenet_progressive,
+        cifar10,
+        cifar10_gpu,
+        tiny_imagenet,
+        tiny_imagenet_gpu,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,
