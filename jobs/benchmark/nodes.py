@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from typing import Any
 
@@ -59,6 +60,25 @@ class Nodes:
         self.nodes.remove(node)
         self._cluster.worker_nodes.discard(node)
 
+    def replace_lost(self) -> None:
+        """Start another node for each that Ray gave up, as one that was stopped for long: its raylet ends itself."""
+        for node in [node for node in self.nodes if _raylet(node).poll() is not None]:
+            self.kill(node)
+            self.add()
+
+    def raylets(self) -> list[psutil.Process]:
+        """Return the raylets of the nodes, without the head's."""
+        return [psutil.Process(_raylet(node).pid) for node in self.nodes if _raylet(node).poll() is None]
+
+    def head(self) -> list[psutil.Process]:
+        """Return what is on the head for as long as the cluster is: the GCS, a raylet, a monitor, their agents."""
+        return [
+            psutil.Process(info.process.pid)
+            for kind in self._cluster.head_node.all_processes.values()
+            for info in kind
+            if info.process.poll() is None
+        ]
+
     def drain(self, node: Any, *, grace_s: float) -> None:
         """Give notice that a node is taken away in `grace_s` seconds, as a cloud does with a spot machine."""
         from infra.cluster.ray_private import drain_node
@@ -100,6 +120,11 @@ class Nodes:
                     process = psutil.Process(info.process.pid)
                     found += [process, *process.children(recursive=True)]
         return found
+
+
+def _raylet(node: Any) -> subprocess.Popen[bytes]:
+    process: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
+    return process
 
 
 def _title(process: psutil.Process) -> str:

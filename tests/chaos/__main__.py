@@ -5,6 +5,10 @@ once undisturbed, then while workers, nodes, the driver, the run's controller, t
 ended by SIGKILL at random steps, and come back; and a submission is paused by SIGSTOP, a second one of the same name
 goes on elsewhere, and the first one wakes. With the same number of workers the weights must be equal bit for bit;
 with a range of workers the samples must be the same ones, each used once. Every row of metrics is in MLflow once.
+
+With `--minutes` it is a soak: such runs follow one another on the same cluster and servers until the time is over, and
+there are faults besides: processes that are paused for a while, a full disk, a slow network that loses connections, and
+second submissions. Memory and open files of what lives longer than a run, and of the runs' parts, must not grow.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import psutil
 from rich.table import Table
 
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
@@ -29,11 +35,20 @@ from jobs.common.cli import run_main
 from jobs.common.display import wide_console
 from jobs.common.parsing import UsageError
 from pipeline.run.sample_log import VARIABLE
-from tests.chaos.run import Killer, Place, Run
+from tests.chaos.faults import FAULTS
+from tests.chaos.growth import Growth
+from tests.chaos.killer import Killer
+from tests.chaos.run import Place, Run
 from tests.chaos.verdict import Verdict, compare
-from tests.support.servers import MlflowServer, S3Server
+from tests.support.servers import MlflowServer, S3Server, Server
+from tests.support.slow_network import slow_network
+from tests.support.small_disk import small_disk
 
 KINDS = ("worker", "driver", "controller", "takeover", "S3", "node", "MLflow")
+SERVERS = ("S3 server", "MLflow server")
+"""Their growth is shown and not judged: they are not this project's, and keep what they are given."""
+DISK_BYTES = 16 * 2**20
+"""Size of the disk of the shard cache; the shards have under 1 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +61,8 @@ class Options:
     """What they are drawn from."""
     only: str = ""
     """The one kind of them; empty: each kind about as often as the others."""
+    minutes: float = 0.0
+    """Soak: how long runs follow one another, with all kinds of faults; the last one is finished. 0: one of each."""
     kill_for_s: float = math.inf
     """Kills that would come later than this after a run's start, in seconds, are left out."""
     steps_a_kill: int = 15
@@ -59,44 +76,85 @@ class Options:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "kills", "steps_a_kill")
+        check_at_least(self, 0, "minutes")
         check_above_0(self, "kill_for_s")
-        if self.only and self.only not in KINDS:
-            raise UsageError(f"--only {self.only}: expected one of {', '.join(KINDS)}")
+        if self.only and self.only not in (*KINDS, *FAULTS):
+            raise UsageError(f"--only {self.only}: expected one of {', '.join((*KINDS, *FAULTS))}")
+        if not (self.fixed or self.elastic):
+            raise UsageError("--no-fixed --no-elastic: no run is left")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train undisturbed and under fire, compare, and print. Exit code 1: something differs."""
+    """Train undisturbed and under fire, compare, and print. Exit code 1: something differs, or has grown."""
     options = read_flags(Options, argv, __doc__)
-    verdicts = run_all(options)
+    verdicts, growth = run_all(options)
     if options.json:
         print(json.dumps([asdict(verdict) for verdict in verdicts]))
     else:
         _show(verdicts)
-    return 0 if all(verdict.is_clean for verdict in verdicts) else 1
+        if options.minutes:
+            show_growth(growth)
+    wrong = [fault for verdict in verdicts for fault in verdict.faults()] + growth.grown(but=SERVERS)
+    print(*wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
 
 
-def run_all(options: Options) -> list[Verdict]:
-    """Train the undisturbed run and those that are disturbed, and say what the kills have changed."""
+def run_all(options: Options) -> tuple[list[Verdict], Growth]:
+    """Train the undisturbed run and those that are disturbed, and say what the faults have changed."""
     logging.getLogger("infra").setLevel(logging.ERROR)
     with _place() as place:
         epochs = max(4, options.kills * options.steps_a_kill // place.steps_an_epoch)
         whole = Run(place, "undisturbed", (2,), epochs)
         whole.finish()
-        verdicts = []
-        for workers in [(2,)] * options.fixed + [(1, 2)] * options.elastic:
-            run = Run(place, "fixed" if len(workers) == 1 else "elastic", workers, epochs)
-            killer = Killer(place, run, Random(options.seed), time.monotonic() + options.kill_for_s)
-            killer.kill_all(planned(options, len(workers) > 1), num_steps=epochs * place.steps_an_epoch)
-            verdicts.append(compare(place, run, whole, killer.done, exact=len(workers) == 1))
-        return verdicts
+        verdicts: list[Verdict] = []
+        growth = Growth()
+        kinds = [False] * options.fixed + [True] * options.elastic
+        until_s = time.monotonic() + options.minutes * 60
+        while len(verdicts) < len(kinds) or time.monotonic() < until_s:
+            number, which = divmod(len(verdicts), len(kinds))
+            verdicts.append(_disturbed(place, options, whole, growth, number=number, elastic=kinds[which]))
+            if options.minutes:
+                print(time.strftime("%X"), verdicts[-1].table(), growth.rounds[-1], file=sys.stderr)
+        return verdicts, growth
 
 
-def planned(options: Options, elastic: bool) -> list[str]:
+def _disturbed(place: Place, options: Options, whole: Run, growth: Growth, *, number: int, elastic: bool) -> Verdict:
+    """Train a run under fire, with an order of faults that its number draws, and compare it."""
+    name = ("elastic" if elastic else "fixed") + (f"-{number}" if number else "")
+    run = Run(place, name, (1, 2) if elastic else (2,), whole.epochs)
+    seed = options.seed + number
+    killer = Killer(place, run, Random(seed), time.monotonic() + options.kill_for_s)
+    with growth.watching(_parts(place, run)):
+        kinds = planned(options, elastic, seed, disk=place.disk is not None)
+        killer.kill_all(kinds, num_steps=whole.epochs * place.steps_an_epoch)
+    return compare(place, run, whole, killer.done, exact=not elastic)
+
+
+def planned(options: Options, elastic: bool, seed: int, *, disk: bool) -> list[str]:
     """Return the kinds of kills, each about as often as the others over both runs, in an order that the seed draws."""
+    all_kinds = [*KINDS, *(kind for kind in FAULTS if options.minutes and (disk or kind != "disk"))]
     first = options.kills if elastic and options.fixed else 0
-    kinds = [options.only or KINDS[(first + index) % len(KINDS)] for index in range(options.kills)]
-    Random(options.seed + elastic).shuffle(kinds)
+    kinds = [options.only or all_kinds[(first + index) % len(all_kinds)] for index in range(options.kills)]
+    Random(seed + elastic).shuffle(kinds)
     return kinds
+
+
+def _parts(place: Place, run: Run) -> dict[str, Callable[[], Sequence[psutil.Process]]]:
+    """Return what is looked at in a round: the processes of each part."""
+    nodes = place.nodes
+
+    def server(of: Server) -> Callable[[], Sequence[psutil.Process]]:
+        return lambda: [process] if (process := of.process()) else []
+
+    return {
+        "head": nodes.head,
+        "node": nodes.raylets,
+        "worker": lambda: [worker for node in [*nodes.nodes] for worker in nodes.train_workers(node)],
+        "controller": nodes.controllers,
+        "driver": run.driver,
+        "S3 server": server(place.s3),
+        "MLflow server": server(place.mlflow),
+    }
 
 
 @contextmanager
@@ -104,19 +162,30 @@ def _place() -> Iterator[Place]:
     """Start the servers and the cluster; leave nothing running."""
     with tempfile.TemporaryDirectory(prefix="crescendo-chaos-") as name:
         folder = Path(name)
-        s3, mlflow = S3Server(folder / "s3"), MlflowServer(folder / "mlflow")
         (folder / "samples").mkdir()
-        os.environ.update(s3.client_environment() | {VARIABLE: str(folder / "samples")})  # the nodes inherit it
-        try:
-            s3.start()
-            mlflow.start()
-            with Nodes(2) as nodes:
-                place = Place(folder, nodes, s3, mlflow)
-                place.write_data()
-                yield place
-        finally:
-            mlflow.kill()
-            s3.kill()
+        with ExitStack() as stack:
+            disk = stack.enter_context(small_disk(folder / "disk", DISK_BYTES))
+            s3, mlflow = S3Server(folder / "s3"), MlflowServer(folder / "mlflow")
+            for server in (s3, mlflow):
+                stack.callback(server.kill)
+                server.start()
+            s3_link, mlflow_link = (stack.enter_context(slow_network(server.url)) for server in (s3, mlflow))
+            os.environ.update(s3.client_environment())  # the nodes inherit it
+            os.environ.update({"AWS_ENDPOINT_URL": s3_link.url, VARIABLE: str(folder / "samples")})
+            place = Place(folder, stack.enter_context(Nodes(2)), s3, mlflow, s3_link, mlflow_link, disk)
+            place.write_data()
+            yield place
+
+
+def show_growth(growth: Growth) -> None:
+    """Print each part's highest memory and handles over the rounds."""
+    table = Table("of the largest process", "first round", "last round", "a round", "flat", title_justify="left")
+    table.title = f"growth over {len(growth.rounds)} rounds"
+    words = {True: "yes", False: "no", None: "too few rounds"}
+    for name, trend in growth.trends().items():
+        values = [f"{value:.0f}" for value in (trend.values[0], trend.values[-1])]
+        table.add_row(name, *values, f"{trend.slope:+.1f}", words[trend.is_flat])
+    wide_console().print(table)
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 from infra.storage.open import open_storage
-from tests.chaos.run import Kill, Place, Run
+from tests.chaos.killer import Kill
+from tests.chaos.run import Place, Run
 from tests.support.used_samples import final_steps, groups, lost_and_doubled
 
 KEPT = ("train/", "val/", "stage/")
@@ -41,11 +42,13 @@ class Verdict:
     different: list[str] | None
     """Tensors and metrics whose values differ; None: not to be compared, rounding differs."""
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was lost, used twice or changed."""
-        counts = (self.samples_lost, self.samples_doubled, self.rows_lost, self.rows_doubled, self.orphans)
-        return not any(counts) and not self.different
+    def faults(self) -> list[str]:
+        """Return what was lost, used twice, changed or left over, in words."""
+        names = ("samples_lost", "samples_doubled", "rows_lost", "rows_doubled", "orphans")
+        counts = {name: getattr(self, name) for name in names}
+        found = [f"{self.name}: {name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
+        found += [f"{self.name}: doubled: {name}" for name in self.doubled]
+        return found + [f"{self.name}: different: {name}" for name in (self.different or ())[:10]]
 
     def table(self) -> dict[str, str]:
         """Return what is to be printed."""
