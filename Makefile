@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 BUCKET := s3://crescendo
 
-.PHONY: help setup demo demo-scratch demo-data up down demo-s3 test soak test-fast test-gpu lint format ui lock clean
+.PHONY: help setup demo demo-scratch demo-data up down demo-s3 test soak chaos test-fast test-gpu lint format ui lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ test: setup ## Run the tests but the long ones (`make soak`)
 
 soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
 	$(PY) -m pytest -m soak -n 2 --no-loadscope-reorder --durations=15
+
+chaos: setup ## Disturb runs for two hours in all ways (other options: make chaos ARGS="--minutes 30")
+	$(PY) -m tests.chaos --minutes 120 --kills 11 $(ARGS)
 
 test-fast: setup ## Run the tests without those marked slow
 	$(PY) -m pytest -m "not slow and not soak" -n 2 --durations=10

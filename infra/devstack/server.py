@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 120.0
 
 
 class ServerError(ValueError):
@@ -32,6 +31,8 @@ class Server:
 
     stop_grace_s = 3.0
     """How long it may take to end after SIGTERM."""
+    start_timeout_s = 120.0
+    """How long it may take until it answers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +70,7 @@ class Server:
                 start_new_session=True,
             )
         (self.folder / "pid").write_text(f"{self._process.pid} {self._process.create_time()}")
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout_s
         while not self.is_ready():
             if self.process() is None or time.monotonic() > deadline:
                 self.kill()

@@ -16,6 +16,7 @@ __all__ = ["MlflowServer", "S3Server", "Server", "free_ports"]
 class Watched(Server):
     """Ends with the process that started it, in whatever way that ends: a pipe to a watcher breaks then."""
 
+    start_timeout_s = 600.0  # beside other tests on a machine of few cores
     _watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
