@@ -6,10 +6,14 @@ import contextlib
 import errno
 import http.client
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +21,7 @@ import psutil
 import pytest
 
 from tests.chaos.__main__ import KINDS, Options, planned
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, SLOW, Faults
 from tests.chaos.growth import Growth, Trend, Usage
 from tests.support.slow_network import FAST, Network, slow_network
 from tests.support.small_disk import FILLER, small_disk
@@ -135,6 +139,62 @@ def test_usage_is_that_of_the_largest_process_and_skips_those_that_ended() -> No
     assert usage.memory_mb > 1
     assert usage.handles > 2
     assert Usage.of([]) == Usage(0, 0)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[psutil.Popen]:
+    process = psutil.Popen(["sleep", "60"])
+    yield process
+    if process.is_running():
+        process.kill()
+        process.wait()
+
+
+def faults_at(place: Any, later: list[Callable[[], Any]], driver: psutil.Process) -> Faults:
+    nodes = SimpleNamespace(nodes=[], controllers=list, raylets=list)
+    run: Any = SimpleNamespace(driver=lambda: [driver])
+    place.nodes = nodes
+    return Faults(place, run, Random(0), lambda seconds, action: later.append(action))
+
+
+def test_a_pause_stops_a_process_until_it_is_over(sleeper: psutil.Popen) -> None:
+    later: list[Callable[[], Any]] = []
+    place: Any = SimpleNamespace()
+    assert re.fullmatch(r"driver for \d+ s", faults_at(place, later, sleeper).make("pause"))
+    assert _becomes(sleeper, psutil.STATUS_STOPPED)
+    (wake,) = later
+    wake()
+    assert _becomes(sleeper, psutil.STATUS_SLEEPING)
+    sleeper.kill()
+    sleeper.wait()
+    wake()  # it may have been killed meanwhile
+
+
+def test_a_full_disk_has_no_cache_and_a_slow_network_is_fast_again(tmp_path: Path, sleeper: psutil.Popen) -> None:
+    later: list[Callable[[], Any]] = []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.tar").write_bytes(b"shard")
+    done: list[str] = []
+    disk = SimpleNamespace(folder=tmp_path, fill=lambda: done.append("fill"), free=lambda: done.append("free"))
+    links = [SimpleNamespace(network=FAST), SimpleNamespace(network=FAST)]
+    place: Any = SimpleNamespace(disk=disk, s3_link=links[0], mlflow_link=links[1])
+    faults = faults_at(place, later, sleeper)
+    faults.make("disk")
+    faults.make("network")
+    assert not list(tmp_path.iterdir())
+    assert [link.network for link in links] == [SLOW, SLOW]
+    for end in later:
+        end()
+    assert done == ["fill", "free"]
+    assert [link.network for link in links] == [FAST, FAST]
+
+
+def _becomes(process: psutil.Process, status: str) -> bool:
+    for _ in range(1000):
+        if process.status() == status:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_a_soak_has_every_fault_in_each_run_and_another_order_in_each_round() -> None:
