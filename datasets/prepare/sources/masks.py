@@ -124,12 +124,10 @@ class Masks:
     def _held_out(self, everything: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
         """Return the splits of one folder's images. Those of the test split are chosen first, so a larger share of them
         takes the images that validation had."""
-        rest, test = everything, ()
-        if self.test_share:
-            parts = hold_out(everything, self.test_share, _sub_folder)
-            rest, test = parts["train"], parts["val"]
-        splits = hold_out(rest, self.val_share / (1 - self.test_share), _sub_folder)
-        return splits | ({"test": test} if test else {})
+        if not self.test_share:
+            return hold_out(everything, self.val_share, _sub_folder)
+        parts = hold_out(everything, self.test_share, _sub_folder)
+        return hold_out(parts["train"], self.val_share / (1 - self.test_share), _sub_folder) | {"test": parts["val"]}
 
     def _table(self) -> MaskClasses:
         return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
