@@ -23,7 +23,7 @@ from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TIMM_OPTIMIZERS, OptimizerConfig, TrainConfig
 from pipeline.run.class_weights import with_class_weights
-from pipeline.run.provenance import breaking, described, differences, recorded_config, with_defaults
+from pipeline.run.provenance import breaking, described, resume_differences
 from pipeline.run.reachability import check_reachable
 from pipeline.run.target_numbers import with_target_numbers
 from pipeline.schedule.decisions import records_of
@@ -230,7 +230,7 @@ def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:
     """Refuse what would make another run of it; return a line on what may change and did."""
-    changes = differences(with_defaults(start.metadata.config, config), recorded_config(config))
+    changes = resume_differences(start.metadata.config, config)
     serious = breaking(changes)
     if serious:
         raise CheckpointError(
@@ -275,6 +275,6 @@ def _check_start(ready: Preflight, start: Start, storage: Storage) -> tuple[str,
 
 def _forked(config: TrainConfig, start: Start) -> str:
     """Return the fields in which a run differs from the one whose state it takes, in words."""
-    changes = differences(with_defaults(start.metadata.config, config), recorded_config(config))
+    changes = resume_differences(start.metadata.config, config)
     serious = breaking({key: change for key, change in changes.items() if key != "name"})
     return f", with other values: {described(serious, limit=12)}" if serious else ", with the same config"

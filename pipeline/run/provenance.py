@@ -81,6 +81,23 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
+LEFT_TO_THE_NODE = {"cluster.cpus_per_worker": 0, "data.loader_workers": None}
+"""Values of a submitted config for which a run records what its node has: see `node_share`."""
+
+
+def resume_differences(recorded: Any, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Return {field: (old, new)} of a run's recorded config and the submitted one that resumes it.
+
+    What both leave to the node is no difference, although the recorded one has the node's values.
+    """
+    changes = differences(with_defaults(recorded, config), recorded_config(config))
+    return {
+        key: change
+        for key, change in changes.items()
+        if key not in LEFT_TO_THE_NODE or change[1] != LEFT_TO_THE_NODE[key]
+    }
+
+
 def described(changes: dict[str, tuple[Any, Any]], limit: int = 4) -> str:
     """Return differences in words: `seed: 0 -> 1, ...`."""
     shown = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in list(changes.items())[:limit])

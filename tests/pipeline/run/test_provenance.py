@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from model.config import ModelConfig
-from pipeline.run.provenance import breaking, differences, recorded_config, with_defaults
+from pipeline.run.node_share import with_node_share
+from pipeline.run.provenance import breaking, differences, recorded_config, resume_differences, with_defaults
 from tests.support.configs import MakeConfig
 
 
@@ -21,3 +22,13 @@ def test_fields_that_an_older_version_lacked_have_their_defaults(make_config: Ma
     found = differences(with_defaults(old, changed), recorded_config(changed))
     assert found["trainer.sync_batchnorm"] == (0, "all")
     assert found["stages.1.image_size"] == (48, None)
+
+
+def test_what_is_left_to_the_node_is_no_change_of_a_resumed_run(make_config: MakeConfig) -> None:
+    config = make_config(model=ModelConfig(name="efficientnet_v2_tiny"))
+    config = replace(config, data=replace(config.data, loader_workers=None))
+    assert config.cluster.cpus_per_worker == 0
+    recorded = json.loads(json.dumps(recorded_config(with_node_share(config, [{"CPU": 4.0}]))))
+    assert resume_differences(recorded, config) == {}
+    given = replace(config, cluster=replace(config.cluster, cpus_per_worker=3))
+    assert resume_differences(recorded, given) == {"cluster.cpus_per_worker": (1.0, 3)}
