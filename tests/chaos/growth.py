@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from statistics import linear_regression, median
 
@@ -75,7 +75,8 @@ class Growth:
         def watch() -> None:
             while not over.wait(SAMPLE_EVERY_S):
                 for name, processes in parts.items():
-                    seen[name].append(Usage.of(processes()))
+                    with suppress(psutil.Error):  # a process ended while it was looked for
+                        seen[name].append(Usage.of(processes()))
 
         thread = threading.Thread(target=watch)
         thread.start()

@@ -197,6 +197,23 @@ def _becomes(process: psutil.Process, status: str) -> bool:
     return False
 
 
+def test_a_process_that_ends_while_it_is_looked_for_stops_no_watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.chaos.growth.SAMPLE_EVERY_S", 0.001)
+    looks: list[int] = []
+
+    def processes() -> list[psutil.Process]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise psutil.NoSuchProcess(1)
+        return [psutil.Process()]
+
+    growth = Growth()
+    with growth.watching({"worker": processes}):
+        while len(looks) < 3:
+            time.sleep(0.001)
+    assert growth.rounds[0]["worker"].memory_mb > 1
+
+
 def test_a_soak_has_every_fault_in_each_run_and_another_order_in_each_round() -> None:
     options = Options(minutes=120, kills=len(KINDS) + len(FAULTS))
     first, second = (planned(options, False, seed, disk=True) for seed in (0, 1))
