@@ -1,4 +1,4 @@
-"""Images/s of one core: this loader, the baseline loader and decoding alone, in turn, on the same photographs."""
+"""Images/s of one core: this loader and its parts alone, and the baseline loader, in turn, on the same photographs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ Batches = Iterator[object]
 _Key = tuple[int, str, str]
 """image size, source, contender"""
 _USUAL = ("usual, Pillow", "usual, tensors")
-_OURS, _CEILING = "this loader", "decode + resize"
+_OURS, _UNCHANGED = "this loader", "... no RandAugment"
+_DECODE, _CEILING = "decode", "decode + resize"
 
 
 def run(options: Options) -> list[LoaderRate]:
@@ -126,8 +127,10 @@ def _contenders(folder: Path, size: int, options: Options) -> Iterator[tuple[_Ke
     for side in dict.fromkeys((0, short_side)):
         source = f"pyramid, {side} px" if side else "shards"
         place = folder / copy_folder(side) if side else folder
-        yield (size, source, _OURS), _ours(place, size, options)
-        yield (size, source, _CEILING), _ceiling(place, size, options)
+        yield (size, source, _OURS), _ours(place, size, options, MAGNITUDE)
+        yield (size, source, _UNCHANGED), _ours(place, size, options, 0)
+        yield (size, source, _CEILING), _decoded(place, size, options, resized=True)
+        yield (size, source, _DECODE), _decoded(place, size, options, resized=False)
         for name, on in zip(_USUAL, ("pil", "tensor"), strict=True):
             yield (
                 (size, source, name),
@@ -142,13 +145,13 @@ def _contenders(folder: Path, size: int, options: Options) -> Iterator[tuple[_Ke
             )
 
 
-def _ours(folder: Path, size: int, options: Options) -> Batches:
+def _ours(folder: Path, size: int, options: Options, magnitude: float) -> Batches:
     config = DataConfig(train=str(folder), num_lanes=_LANES, loader_workers=0, randaugment_layers=LAYERS, pyramid=False)
     loader = build_loader(
         config,
         image_size=size,
         batch_size=options.batch_size,
-        magnitude=MAGNITUDE,
+        magnitude=magnitude,
         seed=0,
         cursor=0,
         stop=_ENDLESS // options.batch_size * options.batch_size,
@@ -158,30 +161,25 @@ def _ours(folder: Path, size: int, options: Options) -> Batches:
     return iter(loader)
 
 
-def _ceiling(folder: Path, size: int, options: Options) -> Batches:
-    """Decode and resize the same random crops in the order of the shards, and do nothing else."""
+def _decoded(folder: Path, size: int, options: Options, *, resized: bool) -> Batches:
+    """Decode and resize the same random crops in the order of the shards, as the loader does, and do nothing else."""
     manifest = load_manifest(str(folder))
     reader, config = SampleReader(manifest), DataConfig()
     samples = itertools.cycle(range(manifest.num_samples))
     draws = uniforms(0, Purpose.AUGMENT, np.arange(manifest.num_samples), CROP_DRAWS).tolist()
+    crops: list[Crop] = []
     while True:
-        crops = list[Crop]()
-        for number in itertools.islice(samples, options.batch_size):
+        for last in range(options.batch_size - 1, -1, -1):
+            number = next(samples)
             data = reader.read(number).data
             header = read_header(data)
             box = random_crop(header, draws[number], area=config.crop_area, ratio=config.crop_ratio)
             crops.append(cut_out(data, header, box, (size, size)))
-            if sum(crop.pixels.nbytes for crop in crops) >= RESIZED_TOGETHER:
-                _resize(crops, size)
-        _resize(crops, size)
+            if not last or sum(crop.pixels.nbytes for crop in crops) >= RESIZED_TOGETHER:
+                for crop in crops if resized else ():
+                    crop.resized((size, size))
+                crops.clear()
         yield None
-
-
-def _resize(crops: list[Crop], size: int) -> None:
-    """Resize crops, for nothing, and forget them."""
-    for crop in crops:
-        crop.resized((size, size))
-    crops.clear()
 
 
 def _rate(batches: Batches, options: Options) -> float:
