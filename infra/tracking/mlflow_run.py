@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import json
 import logging
 import os
 import posixpath
@@ -40,6 +41,8 @@ NAME_TAG = "crescendo.run"
 KEY_TAG = "crescendo.run_key"
 FINGERPRINT_TAG = "crescendo.fingerprint"
 """By which a comparison finds a run that was trained already."""
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""By which MLflow's page knows the artifacts that are tables."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Has the UI show a new experiment as model training; without it, it may open as one of language models."""
 
@@ -68,7 +71,7 @@ class MlflowRun:
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.client = client
-        self._params = dict(run.data.params)
+        self._params, self._tags = dict(run.data.params), dict(run.data.tags)
         # Not by the client: MLflow keeps one artifact store a run and process, with the address of its first server.
         self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
 
@@ -91,7 +94,7 @@ class MlflowRun:
     def send_params(self, params: Mapping[str, str]) -> dict[str, str]:
         """Send params; return those that the server refuses, and why.
 
-        MLflow never changes one: a new value of an old one becomes the tag `changed.NAME`.
+        MLflow never changes one: a new value of an old one becomes the tag `changed.NAME`, as does the old one again.
         """
         from mlflow.entities import Param
 
@@ -101,14 +104,20 @@ class MlflowRun:
         for chunk in _chunks([Param(name, text) for name, text in new.items()], MAX_LABELS_PER_CALL):
             refused |= _refused(chunk, lambda some: self.client.log_batch(self.run_id, params=some))
         self._params |= {name: text for name, text in new.items() if name not in refused}
-        changed = {f"changed.{name}": text for name, text in texts.items() if text != self._params.get(name, text)}
+        changed = {
+            f"changed.{name}": text
+            for name, text in texts.items()
+            if text != self._params.get(name, text) or f"changed.{name}" in self._tags
+        }
         return refused | self.send_tags(changed)
 
     def send_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
-        """Send tags; return those that the server refuses, and why."""
+        """Send tags; return those that the server refuses, and why. Tables of earlier processes stay tables."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(name[:MAX_NAME], value[:MAX_TAG]) for name, value in tags.items()]
+        known = self._tags.get(TABLES_TAG)
+        texts = {name: _joined(known, text) if name == TABLES_TAG and known else text for name, text in tags.items()}
+        entities = [RunTag(name[:MAX_NAME], text[:MAX_TAG]) for name, text in texts.items()]
         refused = dict[str, str]()
         for chunk in _chunks(entities, MAX_LABELS_PER_CALL):
             refused |= _refused(chunk, lambda some: self.client.log_batch(self.run_id, tags=some))
@@ -316,6 +325,16 @@ def _refused(labels: list[Any], send: Callable[[list[Any]], None]) -> dict[str, 
         middle = len(labels) // 2
         return _refused(labels[:middle], send) | _refused(labels[middle:], send)
     return {}
+
+
+def _joined(known: str, text: str) -> str:
+    """Return the tables in two values of `TABLES_TAG`; what is no list of them is replaced."""
+    try:
+        before = json.loads(known)
+    except ValueError:
+        return text
+    mine = json.loads(text)
+    return json.dumps([*(table for table in before if table not in mine), *mine]) if isinstance(before, list) else text
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -63,10 +63,25 @@ class Spool:
             unsent = self._outbox.dump()
             if status:
                 unsent += _status_line(status)
-            if unsent or self._holds_any:  # empty, not deleted: by now it might be another's
-                while not self._object.replace(unsent):
-                    self._object.read()
-            self._holds_any = bool(unsent)
+            if unsent or self._holds_any:
+                self._replace(unsent)
+
+    def clear(self) -> None:
+        """Forget what MLflow has by now: a later process would send it over what has been sent since.
+
+        Raises:
+            StorageError: it can't be written.
+            TakenOverError: another process keeps the run's record now.
+        """
+        with self._lock:
+            if self._holds_any and not len(self._outbox):
+                self._replace(b"")
+
+    def _replace(self, unsent: bytes) -> None:
+        assert self._object is not None
+        while not self._object.replace(unsent):  # empty, not deleted: by now it might be another's
+            self._object.read()
+        self._holds_any = bool(unsent)
 
     def _load(self) -> None:
         if self._loaded:

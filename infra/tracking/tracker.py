@@ -19,7 +19,7 @@ from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.delivery import Delivery
 from infra.tracking.images import image_files
 from infra.tracking.lineage import CheckpointModel, Dataset, models_json
-from infra.tracking.mlflow_run import MlflowRun, TrackingError, page_url, valid_name
+from infra.tracking.mlflow_run import TABLES_TAG, MlflowRun, TrackingError, page_url, valid_name
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool, spooled_status
@@ -32,8 +32,6 @@ MAX_PAUSE_S = 15.0
 SETTLE_S = 1.0
 SPOOL_TIMEOUT_S = 120.0
 """How long storage may take for what MLflow was not sent; a process that ends must not hang with its storage."""
-TABLES_TAG = "mlflow.loggedArtifacts"
-"""By which MLflow's page knows the artifacts that are tables."""
 IMAGES_TAG = "mlflow.loggedImages"
 """By which it knows that there are pictures by step."""
 
@@ -256,6 +254,8 @@ class Tracker:
         if self._status and not self._finished and not len(self._outbox):
             run.finish(self._status)
             self._finished = True
+        if not len(self._outbox):
+            self._spool.clear()
 
     def _connect(self) -> MlflowRun:
         config = self.config
@@ -266,6 +266,8 @@ class Tracker:
             )
         self._key = self._key or self._spool.run_key(self._run_name)
         experiment_id = mlflow_run.open_experiment(config.uri, config.experiment, config.experiment_location())
+        if self._down_since:  # it first works off what was asked of it: rows, and to make this very run
+            time.sleep(SETTLE_S)
         run = mlflow_run.open_run(
             config.uri,
             experiment_id,
@@ -274,8 +276,6 @@ class Tracker:
             run_id=self.run_id,
             parent_run_id=self._parent_run_id,
         )
-        if self._down_since:
-            time.sleep(SETTLE_S)  # the server first works off what a killed process had asked of it
         self._resume(run)
         self._outbox.settle(run.sent_steps())
         self.run_id = run.run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -19,14 +20,15 @@ import pytest
 
 from infra.storage.base import Storage
 from infra.storage.open import open_storage
+from infra.tracking import mlflow_run
 from infra.tracking import tracker as tracking
 from infra.tracking.config import TrackingConfig, check, prepare
 from infra.tracking.mlflow_run import TrackingError, log_below, make_client, open_run
 from infra.tracking.outbox import Row
 from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
-from infra.tracking.tracker import Tracker, send_unsent
-from tests.support.fault_proxy import fault_proxy
+from infra.tracking.tracker import Tracker, end_record, send_unsent
+from tests.support.fault_proxy import Request, fault_proxy
 from tests.support.servers import MlflowServer
 from tests.support.training_process import value_of
 
@@ -585,3 +587,75 @@ def test_a_label_that_the_server_refuses_costs_no_other_and_is_named_once(
     assert data.tags["short"] == "y"
     refusals = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
     assert [("param.77b" in line, "long" in line) for line in refusals] == [(True, False), (False, True)]
+
+
+def test_tables_of_an_earlier_process_stay_tables(sqlite_uri: str, storage: Storage) -> None:
+    """MLflow's page knows them by one tag, which the next process writes again."""
+    config = TrackingConfig(uri=sqlite_uri, system_metrics=False, send_interval_s=0.05)
+    for epoch, path in enumerate(("control.json", "checkpoints.json", "classes.json"), start=1):
+        tracker = Tracker(config, "tables", storage=storage, epoch=epoch)
+        tracker.log_table(path, "{}")
+        assert tracker.close("KILLED", 60)
+    tables = json.loads(run_of(sqlite_uri, tracker.run_id).data.tags[mlflow_run.TABLES_TAG])
+    assert sorted(table["path"] for table in tables) == ["checkpoints.json", "classes.json", "control.json"]
+
+
+def test_a_param_that_is_as_at_first_again_is_on_record_as_that(sqlite_uri: str, storage: Storage) -> None:
+    config = TrackingConfig(uri=sqlite_uri, system_metrics=False, send_interval_s=0.05)
+    for epoch, workers in enumerate((1, 2, 1), start=1):
+        tracker = Tracker(config, "params", storage=storage, epoch=epoch)
+        tracker.log_params({"workers": workers})
+        assert tracker.close("KILLED", 60)
+    data = run_of(sqlite_uri, tracker.run_id).data
+    assert (data.params["workers"], data.tags["changed.workers"]) == ("1", "1")
+
+
+def test_what_mlflow_had_in_the_end_is_not_overwritten_by_what_once_waited(
+    sqlite_uri: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow was away at a checkpoint, came back and got newer values; then the process was killed."""
+    config = TrackingConfig(uri=sqlite_uri, system_metrics=False, send_interval_s=0.05)
+    first = Tracker(config, "spooled", storage=storage, epoch=1)
+    first.set_tags({"checkpoint": "24"})
+    assert first.flush(60)
+    with monkeypatch.context() as away:
+        away.setattr(mlflow_run.MlflowRun, "send_tags", fails)
+        first.set_tags({"checkpoint": "48"})
+        first.log_text("notes.txt", "of 48")
+        first.persist(0.2)
+    assert spooled_status(storage) == "KILLED"
+    assert first.flush(60)
+    first.set_tags({"checkpoint": "72"})
+    assert first.flush(60)
+    first.abandon()  # nothing is written at its end, as by one that is killed
+    assert end_record(config, "spooled", storage, "FAILED")
+    assert run_of(sqlite_uri, first.run_id).data.tags["checkpoint"] == "72"
+
+
+def fails(*_: object) -> dict[str, str]:
+    raise ConnectionError("MLflow is away")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_run_that_a_slow_server_makes_late_is_not_made_again(
+    config: TrackingConfig, storage: Storage, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped for seconds: it first answers others, then works off what it was asked for."""
+    monkeypatch.setattr(tracking, "SETTLE_S", 3.0)
+    prepare(config)
+    with fault_proxy(mlflow_server.url) as proxy:
+
+        def fault(request: Request) -> str:
+            created = sum(one.path.endswith("/runs/create") for one in proxy.requests)
+            if created and "get-by-name" in request.path:
+                threading.Timer(0.3, proxy.released.set).start()
+            return "stuck" if request.path.endswith("/runs/create") and created == 1 else ""
+
+        proxy.fault = fault
+        tracker = Tracker(replace(config, uri=proxy.url), "late run", storage=storage)
+        tracker.log_metrics({"loss": 0.5}, 1)
+        assert tracker.close("FINISHED", 60)
+    client = make_client(config.uri)
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+    runs = client.search_runs([experiment], f"tags.`{mlflow_run.NAME_TAG}` = 'late run'")
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(tracker.run_id, "FINISHED")]
