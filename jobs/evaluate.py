@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -128,6 +129,7 @@ def main(argv: Sequence[str]) -> int:
         split=options.split,
     )
     device = chosen_device(options.device)
+    _make_folders(options)
     if options.reestimate_bn:
         reestimate_saved(
             saved,
@@ -144,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
     report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, observe=observe)
     used = {
         "data": options.data,
+        "split": data.split,
         "samples": data.num_samples,
         "reestimate_bn": options.reestimate_bn,
         "tta": options.tta,
@@ -152,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json == "-":
         print(json.dumps(values, indent=1))
     else:
-        _print(wide_console(), (*saved.notes, *data.notes), saved, report, values)
+        _print(wide_console(), saved, data, report, values)
     if options.json not in ("", "-"):
         Path(options.json).write_text(json.dumps(values, indent=1))
     if options.pictures:
@@ -192,15 +195,15 @@ def about(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, notes: Sequence[str], saved: SavedModel, report: Report, values: dict[str, Any]) -> None:
-    for line in notes:
+def _print(console: Console, saved: SavedModel, data: EvaluationData, report: Report, values: dict[str, Any]) -> None:
+    for line in (*saved.notes, *data.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     whole = {name: value for name, value in report.metrics.items() if not name.startswith(("iou_", "threshold_"))}
     console.print(
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
         f"{saved.preprocessing.size_text} px{_statistics(values['reestimate_bn'])}"
         f"{', mean with the mirror image' if values['tta'] == 'flip' else ''}, "
-        f"on {values['samples']} images of {values['data']}",
+        f"on {values['samples']} images of {data.source}",
         highlight=False,
         soft_wrap=True,
     )
@@ -222,6 +225,23 @@ def class_table(report: Report, kind: str) -> Table:
         scores = (getattr(row, field) for field in fields)
         table.add_row(row.name, f"{row.count:,}", *("-" if value is None else f"{value:.4f}" for value in scores))
     return table
+
+
+def _make_folders(options: Options) -> None:
+    """Make the folders of what is to be written, before the work that would be lost without them."""
+    file = Path(options.json).parent if options.json not in ("", "-") else None
+    for flag, folder in (("report", options.report), ("pictures", options.pictures), ("json", file)):
+        if not folder:
+            continue
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            # Removed at once: a name of its own, since two evaluations may write into one folder.
+            with NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"--{flag}: {folder} can't be written to ({error.strerror}); name another place"
+            ) from error
 
 
 def _write_pictures(folder: Path, saved: SavedModel, data: EvaluationData, report: Report, device: Any) -> None:

@@ -31,6 +31,13 @@ class EvaluationData:
     reader: Reader
     notes: tuple[str, ...] = ()
     """Lines for the user on what was left out."""
+    split: str = ""
+    """The split of a table that they are; empty: all there is."""
+
+    @property
+    def source(self) -> str:
+        """The place as a report names it: a table's rows of one split are not the table."""
+        return f"{self.config.val} ({self.split})" if self.split else self.config.val
 
     @property
     def num_samples(self) -> int:
@@ -67,6 +74,10 @@ def open_data(
     Raises:
         DataError: nothing is there, or more than one split, or its labels mean something else than the model's outputs.
     """
+    if split and not is_table(place):
+        raise DataError(
+            f"{place}: --split {split} is for the rows of a table; leave it out, or name the split's folder"
+        )
     view = saved.preprocessing
     config = DataConfig(
         val=place,
@@ -85,7 +96,7 @@ def open_data(
     reader, notes = labelled_files(
         place, kind=saved.kind, classes=saved.task.classes, columns=columns or TableColumns(), split=split
     )
-    return EvaluationData(config=config, reader=reader, notes=notes)
+    return EvaluationData(config=config, reader=reader, notes=notes, split=split)
 
 
 def _is_folder(place: str) -> bool:

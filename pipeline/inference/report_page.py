@@ -85,7 +85,7 @@ def page(found: Evaluated) -> str:
         Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .get_template(template)
         .render(
-            title=f"{found.saved.model_config.name} on {found.data.config.val}",
+            title=f"{found.saved.model_config.name} on {found.data.source}",
             facts=_facts(found),
             keys={number: found.data.reader.key(number) for number in numbers},
             pictures=(_triples if isinstance(record, MaskRecord) else _thumbnails)(found, numbers),
@@ -164,7 +164,7 @@ def _facts(found: Evaluated) -> list[tuple[str, str]]:
     weights = "moving average of the weights" if saved.weights == "ema" else "weights"
     return [
         ("checkpoint", f"{saved.uri} ({weights}, {saved.state.cursor:,} samples seen)"),
-        ("data", f"{found.data.num_samples:,} images of {found.data.config.val}"),
+        ("data", f"{found.data.num_samples:,} images of {found.data.source}"),
         ("input", f"{saved.preprocessing.size_text} px, crop {saved.preprocessing.eval_crop}"),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
         *(("note", line) for line in (*saved.notes, *found.data.notes)),

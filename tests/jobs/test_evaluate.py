@@ -122,15 +122,39 @@ def test_a_folder_of_classes_and_a_table_give_what_the_shards_give(
         path.write_bytes(sample.data)
         rows.append(f"{path.relative_to(tmp_path)},{sample.label}")
     (tmp_path / "val.csv").write_text("\n".join(rows))
+    (tmp_path / "all.csv").write_text(
+        "\n".join([f"{rows[0]},split", f"{rows[1]},train", *(f"{row},test" for row in rows[2:])])
+    )
     for place in (tmp_path / "val", tmp_path / "val.csv"):
         report = evaluated(capsys, trained_classifier, "--data", str(place))
         assert report["confusion"] == expected["confusion"]
         assert report["metrics"] == pytest.approx(expected["metrics"])
+    with pytest.raises(ValueError, match=r"it holds splits; name one, such as .*/val"):
+        evaluated(capsys, trained_classifier, "--data", str(trained_classifier.data))
+    report = evaluated(capsys, trained_classifier, "--data", str(tmp_path / "all.csv"), "--split", "test")
+    assert (report["split"], report["samples"]) == ("test", 29)
+    files = [str(trained_classifier.folder), "--data", str(tmp_path / "all.csv"), "--loader-workers", "0"]
+    assert main([*files, "--split", "test", "--report", str(tmp_path)]) == 0
+    assert f"on 29 images of {tmp_path}/all.csv (test)" in capsys.readouterr().out
+    assert f"29 images of {tmp_path}/all.csv (test)" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="--split test is for the rows of a table; leave it out"):
+        evaluated(capsys, trained_classifier, "--split", "test")
     (tmp_path / "val/class 0").rename(tmp_path / "val/other")
     with pytest.raises(ValueError, match="the label 'other' is none of the model's 4 classes"):
         evaluated(capsys, trained_classifier, "--data", str(tmp_path / "val"))
-    with pytest.raises(ValueError, match=r"it holds splits; name one, such as .*/val"):
-        evaluated(capsys, trained_classifier, "--data", str(trained_classifier.data))
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_the_work(
+    trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    arguments = [str(trained_classifier.folder), "--data", str(trained_classifier.data / "val")]
+    for flag, place in (("report", "file"), ("pictures", "file/deep"), ("json", "file/a.json")):
+        with pytest.raises(
+            ValueError, match=rf"^--{flag}: {tmp_path}/file\S* can't be written to \(.*\); name another"
+        ):
+            main([*arguments, f"--{flag}", str(tmp_path / place)])
+    assert capsys.readouterr().out == ""
 
 
 def test_the_mean_with_the_mirror_image(trained_segmenter: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
