@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CALIBRATED = 256
 """Training images from which int8 takes its ranges."""
+_ALIAS = re.compile(r"[\w-]+")
+"""Aliases that MLflow takes: refused here, they cost no export and no version without its alias."""
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 TOLERANCE = 1e-4
 """Largest difference of logits that is rounding, in the unit of `difference_unit` (measured: up to 1e-6)."""
 
@@ -95,6 +99,11 @@ class Options:
             raise ValueError(f"to is {self.to!r}: int8 is for .onnx files")
         if self.alias and not self.register:
             raise ValueError(f"alias is {self.alias!r}: it needs --register NAME")
+        if {*"/:"} & {*self.register}:
+            raise ValueError(f"register is {self.register!r}: MLflow's names have no '/' and no ':'")
+        if self.alias and (not _ALIAS.fullmatch(self.alias) or _RESERVED.fullmatch(self.alias)):
+            raise ValueError(f"alias is {self.alias!r}: MLflow takes letters, digits, '_' and '-', and keeps `latest` "
+                             "and versions such as v1 for itself")  # fmt: skip
         if not 0 <= self.max_drop <= 1:
             raise ValueError(f"max_drop is {self.max_drop}: it must be from 0 to 1")
         if self.scored < 0:
@@ -135,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
             loader_workers=0,
         )
     if options.register_as == "images" and saved.kind == "segmentation":
-        raise ValueError(f"register_as is 'images': that is for classification, and {saved.uri} is for {saved.kind}")
+        raise ValueError(f"register_as is 'images': that isn't for {saved.kind}, which {saved.uri} is for")
     data = _data(saved, options)
     images = _real_images(saved, data, options.compared)
     if options.precision == "fp32":
@@ -145,12 +154,14 @@ def main(argv: Sequence[str]) -> int:
     else:
         verdict = export_scored(saved, options, data)
     _, run = open_exported(Path(options.to))
+    outputs = "targets" if saved.kind == "regression" else "classes"
+    threads = torch.get_num_threads()
     print(
         f"{options.to}: {saved.model_config.name} at {saved.preprocessing.size_text} px, "
-        f"{len(saved.task.classes)} classes, {options.precision}, {Path(options.to).stat().st_size / 1e6:.1f} MB\n"
+        f"{len(saved.task.classes)} {outputs}, {options.precision}, {Path(options.to).stat().st_size / 1e6:.1f} MB\n"
         f"{verdict}\n"
         f"one image takes {latency_ms(run, images[:1]):.1f} ms on the CPU, the checkpoint "
-        f"{latency_ms(saved.logits, images[:1]):.1f} ms ({torch.get_num_threads()} threads)"
+        f"{latency_ms(saved.logits, images[:1]):.1f} ms ({threads} {'thread' if threads == 1 else 'threads'})"
     )
     if options.register:
         from jobs.common.registration import register_exported

@@ -75,6 +75,8 @@ class Options:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError(f"no images are named: add files, folders, tars or tables after {self.model}")
         for name in ("top", "batch_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -152,7 +154,8 @@ def _write_table(options: Options, predictor: Predictor, files: Iterable[ImageFi
                     print(f"error: {row.path}: {row.error}", file=sys.stderr)
             done += len(rows)
             show(done, done)
-    print(f"{options.out}: {done} images, {damaged} of them can't be read (column error)")
+    unread = f", {damaged} of them can't be read (column error)" if damaged else ""
+    print(f"{options.out}: {done} images{unread}")
     return damaged
 
 
@@ -198,6 +201,9 @@ def predictor_of(options: Options) -> Predictor:
     if options.tile and predictor.kind != "segmentation":
         raise ValueError(f"tile is {options.tile}: tiles are for segmentation, and {predictor.name} is for "
                          f"{predictor.kind}")  # fmt: skip
+    if options.out and predictor.kind != "segmentation" and not options.out.endswith(PARQUET_SUFFIX):
+        raise ValueError(f"out is {options.out!r}: for {predictor.kind} name a table, NAME{PARQUET_SUFFIX}, or leave "
+                         "it out to print the predictions")  # fmt: skip
     return replace(predictor, tile=options.tile, overlap=options.tile_overlap)
 
 

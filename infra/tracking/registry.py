@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,14 +82,15 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
         )
         with tempfile.TemporaryDirectory() as folder:
             options = _onnx_options(path, what) if what.serves is None else image_options(path, what, Path(folder))
-            logged = Model.log(
-                artifact_path=None,
-                model_id=model.model_id,
-                run_id=run.info.run_id,
-                step=what.step,
-                registered_model_name=what.name,
-                **options,
-            )
+            with _without_hints():
+                logged = Model.log(
+                    artifact_path=None,
+                    model_id=model.model_id,
+                    run_id=run.info.run_id,
+                    step=what.step,
+                    registered_model_name=what.name,
+                    **options,
+                )
         version = str(logged.registered_model_version)
         client.update_model_version(what.name, version, what.description)
         for tag, value in what.tags.items():
@@ -97,6 +100,22 @@ def register_model(path: Path, config: TrackingConfig, storage: Storage, what: R
     except Exception as error:
         raise explained(config, error) from None
     return version
+
+
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Leave out what MLflow prints for authors of models: a hint at examples, which a given signature makes needless,
+    and bars of the artifacts."""
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR as BARS
+
+    shown = BARS.get_raw()
+    BARS.set(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*An input example was not provided")
+            yield
+    finally:
+        BARS.unset() if shown is None else BARS.set(shown)
 
 
 def _onnx_options(path: Path, what: Registration) -> dict[str, Any]:

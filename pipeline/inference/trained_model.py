@@ -69,7 +69,13 @@ class SavedModel:
 
 
 def find_run(checkpoint: str, storage: str) -> str:
-    """Return the URI of what a user calls a checkpoint: a URI, a folder, or a run's name below `storage`."""
+    """Return the URI of what a user calls a checkpoint: a URI, a folder, or a run's name below `storage`.
+
+    Raises:
+        CheckpointError: it is a file.
+    """
+    if Path(checkpoint).is_file():
+        raise CheckpointError(f"{checkpoint} is a file: name a run or a checkpoint by its folder")
     if "://" in checkpoint or Path(checkpoint).exists():
         return checkpoint
     return f"{storage}/{checkpoint}" if "/" not in checkpoint else checkpoint

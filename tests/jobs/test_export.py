@@ -301,6 +301,9 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
         ),
         ([run, "--to", "m.pt2", "--precision", "int8"], r"to is 'm\.pt2': int8 is for \.onnx files"),
         ([run, "--to", "m.pt2", "--alias", "a"], "alias is 'a': it needs --register NAME"),
+        ([run, "--to", "m.onnx", "--register", "solar/cells"], "register is 'solar/cells': MLflow's names have no '/'"),
+        ([run, "--to", "m.onnx", "--register", "m", "--alias", "a b"], "alias is 'a b': MLflow takes letters, digits"),
+        ([run, "--to", "m.onnx", "--register", "m", "--alias", "v1"], "alias is 'v1': .* keeps `latest` and versions"),
         ([run, "--to", "m.onnx", "--max-drop", "2"], r"max_drop is 2\.0"),
         (
             [run, "--to", str(tmp_path / "m.onnx"), "--precision", "int8", "--train-data", str(tmp_path / "none")],

@@ -171,6 +171,9 @@ def test_mistakes_are_one_line(
             [str(trained_segmenter.folder), file, str(tmp_path / "other/0.jpg"), "--out", str(tmp_path / "m")],
             "has the same name; give them in two calls",
         ),
+        ([run], "no images are named: add files, folders, tars or tables after"),
+        ([run, file, "--out", "a.csv"], r"out is 'a\.csv': for classification name a table, NAME\.parquet, or leave"),
+        ([file, file], r"0\.jpg is a file: name a run or a checkpoint by its folder"),
         ([str(tmp_path / "none.onnx"), file], r"none\.onnx: there is no such file"),
         ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has a fixed image size"),
     ):
