@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -213,7 +214,8 @@ def _gpus_asked_for(cluster: _ClusterFields) -> int | None:
 def _default_name(recipe: str, train: str) -> str:
     """Return the name of a generic recipe's run: the recipe's and the data's, such as `classify-mine`."""
     folder = train.split("::")[0].rstrip("/").removesuffix("/train").rpartition("/")[2]
-    word = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-.")
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()  # ü as u
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")
     return f"{recipe}-{word}" if word else recipe
 
 

@@ -69,7 +69,9 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
             known = [f"--{name}" for one in kinds for name in flags_of(one)]
             close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
-            return f"Unrecognized options: {', '.join(tokens)}" + (f" (did you mean {close[0]}?)" if close else "")
+            everything = "--help-all" if isinstance(default, TrainConfig) else "--help"
+            hint = f"did you mean {close[0]}?" if close else f"{event.prog} {everything} lists them"
+            return f"Unrecognized options: {', '.join(tokens)} ({hint})"
         case InvalidChoice(argument=argument, value=value, choices=choices):
             allowed = ", ".join(choice for choice in choices if choice)  # an empty one is a flag that is not given
             return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {allowed}"
@@ -83,6 +85,8 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             sentence = message.partition("\n")[0]
             for pattern, words in _PLAIN.items():
                 sentence = re.sub(pattern, words, sentence)
+            if sentence.startswith("it does not accept"):
+                sentence += f"; it takes {argument.lowered.metavar}"
             return f"{argument.lowered.name_or_flags[0]}: {sentence}"
         case MissingArgs(missing_arguments=missing):
             names = (one.arg.lowered.name_or_flags[0] for one in missing)

@@ -236,6 +236,11 @@ def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tup
         raise CheckpointError(
             f"{storage.uri} holds a run of this name with another config ({described(serious)}): "
             "start a new run with --name, or submit the same config to resume"
+            + (
+                "; a finished run is trained further by --extend"
+                if any(key.endswith(".epochs") for key in serious)
+                else ""
+            )
         )
     return (f"resumes with a changed config: {described(changes, limit=8)}",) if changes else ()
 

@@ -78,7 +78,12 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo_scratch", "--ramp.stages", "1", "--stages.1.epochs=2"], r"^--stages\.1\.epochs: there is one stage, 0"),
         (["demo_scratch", "--ramp.imagesize", "1", "2"], r"did you mean --ramp\.image-size\?"),
         (["demo_scratch", "--ramp.stages", "0"], r"^--ramp\.stages is 0: it must be at least 1"),
-        (["demo_scratch", "--ramp.stages", "two"], r"^--ramp\.stages: it does not accept 'two'"),
+        (["demo_scratch", "--ramp.stages", "two"], r"^--ramp\.stages: it does not accept 'two'; it takes INT$"),
+        (["demo_scratch", "--task.class-weights", "rare"], r"it does not accept 'rare'; it takes \{none,auto\}\|"),
+        (
+            ["demo_scratch", "--wholly", "1"],
+            r"^Unrecognized options: --wholly, 1 \(train demo_scratch --help-all lists them\)$",
+        ),
         (["demo_scratch", "--ramp.image-size", "128"], r"^--ramp\.image-size: it takes two numbers, .*, not 128$"),
         (
             ["demo_scratch", "--ramp.image-size", "1", "2", "3"],

@@ -125,6 +125,8 @@ def test_a_resolved_command_line_measures_nothing_more() -> None:
     assert config.name == "classify-mine"
     assert rules_for(argv).facts == FACTS
     assert recipe_words(argv, PlanFlags) == shlex.join(argv)
+    folder = ["--data.train", "/nowhere/Größe 2/train", "--facts", written(FACTS)]
+    assert parsed("classify", *folder).name == "classify-Groe-2"
 
 
 @settings(deadline=None, max_examples=20)
