@@ -117,7 +117,7 @@ def plan_table(planned: dict[str, Any]) -> Table:
             *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
             *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
             f"{row['stochastic_depth']:.3g}",
-            *(f"{row['epochs']:g}", f"{row['steps']:,}"),
+            *(f"{row['epochs']:.4g}", f"{row['steps']:,}"),
             *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
             *("{:g} - {:g}".format(*row["crop_area"]) if row["crop_area"] else "the data's" for _ in crops),
             *(row["other_sizes"] for _ in others),

@@ -20,7 +20,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
@@ -308,14 +308,18 @@ def shard_key(shard: ShardInfo) -> str:
     return hashlib.sha256(f"{shard.url}\0{mark}".encode()).hexdigest()[:32]
 
 
-def open_cache(config: DataConfig) -> ShardCache | None:
-    """Return the node's shard cache, or None where the configuration says `none`.
+def open_cache(config: DataConfig, shards: Iterable[ShardInfo]) -> ShardCache | None:
+    """Return the node's shard cache, or None where the configuration says `none` or none of the shards needs it.
+
+    Plain shards of this machine are read where they lie: a home that can't be written to does not keep them from it.
 
     Raises:
         DataError: its folder can't be made.
     """
     folder = cache_folder(config)
-    return None if folder is None else ShardCache(folder, round(config.cache_gb * 1e9))
+    if folder is None or not any(shard.is_cached for shard in shards):
+        return None
+    return ShardCache(folder, round(config.cache_gb * 1e9))
 
 
 def cache_folder(config: DataConfig) -> Path | None:

@@ -189,8 +189,8 @@ class _Pool:
     """The loader processes of one dataset; they stay over stages and evaluations."""
 
     def __init__(self, manifest: DatasetManifest, config: DataConfig, *, training: bool) -> None:
-        cache = open_cache(config)
         manifests = load_copies(manifest, config.train) if training and _has_copies(config) else {0: manifest}
+        cache = open_cache(config, [shard for part in manifests.values() for shard in part.shards])
         if cache is not None:
             cache.check_room([shard for shard in manifest.shards if shard.is_cached])
         self.cache, self.manifests, self.in_use = cache, manifests, False

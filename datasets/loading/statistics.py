@@ -27,7 +27,7 @@ def channel_statistics(
     Raises:
         DataError: none of them can be read, or the shards can't.
     """
-    reader, total = SampleReader(manifest, open_cache(config)), manifest.num_samples
+    reader, total = SampleReader(manifest, open_cache(config, manifest.shards)), manifest.num_samples
     count = min(samples, total)
     pixels, mean, squares, problem = 0, np.zeros(config.channels), np.zeros(config.channels), ""
     for sample_id in np.arange(count) * total // count:

@@ -90,7 +90,7 @@ def open_data(
     if _is_indexed(place):
         manifest = load_manifest(place)
         check_classes(saved, manifest, place)
-        return EvaluationData(config=config, reader=SampleReader(manifest, open_cache(config)))
+        return EvaluationData(config=config, reader=SampleReader(manifest, open_cache(config, manifest.shards)))
     if _is_folder(place) and tag_of(join(place, f"val/{MANIFEST_NAME}")):
         raise DataError(f"{place}: it holds splits; name one, such as {join(place, 'val')}")
     reader, notes = labelled_files(

@@ -164,6 +164,14 @@ def data(uri: str, cache: Path | str, **changes: Any) -> DataConfig:
     return DataConfig(train=uri, val=uri, **(values | changes))
 
 
+def test_shards_of_this_machine_need_no_cache_that_can_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = write_shards(tmp_path / "shards", [8])
+    config = data(str(folder), tmp_path / "file" / "cache")
+    (batch,) = build_eval_loader(config, image_size=32, batch_size=8, rank=0, world_size=1)
+    assert len(batch.labels) == 8
+
+
 def first_batch(config: DataConfig) -> float:
     """Seconds until the first batch."""
     start = time.monotonic()
