@@ -187,10 +187,18 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {redacted(_sentence(error))}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if is_transient(error) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    """Return an error as a line for users: of a file that the system refused, its name first, and no number."""
+    if not isinstance(error, OSError) or not error.strerror or not isinstance(error.filename, str):
+        return str(error)
+    cure = "; change its owner or mode, or name another place" if isinstance(error, PermissionError) else ""
+    return f"{error.filename}: {error.strerror}{cure}"
 
 
 ShortSides = Annotated[

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
 from infra.cluster.code_package import ROOT
-from jobs.common.cli import parse_recipe, recipe_words
+from jobs.common.cli import parse_recipe, recipe_words, run_main
 from jobs.common.parsing import UsageError, flags_of
 from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
@@ -156,3 +158,13 @@ def test_the_flags_of_a_job_come_first_in_its_help(capsys: pytest.CaptureFixture
 def test_the_words_of_a_recipe_are_without_the_jobs_own_and_the_name() -> None:
     argv = ["demo_scratch", "--ramp.stages", "3", "--json", "--name", "s", "--data.train", "a b"]
     assert recipe_words(argv, Flags) == "demo_scratch --ramp.stages 3 --data.train 'a b'"
+
+
+def test_a_file_that_the_system_refuses_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/table")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_main(main)
+    said = capsys.readouterr().err
+    assert said == "error: /somewhere/table: Permission denied; change its owner or mode, or name another place\n"
