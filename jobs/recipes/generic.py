@@ -193,7 +193,9 @@ def _task(rules: Rules) -> TaskConfig:
         return MultilabelConfig(loss="asymmetric" if rules.loss.value == "asymmetric" else "bce")
     if rules.task == "regression":
         return RegressionConfig()
-    return SegmentationConfig() if rules.masks else ClassificationConfig()
+    if rules.masks:
+        return SegmentationConfig(lovasz_weight=1.0 if rules.loss.value == "cross-entropy, Dice and Lovász" else 0.0)
+    return ClassificationConfig()
 
 
 def _loss_of(task: TaskConfig) -> Loss:
@@ -201,7 +203,9 @@ def _loss_of(task: TaskConfig) -> Loss:
         return task.loss
     if isinstance(task, RegressionConfig):
         return "mse"
-    return "cross-entropy and Dice" if isinstance(task, SegmentationConfig) else "cross-entropy"
+    if isinstance(task, SegmentationConfig):
+        return "cross-entropy, Dice and Lovász" if task.lovasz_weight else "cross-entropy and Dice"
+    return "cross-entropy"
 
 
 def _optimizer(rules: Rules) -> OptimizerConfig:
