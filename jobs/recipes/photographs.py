@@ -81,9 +81,9 @@ def cifar10_progressive() -> TrainConfig:
     a plain cosine it is nearly 0 when the last stages begin, and what the network has learned at 16 px is then lost at
     24 and 32. There is no RandAugment, which so short a training gains nothing by.
 
-    Measured by `python -m jobs.compare progressive-vs-fixed --recipe cifar10_progressive --variants fixed progressive
-    --seeds 0 1 2 --cluster.num-workers 1` (docs/results.md): 55.2 %, fixed 57.3 %; with --epochs 12, which costs less
-    than fixed's 8, 59.4 %.
+    What `python -m jobs.compare progressive-vs-fixed --recipe cifar10_progressive --variants fixed progressive
+    --seeds 0 1 2 --cluster.num-workers 1` compares was measured without Ray (docs/results.md): 55.2 %, fixed 57.3 %;
+    with --epochs 12, which costs less than fixed's 8, 59.4 %.
     """
     return _tuned(cifar10_small(), (16, 24, 32))
 
