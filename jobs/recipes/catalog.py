@@ -16,6 +16,7 @@ from jobs.recipes.imagenet import (
     efficientnetv2_s_google,
     efficientnetv2_s_paper,
 )
+from jobs.recipes.masks import camvid
 from jobs.recipes.photographs import (
     cifar10_progressive,
     cifar10_small,
@@ -51,6 +52,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         cifar10_gpu,
         tiny_imagenet,
         tiny_imagenet_gpu,
+        camvid,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,

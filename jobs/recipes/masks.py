@@ -1,0 +1,56 @@
+"""Segmentation of street scenes on a CPU (CamVid), a minute or two a run."""
+
+from __future__ import annotations
+
+from datasets.config import DataConfig
+from infra.cluster.config import ClusterConfig
+from model.config import ModelConfig
+from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import SegmentationConfig
+
+
+def camvid() -> TrainConfig:
+    """CamVid's street scenes in 11 classes, at 64x48 to 128x96 px: a run takes about a minute of one core.
+
+    From the published folders train, val and test with their ...annot (SegNet's tutorial, 480x360, value 11 is void):
+
+        python -m jobs.prepare masks CamVid/train --masks CamVid/trainannot --also-short-side 160 --out data/camvid \\
+            --val-images CamVid/val --val-masks CamVid/valannot \\
+            --test-images CamVid/test --test-masks CamVid/testannot \\
+            --classes sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist,void --ignore void
+
+    SegNet's paper reports a mean IoU of about 0.6 on test, after long training at 480x360 on a GPU. Eight epochs of
+    this reach 0.38 on val and 0.33 on test: `python -m jobs.train camvid --trainer.precision bf16` (docs/results.md).
+    """
+    return TrainConfig(
+        name="camvid",
+        stages=_stages((48, 4), (64, 2), (96, 2)),
+        data=DataConfig(
+            train="data/camvid/train",
+            val="data/camvid/val",
+            num_lanes=4,
+            block_size=32,
+            aspect_ratio=1.333,
+            crop_area=(0.4, 1.0),
+            eval_crop="whole",
+            loader_workers=0,
+        ),
+        model=ModelConfig(name="unet_efficientnet_v2_tiny", stochastic_depth=0.0, norm_momentum=0.1),
+        task=SegmentationConfig(lovasz_weight=1.0),
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=4e-3, weight_decay=0.02, warmup_epochs=0.5, schedule="cosine", ema_decay=0.98
+        ),
+        trainer=TrainerConfig(eval_every_epochs=2, eval_batch_size=16),
+        checkpoint=CheckpointConfig(every_epochs=2, best_metric="val/miou"),
+        cluster=ClusterConfig(num_workers=1),
+    )
+
+
+def _stages(*rows: tuple[int, float]) -> tuple[TrainingStage, ...]:
+    """Return stages of (image size, epochs), in which dropout grows to 0.1."""
+    last = len(rows) - 1
+    return tuple(
+        TrainingStage(image_size=size, epochs=epochs, batch_size=8, dropout=0.1 * index / last)
+        for index, (size, epochs) in enumerate(rows)
+    )
