@@ -70,7 +70,8 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             known = [f"--{name}" for one in kinds for name in flags_of(one)]
             close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
             everything = "--help-all" if isinstance(default, TrainConfig) else "--help"
-            hint = f"did you mean {close[0]}?" if close else f"{event.prog} {everything} lists them"
+            program = "" if "/" in event.prog else f"{event.prog} "  # else a file, which nobody has called by its path
+            hint = f"did you mean {close[0]}?" if close else f"{program}{everything} lists them"
             return f"Unrecognized options: {', '.join(tokens)} ({hint})"
         case InvalidChoice(argument=argument, value=value, choices=choices):
             allowed = ", ".join(choice for choice in choices if choice)  # an empty one is a flag that is not given

@@ -10,7 +10,14 @@ import pytest
 from jobs.benchmark.__main__ import NAMES, main
 
 MISTAKES = [
-    *((name, ["--wrong", "3"], r"^Unrecognized options: --wrong, 3$") for name in NAMES),
+    *(
+        (
+            name,
+            ["--wrong", "3"],
+            rf"^Unrecognized options: --wrong, 3 \(.*jobs.benchmark {name} .*--help.* lists them\)$",
+        )
+        for name in NAMES
+    ),
     ("checkpoint", ["--model", "nothing"], "^name=nothing: no such model"),
     ("checkpoint", ["--gap-s", "0"], r"^--gap-s 0\.0: must be above 0$"),
     ("checkpoint", ["--pin-server", "--storage", "runs"], r"^pin_server: it needs a server that is started here"),
