@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -202,4 +203,6 @@ def _show(verdicts: Sequence[Verdict]) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # of which a shell's background job ignores the first
+        signal.signal(number, signal.default_int_handler)  # servers, cluster and disk are to be ended
     run_main(main)
