@@ -127,6 +127,9 @@ def _table_files(
         separator=columns.separator or ("\n" if kind == "multilabel" else ""),  # a cell is one label, or none
     )
     table = open_table(place)
+    if split and columns.split not in table.columns:
+        raise DataError(f"{place}: no column {columns.split!r} in it says which rows are of {split}; leave --split out "
+                        "or name the column with --split-column")  # fmt: skip
     reader = label_reader(table, columns)
     _check_columns(table, reader, kind, classes)
     rows = image_rows(table, reader, columns, otherwise=split or "test", left_out=left_out)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datasets.transforms.shape import Shape
 
-_AT_ONCE = 64
+_AT_ONCE_ON_GPU = 64
 """Images whose spectra are in memory together: a spectrum takes 8 times the memory of its image."""
 
 
@@ -17,7 +17,9 @@ def low_frequency(images: Tensor, shape: Shape) -> Tensor:
     Unlike resizing, which averages over areas, it keeps all that a grid of this size can hold, unweakened. Means stay,
     and values of uint8 images are clamped to 0 to 255. Pixel (i, j) lies where pixel (i H / h, j W / w) lay.
     """
-    small = torch.cat([_low_frequency(part.float(), shape) for part in images.split(_AT_ONCE)])
+    # On a CPU one by one: in the rounding of MKL's transform it matters which other images are in the batch.
+    at_once = _AT_ONCE_ON_GPU if images.is_cuda else 1
+    small = torch.cat([_low_frequency(part.float(), shape) for part in images.split(at_once)])
     return small.clamp_(0.0, 255.0) if images.dtype == torch.uint8 else small
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,7 +256,8 @@ class Tracker:
             run.finish(self._status)
             self._finished = True
         if not len(self._outbox):
-            self._spool.clear()
+            with suppress(StorageError, TimeoutError):  # MLflow is well: the next send tries it again
+                call_with_timeout(SPOOL_TIMEOUT_S, self._spool.clear)
 
     def _connect(self) -> MlflowRun:
         config = self.config

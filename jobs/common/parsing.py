@@ -60,6 +60,7 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
 
 def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
     """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
+    program = "" if "/" in event.prog else f"{event.prog} "  # else a file, which nobody has called by its path
     match event:
         case UnrecognizedArgs(tokens=tokens) if isinstance(default, TrainConfig) and (
             which := _no_stage(tokens, default)
@@ -70,7 +71,6 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             known = [f"--{name}" for one in kinds for name in flags_of(one)]
             close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
             everything = "--help-all" if isinstance(default, TrainConfig) else "--help"
-            program = "" if "/" in event.prog else f"{event.prog} "  # else a file, which nobody has called by its path
             hint = f"did you mean {close[0]}?" if close else f"{program}{everything} lists them"
             return f"Unrecognized options: {', '.join(tokens)} ({hint})"
         case InvalidChoice(argument=argument, value=value, choices=choices):
@@ -92,8 +92,8 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
         case MissingArgs(missing_arguments=missing):
             names = (one.arg.lowered.name_or_flags[0] for one in missing)
             named = (name if name[0] == "-" else name.rpartition(".")[2].upper() for name in names)
-            return f"missing: {', '.join(named)}; {event.prog} --help explains it"
-    return f"wrong arguments; {event.prog} --help lists the flags"
+            return f"missing: {', '.join(named)}; {program}--help explains it"
+    return f"wrong arguments; {program}--help lists the flags"
 
 
 def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:

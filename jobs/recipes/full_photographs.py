@@ -17,7 +17,7 @@ def cifar10() -> TrainConfig:
 
     From the published archive, unpacked to one image file each in cifar10/train/CLASS and cifar10/test/CLASS:
 
-        mv cifar10/test cifar10/val
+        cp -r cifar10/test cifar10/val
         python -m jobs.prepare image-folder cifar10 --out data/cifar10
         python -m jobs.train cifar10
 

@@ -38,7 +38,7 @@ from jobs.common.parsing import UsageError
 from pipeline.run.sample_log import VARIABLE
 from tests.chaos.faults import FAULTS
 from tests.chaos.growth import Growth
-from tests.chaos.killer import Killer
+from tests.chaos.killer import SECOND, Killer
 from tests.chaos.run import Place, Run
 from tests.chaos.verdict import Verdict, compare
 from tests.support.servers import MlflowServer, S3Server, Server
@@ -79,8 +79,8 @@ class Options:
         check_at_least(self, 1, "kills", "steps_a_kill")
         check_at_least(self, 0, "minutes")
         check_above_0(self, "kill_for_s")
-        if self.only and self.only not in (*KINDS, *FAULTS):
-            raise UsageError(f"--only {self.only}: expected one of {', '.join((*KINDS, *FAULTS))}")
+        if self.only and self.only not in (*KINDS, *FAULTS, SECOND):
+            raise UsageError(f"--only {self.only}: expected one of {', '.join((*KINDS, *FAULTS, SECOND))}")
         if not (self.fixed or self.elastic):
             raise UsageError("--no-fixed --no-elastic: no run is left")
 
@@ -133,7 +133,7 @@ def _disturbed(place: Place, options: Options, whole: Run, growth: Growth, *, nu
 
 def planned(options: Options, elastic: bool, seed: int, *, disk: bool) -> list[str]:
     """Return the kinds of kills, each about as often as the others over both runs, in an order that the seed draws."""
-    all_kinds = [*KINDS, *(kind for kind in FAULTS if options.minutes and (disk or kind != "disk"))]
+    all_kinds = [*KINDS, *(kind for kind in (*FAULTS, SECOND) if options.minutes and (disk or kind != "disk"))]
     first = options.kills if elastic and options.fixed else 0
     kinds = [options.only or all_kinds[(first + index) % len(all_kinds)] for index in range(options.kills)]
     Random(seed + elastic).shuffle(kinds)

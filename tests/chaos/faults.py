@@ -1,20 +1,19 @@
-"""Faults that end no process and pass by themselves: a pause, a full disk, a slow network, a second submission."""
+"""Faults that end no process and pass by themselves: a pause, a full disk, a slow network."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 import psutil
 
-from tests.chaos.run import GIVE_UP_S, Place, Run
+from tests.chaos.run import Place, Run
 from tests.support.slow_network import FAST, Network
 
-FAULTS = ("pause", "disk", "network", "second submission")
+FAULTS = ("pause", "disk", "network")
 SECONDS = (2.0, 20.0)
 """How long a fault lasts: drawn between these."""
 SLOW = Network(latency_s=0.2, bytes_per_s=2e6, cut_share=0.01)
@@ -36,7 +35,6 @@ class Faults:
             "pause": self._pause,
             "disk": self._fill_disk,
             "network": self._slow_network,
-            "second submission": self._submit_again,
         }[kind](seconds)
         return f"{what} for {seconds:.0f} s"
 
@@ -80,21 +78,3 @@ class Faults:
         for link in links:
             link.network = SLOW
         return "S3 and MLflow"
-
-    def _submit_again(self, seconds: float) -> str:
-        """Submit the run a second time while it trains: refused in one line."""
-        second = self._run.second()
-
-        def see() -> None:
-            try:
-                output, _ = second.communicate(timeout=GIVE_UP_S)
-            except subprocess.TimeoutExpired:
-                second.kill()
-                raise RuntimeError(
-                    f"{self._run.name}: a second submission is not refused:\n{second.communicate()[0]}"
-                ) from None
-            if second.returncode != 1 or "is being trained by" not in output:
-                raise RuntimeError(f"{self._run.name}: a second submission ended with {second.returncode}:\n{output}")
-
-        self._later(seconds, see)
-        return "looked at"

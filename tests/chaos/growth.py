@@ -12,8 +12,8 @@ from statistics import linear_regression, median
 import psutil
 
 SAMPLE_EVERY_S = 5.0
-ROUNDS = 3
-"""From this many rounds on, growth is judged."""
+ROUNDS = 6
+"""From this many rounds on, growth is judged: thirds of two rounds have a run of each kind."""
 SHARE, FREE_MB, FREE_HANDLES = 0.05, 20.0, 20.0
 """The last third's median may be above the first third's by this share, and by so much more."""
 

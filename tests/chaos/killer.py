@@ -20,6 +20,8 @@ from tests.chaos.run import BATCH, GIVE_UP_S, Place, Run
 from tests.support.killing import kill_family
 from tests.support.servers import Server
 
+SECOND = "second submission"
+
 
 @dataclass(slots=True)
 class Kill:
@@ -73,6 +75,9 @@ class Killer:
             faults = Faults(self.place, self.run, self.random, self._after)
             print(f"  {faults.make(kind)}", file=sys.stderr)
             return
+        if kind == SECOND:
+            self._submit_again()
+            return
         if kind in ("S3", "MLflow"):
             self._kill_server(self.place.s3 if kind == "S3" else self.place.mlflow)
             return
@@ -94,6 +99,7 @@ class Killer:
 
     def _take_over(self) -> None:
         """Pause the submission, have a second one of the same name go on elsewhere, wake the first: it must give up."""
+        self._bring_back(math.inf)  # a pause that ended amid this would let the first one go on
         paused = [*self._some(self._workers), *self._some(self.place.nodes.controllers)]
         old = self.run.replaced()
         paused.append(psutil.Process(old.pid))
@@ -116,6 +122,23 @@ class Killer:
             )
         if self.run.is_driven:
             kill_family(self.run.replaced())  # back to the cluster that the other kills are for
+
+    def _submit_again(self) -> None:
+        """Submit the run a second time while it trains: refused in one line.
+
+        Nothing else happens meanwhile: without its holder's controller, the lease would rightly be the second one's.
+        """
+        second = self.run.second()
+        try:
+            self._wait("a second submission", lambda: second.poll() is not None or self.run.is_finished)
+            if self.run.is_finished:
+                return
+            output = second.communicate()[0]
+        finally:
+            if second.poll() is None:
+                kill_family(second)
+        if second.returncode != 1 or "is being trained by" not in output:
+            raise RuntimeError(f"{self.run.name}: a second submission ended with {second.returncode}:\n{output}")
 
     def _workers(self) -> list[Any]:
         return [worker for node in self.place.nodes.nodes for worker in self.place.nodes.train_workers(node)]

@@ -23,6 +23,7 @@ import pytest
 from tests.chaos.__main__ import KINDS, Options, planned
 from tests.chaos.faults import FAULTS, SLOW, Faults
 from tests.chaos.growth import Growth, Trend, Usage
+from tests.chaos.killer import SECOND
 from tests.support.slow_network import FAST, Network, slow_network
 from tests.support.small_disk import FILLER, small_disk
 
@@ -110,11 +111,12 @@ def test_a_full_disk_takes_nothing_more_until_it_is_freed(tmp_path: Path) -> Non
     ("values", "flat"),
     [
         ([100.0, 500.0], None),
-        ([100.0, 90.0, 124.0], True),  # 5 % and 20 above
-        ([100.0, 90.0, 126.0], False),
+        ([100.0, 900.0, 100.0, 900.0, 100.0], None),
+        ([100.0, 100.0, 90.0, 90.0, 124.0, 126.0], True),  # 5 % and 20 above
+        ([100.0, 100.0, 90.0, 90.0, 124.0, 128.0], False),
         ([100.0] * 6 + [110.0, 900.0, 110.0], True),  # one odd round
         ([100.0] * 6 + [110.0, 130.0, 130.0], False),
-        ([1000.0, 900.0, 500.0], True),
+        ([1000.0, 1000.0, 900.0, 900.0, 500.0, 500.0], True),
     ],
 )
 def test_flat_is_a_last_third_as_the_first(values: list[float], flat: bool | None) -> None:
@@ -215,9 +217,9 @@ def test_a_process_that_ends_while_it_is_looked_for_stops_no_watching(monkeypatc
 
 
 def test_a_soak_has_every_fault_in_each_run_and_another_order_in_each_round() -> None:
-    options = Options(minutes=120, kills=len(KINDS) + len(FAULTS))
+    options = Options(minutes=120, kills=len(KINDS) + len(FAULTS) + 1)
     first, second = (planned(options, False, seed, disk=True) for seed in (0, 1))
-    assert sorted(first) == sorted(second) == sorted([*KINDS, *FAULTS])
+    assert sorted(first) == sorted(second) == sorted([*KINDS, *FAULTS, SECOND])
     assert first != second
     assert "disk" not in planned(options, False, 0, disk=False)
     assert set(planned(Options(kills=50), False, 0, disk=True)) == {*KINDS}

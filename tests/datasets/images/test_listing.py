@@ -193,6 +193,8 @@ def test_the_rows_of_a_split_are_read_alone_and_never_all_of_several(tmp_path: P
         of(TableColumns(), "")
     with pytest.raises(DataError, match=r"t\.csv: no row is of the split test, only of train and val"):
         of(TableColumns(), "test")
+    with pytest.raises(DataError, match=r"t\.csv: no column '' in it says which rows are of val; leave --split out or"):
+        of(TableColumns(split=""), "val")
     table.write_text("path,label,split\n1.png,bee,val\n3.png,cow,val\n")
     assert of(TableColumns(), "") == [1, 2]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
 from infra.tracking.tracker import Tracker, end_record, send_unsent
 from tests.support.fault_proxy import Request, fault_proxy
+from tests.support.forked import wait_until
 from tests.support.servers import MlflowServer
 from tests.support.training_process import value_of
 
@@ -641,21 +643,28 @@ def test_a_run_that_a_slow_server_makes_late_is_not_made_again(
     config: TrackingConfig, storage: Storage, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that was stopped for seconds: it first answers others, then works off what it was asked for."""
-    monkeypatch.setattr(tracking, "SETTLE_S", 3.0)
     prepare(config)
+    client = make_client(config.uri)
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+
+    def runs() -> list[Any]:
+        return list(client.search_runs([experiment], f"tags.`{mlflow_run.NAME_TAG}` = 'late run'"))
+
     with fault_proxy(mlflow_server.url) as proxy:
 
         def fault(request: Request) -> str:
             created = sum(one.path.endswith("/runs/create") for one in proxy.requests)
-            if created and "get-by-name" in request.path:
-                threading.Timer(0.3, proxy.released.set).start()
             return "stuck" if request.path.endswith("/runs/create") and created == 1 else ""
 
+        def settle(_: float) -> None:
+            proxy.released.set()
+            wait_until(runs)
+
         proxy.fault = fault
+        monkeypatch.setattr(
+            tracking, "time", SimpleNamespace(sleep=settle, monotonic=time.monotonic, time_ns=time.time_ns)
+        )
         tracker = Tracker(replace(config, uri=proxy.url), "late run", storage=storage)
         tracker.log_metrics({"loss": 0.5}, 1)
         assert tracker.close("FINISHED", 60)
-    client = make_client(config.uri)
-    experiment = client.get_experiment_by_name(config.experiment).experiment_id
-    runs = client.search_runs([experiment], f"tags.`{mlflow_run.NAME_TAG}` = 'late run'")
-    assert [(run.info.run_id, run.info.status) for run in runs] == [(tracker.run_id, "FINISHED")]
+    assert [(run.info.run_id, run.info.status) for run in runs()] == [(tracker.run_id, "FINISHED")]
