@@ -17,7 +17,7 @@ from datasets.transforms.formats import RGB
 from datasets.transforms.shape import Shape
 from jobs.common.parsing import UsageError
 from jobs.recipes.generic import FITTING, TASKS
-from pipeline.run.class_weights import pixel_counts
+from pipeline.run.class_weights import pixel_shares
 
 FactValues = dict[str, float | str]
 """Facts by their names."""
@@ -148,7 +148,7 @@ def rarest_share(manifest: DatasetManifest) -> float:
     if manifest.kind != "segmentation":
         return 0.0
     try:
-        counts = [count for count in pixel_counts(manifest) if count > 0]
+        counts = [count for count in pixel_shares(manifest) if count > 0]
     except DataError:  # shards that `jobs.index` made a manifest of
         return 0.0
     return round(min(counts) / sum(counts), 4)

@@ -88,7 +88,8 @@ LEFT_TO_THE_NODE = {"cluster.cpus_per_worker": 0, "data.loader_workers": None}
 def resume_differences(recorded: Any, config: Any) -> dict[str, tuple[Any, Any]]:
     """Return {field: (old, new)} of a run's recorded config and the submitted one that resumes it.
 
-    What both leave to the node is no difference, although the recorded one has the node's values.
+    What the submitted one leaves to the node is none: the recorded one has what its node had, or a number that was
+    given then, and these can't be told apart.
     """
     changes = differences(with_defaults(recorded, config), recorded_config(config))
     return {
