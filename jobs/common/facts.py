@@ -46,8 +46,8 @@ class FactsFlag:
 
     facts: str = ""
     """What the recipe follows from, such as samples=5000,cpus=8: of samples, classes, short-side (pixels), aspect-ratio
-    (width / height), cpus, gpus, gpu-memory (GB), pixel-type, channels and rarest-share (of the pixels of masks). What
-    is left out is what the run began with, or else is measured on the data and on this machine."""
+    (width / height), cpus, gpus, gpu-memory (GB), pixel-type and channels. What is left out is what the run began with,
+    or else is measured on the data and on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

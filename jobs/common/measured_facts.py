@@ -17,7 +17,6 @@ from datasets.transforms.formats import RGB
 from datasets.transforms.shape import Shape
 from jobs.common.parsing import UsageError
 from jobs.recipes.generic import FITTING, TASKS
-from pipeline.run.class_weights import pixel_shares
 
 FactValues = dict[str, float | str]
 """Facts by their names."""
@@ -46,8 +45,8 @@ def split_flags(data: str) -> list[str]:
 
 
 def data_facts(recipe: str, train: str, *, shapes: bool) -> FactValues:
-    """Return how many images and classes the training data has, what their pixels are, how rare a class of masks is,
-    and, if asked for, the images' short side and aspect ratio.
+    """Return how many images and classes the training data has, what their pixels are, and, if asked for, the images'
+    short side and aspect ratio.
 
     Raises:
         UsageError: the data is not what the recipe is for, or too few.
@@ -58,7 +57,7 @@ def data_facts(recipe: str, train: str, *, shapes: bool) -> FactValues:
     _check_enough(manifest, train)
     pixels = manifest.pixels or RGB
     found: FactValues = {"samples": manifest.num_samples, "classes": len(manifest.classes)}
-    found |= {"pixel_type": pixels.kind, "channels": pixels.channels, "rarest_share": rarest_share(manifest)}
+    found |= {"pixel_type": pixels.kind, "channels": pixels.channels}
     return found | (_shape_facts(manifest, train) if shapes else {})
 
 
@@ -141,17 +140,6 @@ def common_ratio(shapes: Sequence[Shape]) -> float:
     alike = sum(1 / _NEAR <= ratio / middle <= _NEAR for ratio in ratios)
     is_square = max(middle, 1 / middle) < _CLEARLY
     return 1.0 if is_square or alike < 0.9 * len(ratios) else round(middle, 3)
-
-
-def rarest_share(manifest: DatasetManifest) -> float:
-    """Return the share of the pixels that the rarest class of those that occur has; 0: no masks, or nobody counted."""
-    if manifest.kind != "segmentation":
-        return 0.0
-    try:
-        counts = [count for count in pixel_shares(manifest) if count > 0]
-    except DataError:  # shards that `jobs.index` made a manifest of
-        return 0.0
-    return round(min(counts) / sum(counts), 4)
 
 
 def _gpus_here() -> list[float]:

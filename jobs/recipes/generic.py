@@ -193,9 +193,7 @@ def _task(rules: Rules) -> TaskConfig:
         return MultilabelConfig(loss="asymmetric" if rules.loss.value == "asymmetric" else "bce")
     if rules.task == "regression":
         return RegressionConfig()
-    if rules.masks:
-        return SegmentationConfig(lovasz_weight=1.0 if rules.loss.value == "cross-entropy, Dice and Lovász" else 0.0)
-    return ClassificationConfig()
+    return SegmentationConfig() if rules.masks else ClassificationConfig()
 
 
 def _loss_of(task: TaskConfig) -> Loss:
@@ -203,9 +201,7 @@ def _loss_of(task: TaskConfig) -> Loss:
         return task.loss
     if isinstance(task, RegressionConfig):
         return "mse"
-    if isinstance(task, SegmentationConfig):
-        return "cross-entropy, Dice and Lovász" if task.lovasz_weight else "cross-entropy and Dice"
-    return "cross-entropy"
+    return "cross-entropy and Dice" if isinstance(task, SegmentationConfig) else "cross-entropy"
 
 
 def _optimizer(rules: Rules) -> OptimizerConfig:

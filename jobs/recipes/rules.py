@@ -18,7 +18,7 @@ from model.tables import Block
 T_co = TypeVar("T_co", covariant=True)
 
 Task = Literal["classification", "segmentation", "multilabel", "regression"]
-Loss = Literal["cross-entropy", "cross-entropy and Dice", "cross-entropy, Dice and Lovász", "bce", "asymmetric", "mse"]
+Loss = Literal["cross-entropy", "cross-entropy and Dice", "bce", "asymmetric", "mse"]
 Span = tuple[float, float]
 """A value in the first and in the last stage."""
 
@@ -46,8 +46,6 @@ class Facts:
     """What the images' pixels are (`data.pixel_type`)."""
     channels: int = 3
     """Channels of an image."""
-    rarest_share: float = 0.0
-    """Of masks: the share of the training pixels that the rarest class which occurs has; 0: not known."""
 
     def __post_init__(self) -> None:
         lows = {"samples": 1, "classes": 1, "short_side": 1, "cpus": 1, "gpus": 0, "gpu_memory": 0, "channels": 1}
@@ -56,8 +54,6 @@ class Facts:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {low}")
         if not 1 / MAX_RATIO <= self.aspect_ratio <= MAX_RATIO:
             raise ValueError(f"aspect-ratio is {self.aspect_ratio}: it must be from {1 / MAX_RATIO:g} to {MAX_RATIO:g}")
-        if not 0 <= self.rarest_share <= 1:
-            raise ValueError(f"rarest-share is {self.rarest_share}: it must be from 0 (not known) to 1")
         if self.pixel_type not in get_args(PixelType):
             raise ValueError(f"pixel-type is {self.pixel_type!r}: it must be one of {', '.join(get_args(PixelType))}")
         if self.pixel_type == "rgb" and self.channels != 3:
@@ -161,8 +157,6 @@ USED = {(False, False): 20_000, (False, True): 6_000, (True, False): 12_000, (Tr
 """(segmentation, fine-tuning) -> images, counted each time that they are used, below which size is worth less."""
 BATCHES = ((500_000, 480), (100_000, 192), (20_000, 96), (500, 48), (0, 24))
 """Training images from which on -> batch size."""
-RARE_PIXELS = 0.05
-"""Share of the pixels below which a class of masks is rare: the other losses then teach little else than the others."""
 MANY_CLASSES = 20
 """Classes from which on an image has few of them."""
 
@@ -315,11 +309,6 @@ class Rules:
     @property
     def loss(self) -> Choice[Loss]:
         """The training loss."""
-        if self.masks and 0 < self.facts.rarest_share < RARE_PIXELS:
-            reason = (
-                f"the rarest class has {self.facts.rarest_share:.1%} of the pixels: Lovász is a surrogate of the mIoU"
-            )
-            return Choice("cross-entropy, Dice and Lovász", reason)
         if self.masks:
             return Choice("cross-entropy and Dice", "masks: Dice weighs small classes as much as large ones")
         if self.task == "classification":

@@ -31,7 +31,7 @@ def with_class_weights(task: TaskConfig, data: DataConfig, train: DatasetManifes
         return replace(task, positive_weights=weights)
     weights = _checked("class_weights", task.class_weights, train.classes)
     if weights == "auto" and isinstance(task, SegmentationConfig):
-        weights = inverse_frequencies(pixel_shares(train))
+        weights = inverse_frequencies(_pixel_shares(train))
     elif weights == "auto":
         sampling = class_sampling(data, train, seed=0)  # whose shares depend on no seed
         weights = inverse_frequencies(class_counts(train) if sampling is None else sampling.taken.tolist())
@@ -82,12 +82,8 @@ def _checked(name: str, weights: ClassWeights, classes: Sequence[str]) -> ClassW
     return weights
 
 
-def pixel_shares(train: DatasetManifest) -> list[float]:
-    """Return each class's share of the pixels of all masks, as `jobs.prepare` counted them; ignored ones have one too.
-
-    Raises:
-        DataError: nobody counted them, or of each part of a mixture alone.
-    """
+def _pixel_shares(train: DatasetManifest) -> list[float]:
+    """Return each class's share of the pixels of all masks, as `jobs.prepare` counted them."""
     pixels: Mapping[str, Mapping[str, float]] = train.source.get("report", {}).get("pixels", {})
     folders = {shard.index_folder for shard in train.shards}
     shares = pixels.get(PurePath(min(folders)).name, pixels.get("train", {}))

@@ -19,5 +19,4 @@ FACTS = st.builds(
     cpus=st.integers(1, 256),
     gpus=st.integers(0, 64),
     gpu_memory=st.floats(4, 200),
-    rarest_share=st.floats(0, 1),
 )

@@ -17,7 +17,6 @@ import jobs.submit
 import jobs.train
 from datasets.files.s3 import is_remote
 from datasets.loading.reader import Sample, SampleReader
-from datasets.shards.resolve import load_manifest
 from infra.cluster.config import ClusterError
 from infra.storage import lease as lease_module
 from infra.storage.lease import Lease, LeaseError
@@ -26,7 +25,7 @@ from jobs.common import facts as facts_module
 from jobs.common import measured_facts
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve
 from jobs.common.facts import FILE, record_facts, rules_for, written
-from jobs.common.measured_facts import LOOKED_AT, rarest_share
+from jobs.common.measured_facts import LOOKED_AT
 from jobs.common.parsing import UsageError, parse_known
 from jobs.plan import PlanFlags
 from jobs.recipes.generic import FITTING, GENERIC, TASKS
@@ -72,14 +71,6 @@ def test_data_alone_is_enough(recipe: str, tmp_path: Path) -> None:
     assert (config.name, config.data.train, config.data.val) == (f"{recipe}-mine", f"{data}/train", f"{data}/val")
     facts = rules_for(resolve([recipe, "--data", str(data)]).argv).facts
     assert (facts.samples, facts.short_side) == (60, 48)
-
-
-def test_the_rarest_class_is_the_one_with_the_fewest_pixels_of_those_that_occur(tmp_path: Path) -> None:
-    manifest = load_manifest(str(write_mask_shards(tmp_path / "train", [24])))
-    assert rarest_share(manifest) == 0  # an index counts no pixels
-    counted = {"low": 0.7, "middle": 0.02, "high": 0.0, "ignored": 0.28}
-    manifest = replace(manifest, source={"report": {"pixels": {"train": counted}}})
-    assert rarest_share(manifest) == round(0.02 / 0.72, 4)
 
 
 @pytest.mark.parametrize("container", ["npy", "tiff"])

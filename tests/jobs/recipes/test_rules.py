@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from datasets.config import check_divisibility
 from jobs.common.measured_facts import common_ratio
-from jobs.recipes.generic import GENERIC, chosen_values, classify, rules_of, segment
+from jobs.recipes.generic import GENERIC, chosen_values, rules_of
 from jobs.recipes.rules import CPU_SIZE, EPOCHS, Facts
 from model.checks import check_image_size, check_model
 from model.pretrained import NAMED_WEIGHTS
-from pipeline.task_config import SegmentationConfig
 from tests.support.facts import FACTS
 
 RECIPES = st.sampled_from(sorted(GENERIC))
@@ -118,24 +117,6 @@ def test_long_images_have_no_more_pixels_than_photographs_of_the_size_limit(
 )
 def test_images_that_agree_on_a_shape_keep_it(shapes: list[tuple[int, int]], ratio: float) -> None:
     assert common_ratio(shapes) == ratio
-
-
-@pytest.mark.parametrize(("share", "weight"), [(0.0, 0.0), (0.0225, 1.0), (0.0499, 1.0), (0.05, 0.0), (0.3, 0.0)])
-def test_a_rare_class_of_masks_is_trained_by_its_overlap_too(share: float, weight: float) -> None:
-    facts = Facts(classes=2, rarest_share=share)
-    config = segment(facts)
-    assert isinstance(config.task, SegmentationConfig)
-    assert config.task.lovasz_weight == weight
-    assert chosen_values(config)["loss"] == rules_of("segment", facts).loss.value
-    assert (f"the rarest class has {share:.1%} of the pixels" in rules_of("segment", facts).reasons["loss"]) == bool(
-        weight
-    )
-    assert classify(facts) == classify(replace(facts, rarest_share=0.0))
-
-
-def test_a_share_that_can_not_be_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^rarest-share is 2: it must be from 0"):
-        Facts(rarest_share=2)
 
 
 @pytest.mark.parametrize("name", ["samples", "classes", "short_side", "cpus", "gpus", "gpu_memory"])
