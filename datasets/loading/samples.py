@@ -132,6 +132,7 @@ class Samples(Dataset[Batch]):
         rows, labels = images.permute(0, 2, 3, 1).numpy(), _empty_labels(count, reader.manifest)
         masks = empty_masks(count, shape) if reader.manifest.kind == "segmentation" else None
         draws, waiting = self._draws(request), list[tuple[int, _Decoded]]()
+        held = 0  # bytes of crops that wait
         for row, sample in enumerate(reader.read_each(request.ids.tolist())):
             try:
                 decoded = self._decode(sample, draws[row], view, reader)
@@ -144,8 +145,10 @@ class Samples(Dataset[Batch]):
             labels[row] = decoded.label
             waiting.append((row, decoded))
             kept.append(row)
-            if sum(one.crop.pixels.nbytes for _, one in waiting) >= RESIZED_TOGETHER:
+            held += decoded.crop.pixels.nbytes
+            if held >= RESIZED_TOGETHER:
                 self._resize(waiting, draws, view, rows, masks)
+                held = 0
         self._resize(waiting, draws, view, rows, masks)
         if view.training:
             layers = [row[CROP_DRAWS + 1 :] for row in draws]

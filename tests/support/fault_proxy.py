@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -113,10 +113,5 @@ class FaultProxy:
         handler.wfile.write(body[half:])
 
 
-@contextlib.contextmanager
-def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(upstream)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+def fault_proxy(upstream: str) -> contextlib.closing[FaultProxy]:
+    return contextlib.closing(FaultProxy(upstream))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -97,11 +97,6 @@ class SlowNetwork:
             writer.write_eof()
 
 
-@contextlib.contextmanager
-def slow_network(upstream: str) -> Iterator[SlowNetwork]:
+def slow_network(upstream: str) -> contextlib.closing[SlowNetwork]:
     """Make one, fast as long as its `network` is not changed."""
-    proxy = SlowNetwork(upstream)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    return contextlib.closing(SlowNetwork(upstream))
