@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil, floor, sqrt
+from math import sqrt
 from typing import Any
 
+from jobs.recipes.adaptive_variants import adaptive_variants, without_rules
 from jobs.recipes.endings import norms
-from jobs.recipes.input_options import input_options
+from jobs.recipes.single_options import single_options
 from jobs.recipes.stage_variants import (
-    Stages,
     check_grows,
     fixed_regularization,
     fixed_stages,
@@ -22,7 +22,6 @@ from model.tables import Block
 from pipeline.compare.config import CompareError, Comparison, Grid
 from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import regularization_ranges
-from pipeline.schedule.stages import AdaptiveConfig
 
 WEAKEST = "strength 0"
 FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
@@ -193,33 +192,13 @@ def schedulers(base: TrainConfig) -> Comparison:
     """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap; and
     whether its regularization is worth having at all."""
     check_grows(base)
-    # Without plateaus its patience says nothing: a run is the same one, and used again, whatever it is.
-    off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
-    linear, patience = replace(base, adaptive=off), base.adaptive.patience
-
-    def adaptive(rules: AdaptiveConfig) -> TrainConfig:
-        return replace(base, adaptive=rules)
-
-    variants, notes = {"linear": linear}, []
-    on = replace(off, plateau=True, patience=patience)
-    if _may_end_early(base, base.stages[:-1]):  # the last stage has its whole length where epochs are passed on
-        variants["plateau, epochs passed on"] = adaptive(replace(on, unused="later"))
-    if _may_end_early(base, base.stages):
-        variants["plateau, epochs saved"] = adaptive(replace(on, unused="saved"))
-        notes.append(f"Evaluations without improvement that make a plateau: {patience}.")
-    else:
-        notes.append(
-            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
-            f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
-            "ones of these or of --trainer.eval-every-epochs."
-        )
+    adaptive, notes = adaptive_variants(base)
+    linear = without_rules(base)
+    variants = {"linear": linear, **adaptive}
     if ranges := regularization_ranges(base.stages):
-        variants["closed loop"] = adaptive(replace(off, closed_loop=True))
         weakest: dict[str, Any] = {name: low for name, (low, _) in ranges.items()}
         variants[WEAKEST] = replace(linear, stages=tuple(replace(stage, **weakest) for stage in base.stages))
         notes.append(f"{WEAKEST}: the first stage's regularization in all of them, which is what a ramp must beat.")
-    else:
-        notes.append("The closed loop is left out: no regularization of this recipe has a range to vary over.")
     if len(variants) == 1:
         raise CompareError(f"schedulers: nothing in {base.name} can differ. {' '.join(notes)}")
     return Comparison(
@@ -229,18 +208,6 @@ def schedulers(base: TrainConfig) -> Comparison:
         baseline="linear",
         notes=tuple(notes),
     )
-
-
-def _may_end_early(base: TrainConfig, stages: Stages) -> bool:
-    """Say whether one of the first stages is long enough to end early: for `adaptive.min_epochs`, and for a best
-    evaluation and `adaptive.patience` others before its end."""
-    every, stop = base.trainer.eval_every_epochs, 0.0
-    for stage in stages:
-        start, stop = stop, stop + stage.epochs
-        evaluations = ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1
-        if evaluations > base.adaptive.patience and stage.epochs > base.adaptive.min_epochs:
-            return True
-    return False
 
 
 def initialization(base: TrainConfig) -> Comparison:
@@ -266,6 +233,6 @@ COMPARISONS: dict[str, Callable[[TrainConfig], Comparison]] = {
     "swin-vs-efficientnet": swin_vs_efficientnet,
     "schedulers": schedulers,
     "initialization": initialization,
-    "input-options": input_options,
+    "single-options": single_options,
     "norms": norms,
 }

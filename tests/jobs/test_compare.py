@@ -15,12 +15,13 @@ from jobs.compare import _Compare, main
 from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
 from jobs.recipes.earth import unet_demo
 from jobs.recipes.fonts import fonts_progressive, fonts_small
+from jobs.recipes.photographs import cifar10_progressive
 from jobs.recipes.solar_cells import elpv_frozen, elpv_scratch, elpv_transfer
 from model.checks import check_image_size, check_model
 from model.config import architecture_of
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig, TrainerConfig
-from pipeline.schedule.stages import AdaptiveConfig
+from pipeline.schedule.stages import AUTO, AdaptiveConfig
 from tests.support import peer_script
 from tests.support.shards import write_shards
 
@@ -56,10 +57,10 @@ def test_random_sizes_are_the_recipes_and_end_at_its_last() -> None:
     assert found != sorted(found)
 
 
-def test_input_options_differ_from_the_recipe_in_one_thing_each() -> None:
-    base = replace(fonts_small(), data=replace(fonts_small().data, flip=True))
-    found = COMPARISONS["input-options"](base)
-    plain, crops, spectra, mixed, flips = found.variants.values()
+def test_single_options_differ_from_the_recipe_in_one_thing_each() -> None:
+    base = replace(scaled(fonts_small(), 20), data=replace(fonts_small().data, flip=True))
+    found = COMPARISONS["single-options"](base)
+    plain, crops, spectra, mixed, flips, batches, plateau, closed = found.variants.values()
     assert found.about.keys() == found.variants.keys()
     assert plain == base
     assert [stage.crop_area for stage in crops.stages] == [
@@ -70,18 +71,22 @@ def test_input_options_differ_from_the_recipe_in_one_thing_each() -> None:
     assert [stage.random_sizes for stage in mixed.stages] == [(), (32,), (32, 40), (32, 40, 48)]
     assert [stage.random_size_share for stage in mixed.stages] == [0, 0.25, 0.25, 0.25]
     assert flips == replace(base, data=replace(base.data, flip_order="alternating"))
+    assert [stage.batch_size for stage in batches.stages] == [AUTO, AUTO, AUTO, 24]
+    assert plateau == replace(base, adaptive=replace(base.adaptive, plateau=True))
+    assert closed == replace(base, adaptive=replace(base.adaptive, closed_loop=True))
     for config in found.variants.values():
         assert sizes(config) == sizes(base)
 
 
-def test_input_options_without_flips_and_with_crops_of_the_recipe() -> None:
-    found = COMPARISONS["input-options"](fonts_progressive())
-    assert "alternating flips" not in found.variants
-    assert found.notes
-    assert {stage.crop_area for stage in found.variants["resized"].stages} == {None}
+def test_options_that_a_recipe_cannot_have_alone_are_left_out_with_a_note() -> None:
+    found = COMPARISONS["single-options"](fonts_progressive())
+    assert {"alternating flips", "closed loop"}.isdisjoint(found.variants)
+    assert len(found.notes) == 3  # and how many evaluations make a plateau
+    assert {stage.crop_area for stage in found.variants["none"].stages} == {None}
     assert found.variants["smaller crops"] == fonts_progressive()
     fixed = COMPARISONS["progressive-vs-fixed"](found.variants["random sizes"]).variants["fixed"]
     assert {stage.image_sizes for stage in fixed.stages} == {(128,)}
+    assert "larger early batches" not in COMPARISONS["single-options"](cifar10_progressive()).variants
 
 
 def test_the_grid_has_every_size_with_every_magnitude() -> None:

@@ -1,0 +1,55 @@
+"""What may move a run through its stages besides their lengths: plateaus, and regularization that follows the gap."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, floor
+
+from jobs.recipes.stage_variants import Stages
+from pipeline.config import TrainConfig
+from pipeline.schedule.adaptive import regularization_ranges
+from pipeline.schedule.stages import AdaptiveConfig
+
+PASSED_ON, SAVED, CLOSED_LOOP = "plateau, epochs passed on", "plateau, epochs saved", "closed loop"
+
+
+def without_rules(base: TrainConfig) -> TrainConfig:
+    """Return the recipe with its stages as planned. Its patience says nothing then: a run is the same one, and used
+    again, whatever it is."""
+    off = replace(base.adaptive, plateau=False, closed_loop=False, patience=AdaptiveConfig().patience)
+    return replace(base, adaptive=off)
+
+
+def adaptive_variants(base: TrainConfig) -> tuple[dict[str, TrainConfig], list[str]]:
+    """Return the recipe with each rule alone that can change its run, by name, and notes on those that can't."""
+    off, patience = without_rules(base).adaptive, base.adaptive.patience
+    on = replace(off, plateau=True, patience=patience)
+    rules, notes = {}, []
+    if _may_end_early(base, base.stages[:-1]):  # the last stage has its whole length where epochs are passed on
+        rules[PASSED_ON] = replace(on, unused="later")
+    if _may_end_early(base, base.stages):
+        rules[SAVED] = replace(on, unused="saved")
+        notes.append(f"Evaluations without improvement that make a plateau: {patience}.")
+    else:
+        notes.append(
+            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
+            f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
+            "ones of these or of --trainer.eval-every-epochs."
+        )
+    if regularization_ranges(base.stages):
+        rules[CLOSED_LOOP] = replace(off, closed_loop=True)
+    else:
+        notes.append("The closed loop is left out: no regularization of this recipe has a range to vary over.")
+    return {name: replace(base, adaptive=adaptive) for name, adaptive in rules.items()}, notes
+
+
+def _may_end_early(base: TrainConfig, stages: Stages) -> bool:
+    """Say whether one of the first stages is long enough to end early: for `adaptive.min_epochs`, and for a best
+    evaluation and `adaptive.patience` others before its end."""
+    every, stop = base.trainer.eval_every_epochs, 0.0
+    for stage in stages:
+        start, stop = stop, stop + stage.epochs
+        evaluations = ceil(stop / every - 1e-6) - floor(start / every + 1e-6) - 1
+        if evaluations > base.adaptive.patience and stage.epochs > base.adaptive.min_epochs:
+            return True
+    return False
