@@ -25,10 +25,11 @@ from infra.tracking.tracker import Tracker
 from jobs.benchmark.controller import SPANS, progress_at
 from jobs.benchmark.growth_servers import Mlflow, asked, served
 from pipeline.checkpoint.async_writer import Saver
-from pipeline.checkpoint.catalog import BestRule, describe_checkpoints, prune
+from pipeline.checkpoint.catalog import BestRule, describe_checkpoints
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.head import claim, commit, read_head, replace_head, unique_key
 from pipeline.checkpoint.metadata import RunMetadata
+from pipeline.checkpoint.pruning import prune
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import CheckpointConfig
 from pipeline.control.controller import StageController

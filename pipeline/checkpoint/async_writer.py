@@ -9,9 +9,10 @@ import time
 from typing import NamedTuple, Protocol
 
 from infra.storage.base import Storage, StorageError
-from pipeline.checkpoint.catalog import BestRule, prune
+from pipeline.checkpoint.catalog import BestRule
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.head import FencedError, Writer, commit, unique_key
+from pipeline.checkpoint.pruning import prune
 from pipeline.config import CheckpointConfig
 
 log = logging.getLogger(__name__)

@@ -1,29 +1,27 @@
-"""The checkpoints of a run: which exist, are valid, are the best, or may be deleted. Needs no PyTorch."""
+"""The checkpoints of a run: which exist, are valid, or are the best. Needs no PyTorch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from infra.storage.base import Data, MissingKeyError, Storage, StorageError
 from pipeline.checkpoint.head import (
     MANIFEST,
     PREFIX,
-    Writer,
     cursor_of,
-    epoch_of,
-    held_head,
     read_head,
-    replace_head,
     valid_keys,
 )
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -84,59 +82,30 @@ def list_checkpoints(storage: Storage) -> list[str]:
             return valid_keys(head, names)
 
 
-def prune(
-    storage: Storage, keep: int, best: BestRule | None = None, *, written: str, writer: Writer | None = None
-) -> None:
-    """Delete all but the newest `keep` valid checkpoints and the best one.
+def first_readable(
+    storage: Storage, read: Callable[[str], T], among: Callable[[], Sequence[str]] | None = None
+) -> tuple[T | None, list[str]]:
+    """Return what `read` makes of the first checkpoint that it can read, and a line for each before it that it can't.
 
-    `written` is the one that this run has just made valid: it always stays. The run has not begun from a later one. If
-    that one is proven to be corrupt it goes, and the run will write that cursor again; one that merely could not be
-    read, as by an older version or for lack of memory, stays.
+    The run may be training and prune what was listed before it is read: then all are listed again. None: it can read
+    none.
 
-    Deleted is what was written in this epoch or an earlier one and is not in the head: of those, nobody can put one
-    into the head any more but `writer`, which calls this between two checkpoints. Without a writer, as where there is
-    no head, nobody else writes here. Manifests go first, so what is half deleted is incomplete, not corrupt.
-
-    Raises:
-        FencedError: a newer worker group writes now; nothing was deleted.
+    Args:
+        storage: the run's.
+        read: from a checkpoint's key; raises CheckpointError if it can't.
+        among: lists keys of valid checkpoints in the order in which to try them; None: all, newest first.
     """
     while True:
-        head, etag = held_head(storage, writer) if writer is not None else (None, "")
-        names = storage.list(f"{PREFIX}/")
-        kept = _kept(storage, valid_keys(head, names), keep, best, written)
-        if head is None:
-            break
-        pruned = replace(head, keys=tuple(key for key in head.keys if key in kept))
-        if pruned == head or replace_head(storage, pruned, etag):
-            break
-    epoch = writer.epoch if writer is not None else 0
-    folders = {name: name.rpartition("/")[0] for name in names}
-    garbage = [
-        name
-        for name, folder in folders.items()
-        if cursor_of(folder) is not None and folder not in kept and epoch_of(folder) <= epoch
-    ]
-    storage.delete(*sorted(garbage, key=lambda name: not name.endswith(MANIFEST)))
-
-
-def _kept(storage: Storage, keys: Sequence[str], keep: int, best: BestRule | None, written: str) -> set[str | None]:
-    later = [key for key in keys if key > written and not is_corrupt(storage, key)]
-    until = [key for key in keys if key <= written]
-    return {*until[-max(1, keep) :], *later, best_checkpoint(storage, until, best) if best is not None else None}
-
-
-def is_corrupt(storage: Storage, key: str) -> bool:
-    """Say whether a checkpoint's files are proven not to be what its manifest says; reads them through."""
-    try:
-        files = read_manifest(storage, key)
-        _check_sizes(storage, key, files, storage.list(f"{key}/"))
-        for name, facts in files.items():
-            read_verified(storage, key, name, facts)
-    except CorruptCheckpointError:
-        return True
-    except (CheckpointError, MemoryError):
-        return False
-    return False
+        skipped: list[str] = []
+        for key in list_checkpoints(storage)[::-1] if among is None else among():
+            try:
+                return read(key), skipped
+            except CheckpointError as error:
+                if key not in list_checkpoints(storage):
+                    break
+                skipped.append(str(error))
+        else:
+            return None, skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,17 +163,30 @@ class CheckpointRow:
 
 def describe_checkpoints(storage: Storage, *, verify: bool = False) -> list[CheckpointRow]:
     """Return a row for each checkpoint, valid or not, oldest first; with `verify` every file is read through."""
-    sizes: dict[str, dict[str, int]] = {}
-    for name, size in storage.list(f"{PREFIX}/").items():
-        sizes.setdefault(name.rpartition("/")[0], {})[name] = size
-    rows = [_describe(storage, key, sizes[key], verify) for key in sorted(sizes) if cursor_of(key) is not None]
-    valid = set(list_checkpoints(storage))
+    valid: set[str] = set()
+    rows: dict[str, CheckpointRow] = {}
+    while True:
+        valid |= {*list_checkpoints(storage)}
+        sizes: dict[str, dict[str, int]] = {}
+        for name, size in storage.list(f"{PREFIX}/").items():
+            sizes.setdefault(name.rpartition("/")[0], {})[name] = size
+        known = {key: row for key, row in rows.items() if not row.problem}
+        found = [key for key in sorted(sizes) if cursor_of(key) is not None]
+        rows = {key: known.get(key) or _describe(storage, key, sizes[key], verify) for key in found}
+        if not any(row.problem and _is_pruned(storage, key, sizes[key]) for key, row in rows.items()):
+            break
+    valid |= {*list_checkpoints(storage)}  # one may have become valid, or have been pruned, between the two
     return [
         row
-        if row.problem or row.key in valid
-        else replace(row, state="unlisted", problem=f"{storage.location(row.key)} {_UNLISTED}")
-        for row in rows
+        if row.problem or key in valid
+        else replace(row, state="unlisted", problem=f"{storage.location(key)} {_UNLISTED}")
+        for key, row in rows.items()
     ]
+
+
+def _is_pruned(storage: Storage, key: str, listed: Iterable[str]) -> bool:
+    """Whether a checkpoint was deleted, or is being deleted, since its files were listed."""
+    return not {*listed} <= storage.list(f"{key}/").keys()
 
 
 def _describe(storage: Storage, key: str, sizes: dict[str, int], verify: bool) -> CheckpointRow:
@@ -243,18 +225,23 @@ def newest_state(storage: Storage) -> tuple[TrainState | None, RunMetadata, list
 
     Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
     """
-    sizes = storage.list(f"{PREFIX}/")
-    skipped: list[str] = []
-    for key in reversed(list_checkpoints(storage)):
-        try:
-            files = read_manifest(storage, key)
-            _check_sizes(storage, key, files, sizes)
-            return *read_state(storage, key, files), skipped
-        except CheckpointError as error:
-            skipped.append(str(error))
+    found, skipped = first_readable(storage, lambda key: read_state(storage, key, whole_files(storage, key)))
+    if found is not None:
+        return *found, skipped
     if skipped:
         raise none_readable(storage, skipped)
     return None, RunMetadata(), skipped
+
+
+def whole_files(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
+    """Return a checkpoint's file names with their sizes and hashes, all of which are there in these sizes.
+
+    Raises:
+        CheckpointError: one isn't, or there is no manifest that says which there are.
+    """
+    files = read_manifest(storage, key)
+    _check_sizes(storage, key, files, storage.list(f"{key}/"))
+    return files
 
 
 def read_state(storage: Storage, key: str, files: dict[str, dict[str, Any]]) -> tuple[TrainState, RunMetadata]:

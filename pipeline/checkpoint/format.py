@@ -20,6 +20,7 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ from infra.storage.base import Data, Storage
 from pipeline.checkpoint.catalog import (
     MANIFEST,
     CheckpointError,
-    list_checkpoints,
+    first_readable,
     none_readable,
     parse_state,
     read_manifest,
@@ -182,12 +183,7 @@ def latest_valid(storage: Storage) -> tuple[Snapshot | None, list[str]]:
 
     The order of cases: newest first; a corrupt one is skipped with its reason; none at all is a fresh start.
     """
-    skipped: list[str] = []
-    for key in reversed(list_checkpoints(storage)):
-        try:
-            return read_checkpoint(storage, key), skipped
-        except CheckpointError as error:
-            skipped.append(str(error))
-    if skipped:
+    found, skipped = first_readable(storage, partial(read_checkpoint, storage))
+    if found is None and skipped:
         raise none_readable(storage, skipped)
-    return None, skipped
+    return found, skipped

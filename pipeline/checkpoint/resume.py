@@ -27,11 +27,13 @@ from pipeline.checkpoint.catalog import (
     PREFIX,
     CheckpointError,
     find_checkpoint,
+    first_readable,
     list_checkpoints,
     newest_state,
     read_manifest,
     read_state,
     sha256_of_file,
+    whole_files,
 )
 from pipeline.checkpoint.head import cursor_of
 from pipeline.checkpoint.metadata import RunMetadata
@@ -148,13 +150,7 @@ def read_initial_weights(uri: str, model: str = "") -> dict[str, Any]:
     if uri in NAMED_WEIGHTS:
         return read_weights(named_weights(uri, model))
     if not is_weights_file(uri):
-        storage, key, name, facts = _weights_file(uri)
-        with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-            path = Path(folder, name)
-            storage.download(f"{key}/{name}", path)
-            if sha256_of_file(path) != facts["sha256"]:
-                raise CheckpointError(f"{storage.uri}/{key}/{name} is corrupt: it is not what its manifest says")
-            return read_weights(path)
+        return _read_stored(uri)
     if "://" not in uri:
         return read_weights(uri)
     parent, _, name = uri.rpartition("/")
@@ -163,13 +159,32 @@ def read_initial_weights(uri: str, model: str = "") -> dict[str, Any]:
         return read_weights(Path(folder, name))
 
 
+def _read_stored(uri: str) -> dict[str, Any]:
+    """Return the weights of a checkpoint, or of a run's newest one, by name."""
+    from model.weights import read_weights
+
+    storage, named = locate(uri)
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        while True:
+            key, name, facts = _weights_file(uri, storage, named)
+            path = Path(folder, name)
+            try:
+                storage.download(f"{key}/{name}", path)
+                if sha256_of_file(path) != facts["sha256"]:
+                    raise CheckpointError(f"{storage.uri}/{key}/{name} is corrupt: it is not what its manifest says")
+                return read_weights(path)
+            except (CheckpointError, MissingKeyError):
+                if named or key in list_checkpoints(storage):  # else the run has pruned it since it was listed
+                    raise
+
+
 def _check_weights(config: ModelConfig) -> None:
     uri = config.init_from or ""
     if uri in NAMED_WEIGHTS:
         named_weights(uri, config.name)
         return
     if not is_weights_file(uri):
-        _weights_file(uri)
+        _weights_file(uri, *locate(uri))
         return
     parent, _, name = uri.rpartition("/")
     if not open_storage(parent or "/").exists(name):
@@ -181,22 +196,25 @@ def is_weights_file(uri: str) -> bool:
     return uri.endswith(WEIGHT_SUFFIXES) or ("://" not in uri and Path(uri).is_file())
 
 
-def _weights_file(uri: str) -> tuple[Storage, str, str, dict[str, Any]]:
-    """Return storage, checkpoint's key, name and manifest entry of the weights of a checkpoint or run."""
-    storage, key = locate(uri)
-    if key is None:
-        state, _, _ = newest_state(storage)
-        if state is None:
-            raise CheckpointError(
-                f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
-                "nor a run with a valid checkpoint"
-            )
-        key = next(key for key in list_checkpoints(storage) if cursor_of(key) == state.cursor)
-    files = read_manifest(storage, key)
-    name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
-    if name not in files:
-        raise CheckpointError(f"{storage.uri}/{key} holds no weights")
-    return storage, key, name, files[name]
+def _weights_file(uri: str, storage: Storage, named: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Return key, name and manifest entry of the weights of a checkpoint, or of a run's newest one."""
+
+    def entry(key: str) -> tuple[str, str, dict[str, Any]]:
+        files = read_manifest(storage, key) if named else whole_files(storage, key)
+        name = "ema.safetensors" if "ema.safetensors" in files else "model.safetensors"
+        if name not in files:
+            raise CheckpointError(f"{storage.uri}/{key} holds no weights")
+        return key, name, files[name]
+
+    if named is not None:
+        return entry(named)
+    found, _ = first_readable(storage, entry)
+    if found is None:
+        raise CheckpointError(
+            f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
+            "nor a run with a valid checkpoint"
+        )
+    return found
 
 
 def recorded_run(uri: str, field: str) -> RunMetadata:

@@ -18,7 +18,14 @@ from infra.storage.base import Storage
 from model.checks import check_image_size
 from model.config import ModelConfig
 from model.factory import build_model
-from pipeline.checkpoint.catalog import BestRule, CheckpointError, best_checkpoint, list_checkpoints, newest_state
+from pipeline.checkpoint.catalog import (
+    BestRule,
+    CheckpointError,
+    best_checkpoint,
+    first_readable,
+    list_checkpoints,
+    newest_state,
+)
 from pipeline.checkpoint.format import StoredWeights, read_stored_weights
 from pipeline.checkpoint.recorded_config import config_from, task_config_from
 from pipeline.checkpoint.resume import locate
@@ -95,8 +102,10 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         ValueError: the model doesn't take this image size.
     """
     storage, key = locate(uri)
-    keys = [key] if key else [_best(storage)] if best else list_checkpoints(storage)[::-1]
-    key, stored, notes = _newest_readable(storage, keys, ema)
+    if key is None:
+        key, stored, notes = _readable(storage, ema=ema, best=best)
+    else:
+        stored, notes = read_stored_weights(storage, key, ema=ema), ()
     where = storage.location(key)
     try:
         config, classes = stored.metadata.config, stored.metadata.classes
@@ -162,26 +171,31 @@ def in_units(model: nn.Module, task: Task) -> nn.Module:
     return Unstandardized(model, task.config).eval() if isinstance(task.config, RegressionConfig) else model
 
 
-def _newest_readable(storage: Storage, keys: list[str], ema: bool) -> tuple[str, StoredWeights, tuple[str, ...]]:
-    """Return the first of `keys` that is valid, what it holds, and a line for each before it that is not."""
-    skipped: list[str] = []
-    for key in keys:
-        try:
-            return key, read_stored_weights(storage, key, ema=ema), tuple(skipped)
-        except CheckpointError as error:
-            if len(keys) == 1:
-                raise
-            skipped.append(f"skipped a checkpoint: {error}")
-    raise CheckpointError(f"{storage.uri} holds no valid checkpoint: name a run, its folder, or a checkpoint's")
+def _readable(storage: Storage, *, ema: bool, best: bool) -> tuple[str, StoredWeights, tuple[str, ...]]:
+    """Return a run's latest (or best) valid checkpoint, what it holds, and a line for each later one that is not."""
+    found, skipped = first_readable(
+        storage,
+        lambda key: (key, read_stored_weights(storage, key, ema=ema)),
+        partial(_best, storage) if best else None,
+    )
+    if found is None:
+        none = f"{storage.uri} holds no valid checkpoint: name a run, its folder, or a checkpoint's"
+        raise CheckpointError(skipped[0] if len(skipped) == 1 else none)
+    return *found, tuple(f"skipped a checkpoint: {line}" for line in skipped)
 
 
-def _best(storage: Storage) -> str:
+def _best(storage: Storage) -> list[str]:
+    """Return the key of the checkpoint with the run's best metric, as the only one to be tried."""
     state, metadata, _ = newest_state(storage)
-    if state is not None:
-        rules = metadata.config["checkpoint"]
-        rule = BestRule(rules["best_metric"], rules["best_is"] == "highest")
-        if found := best_checkpoint(storage, list_checkpoints(storage), rule):
-            return found
+    rules = metadata.config["checkpoint"] if state is not None else {}
+    while rules:
+        keys = list_checkpoints(storage)
+        found = best_checkpoint(storage, keys, BestRule(rules["best_metric"], rules["best_is"] == "highest"))
+        if not {*keys} <= {*list_checkpoints(storage)}:
+            continue  # the run has pruned one while they were compared, perhaps the best of them
+        if found is not None:
+            return [found]
+        break
     raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the latest one")
 
 

@@ -15,9 +15,10 @@ import torch
 
 from infra.storage.base import Storage, StorageAwayError
 from infra.storage.open import open_storage
-from pipeline.checkpoint import catalog
-from pipeline.checkpoint.catalog import CheckpointError, list_checkpoints, newest_state, prune
+from pipeline.checkpoint import pruning
+from pipeline.checkpoint.catalog import CheckpointError, list_checkpoints, newest_state
 from pipeline.checkpoint.format import latest_valid, read_checkpoint, write_checkpoint
+from pipeline.checkpoint.pruning import prune
 from pipeline.checkpoint.state import TrainState
 from pipeline.checkpoint.tensors import pack, pack_nested, unpack_nested
 from tests.support.snapshots import snapshot
@@ -134,7 +135,7 @@ def test_prune_keeps_later_ones_that_could_only_not_be_read(
     written = write_checkpoint(storage, snapshot(48))
     error = {"no memory": MemoryError(), "storage away": StorageAwayError("away")}.get(kind)
     if error is not None:
-        monkeypatch.setattr(catalog, "read_verified", lambda *_: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(pruning, "read_verified", lambda *_: (_ for _ in ()).throw(error))
         with contextlib.suppress(MemoryError, StorageAwayError):  # the async writer tries again
             prune(storage, keep=1, written=written)
     else:
