@@ -59,7 +59,8 @@ class DataConfig:
     prefetch_batches: int = 3
     """Batches that each loader process keeps ready."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Smallest and largest share of the image's area that a training crop covers."""
+    """Smallest and largest share of the image's area that a training crop covers. 1 1: the whole image, squeezed into
+    the input whatever its shape."""
     aspect_ratio: float = 1.0
     """Width / height of the model's input: 1.333 for street scenes of 480x360, 0.707 for pages. A stage's image size is
     the short side, the long one follows, rounded to a pixel; 1: squares."""

@@ -66,7 +66,8 @@ def random_crop(
 ) -> Box:
     """Return a crop of a random share of the area and of random aspect ratio (width / height), as in Inception.
 
-    Where no attempt fits the image, the largest central crop within `ratio` is taken.
+    Where no attempt fits the image, the largest central crop within `ratio` is taken. All of the area is the whole
+    image, whatever its shape.
 
     Args:
         header: of the image.
@@ -75,6 +76,8 @@ def random_crop(
         ratio: smallest and largest width / height.
     """
     height, width = header.height, header.width
+    if area[0] == 1:
+        return 0, 0, height, width
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for first in range(0, CROP_DRAWS, 4):
         size = height * width * (area[0] + draws[first] * (area[1] - area[0]))

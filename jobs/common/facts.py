@@ -16,8 +16,9 @@ from infra.storage.base import MissingKeyError, Storage
 from infra.storage.open import open_storage
 from jobs.common.measured_facts import FactValues, data_facts, machine_facts, split_flags
 from jobs.common.parsing import UsageError, parse_known
+from jobs.recipes.facts import Facts
 from jobs.recipes.generic import GENERIC, rules_of
-from jobs.recipes.rules import Facts, Rules
+from jobs.recipes.rules import Rules
 from model.config import ModelConfig
 from model.pretrained import NAMED_WEIGHTS
 from pipeline.checkpoint.catalog import list_checkpoints

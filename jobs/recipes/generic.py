@@ -8,10 +8,12 @@ from dataclasses import replace
 from datasets.config import DataConfig
 from datasets.transforms.shape import format_size
 from infra.cluster.config import ClusterConfig
-from jobs.recipes.rules import Facts, Loss, Rules, Task
+from jobs.recipes.facts import Facts
+from jobs.recipes.rules import Loss, Rules, Task
 from model.config import TIMM_PREFIX, ModelConfig, architecture_of
 from model.pretrained import LITE0
 from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.schedule.curves import curves
 from pipeline.schedule.stages import TrainingStage, ramp
 from pipeline.task_config import (
     ClassificationConfig,
@@ -66,7 +68,8 @@ def multilabel(facts: Facts = TYPICAL, *, weights: str = "", model: str = "") ->
 def regress(facts: Facts = TYPICAL, *, weights: str = "", model: str = "") -> TrainConfig:
     """Any prepared images with numbers to estimate: `python -m jobs.train regress --data DIR` is enough.
 
-    As `classify`, with an output for each number; `--init-from lite0` begins with ImageNet's weights.
+    As `classify`, with an output for each number; `--init-from lite0` begins with ImageNet's weights. Images are shown
+    as they are: flags turn on what can't change these numbers, as --data.flip True.
     """
     return config_of("regress", rules_of("regress", facts, weights, model))
 
@@ -102,7 +105,7 @@ def rules_of(recipe: str, facts: Facts, weights: str = "", model: str = "") -> R
 
 def config_of(name: str, rules: Rules) -> TrainConfig:
     """Return the config that the rules make."""
-    facts, epochs, workers = rules.facts, rules.epochs.value, rules.workers.value
+    facts, epochs, workers, shown = rules.facts, rules.epochs.value, rules.workers.value, rules.augmentation.value
     every = max(1.0, epochs / 10)
     model = _model(rules)
     mean, std = _pixels(rules.weights, model.name)
@@ -113,7 +116,8 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
             num_lanes=workers.lanes,
             block_size=32 if facts.samples < 20_000 else 256,
             aspect_ratio=rules.aspect_ratio.value,
-            crop_area=(0.4, 1.0),
+            crop_area=shown.crop_area,
+            flip=shown.flip,
             eval_crop="whole",
             loader_workers=None if facts.gpus else 0,
             pixel_type=facts.pixel_type,
@@ -137,24 +141,28 @@ def config_of(name: str, rules: Rules) -> TrainConfig:
 
 def chosen_values(config: TrainConfig) -> dict[str, str]:
     """Return in words what the rules chose, by the names of `Rules.reasons`."""
-    first, last = config.stages[0], config.stages[-1]
+    data = config.data
+    growing = {name: values for name, values in curves(config.stages).items() if name != "image size"}
     weights = f" from {config.model.init_from}" if config.model.init_from else ""
-    ramps = {
-        "RandAugment": (first.randaugment_magnitude, last.randaugment_magnitude),
-        "Mixup": (first.mixup_alpha, last.mixup_alpha),
-        "dropout": (first.dropout, last.dropout),
-    }
     return {
         "model": f"{config.model.name}{', own rows' if config.model.rows else ''}{weights}",
-        "image sizes": " ".join(format_size(stage.image_size, config.data.aspect_ratio) for stage in config.stages),
-        "aspect ratio": f"{config.data.aspect_ratio:g}",
+        "image sizes": " ".join(format_size(stage.image_size, data.aspect_ratio) for stage in config.stages),
+        "aspect ratio": f"{data.aspect_ratio:g}",
         "epochs": f"{sum(stage.epochs for stage in config.stages):g}",
-        "batch size": f"{last.batch_size}",
+        "batch size": f"{config.stages[-1].batch_size}",
         "learning rate": f"{config.optimizer.lr:g}",
         "loss": _loss_of(config.task),
-        "regularization": ", ".join(f"{name} {start:g} - {end:g}" for name, (start, end) in ramps.items()),
+        "augmentation": _augmentation_of(data),
+        "regularization": ", ".join(f"{name} {values[0]:g} - {values[-1]:g}" for name, values in growing.items())
+        or "none",
         "workers": f"{config.cluster.num_workers}, {config.cluster.cpus_per_worker:g} CPUs each",
     }
+
+
+def _augmentation_of(data: DataConfig) -> str:
+    smallest, largest = data.crop_area
+    crops = "whole images" if smallest == 1 else f"crops of {smallest:.0%} to {largest:.0%} of the area"
+    return f"{crops}, half of them mirrored" if data.flip else crops
 
 
 def _stages(rules: Rules) -> tuple[TrainingStage, ...]:

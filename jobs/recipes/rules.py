@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from datasets.config import MAX_RATIO
-from datasets.transforms.formats import PixelFormat, PixelType
+from jobs.recipes.facts import Facts
 from model.pretrained import LITE0
 from model.tables import Block
 
@@ -20,54 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 Task = Literal["classification", "segmentation", "multilabel", "regression"]
 Loss = Literal["cross-entropy", "cross-entropy and Dice", "bce", "asymmetric", "mse"]
 Span = tuple[float, float]
-"""A value in the first and in the last stage."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What a generic recipe follows from. The same facts give the same config."""
-
-    samples: int = 10_000
-    """Training images."""
-    classes: int = 10
-    """Classes."""
-    short_side: int = 256
-    """Short side of the images in pixels: nine of ten of those that were looked at have at least this one."""
-    aspect_ratio: float = 1.0
-    """Width / height that nine of ten of these images have, within a tenth; 1: they are of several shapes, or nearly
-    square."""
-    cpus: int = 2
-    """CPU cores."""
-    gpus: int = 0
-    """GPUs."""
-    gpu_memory: float = 0.0
-    """Memory of a GPU in GB (10^9 bytes)."""
-    pixel_type: PixelType = "rgb"
-    """What the images' pixels are (`data.pixel_type`)."""
-    channels: int = 3
-    """Channels of an image."""
-
-    def __post_init__(self) -> None:
-        lows = {"samples": 1, "classes": 1, "short_side": 1, "cpus": 1, "gpus": 0, "gpu_memory": 0, "channels": 1}
-        for name, low in lows.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {low}")
-        if not 1 / MAX_RATIO <= self.aspect_ratio <= MAX_RATIO:
-            raise ValueError(f"aspect-ratio is {self.aspect_ratio}: it must be from {1 / MAX_RATIO:g} to {MAX_RATIO:g}")
-        if self.pixel_type not in get_args(PixelType):
-            raise ValueError(f"pixel-type is {self.pixel_type!r}: it must be one of {', '.join(get_args(PixelType))}")
-        if self.pixel_type == "rgb" and self.channels != 3:
-            raise ValueError(f"channels is {self.channels} and pixel-type rgb, which has 3: name both")
-
-    @property
-    def pixels(self) -> PixelFormat:
-        """What the images' pixels are."""
-        return PixelFormat(self.pixel_type, self.channels)
-
-    @property
-    def stretch(self) -> float:
-        """How many times longer than the short side the input's long side is."""
-        return max(self.aspect_ratio, 1 / self.aspect_ratio)
+"""A value in the first and in the last stage, or the smallest and the largest one."""
 
 
 class Choice(NamedTuple, Generic[T_co]):
@@ -113,6 +65,14 @@ class Workers(NamedTuple):
     number: int
     cpus: int
     lanes: int
+
+
+class Augmentation(NamedTuple):
+    """What is shown of an image, at any size."""
+
+    crop_area: Span
+    """Smallest and largest share of its area."""
+    flip: bool
 
 
 class Regularization(NamedTuple):
@@ -296,15 +256,27 @@ class Rules:
         return Choice(rate, f"{what}: {peak:g} for a batch of {base}, in proportion to the batch's square root")
 
     @property
+    def augmentation(self) -> Choice[Augmentation]:
+        """Crops and flips, which no class depends on much; a number may be all that they change."""
+        if self.task == "regression":
+            cure = "what can't change yours: --data.crop-area 0.4 1, --data.flip True, --ramp.randaugment 0 4"
+            return Choice(Augmentation((1.0, 1.0), flip=False), f"a crop, flip or colour can change a number; {cure}")
+        return Choice(Augmentation((0.4, 1.0), flip=True), "what an image shows stays the same")
+
+    @property
     def regularization(self) -> Choice[Regularization]:
         """RandAugment, Mixup and dropout: more in longer trainings of larger models."""
         if self.masks:
             return Choice(Regularization(dropout=(0.0, 0.2)), "masks: crops, flips and dropout alone")
         if self.weights:
-            return Choice(Regularization((0.0, 2.0), (0.0, 0.1), (0.1, 0.2)), "a short training from weights")
-        if self.facts.gpus:
-            return Choice(Regularization((0.0, 9.0), (0.0, 0.2), (0.1, 0.3)), "a long training of a larger model")
-        return Choice(Regularization((0.0, 4.0), (0.0, 0.1), (0.0, 0.1)), "a short training of a small model")
+            found = Choice(Regularization((0.0, 2.0), (0.0, 0.1), (0.1, 0.2)), "a short training from weights")
+        elif self.facts.gpus:
+            found = Choice(Regularization((0.0, 9.0), (0.0, 0.2), (0.1, 0.3)), "a long training of a larger model")
+        else:
+            found = Choice(Regularization((0.0, 4.0), (0.0, 0.1), (0.0, 0.1)), "a short training of a small model")
+        if self.task == "regression":
+            return Choice(Regularization(dropout=found.value.dropout), f"numbers: dropout alone; {found.reason}")
+        return found
 
     @property
     def loss(self) -> Choice[Loss]:
@@ -330,6 +302,7 @@ class Rules:
             "batch size": self.batch_size,
             "learning rate": self.learning_rate,
             "loss": self.loss,
+            "augmentation": self.augmentation,
             "regularization": self.regularization,
             "workers": self.workers,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from jobs.recipes.rules import Facts
+from jobs.recipes.facts import Facts
 
 _PIXELS = st.one_of(
     st.just(("rgb", 3)), st.tuples(st.sampled_from(["uint8", "uint16", "float32"]), st.integers(1, 300))

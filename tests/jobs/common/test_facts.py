@@ -28,8 +28,8 @@ from jobs.common.facts import FILE, record_facts, rules_for, written
 from jobs.common.measured_facts import LOOKED_AT
 from jobs.common.parsing import UsageError, parse_known
 from jobs.plan import PlanFlags
+from jobs.recipes.facts import Facts
 from jobs.recipes.generic import FITTING, GENERIC, TASKS
-from jobs.recipes.rules import Facts
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.config import TrainConfig
 from pipeline.run import launch

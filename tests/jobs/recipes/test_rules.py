@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from datasets.config import check_divisibility
 from jobs.common.measured_facts import common_ratio
+from jobs.recipes.facts import Facts
 from jobs.recipes.generic import GENERIC, chosen_values, rules_of
-from jobs.recipes.rules import CPU_SIZE, EPOCHS, Facts
+from jobs.recipes.rules import CPU_SIZE, EPOCHS
 from model.checks import check_image_size, check_model
 from model.pretrained import NAMED_WEIGHTS
 from tests.support.facts import FACTS
@@ -54,7 +55,7 @@ def test_another_process_makes_the_same_configs_of_the_same_facts() -> None:
         from dataclasses import asdict
         from itertools import product
         from jobs.recipes.generic import GENERIC
-        from jobs.recipes.rules import Facts
+        from jobs.recipes.facts import Facts
         facts = [Facts(samples=samples, short_side=400, gpus=gpus, gpu_memory=gpus * 80)
                  for samples, gpus in product((30, 3000, 600_000), (0, 1, 4))]
         print([asdict(GENERIC[name](one, weights=weights))
