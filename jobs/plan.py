@@ -95,13 +95,16 @@ def human_bytes(count: float) -> str:
 def plan_table(planned: dict[str, Any]) -> Table:
     """Return the plan as a table."""
     data, total = planned["data"], planned["total"]
+    augments = any(row["randaugment_magnitude"] for row in planned["stages"])
+    policy = f"RandAugment's policy: {planned['randaugment_policy']}; " if augments else ""
+    flips = "off" if planned["flip_order"] == "none" else planned["flip_order"]
     table = Table(
         title=f"{planned['recipe']}: {planned['model']} on {data['samples']:,} images ({data['source']})",
         title_justify="left",
         box=SIMPLE_HEAD,
         caption=f"{total['steps']:,} steps, {total['samples']:,} samples, {human_bytes(total['bytes_read'])} read; "
         f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout\n"
-        f"RandAugment's policy: {planned['randaugment_policy']}; flips: {planned['flip_order']}",
+        f"{policy}flips: {flips}",
         caption_justify="left",
     )
     names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")

@@ -8,9 +8,10 @@ import pytest
 
 from datasets.errors import DataError
 from jobs import plan
+from jobs.common.facts import written
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
-from jobs.recipes.generic import GENERIC
+from jobs.recipes.generic import GENERIC, TYPICAL
 from tests.support.shards import image_of, png, write_rare_shards, write_samples, write_shards
 
 PAPER = {  # arXiv 2104.00298, table 6: image size, RandAugment, Mixup, dropout, each from its first to its last stage
@@ -115,6 +116,24 @@ def test_options_of_the_inputs_are_shown(capsys: pytest.CaptureFixture[str]) -> 
         assert text in shown
     last = planned(capsys, *flags)["stages"][3]
     assert last["megapixels"] == round(last["samples"] * (0.75 * 128**2 + 0.25 * (64**2 + 80**2) / 2) / 1e6)
+
+
+@pytest.mark.parametrize("recipe", GENERIC)
+def test_nothing_is_said_of_what_is_off(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [recipe, "--samples", "2000", "--facts", written(TYPICAL)]
+    off = ["--ramp.randaugment", "0", "0", "--ramp.mixup", "0", "0", "--ramp.dropout", "0", "0", "--data.flip", "False"]
+    found = planned(capsys, *argv)
+    stages, choices = found["stages"], found["choices"]
+    assert plan.main(argv) == 0
+    shown = capsys.readouterr().out
+    augments = any(stage["randaugment_magnitude"] for stage in stages)
+    assert ("RandAugment's policy" in shown) == ("RandAugment" in choices["regularization"][0]) == augments
+    assert planned(capsys, *argv, *off)["choices"]["regularization"][0] == "none"
+    assert plan.main([*argv, *off]) == 0
+    shown = capsys.readouterr().out
+    for word in ("RandAugment", "Mixup 0", "dropout 0"):
+        assert word not in shown
+    assert "flips: off" in shown
 
 
 def test_steps_samples_and_bytes_add_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
