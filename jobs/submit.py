@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     recipe, *rest = argv = resolve(argv).argv
     config, _ = parse_recipe(argv, prog="python -m jobs.submit", extra=Options)
     options, fields = parse_known(Options, rest, prog="python -m jobs.submit")
-    config = options.of(config)
+    config = options.of(config, is_elsewhere=True)
     check_reachable(config)
     if redacted_command(fields) != shlex.join(fields):
         raise UsageError("a flag holds a user or password, which anyone on the cluster could read: leave it out")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from infra.storage.open import open_storage
+from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.config import TrainConfig
 
 
@@ -20,18 +22,35 @@ class ExtendFlags:
         if not 0 <= self.extend < math.inf:
             raise ValueError(f"extend is {self.extend:g}: it must be 0 (off) or a number of epochs")
 
-    def of(self, config: TrainConfig) -> TrainConfig:
+    def of(self, config: TrainConfig, *, is_elsewhere: bool = False) -> TrainConfig:
         """Return the config of the run that these flags ask for.
 
+        Args:
+            config: of the command line without these flags.
+            is_elsewhere: the run's storage may be out of reach from here, so don't look for the run that is extended.
+
         Raises:
-            ValueError: it is to be extended, and to resume from another run already.
+            ValueError: it is to be extended, and to resume from another run already; or there is no such run.
         """
-        return extended(config, self.extend) if self.extend else config
+        if not self.extend:
+            return config
+        longer = extended(config, self.extend)
+        if not is_elsewhere and not _has_checkpoints(longer) and not _has_checkpoints(config):
+            run = open_storage(f"{config.storage}/{config.name}")
+            raise ValueError(
+                f"--extend {self.extend:g}: no run {config.name!r} to extend, {run.uri} holds no valid checkpoint; "
+                "name a finished run by --name and --storage, or train it first: the same command without --extend"
+            )
+        return longer
 
     @property
     def words(self) -> list[str]:
         """The flags as arguments."""
         return ["--extend", f"{self.extend:g}"] if self.extend else []
+
+
+def _has_checkpoints(config: TrainConfig) -> bool:
+    return bool(list_checkpoints(open_storage(f"{config.storage}/{config.name}")))
 
 
 def extended(config: TrainConfig, epochs: float) -> TrainConfig:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs.submit
+from infra.storage.open import open_storage
 from jobs.common.extension import ExtendFlags, extended
 from jobs.recipes.catalog import RECIPES
+from pipeline.checkpoint.format import write_checkpoint
+from tests.support.snapshots import snapshot
 
 
 def test_extend_is_another_run_that_starts_from_the_end_of_the_first() -> None:
@@ -25,6 +29,25 @@ def test_extend_is_another_run_that_starts_from_the_end_of_the_first() -> None:
 def test_what_is_no_number_of_epochs_is_refused(epochs: float) -> None:
     with pytest.raises(ValueError, match="it must be 0"):
         ExtendFlags(extend=epochs)
+
+
+@pytest.mark.parametrize("there", [(), ("mine",), ("mine-plus-2",)])
+def test_a_run_that_is_not_there_is_said_by_the_flags_that_named_it(there: tuple[str, ...], tmp_path: Path) -> None:
+    for name in there:  # its own checkpoints go on when those of the first are gone
+        write_checkpoint(open_storage(tmp_path / name), snapshot(24))
+    config = replace(RECIPES["demo"](), name="mine", storage=str(tmp_path))
+    flags = ExtendFlags(extend=2)
+    if there:
+        assert flags.of(config) == extended(config, 2)
+        return
+    with pytest.raises(
+        ValueError, match=r"^--extend 2: no run 'mine' to extend, .*; name a finished run by --name"
+    ) as said:
+        flags.of(config)
+    assert f" {tmp_path}/mine holds no valid checkpoint" in str(said.value)
+    assert "resume" not in str(said.value)
+    assert "\n" not in str(said.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 FLAGS = ("--name", "mine", "--storage", "/shared/runs", "--data.train", "/shared/train", "--data.val", "/shared/val")
