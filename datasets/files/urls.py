@@ -11,7 +11,7 @@ from typing import BinaryIO
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.files.s3 import RemoteFile, is_remote
-from infra.storage.base import Data, MissingKeyError, Storage
+from infra.storage.base import PROBE, Data, MissingKeyError, Storage
 from infra.storage.buffers import SeekableReader
 from infra.storage.local import LocalStorage
 
@@ -128,7 +128,7 @@ def check_writable(folder: str) -> None:
     Raises:
         DataError: it can't be written.
     """
-    probe = join(folder, ".probe")
+    probe = join(folder, PROBE)
     write_file(probe, b"probe")
     with contextlib.suppress(DataError):  # S3 that may be written and not deleted from
         remove_file(probe)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
 from infra.storage.failures import FailureClass
 
 Data = bytes | bytearray | memoryview
-PROBE_KEY = ".write-probe"
+PROBE = ".probe"
+"""Name of an object that is written to try a folder, alone or with more after a hyphen."""
 
 
 class StorageError(ValueError):
@@ -50,8 +52,13 @@ class Storage(ABC):
         return f"{type(self).__name__}({self.uri!r})"
 
     def location(self, key: str) -> str:
-        """Return the full URI of `key`, for messages."""
+        """Return the full URI of `key`."""
         return f"{self.uri}/{key}" if key else self.uri
+
+    def where(self, key: str) -> str:
+        """Return what a message calls `key`: its location, that of a probe's folder, of which a user knows."""
+        folder, _, name = key.rpartition("/")
+        return self.location(folder if name.partition("-")[0] == PROBE else key)
 
     @abstractmethod
     def sub(self, prefix: str) -> Storage:
@@ -115,6 +122,11 @@ class Storage(ABC):
     @abstractmethod
     def check_writable(self) -> None:
         """Write, read and remove a small object; raise `StorageError` within seconds if that cannot be done."""
+
+
+def probe_key() -> str:
+    """Return the key of a probe that nobody else writes."""
+    return f"{PROBE}-{uuid.uuid4().hex}"
 
 
 def checked_key(key: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from infra.storage.base import MissingKeyError, Storage, StorageError
+from infra.storage.base import MissingKeyError, Storage, StorageError, probe_key
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _with_token(storage: Storage, token: str) -> Lease:
 
 def check_conditional_writes(storage: Storage) -> bool:
     """Say whether the storage honours conditional writes; some servers that speak S3's protocol ignore them."""
-    probe = f".lease-probe-{uuid.uuid4().hex}"
+    probe = probe_key()
     try:
         first, second = storage.write_if_absent(probe, b"1"), storage.write_if_absent(probe, b"2")
         wrong = storage.write_if_match(probe, b"3", '"00000000000000000000000000000000"')

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from infra.storage.base import PROBE_KEY, Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key
+from infra.storage.base import Data, MissingKeyError, Storage, StorageAwayError, StorageError, checked_key, probe_key
 from infra.storage.failures import is_transient
 from infra.storage.file_lock import NO_LOCKS, locked, make_folder
 
@@ -68,7 +69,7 @@ class LocalStorage(Storage):
 
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
         """Return a file's bytes and their SHA-256."""
-        with explained("read", self.location(key)):
+        with explained("read", self.where(key)):
             data = self._path(key).read_bytes()
         return data, hashlib.sha256(data).hexdigest()
 
@@ -81,14 +82,16 @@ class LocalStorage(Storage):
         source = Path(path)
         if not source.is_file():
             raise StorageError(f"cannot upload {source}: there is no such file")
-        self.fill(key, lambda temporary: _copy_synced(source, temporary))
+        with source.open("rb") as reader:
+            self.fill(key, lambda temporary: _copy_synced(reader, temporary))
 
     def download(self, key: str, path: str | Path) -> None:
         """Copy a file out."""
-        if not self.exists(key):
-            raise MissingKeyError(f"cannot download {self.location(key)}: it does not exist")
         target = Path(path).absolute()
-        LocalStorage(target.parent).upload(target.name, self._path(key))
+        with explained("download", self.where(key)):
+            reader = self._path(key).open("rb")  # once it is open, it may be deleted
+        with reader:
+            LocalStorage(target.parent).fill(target.name, lambda temporary: _copy_synced(reader, temporary))
 
     def write_if_absent(self, key: str, data: Data) -> bool:
         """Write a file unless there is one; decided by the filesystem, by a hard link."""
@@ -102,7 +105,7 @@ class LocalStorage(Storage):
         """Replace a file of this SHA-256, under a lock next to it that a process which was stopped loses."""
         while True:
             try:
-                with explained("write", self.location(key)):
+                with explained("write", self.where(key)):
                     return self._replace(key, data, etag)
             except _LockLostError:
                 continue
@@ -144,7 +147,7 @@ class LocalStorage(Storage):
         """Return the keys that begin with `prefix`, in order, with their sizes in bytes."""
         folder = self.root / prefix.rpartition("/")[0]
         found = {}
-        with explained("list", self.location(prefix)):
+        with explained("list", self.where(prefix)):
             for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
                 for path in (Path(parent, name) for name in names if not name.startswith(".")):
                     key = path.relative_to(self.root).as_posix()
@@ -161,7 +164,7 @@ class LocalStorage(Storage):
         """Remove files, and the folders that this leaves empty."""
         for key in keys:
             path = self._path(key)
-            with explained("delete", self.location(key)):
+            with explained("delete", self.where(key)):
                 path.unlink(missing_ok=True)
             self._prune(path.parent)
 
@@ -178,9 +181,9 @@ class LocalStorage(Storage):
 
     def check_writable(self) -> None:
         """Write and remove a small file, or raise `StorageError`."""
-        probe = f"{PROBE_KEY}-{uuid.uuid4().hex}"
+        probe = probe_key()
         self.write(probe, b"probe")
-        with explained("delete", self.location(probe)):
+        with explained("delete", self.where(probe)):
             self._path(probe).unlink()
 
     def _path(self, key: str) -> Path:
@@ -191,7 +194,7 @@ class LocalStorage(Storage):
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         taken = False
-        with explained("write", self.location(key)):
+        with explained("write", self.where(key)):
             try:
                 _fill_in_folder(temporary, fill)
                 try:
@@ -251,8 +254,9 @@ def _write_synced(path: Path, *data: Data) -> None:
         os.fsync(file.fileno())
 
 
-def _copy_synced(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
+def _copy_synced(reader: BinaryIO, target: Path) -> None:
+    reader.seek(0)
+    with target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
         writer.flush()
         os.fsync(writer.fileno())

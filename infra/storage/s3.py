@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from botocore import exceptions as aws
 
 from infra.storage import s3_client
-from infra.storage.base import PROBE_KEY, Data, MissingKeyError, Storage, StorageError, checked_key
+from infra.storage.base import Data, MissingKeyError, Storage, StorageError, checked_key, probe_key
 from infra.storage.buffers import Joined
 from infra.storage.failures import FailureClass
 from infra.storage.local import LocalStorage
@@ -188,7 +187,7 @@ class S3Storage(Storage):
     def check_writable(self) -> None:
         """Write, read and remove a small object within seconds, or raise `StorageError`."""
         hasty = S3Storage(self.bucket, self.prefix, patience_s=CHECK_PATIENCE_S)
-        probe = f"{PROBE_KEY}-{uuid.uuid4().hex}"
+        probe = probe_key()
         hasty.write(probe, b"probe")
         hasty.read(probe)
         hasty.delete(probe)
@@ -241,7 +240,7 @@ class S3Storage(Storage):
                 return function()
             except S3_ERRORS as error:
                 waited = time.monotonic() - began
-                failure = explained(action, self.location(key), error, s3_client.endpoint())
+                failure = explained(action, self.where(key), error, s3_client.endpoint())
                 if class_of(error) is not FailureClass.TRANSIENT or waited + pause > self.patience_s:
                     # `from None`: a botocore message can hold the endpoint's user and password.
                     raise failure from None

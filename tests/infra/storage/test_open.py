@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from infra.storage import s3, s3_client
 from infra.storage.base import MissingKeyError, Storage, StorageAwayError, StorageError
 from infra.storage.buffers import Joined
+from infra.storage.lease import check_conditional_writes
 from infra.storage.local import LocalStorage
 from infra.storage.open import open_storage
 from infra.storage.s3 import S3Storage
@@ -181,13 +184,25 @@ def test_a_file_too_large_for_the_limit_is_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
-    storage = LocalStorage("/proc/crescendo")
-    with pytest.raises(StorageError, match=r"cannot write /proc/crescendo/\S+: "):
-        storage.check_writable()
+@pytest.mark.parametrize("tried", [lambda storage: storage.check_writable(), check_conditional_writes])
+@pytest.mark.parametrize("place", ["not made", "below a file", "s3"])
+def test_what_is_tried_in_vain_is_named_not_the_file_it_is_tried_with(
+    tried: Callable[[Storage], object],
+    place: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="a part of the path is a file"):
-        LocalStorage(tmp_path / "file" / "run").check_writable()
+    cause = {"below a file": "a part of the path is a file", "s3": "the server refuses the secret key"}.get(place, "")
+    if place == "s3":
+        uri = f"{request.getfixturevalue('s3_uri')}/mine"
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    else:
+        uri = "/proc/crescendo" if place == "not made" else f"{tmp_path}/file/mine"
+    with pytest.raises(StorageError, match=rf"^cannot (write|delete) {re.escape(uri)}: .*{cause}") as caught:
+        tried(open_storage(uri))
+    assert "probe" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
