@@ -21,6 +21,7 @@ from datasets.prepare.encode import shrunk, shrunk_mask
 from datasets.prepare.folder_lock import locked
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.shards.copies import copy_folder
+from datasets.shards.describe import describe
 from datasets.shards.index_rows import IndexRows
 from datasets.shards.manifest import (
     ConflictError,
@@ -30,7 +31,6 @@ from datasets.shards.manifest import (
     read_manifest,
     save_manifest,
 )
-from datasets.shards.resolve import describe
 from datasets.shards.tar_index import MASK_EXTENSION, scan_shard
 from datasets.transforms.formats import IMAGE_EXTENSIONS
 

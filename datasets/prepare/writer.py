@@ -20,7 +20,8 @@ from datasets.prepare.folder_lock import locked
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
-from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
+from datasets.shards.describe import write_manifest
+from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest
 from datasets.shards.tar_index import LABELS_EXTENSION, TARGETS_EXTENSION, index_shard
 
 STATE_NAME = "prepare.json"

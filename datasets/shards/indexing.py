@@ -17,9 +17,10 @@ from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import is_packed, open_shard, read_file
+from datasets.shards.describe import describe, several_counts, target_statistics
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
-from datasets.shards.resolve import describe, expand_files, several_counts, target_statistics
+from datasets.shards.resolve import expand_files
 from datasets.shards.scan_log import ScanLog
 from datasets.shards.tar_index import ShardIndex, scan_shard
 from datasets.transforms.bands import checked_format

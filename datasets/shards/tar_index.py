@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
-import json
 import re
 import tarfile
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
 from datasets.files.urls import is_packed, name_of, open_shard
-from datasets.shards.label_text import LARGEST_BYTES, parse_labels, parse_targets
+from datasets.shards.label_text import (
+    LARGEST_BYTES,
+    parse_json_label,
+    parse_labels,
+    parse_name,
+    parse_number,
+    parse_targets,
+)
 from datasets.shards.tar_walk import FILE, SPARSE, Member, TarError, TarWalk
 from datasets.transforms.formats import ARRAYS, IMAGE_EXTENSIONS
 
@@ -320,13 +325,13 @@ def _targets(file: RemoteFile, key: str, sample: _Sample) -> tuple[float, ...] |
 def _label(sample: _Sample, json_field: str, message: str) -> int | str:
     """Return the label: a class number, a class name, or -1; `.cls` goes before `.json` before `.txt`."""
     if "cls" in sample:
-        return _number(_content(sample["cls"], message), message)
+        return parse_number(_content(sample["cls"], message), message)
     if "json" in sample:
-        value = _json_label(_content(sample["json"], message), json_field, message)
+        value = parse_json_label(_content(sample["json"], message), json_field, message)
         if value is not None:
             return value
     if "txt" in sample:
-        return _name(_content(sample["txt"], message), message) or -1
+        return parse_name(_content(sample["txt"], message), message) or -1
     return -1
 
 
@@ -334,38 +339,3 @@ def _content(part: _Part, message: str) -> bytes:
     if part.content is None:
         raise DataError(f"{message} in a file of {part.size} bytes; at most {_LARGEST_LABEL_BYTES} are read")
     return part.content
-
-
-def _number(text: bytes, message: str) -> int:
-    try:
-        label = int(text)
-    except ValueError:
-        raise DataError(f"{message} {text[:40]!r}, not a class number") from None
-    if not 0 <= label <= LARGEST_BYTES:
-        raise DataError(f"{message} {label}; class numbers start at 0 and are below 2^31")
-    return label
-
-
-def _name(text: bytes, message: str) -> str:
-    try:
-        name = text.decode().strip()
-    except UnicodeDecodeError:
-        raise DataError(f"{message} {text[:40]!r}, not text in UTF-8") from None
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        raise DataError(f"{message} {name[:40]!r}; a class name is one line without control characters")
-    return name
-
-
-def _json_label(data: bytes, field: str, message: str) -> int | str | None:
-    try:
-        content: Any = json.loads(data)
-    except (ValueError, RecursionError):
-        raise DataError(f"{message} not readable JSON") from None
-    value = content.get(field) if isinstance(content, dict) else content
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        return _name(value.encode("utf-8", "surrogatepass"), message)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_BYTES:
-        raise DataError(f"{message} {json.dumps(value)[:40]}; it must be a class name or a number from 0 on")
-    return value

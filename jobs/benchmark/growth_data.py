@@ -22,10 +22,11 @@ from datasets.files.s3 import RemoteFile
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.sample_order import SampleOrder
 from datasets.shards import scan_log
+from datasets.shards.describe import describe
 from datasets.shards.index_checks import check_keys
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.manifest import DatasetManifest, save_manifest
-from datasets.shards.resolve import describe, load_manifest
+from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import MASK_DTYPE, ShardIndex
 
 Result = TypeVar("Result")

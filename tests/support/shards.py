@@ -14,8 +14,9 @@ import webdataset as wds
 from PIL import Image
 
 from datasets.files.s3 import RemoteFile
+from datasets.shards.describe import describe, write_manifest
 from datasets.shards.manifest import manifest_version, save_manifest
-from datasets.shards.resolve import describe, load_manifest, write_manifest
+from datasets.shards.resolve import load_manifest
 
 
 def image_of(label: int, number: int, *, height: int = 48, width: int = 64) -> np.ndarray:

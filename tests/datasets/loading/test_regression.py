@@ -19,9 +19,10 @@ from datasets.loading.loader import build_eval_loader
 from datasets.prepare.report import report_of
 from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.writer import WriterConfig, prepare
+from datasets.shards.describe import target_statistics, write_manifest
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.label_text import parse_targets
-from datasets.shards.resolve import load_manifest, target_statistics, write_manifest
+from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import ShardIndex, scan_shard
 from tests.support.shards import image_of, png, write_samples, write_tar
 

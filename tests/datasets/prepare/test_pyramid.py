@@ -22,7 +22,8 @@ from datasets.prepare import pyramid as pyramid_module
 from datasets.prepare.encode import shrunk, shrunk_mask
 from datasets.prepare.pyramid import write_copies
 from datasets.shards.copies import choose_copy
-from datasets.shards.resolve import load_manifest, write_manifest
+from datasets.shards.describe import write_manifest
+from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from jobs.pyramid import main as pyramid
 from tests.support.shards import image_of, mask_of, png, write_tar

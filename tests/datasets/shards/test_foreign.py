@@ -22,7 +22,8 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.loader import Batch, build_eval_loader, build_loader, sample_order
-from datasets.shards.resolve import load_manifest, write_manifest
+from datasets.shards.describe import write_manifest
+from datasets.shards.resolve import load_manifest
 from datasets.transforms.decode import decode_crop, read_header
 from jobs.index import main as index
 from tests.support.shards import image_of, png, write_damaged_shards, write_shards, write_tar
@@ -97,9 +98,7 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, content: bytes, me
 
 def test_an_index_that_cannot_be_written_is_said_before_the_pass(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"no number"})
-    with pytest.raises(
-        DataError, match=r"cannot write .*a\.tar: .* not a folder; .*; name another folder with --out"
-    ):
+    with pytest.raises(DataError, match=r"cannot write .*a\.tar: .* not a folder; .*; name another folder with --out"):
         index([str(tmp_path), "--out", str(tmp_path / "a.tar")])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.checks import check_data
-from datasets.shards.resolve import write_manifest
+from datasets.shards.describe import write_manifest
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import AdaptiveConfig, ramp

@@ -11,7 +11,7 @@ from torch import nn
 
 from datasets.errors import DataError
 from datasets.loading.loader import build_eval_loader, build_plain_loader
-from datasets.shards.resolve import write_manifest
+from datasets.shards.describe import write_manifest
 from model.factory import build_model
 from model.regularization import head_and_norms
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
