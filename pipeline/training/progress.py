@@ -85,6 +85,18 @@ class TrainingProgress:
             if limits[stage] >= samples:
                 self.state.micro_limits = halved(limits, stage, samples)
 
+    def passes_of(self, stage: int, micro: int) -> str:
+        """Record a stage's micro-batch, over which BatchNorm normalizes; return a line if it began with another."""
+        result = self.state.stage_results[stage]
+        before = result.get("micro_batch", micro)
+        result["micro_batch"] = micro
+        if micro == before:
+            return ""
+        return (
+            f"stage {stage + 1} goes on in passes of {micro} samples instead of {before:g} on each worker: "
+            "BatchNorm normalizes over other batches than before"
+        )
+
     def stepped(self, samples: int) -> None:
         """An optimizer step has consumed so many samples."""
         self.state.cursor += samples

@@ -156,7 +156,8 @@ class Trainer:
         release(self.device)
         if (decision := self._while_paused({})) is not None:
             return decision
-        self._note_micro_batch(span)
+        if (note := self.progress.passes_of(span.index, self._micro_batch(span))) and self.rank == 0:
+            self.hooks.noted(note)
         meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True
         for batch in meter.waiting(self.feed.batches(span, self.state.cursor)):
@@ -192,17 +193,6 @@ class Trainer:
 
     def _micro_batch(self, span: StageSpan) -> int:
         return micro_batch(span.stage.batch_size // self.world_size, self.progress.micro_limit_of(span.index))
-
-    def _note_micro_batch(self, span: StageSpan) -> None:
-        """Record the stage's micro-batch, over which BatchNorm normalizes; say if the stage began with another."""
-        result, micro = self.state.stage_results[span.index], self._micro_batch(span)
-        before = result.get("micro_batch", micro)
-        result["micro_batch"] = micro
-        if micro != before and self.rank == 0:
-            self.hooks.noted(
-                f"stage {span.index + 1} goes on in passes of {micro} samples instead of {before:g} on each worker: "
-                "BatchNorm normalizes over other batches than before"
-            )
 
     # What follows a step ---------------------------------------------------------------------------------------------
 
