@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import linear_regression, median
 
 import psutil
+
+from tests.support.beside import repeated
 
 SAMPLE_EVERY_S = 5.0
 ROUNDS = 6
@@ -70,21 +71,14 @@ class Growth:
     def watching(self, parts: Mapping[str, Callable[[], Sequence[psutil.Process]]]) -> Iterator[None]:
         """Beside the body, which is one round: look at the processes of each part every few seconds."""
         seen: dict[str, list[Usage]] = defaultdict(list)
-        over = threading.Event()
 
-        def watch() -> None:
-            while not over.wait(SAMPLE_EVERY_S):
-                for name, processes in parts.items():
-                    with suppress(psutil.Error):  # a process ended while it was looked for
-                        seen[name].append(Usage.of(processes()))
+        def look() -> None:
+            for name, processes in parts.items():
+                with suppress(psutil.Error):  # a process ended while it was looked for
+                    seen[name].append(Usage.of(processes()))
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
+        with repeated(look, SAMPLE_EVERY_S):
             yield
-        finally:
-            over.set()
-            thread.join()
         self.add(seen)
 
     def add(self, seen: Mapping[str, Sequence[Usage]]) -> None:

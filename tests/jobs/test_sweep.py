@@ -14,7 +14,8 @@ from infra.storage.open import open_storage
 from jobs.common.cli import parse_recipe
 from jobs.sweep import main
 from pipeline.sweep.ledger import Record, StudyError, read_records
-from tests.support.killing import done_once, run_until
+from tests.support.beside import done_once
+from tests.support.killing import run_until
 from tests.support.shards import write_shards
 
 

@@ -18,7 +18,8 @@ from infra.tracking.tracker import Tracker
 from jobs.train import main
 from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.checkpoint.format import Snapshot, latest_valid
-from tests.support.killing import ROOT, done_once, run_until
+from tests.support.beside import done_once
+from tests.support.killing import ROOT, run_until
 from tests.support.shards import write_shards
 
 if TYPE_CHECKING:

@@ -1,14 +1,12 @@
-"""The end that no process can prepare for, and what else happens beside a run."""
+"""The end that no process can prepare for."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -36,23 +34,3 @@ def kill_family(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Non
         except ProcessLookupError:
             continue
     process.wait()
-
-
-@contextmanager
-def done_once(condition: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
-    """Beside the body: do something as soon as something is so, in another thread; not any more at the body's end."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            if condition():
-                action()
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from pipeline.sweep.space import Range, SweepSpace
 from pipeline.sweep.strategy import RandomStrategy
 from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import shared_prefixes
+from tests.support.beside import repeated
 from tests.support.configs import MakeConfig
 from tests.support.runs import train_here
 
@@ -79,23 +79,18 @@ def check_is_as_alone(study: Study, record: Record) -> None:
 @contextmanager
 def worker_killed_once(condition: Callable[[], object]) -> Iterator[list[int]]:
     """Kill the training worker below this process when something is so; gives the list of what was killed."""
-    over, killed = threading.Event(), list[int]()
+    killed: list[int] = []
 
-    def watch() -> None:
-        while not over.wait(0.05) and not killed:
-            for process in psutil.Process().children(recursive=True) if condition() else ():
-                with suppress(psutil.Error):
-                    if "RayTrainWorker" in "".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
+    def kill() -> bool:
+        for process in psutil.Process().children(recursive=True) if condition() else ():
+            with suppress(psutil.Error):
+                if "RayTrainWorker" in "".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+        return bool(killed)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with repeated(kill, 0.05):
         yield killed
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.soak
