@@ -16,7 +16,7 @@ from jobs.recipes.imagenet import (
     efficientnetv2_s_google,
     efficientnetv2_s_paper,
 )
-from jobs.recipes.masks import camvid
+from jobs.recipes.masks import camvid, magnetic_tiles
 from jobs.recipes.photographs import (
     cifar10_progressive,
     cifar10_small,
@@ -53,6 +53,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         tiny_imagenet,
         tiny_imagenet_gpu,
         camvid,
+        magnetic_tiles,
         efficientnetv2_s_paper,
         efficientnetv2_m_paper,
         efficientnetv2_l_paper,
