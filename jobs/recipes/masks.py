@@ -50,7 +50,7 @@ def camvid() -> TrainConfig:
 
 
 def magnetic_tiles() -> TrainConfig:
-    """Defects of magnetic tiles, found or not in each pixel, at 64 to 128 px: a run takes about eight minutes of a core.
+    """Defects of magnetic tiles, found or not in each pixel, at 64 to 128 px: about eight minutes of a core.
 
     From the published folders MT_Blowhole, MT_Break, MT_Crack, MT_Fray, MT_Free and MT_Uneven, in a folder of their own
     (a fifth of each is for validation, a fifth for testing):
