@@ -49,6 +49,7 @@ _COORDINATOR = "ray.data._internal.cluster_autoscaler.default_autoscaling_coordi
 NAMES: dict[str, tuple[str, ...] | None] = {
     f"{_SCALING}.__init__": ("self", "scaling_config"),
     f"{_SCALING}.after_controller_start": ("self", "train_run_context"),
+    f"{_SCALING}.make_decision_for_non_running_worker_group": ("self",),
     f"{_SCALING}.make_decision_for_running_worker_group": ("self", "worker_group_state", "worker_group_status"),
     f"{_SCALING}._count_possible_workers": ("self", "reserved_resources"),
     f"{_SCALING}._get_reserved_resources": ("self",),
@@ -87,6 +88,8 @@ ANSWER_TIMEOUT_S = 1.0
 CALL_TIMEOUT_S = 5.0
 DRAIN_CHECK_S = 1.0
 """Pause between two looks for nodes that are draining, in seconds."""
+WAIT_S = 0.1
+"""Pause between two decisions while there is no room for a group, in seconds."""
 WARM_S = 20.0
 """What a new node gets to warm up spare workers before a group ends in order to grow onto it, in seconds."""
 
@@ -115,6 +118,13 @@ class LanePolicy(ElasticScalingPolicy):
         Ray gives each start a new name, and would hold the dead one's share for three minutes.
         """
         super().after_controller_start(SimpleNamespace(run_id=train_run_context.run_config.name))
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Decide as Ray does; its loop asks again at once, and would keep a CPU busy until there is room."""
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            time.sleep(WAIT_S)
+        return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any

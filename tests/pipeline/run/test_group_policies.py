@@ -11,6 +11,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from pipeline.run import ray_policies
 from pipeline.run.ray_policies import LanePolicy, ProgressPolicy, allowed_count
 
 
@@ -38,6 +39,22 @@ def test_a_worker_lost_while_its_group_starts_is_a_loss_like_any_other() -> None
     policy = ProgressPolicy(FailureConfig(max_failures=2), reached=lambda: 0)
     assert policy.make_decision(ControllerError(RayActorError())) is FailureDecision.RETRY
     assert policy.make_decision(ControllerError(KeyError("a mistake"))) is FailureDecision.RAISE
+
+
+@pytest.mark.parametrize(
+    ("reserved", "pauses"), [(None, 1), ({}, 1), ({"node": {"CPU": 2.0}}, 0)], ids=["unknown", "no room", "room"]
+)
+def test_a_group_that_waits_for_room_leaves_the_cpu_to_others(
+    monkeypatch: pytest.MonkeyPatch, reserved: dict[str, dict[str, float]] | None, pauses: int
+) -> None:
+    config = ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 1})
+    policy = LanePolicy(config, num_lanes=12, controller=None, standby=False)
+    slept: list[float] = []
+    monkeypatch.setattr(ray_policies.time, "sleep", slept.append)
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: reserved)
+    policy.make_decision_for_non_running_worker_group()  # which Ray's loop asks for again and again
+    assert slept == [ray_policies.WAIT_S] * pauses
 
 
 @pytest.mark.usefixtures("ray_cluster")
