@@ -93,7 +93,7 @@ class _Compare:
 
     def _histories(self, planned: Sequence[Planned], parent: str) -> dict[str, list[History]] | None:
         """Return all runs' histories by variant, trained where there is none; None: stopped."""
-        from pipeline.compare.runs import find_run
+        from pipeline.compare.runs import find_run, is_unrecorded
 
         histories: dict[str, list[History]] = {name: [] for name in self.comparison.variants}
         known: dict[tuple[str, bool], History] = {}
@@ -107,7 +107,13 @@ class _Compare:
                 found = self._peer_run(run, parent)
             else:
                 found, to_train = find_run(run, self.metric)
-                found = found or self._trained(to_train, label, parent)
+                name = to_train.ready.config.name
+                if found is None:
+                    self._say(f"{label}: trains as {name}")
+                    found = self._trained(to_train, parent)
+                elif is_unrecorded(to_train, found):
+                    self._say(f"{label}: the record of {name} in MLflow was left open: completing it")
+                    found = self._trained(to_train, parent)
             if found is None:
                 self.console.print(f"{self.comparison.name}: stopped; run the same command again to resume")
                 return None
@@ -117,11 +123,10 @@ class _Compare:
             histories[run.variant].append(found)
         return histories
 
-    def _trained(self, run: Planned, label: str, parent: str) -> History | None:
+    def _trained(self, run: Planned, parent: str) -> History | None:
         from pipeline.compare.runs import SpoiltRunError, read_run
 
         config = run.ready.config
-        self._say(f"{label}: trains as {config.name}")
         if not self._train(run, parent):
             return None
         try:

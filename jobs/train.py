@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from infra.redact import redacted
 from infra.storage.failures import is_transient
+from infra.storage.open import open_storage
 from jobs.common.cli import parse_recipe, rate_notes, resolve, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.extension import ExtendFlags
 from jobs.common.facts import record_facts
 from jobs.common.follow import follow_to_end
-from pipeline.run.preflight import Preflight, preflight
+from pipeline.run.preflight import Preflight, preflight, with_start
 from pipeline.run.summary import format_workers
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
+
+if TYPE_CHECKING:
+    from infra.tracking.ended import RecordState
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,14 +38,8 @@ def main(argv: Sequence[str]) -> int:
     ready = preflight(config, prepare_tracking=False)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-    if ready.finished:
-        assert ready.resume_from is not None
-        console.print(f"{config.name} is finished; --extend EPOCHS trains it further, another --name trains again")
-        state = ready.resume_from
-        most, records = config.adaptive.max_epochs, records_of(state.decisions)
-        spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
-        _show_result(console, ready, [span.stage for span in spans], state.stage_results)
-        return _send_unsent(console, ready)
+    if ready.finished and (record := _settled(ready)) != "open":
+        return _show_finished(console, ready, record)
     _announce(console, ready)
     try:
         begin = partial(record_facts, command.argv, ready.config.storage, config.name)
@@ -50,10 +50,11 @@ def main(argv: Sequence[str]) -> int:
         )
         return os.EX_TEMPFAIL if is_transient(error) else 1
     progress = status.progress
-    if progress is None:  # or another submission has finished it meanwhile
-        queued = status.phase == "stopped"
-        console.print(f"{config.name} {'was stopped before it began' if queued else 'has nothing left to train'}")
+    if progress is None and status.phase == "stopped":
+        console.print(f"{config.name} was stopped before it began")
         return 0
+    if progress is None:  # its record alone was left, or another submission has finished it meanwhile
+        return _show_finished(console, with_start(ready), _settled(ready))
     _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
     if status.phase == "stopped":
         console.print(f"stopped at cursor {progress.cursor}; run the same command again to resume it")
@@ -62,6 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
+    if ready.finished:
+        console.print(f"{config.name} is trained to its end, but its record in MLflow was left open: completing it")
+        return
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     mixed = f" ({ready.samples_per_epoch} per epoch)" if config.data.train_weights else ""
     console.print(
@@ -73,17 +77,25 @@ def _announce(console: Console, ready: Preflight) -> None:
     )
 
 
-def _send_unsent(console: Console, ready: Preflight) -> int:
-    """Send what MLflow missed because it was away when the run ended. Exit code 1: it is away still."""
-    from infra.redact import redacted
-    from infra.storage.open import open_storage
-    from infra.tracking.tracker import send_unsent
+def _settled(ready: Preflight) -> RecordState:
+    """Send what MLflow missed because it was away when the run ended; return how its record is now."""
+    from infra.tracking.ended import settle
 
     config = ready.config
-    sent = send_unsent(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}"))
-    if sent is None:
+    return settle(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}"))
+
+
+def _show_finished(console: Console, ready: Preflight, record: RecordState) -> int:
+    """Show what a run that is trained to its end has given. Exit code 1: MLflow lacks a part of it."""
+    config, state = ready.config, ready.resume_from
+    assert state is not None
+    console.print(f"{config.name} is finished; --extend EPOCHS trains it further, another --name trains again")
+    most, records = config.adaptive.max_epochs, records_of(state.decisions)
+    spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
+    _show_result(console, ready, [span.stage for span in spans], state.stage_results)
+    if record == "closed":
         return 0
-    where = redacted(config.tracking.uri)
+    where, sent = redacted(config.tracking.uri), record == "sent"
     console.print(
         f"its missing metrics are now at {where}" if sent else f"error: {where} still lacks some of its metrics",
         markup=False,

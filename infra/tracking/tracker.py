@@ -23,7 +23,7 @@ from infra.tracking.lineage import CheckpointModel, Dataset, models_json
 from infra.tracking.mlflow_run import TABLES_TAG, MlflowRun, TrackingError, page_url, valid_name
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
-from infra.tracking.spool import Spool, spooled_status
+from infra.tracking.spool import Spool
 from infra.tracking.system_metrics import SystemRecorder, of_node
 
 log = logging.getLogger(__name__)
@@ -327,19 +327,3 @@ class Tracker:
         if self._down_since:
             log.warning("tracking resumed after %.0f s: everything is sent", time.monotonic() - self._down_since)
         self._down_since, self._problem = 0.0, ""
-
-
-def end_record(config: TrackingConfig, run_name: str, storage: Storage, status: str) -> bool:
-    """End the record of a run that was left open, as it might have gone on; return whether MLflow has taken it."""
-    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status)
-
-
-def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout: float = 30.0) -> bool | None:
-    """Send what an ended run could not send, from its spool in `storage`.
-
-    Returns whether MLflow has all of it now; None: it had all before.
-    """
-    status = spooled_status(storage)
-    if status is None:
-        return None
-    return Tracker(replace(config, system_metrics=False), run_name, storage=storage).close(status, timeout)

@@ -9,9 +9,9 @@ import time
 from typing import NamedTuple, Protocol
 
 from infra.storage.base import Storage, StorageError
-from pipeline.checkpoint.catalog import BestRule
+from pipeline.checkpoint.catalog import BestRule, list_checkpoints
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
-from pipeline.checkpoint.head import FencedError, Writer, commit, unique_key
+from pipeline.checkpoint.head import FencedError, Writer, commit, cursor_of, unique_key
 from pipeline.checkpoint.pruning import prune
 from pipeline.config import CheckpointConfig
 
@@ -71,7 +71,7 @@ class Saver:
         self.storage, self.config, self.events, self.writer = storage, config, events, writer
         self._waiting: _Waiting | None = None
         self._fenced: FencedError | None = None
-        self._busy = self._given_up = False
+        self._busy = self._given_up = self._has_told = False
         self._moved_at, self._failing_since, self._refused = 0.0, math.inf, ""
         self._changed = threading.Condition()
 
@@ -106,6 +106,20 @@ class Saver:
             if time.monotonic() >= deadline:
                 return False
             self._gives_up()
+
+    def catch_up(self) -> None:
+        """Tell of the newest checkpoint, unless this saver has told of one: who wrote it may have been killed before.
+
+        Raises:
+            FencedError: as `wait`.
+        """
+        if self._has_told:
+            return
+        try:
+            if keys := list_checkpoints(self.storage):
+                self._tell(keys[-1], cursor_of(keys[-1]) or 0)
+        except StorageError as error:
+            log.warning("the newest checkpoint is not told of: %s", error)
 
     def _check_not_fenced(self) -> None:
         if self._fenced is not None:
@@ -175,7 +189,12 @@ class Saver:
         write_checkpoint(self.storage, waiting.snapshot, self.events.before_manifest, self._moved, key=key)
         if self.writer is not None:
             commit(self.storage, key, self.writer)
-        self.events.saved(f"{self.storage.uri}/{key}", waiting.snapshot.state.cursor)
+        self._tell(key, waiting.snapshot.state.cursor)
+
+    def _tell(self, key: str, cursor: int) -> None:
+        """Tell of a checkpoint that is valid, and delete those that aren't kept beside it."""
+        self._has_told = True
+        self.events.saved(f"{self.storage.uri}/{key}", cursor)
         try:
             prune(self.storage, self.config.keep, best_rule(self.config), written=key, writer=self.writer)
             self.events.pruned()

@@ -19,6 +19,7 @@ from typing import Any
 from datasets.shards.manifest import DatasetManifest
 from infra.storage.base import MissingKeyError
 from infra.storage.open import open_storage
+from infra.tracking.ended import settle
 from infra.tracking.spool import stored_key
 from infra.tracking.tracker import Tracker
 from pipeline.compare.history import Evaluation, History
@@ -45,7 +46,7 @@ def peer_history(run: Planned, metric: str, parent: str, comparison: str, script
     key = f"train-{hashlib.sha256(Path(script).read_bytes()).hexdigest()[:12]}.json"
     with suppress(MissingKeyError):
         history = _from_json(json.loads(storage.read(key)), run, storage.uri, reused=True)
-        if not stored_key(storage):  # it was ended before it was on record
+        if settle(config.tracking, config.name, storage) == "open" or not stored_key(storage):  # it was killed before
             _record(history, config, parent, comparison, metric)
         return history
     splits = run.ready.train, run.ready.val

@@ -13,6 +13,7 @@ from typing import Any
 from infra.redact import one_line
 from infra.storage.base import StorageError
 from infra.storage.open import open_storage
+from infra.tracking.ended import settle
 from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from pipeline.checkpoint.catalog import CheckpointError, newest_state
 from pipeline.checkpoint.metadata import RunMetadata
@@ -109,6 +110,16 @@ def _own_run(run: Planned, metric: str) -> tuple[History | None, Planned]:
         except (StorageError, CheckpointError):  # training says what is wrong there
             break
     return None, run
+
+
+def is_unrecorded(run: Planned, found: History) -> bool:
+    """Say whether a run that was found is the planned one, killed between its last checkpoint and its record's end.
+
+    MLflow finds runs of other names only where they have ended.
+    """
+    config = run.ready.config
+    storage = open_storage(f"{config.storage}/{config.name}")
+    return found.where == storage.uri and settle(config.tracking, config.name, storage) == "open"
 
 
 def renamed(run: Planned, name: str) -> Planned:

@@ -73,7 +73,8 @@ def start_controller(
     lease.keep(lambda _: None)
     try:
         resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
-        first = len(resume.stage_starts) - 1 if resume else 0
+        # A run that is trained to its end begins with its last stage: the group completes its record, if that is open.
+        first = min(len(resume.stage_starts), len(config.stages)) - 1 if resume else 0
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
             lack = connect(config.cluster, num_workers=least)

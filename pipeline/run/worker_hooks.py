@@ -208,6 +208,8 @@ class TrackingHooks(RankHooks):
         self.saver.wait(timeout)
         if self.controller.error():
             status = "FAILED"
+        if status == "FINISHED":
+            self.saver.catch_up()
         if status is not None:
             self.tracker.close(status)
         else:

@@ -14,13 +14,15 @@ from typing import Any
 from infra.cluster.connect import connect
 from infra.redact import one_line
 from infra.storage.open import open_storage
+from infra.tracking.ended import end_record, running_below
 from infra.tracking.mlflow_run import log_below
-from infra.tracking.tracker import Tracker, end_record
+from infra.tracking.spool import spooled_status
+from infra.tracking.tracker import Tracker
 from pipeline.config import TrainConfig
 from pipeline.run.launch import CONFIG_FILE
 from pipeline.run.origin import origin_tags
 from pipeline.run.provenance import flat_values
-from pipeline.sweep.config import StudyOptions
+from pipeline.sweep.config import StudyOptions, start_name
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
 from pipeline.sweep.study import Study, next_record
@@ -85,6 +87,8 @@ class StudyRunner:
         try:
             with self._stopper.after(self.options.max_hours * 3600):
                 whole = self._rounds()
+            if whole and self._parent_run_id:
+                self._end_records()
             self._report(tracker)
         finally:
             tracker.close("FINISHED" if whole else "KILLED")
@@ -103,6 +107,24 @@ class StudyRunner:
                 log_below(self.study.base.tracking.uri, tracker.run_id, self._final_metrics())
         except Exception as error:  # MLflow is away, or has lost the runs: the ledger has it
             log.warning("the trials' final metrics could not be sent to MLflow: %s", one_line(error))
+
+    def _end_records(self) -> None:
+        """End what killed processes left open: records of trials that are done, and of starts that they share."""
+        tracking = self.study.base.tracking
+        ends = {start_name(self.study.base.name, key): "FINISHED" for key in self.study.shared}
+        for record in self.ledger.records:
+            if record.state in ("finished", "stopped"):
+                ends[record.name] = "FINISHED" if record.state == "finished" else "KILLED"
+        try:
+            running = running_below(tracking.uri, self._parent_run_id)
+            for name, status in ends.items():
+                storage = open_storage(f"{self.study.base.storage}/{name}")
+                if (name in running or spooled_status(storage) is not None) and not end_record(
+                    tracking, name, storage, status
+                ):
+                    return  # MLflow is away: the same command tries it again
+        except Exception as error:  # likewise, or it has lost the runs
+            log.warning("the trials' records could not be looked through in MLflow: %s", one_line(error))
 
     def _final_metrics(self) -> dict[str, dict[str, float]]:
         """Return what trials are compared by, beside what their runs have told MLflow."""

@@ -22,7 +22,7 @@ from infra.cluster.config import ClusterError
 from infra.cluster.ray_private import is_read
 from infra.storage.lease import LeaseError, is_held
 from infra.storage.open import open_storage
-from infra.tracking.tracker import end_record
+from infra.tracking.ended import end_record, settle
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
@@ -80,13 +80,21 @@ def train_trial(parameters: dict[str, Any]) -> None:
     done = [result for result in done[:num_stages] if "ended_s" in result]
     for number, result in enumerate(done[: num_stages - 1], start=1):
         tune.report(stage_report(number, result, metric))
-    if len(done) < num_stages:
+    if len(done) < num_stages or _is_unrecorded(ready, num_stages):
         callback = TuneReportCallback()
         if run_to_end(_started(ready, order, callback)).phase != "finished":
             return
         _wait_until_told(callback)
         done = _state(config).stage_results
     tune.report(stage_report(num_stages, done[num_stages - 1], metric))
+
+
+def _is_unrecorded(ready: Preflight, num_stages: int) -> bool:
+    """Say whether the trial was killed between its last checkpoint and the end of its record."""
+    config = ready.config
+    if not ready.finished or num_stages < len(config.stages):
+        return False
+    return settle(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}")) == "open"
 
 
 class TrialTrainable(wrap_function(train_trial)):  # type: ignore[misc]

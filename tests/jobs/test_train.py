@@ -16,7 +16,7 @@ from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
 from jobs.train import main
-from pipeline.checkpoint.catalog import list_checkpoints
+from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.format import Snapshot, latest_valid
 from tests.support.beside import done_once
 from tests.support.killing import ROOT, run_until
@@ -191,6 +191,46 @@ def test_a_finished_run_is_extended_from_its_last_state(
     assert 0 < after.state.cursor - before.state.cursor <= 1.5 * SAMPLES_PER_EPOCH
     assert main([*short, "--extend", "1"]) == 0
     assert "short-plus-1 is finished" in capsys.readouterr().out
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_after_its_last_checkpoint_is_completed_in_mlflow_by_the_same_command(
+    place: Path, cluster_address: str
+) -> None:
+    told = arguments(place, "unrecorded", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
+    told += ["--cluster.num-workers", "1"]
+    storage = open_storage(f"{place}/runs/unrecorded")
+
+    def is_trained() -> bool:
+        state = newest_state(storage)[0]
+        return state is not None and len(state.stage_starts) == 5
+
+    run_until(command(*told), is_trained, pause_s=0.005)  # on a cluster of its own, which dies with it
+    assert _record(place, "unrecorded").info.status == "RUNNING"
+    told += ["--cluster.address", cluster_address]
+    again = run(*told)
+    assert again.returncode == 0, again.stderr
+    assert "unrecorded is trained to its end, but its record in MLflow was left open" in again.stdout
+    client, record = _client(place), _record(place, "unrecorded")
+    run_id = record.info.run_id
+    assert record.info.status == "FINISHED"
+    last = newest(place, "unrecorded")
+    assert last is not None
+    for name in ("train/loss", "val/accuracy", "final/ema/accuracy"):
+        steps = [point.step for point in client.get_metric_history(run_id, name)]
+        assert len(steps) == len(set(steps))
+        assert steps[-1] == last.state.cursor
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert files >= {"predictions.png", "confusion-matrix.png", "classes.json", "checkpoints.json"}
+    there = [f"{place}/runs/unrecorded/{key}" for key in list_checkpoints(storage)]
+    assert record.data.tags["checkpoint"] == there[-1]
+    _check_lineage(client, record, there)
+    # Once: the next call finds it closed, and starts nothing.
+    last_call = run(*told)
+    assert (last_call.returncode, last_call.stderr) == (0, "")
+    assert "unrecorded is finished" in last_call.stdout
+    assert _record(place, "unrecorded").info == record.info
 
 
 @pytest.mark.soak

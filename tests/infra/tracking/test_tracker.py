@@ -24,11 +24,12 @@ from infra.storage.open import open_storage
 from infra.tracking import mlflow_run
 from infra.tracking import tracker as tracking
 from infra.tracking.config import TrackingConfig, check, prepare
+from infra.tracking.ended import end_record, send_unsent
 from infra.tracking.mlflow_run import TrackingError, log_below, make_client, open_run
 from infra.tracking.outbox import Row
 from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
-from infra.tracking.tracker import Tracker, end_record, send_unsent
+from infra.tracking.tracker import Tracker
 from tests.support.fault_proxy import Request, fault_proxy
 from tests.support.forked import wait_until
 from tests.support.servers import MlflowServer

@@ -12,7 +12,7 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, best_checkpoint, describe_checkpoints, list_checkpoints
-from pipeline.checkpoint.format import latest_valid
+from pipeline.checkpoint.format import latest_valid, write_checkpoint
 from pipeline.config import CheckpointConfig
 from tests.support.recorders import Events
 from tests.support.servers import S3Server
@@ -57,6 +57,22 @@ def test_the_last_k_and_the_best_one_stay(tmp_path: Path) -> None:
     assert [int(key[-6:]) for key in keys] == [48, 120, 144]
     assert best_checkpoint(storage, keys, BestRule("val/accuracy")) == keys[0]
     assert best_checkpoint(storage, keys, BestRule("val/miou")) is None
+
+
+def test_a_checkpoint_is_told_of_by_the_next_saver_if_its_own_was_killed_before(tmp_path: Path) -> None:
+    storage, first, events = open_storage(tmp_path), Events(), Events()
+    saver = Saver(storage, CheckpointConfig(keep=1), first)
+    for cursor in (24, 48):
+        saver.take(snapshot(cursor))
+        assert saver.wait(10)
+    saver.catch_up()
+    assert first.saved_at == [24, 48]
+    write_checkpoint(storage, snapshot(72))  # killed before it told of this one, and deleted the one before
+    later = Saver(storage, CheckpointConfig(keep=1), events)
+    for _ in range(2):
+        later.catch_up()
+    assert events.saved_at == [72]
+    assert [int(key[-6:]) for key in list_checkpoints(storage)] == [72]
 
 
 class Away(LocalStorage):

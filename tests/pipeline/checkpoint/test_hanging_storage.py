@@ -14,7 +14,8 @@ from infra.storage.lease import Lease
 from infra.storage.local import LocalStorage
 from infra.tracking import tracker as tracking
 from infra.tracking.config import TrackingConfig
-from infra.tracking.tracker import Tracker, end_record
+from infra.tracking.ended import end_record
+from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.config import CheckpointConfig
 from pipeline.control import controller as controller_module

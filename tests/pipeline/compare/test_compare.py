@@ -33,7 +33,7 @@ from pipeline.compare.history import (
 )
 from pipeline.compare.remote import on_worker
 from pipeline.compare.report import Findings, report_files, short_table
-from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, read_run
+from pipeline.compare.runs import Planned, SpoiltRunError, find_run, is_unrecorded, plan_runs, read_run
 from pipeline.compare.speed import Cost, costs, measure_cost
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
@@ -362,6 +362,24 @@ def test_a_run_of_another_name_and_place_is_found_in_mlflow_by_its_fingerprint(
     assert planned == run
     other = replace(run, fingerprint="0123456789")  # what MLflow says is held against what is in storage
     assert find_run(other, "val/accuracy") == (None, other)
+
+
+def test_a_run_that_was_killed_before_its_record_had_its_end_is_started_again_for_it(
+    make_config: MakeConfig, sqlite_uri: str, tmp_path: Path
+) -> None:
+    base = make_config(tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False), storage=str(tmp_path / "runs"))
+    (run,) = plan_runs(Comparison(name="c", question="?", variants={"one": base}, baseline="one"), (0,), dry=True)
+    config = run.ready.config
+    ended(run)
+    tracker = Tracker(config.tracking, config.name, storage=open_storage(f"{config.storage}/{config.name}"))
+    tracker.set_tags({"stage": "2 of 2"})
+    assert tracker.flush(60)
+    found, planned = find_run(run, "val/accuracy")
+    assert found is not None
+    assert is_unrecorded(planned, found)
+    assert not is_unrecorded(planned, replace(found, where=f"{config.storage}/elsewhere"))
+    assert tracker.close("FINISHED", 60)
+    assert not is_unrecorded(planned, found)
 
 
 def test_a_run_that_went_on_from_another_or_with_another_config_is_not_used(make_config: MakeConfig) -> None:

@@ -1,0 +1,121 @@
+"""The record of a run that is trained to its end: closed by whoever sees that it is not, once, and left alone after."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.storage.base import Storage
+from infra.storage.open import open_storage
+from infra.tracking.config import TrackingConfig
+from infra.tracking.ended import end_record, running_below, settle
+from infra.tracking.mlflow_run import make_client
+from infra.tracking.tracker import Tracker
+from tests.support.killing import ROOT, kill_family
+
+AWAY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def config(sqlite_uri: str) -> TrackingConfig:
+    return TrackingConfig(uri=sqlite_uri, system_metrics=False, send_interval_s=0.05)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "run")
+
+
+def record_of(uri: str, name: str) -> Any:
+    client = make_client(uri)
+    experiment = client.get_experiment_by_name("crescendo").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`crescendo.run` = '{name}'")
+    return run
+
+
+def test_a_record_whose_process_was_killed_is_open_until_it_is_ended(
+    config: TrackingConfig, storage: Storage, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "cursor"
+    command = [sys.executable, "-m", "tests.support.training_process"]
+    process = subprocess.Popen(
+        [*command, config.uri, str(tmp_path / "run"), str(checkpoint), "100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not checkpoint.exists() or not _is_there(config):
+        process.stdout.readline()
+    kill_family(process)
+    assert record_of(config.uri, "killed-run").info.status == "RUNNING"
+    assert settle(config, "killed-run", storage) == "open"
+    assert end_record(config, "killed-run", storage, "FINISHED")
+    ended = record_of(config.uri, "killed-run")
+    assert settle(config, "killed-run", storage) == "closed"
+    assert record_of(config.uri, "killed-run").info.end_time == ended.info.end_time
+    steps = [point.step for point in make_client(config.uri).get_metric_history(ended.info.run_id, "train/loss")]
+    assert steps == sorted(set(steps))
+
+
+def _is_there(config: TrackingConfig) -> bool:
+    experiment = make_client(config.uri).get_experiment_by_name("crescendo")
+    return experiment is not None and bool(make_client(config.uri).search_runs([experiment.experiment_id]))
+
+
+@pytest.mark.parametrize(("status", "state"), [("FINISHED", "closed"), ("FAILED", "open"), ("KILLED", "open")])
+def test_a_run_that_is_trained_to_its_end_is_recorded_as_finished_and_nothing_else(
+    config: TrackingConfig, storage: Storage, status: str, state: str
+) -> None:
+    tracker = Tracker(config, "ended", storage=storage)
+    tracker.log_metrics({"loss": 0.5}, 1)
+    assert tracker.close(status, 60)
+    assert settle(config, "ended", storage) == state
+
+
+def test_what_waits_with_the_runs_end_is_sent_and_without_it_the_record_is_open(
+    config: TrackingConfig, storage: Storage
+) -> None:
+    away = replace(config, uri=AWAY)
+    tracker = Tracker(away, "spooled", storage=storage)
+    tracker.log_metrics({"loss": 0.5}, 1)
+    tracker.persist(0.1)
+    assert settle(away, "spooled", storage) == "open"  # as after a kill at this place
+    assert not tracker.close("FINISHED", 0.5)
+    assert settle(config, "spooled", storage) == "sent"
+    assert record_of(config.uri, "spooled").info.status == "FINISHED"
+    assert settle(config, "spooled", storage) == "closed"
+
+
+def test_a_record_that_is_nowhere_or_can_not_be_looked_up_is_left_alone(
+    config: TrackingConfig, storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert settle(config, "never", storage) == "closed"
+    tracker = Tracker(config, "elsewhere", storage=storage)
+    tracker.log_metrics({"loss": 0.5}, 1)
+    assert tracker.close("KILLED", 60)
+    assert settle(replace(config, uri=f"sqlite:///{tmp_path}/other.db"), "elsewhere", storage) == "closed"
+    assert not (tmp_path / "other.db").exists()
+    assert settle(replace(config, experiment="another"), "elsewhere", storage) == "closed"
+    assert caplog.text == ""
+    assert settle(replace(config, uri=AWAY), "elsewhere", storage) == "closed"
+    assert f"the record of elsewhere was closed is not known: tracking.uri is {AWAY}: no answer" in caplog.text
+
+
+def test_runs_below_a_parent_that_nobody_has_ended_are_found(config: TrackingConfig, tmp_path: Path) -> None:
+    parent = Tracker(config, "study")
+    parent.set_tags({"kind": "sweep"})
+    assert parent.flush(60)
+    assert parent.run_id is not None
+    for name, status in (("study-000", "FINISHED"), ("study-001", "")):
+        trial = Tracker(config, name, storage=open_storage(tmp_path / name), parent_run_id=parent.run_id)
+        trial.log_metrics({"loss": 0.5}, 1)
+        assert trial.close(status, 60) if status else trial.flush(60)
+        trial.abandon()
+    assert running_below(config.uri, parent.run_id) == {"study-001"}
+    parent.abandon()
