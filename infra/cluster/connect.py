@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Mapping
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if not ray.is_initialized():
-        with nullcontext() if in_submitted_job() else packed_code() as code:  # such a job has its working_dir already
+        # A submitted job has its working_dir already.
+        with own_sigterm(), nullcontext() if in_submitted_job() else packed_code() as code:
             shipped = {"runtime_env": {"working_dir": code}} if code else {}
             if address == "local":
                 start_ray(include_dashboard=False, namespace=NAMESPACE, log_to_driver=False, **shipped)
@@ -71,6 +74,23 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
     if lack and address == "local":
         raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
     return f"{lack}: the run waits until there are nodes for them" if lack else ""
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep this process's own handler of SIGTERM: `ray.init` replaces it by one that exits with the signal's number."""
+    own = signal.getsignal(signal.SIGTERM)
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:  # by that handler, while Ray starts
+            own(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 def join(address: str, timeout_s: float, *, name: str, **arguments: Any) -> None:

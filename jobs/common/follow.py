@@ -46,8 +46,8 @@ def follow_to_end(
     """
     from pipeline.run.launch import start_controller
 
-    controller = start_controller(ready, begin=begin, prepare_tracking=prepare_tracking)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
+    controller = start_controller(ready, begin=begin, prepare_tracking=prepare_tracking)
     follower = Follower(console, ready.config, controller, controller.run())
     try:
         try:

@@ -6,9 +6,12 @@ import getpass
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from infra.storage.lease import is_held
@@ -19,7 +22,7 @@ from jobs.train import main
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.format import Snapshot, latest_valid
 from tests.support.beside import done_once
-from tests.support.killing import ROOT, run_until
+from tests.support.killing import ROOT, kill_family, run_until
 from tests.support.shards import write_shards
 
 if TYPE_CHECKING:
@@ -198,8 +201,8 @@ def test_a_finished_run_is_extended_from_its_last_state(
 def test_a_run_that_is_killed_after_its_last_checkpoint_is_completed_in_mlflow_by_the_same_command(
     place: Path, cluster_address: str
 ) -> None:
-    told = arguments(place, "unrecorded", *(f"--stages.{index}.epochs=0.2" for index in range(4)))
-    told += ["--cluster.num-workers", "1"]
+    flags = [f"--stages.{index}.epochs=0.2" for index in range(4)]
+    told = arguments(place, "unrecorded", "--cluster.num-workers", "1", *flags)
     storage = open_storage(f"{place}/runs/unrecorded")
 
     def is_trained() -> bool:
@@ -231,6 +234,29 @@ def test_a_run_that_is_killed_after_its_last_checkpoint_is_completed_in_mlflow_b
     assert (last_call.returncode, last_call.stderr) == (0, "")
     assert "unrecorded is finished" in last_call.stdout
     assert _record(place, "unrecorded").info == record.info
+
+
+@pytest.mark.timeout(600)
+def test_what_a_cluster_sends_to_end_a_job_is_ctrl_c_while_ray_starts_too(place: Path) -> None:
+    told = [*arguments(place, "terminated"), "--cluster.num-workers", "1"]
+    process = subprocess.Popen(command(*told), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not _starts_ray(process):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert "Traceback" not in process.communicate()[1]
+        assert process.returncode == 130
+    finally:
+        if process.poll() is None:
+            kill_family(process)
+    assert not is_held(open_storage(f"{place}/runs/terminated"))
+
+
+def _starts_ray(process: subprocess.Popen[str]) -> bool:
+    with suppress(psutil.Error):  # a process that ends meanwhile
+        return any("gcs_server" in str(one.cmdline()) for one in psutil.Process(process.pid).children(recursive=True))
+    return False
 
 
 @pytest.mark.soak
