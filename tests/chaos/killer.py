@@ -126,8 +126,11 @@ class Killer:
     def _submit_again(self) -> None:
         """Submit the run a second time while it trains: refused in one line.
 
-        Nothing else happens meanwhile: without its holder's controller, the lease would rightly be the second one's.
+        Nothing else happens meanwhile: without its holder's controller, the lease would rightly be the second one's. So
+        it must have it first: after a takeover it is yet to be submitted again.
         """
+        reached = self.run.cursor()
+        self._wait("a step of the first submission", lambda: self.run.is_driven and self.run.cursor() != reached)
         second = self.run.second()
         try:
             self._wait("a second submission", lambda: second.poll() is not None or self.run.is_finished)
