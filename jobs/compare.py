@@ -113,7 +113,7 @@ class _Compare:
                     found = self._trained(to_train, parent)
                 elif is_unrecorded(to_train, found):
                     self._say(f"{label}: the record of {name} in MLflow was left open: completing it")
-                    found = self._trained(to_train, parent)
+                    found = self._completed(to_train, found, parent)
             if found is None:
                 self.console.print(f"{self.comparison.name}: stopped; run the same command again to resume")
                 return None
@@ -140,6 +140,14 @@ class _Compare:
                 f"{config.name} has ended without its last checkpoint; run the command again to resume it"
             )
         return replace(trained, reused=False)
+
+    def _completed(self, run: Planned, found: History, parent: str) -> History | None:
+        """Complete a run's record; a comparison needs none, so what goes wrong with it is said and no more."""
+        try:
+            return found if self._train(run, parent) else None
+        except (RuntimeError, ValueError) as error:
+            self._say(f"note: its record stays open: {error}")
+            return found
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -38,9 +38,13 @@ def main(argv: Sequence[str]) -> int:
     ready = preflight(config, prepare_tracking=False)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-    if ready.finished and (record := _settled(ready)) != "open":
-        return _show_finished(console, ready, record)
-    _announce(console, ready)
+    if ready.finished:  # what it has given is shown, whatever is lacking to complete its record
+        record = _settled(ready)
+        code = _show_finished(console, ready, record)
+        if record != "open":
+            return code
+    else:
+        _announce(console, ready)
     try:
         begin = partial(record_facts, command.argv, ready.config.storage, config.name)
         status = follow_to_end(console, ready, begin=begin, prepare_tracking=True)
@@ -51,9 +55,13 @@ def main(argv: Sequence[str]) -> int:
         return os.EX_TEMPFAIL if is_transient(error) else 1
     progress = status.progress
     if progress is None and status.phase == "stopped":
-        console.print(f"{config.name} was stopped before it began")
+        console.print(f"{config.name} was stopped before {'its record was complete' if ready.finished else 'it began'}")
         return 0
-    if progress is None:  # its record alone was left, or another submission has finished it meanwhile
+    if progress is None and ready.finished:
+        record = _settled(ready)
+        console.print(f"its record is {'incomplete: run the same command again' if record == 'open' else 'complete'}")
+        return int(record in ("open", "unsent"))
+    if progress is None:  # another submission has finished it meanwhile
         return _show_finished(console, with_start(ready), _settled(ready))
     _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
     if status.phase == "stopped":
@@ -63,9 +71,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
-    if ready.finished:
-        console.print(f"{config.name} is trained to its end, but its record in MLflow was left open: completing it")
-        return
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     mixed = f" ({ready.samples_per_epoch} per epoch)" if config.data.train_weights else ""
     console.print(
@@ -94,6 +99,9 @@ def _show_finished(console: Console, ready: Preflight, record: RecordState) -> i
     spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
     _show_result(console, ready, [span.stage for span in spans], state.stage_results)
     if record == "closed":
+        return 0
+    if record == "open":
+        console.print("its record in MLflow was left open: completing it")
         return 0
     where, sent = redacted(config.tracking.uri), record == "sent"
     console.print(

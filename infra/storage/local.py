@@ -82,7 +82,9 @@ class LocalStorage(Storage):
         source = Path(path)
         if not source.is_file():
             raise StorageError(f"cannot upload {source}: there is no such file")
-        with source.open("rb") as reader:
+        with explained("read", str(source)):
+            reader = source.open("rb")
+        with reader:
             self.fill(key, lambda temporary: _copy_synced(reader, temporary))
 
     def download(self, key: str, path: str | Path) -> None:

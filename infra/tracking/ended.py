@@ -9,7 +9,7 @@ from typing import Literal
 from infra.storage.base import Storage
 from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.mlflow_run import NAME_TAG, make_client, run_by_key, sqlite_path
-from infra.tracking.spool import spooled_status, stored_key
+from infra.tracking.spool import spooled_status, stored_key, was_finished
 from infra.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,13 @@ def settle(config: TrackingConfig, run_name: str, storage: Storage) -> RecordSta
 
 
 def _is_open(config: TrackingConfig, storage: Storage) -> bool:
-    """Say whether nobody has said yet, neither to MLflow nor to the spool, that the run is finished."""
+    """Say whether nobody has said yet, neither to MLflow nor to the spool, that the run is finished.
+
+    MLflow is asked only where the run's folder doesn't know: what people or other servers say of a run that was
+    finished doesn't open it again.
+    """
     status = spooled_status(storage)
-    if status is None and (key := stored_key(storage)):
+    if status is None and not was_finished(storage) and (key := stored_key(storage)):
         status = _status(config, key)
     return status not in (None, "FINISHED")
 

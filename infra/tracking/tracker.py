@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from infra.redact import redacted_values
@@ -252,12 +253,16 @@ class Tracker:
         self._delivery.labels(run)
         self._note_success()
         self._delivery.rest(run)
-        if self._status and not self._finished and not len(self._outbox):
+        ended = bool(self._status and not self._finished and not len(self._outbox))
+        if ended:
             run.finish(self._status)
-            self._finished = True
         if not len(self._outbox):
             with suppress(StorageError, TimeoutError):  # MLflow is well: the next send tries it again
                 call_with_timeout(SPOOL_TIMEOUT_S, self._spool.clear)
+        if ended:
+            with suppress(StorageError, TimeoutError):  # then MLflow is asked
+                call_with_timeout(SPOOL_TIMEOUT_S, partial(self._spool.note_ended, self._status))
+            self._finished = True
 
     def _connect(self) -> MlflowRun:
         config = self.config
@@ -292,6 +297,7 @@ class Tracker:
         """Take over, once, what an earlier process has sent to this MLflow run, or had begun to send."""
         if self._row_log is not None and not self._is_open:
             sent = self._row_log.open()
+            call_with_timeout(SPOOL_TIMEOUT_S, self._spool.note_open)
             self._outbox.resume(sent.rows, sent.last_steps if sent.run_id == run.run_id else {})
             self._is_open = True
 

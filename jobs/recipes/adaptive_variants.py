@@ -20,27 +20,30 @@ def without_rules(base: TrainConfig) -> TrainConfig:
     return replace(base, adaptive=off)
 
 
-def adaptive_variants(base: TrainConfig) -> tuple[dict[str, TrainConfig], list[str]]:
-    """Return the recipe with each rule alone that can change its run, by name, and notes on those that can't."""
+def adaptive_variants(base: TrainConfig) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """Return the recipe with each rule alone that can change its run, and a note on a rule, by their names."""
     off, patience = without_rules(base).adaptive, base.adaptive.patience
     on = replace(off, plateau=True, patience=patience)
-    rules, notes = {}, []
-    if _may_end_early(base, base.stages[:-1]):  # the last stage has its whole length where epochs are passed on
-        rules[PASSED_ON] = replace(on, unused="later")
+    rules, notes = {}, {}
     if _may_end_early(base, base.stages):
         rules[SAVED] = replace(on, unused="saved")
-        notes.append(f"Evaluations without improvement that make a plateau: {patience}.")
+        notes[SAVED] = notes[PASSED_ON] = f"Evaluations without improvement that make a plateau: {patience}."
     else:
-        notes.append(
+        notes[SAVED] = notes[PASSED_ON] = (
             f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
             f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
             "ones of these or of --trainer.eval-every-epochs."
         )
+    if _may_end_early(base, base.stages[:-1]):
+        rules[PASSED_ON] = replace(on, unused="later")
+    elif SAVED in rules:
+        notes[PASSED_ON] = f"{PASSED_ON} is left out: only the last stage is long enough, and it keeps its length then."
     if regularization_ranges(base.stages):
         rules[CLOSED_LOOP] = replace(off, closed_loop=True)
     else:
-        notes.append("The closed loop is left out: no regularization of this recipe has a range to vary over.")
-    return {name: replace(base, adaptive=adaptive) for name, adaptive in rules.items()}, notes
+        notes[CLOSED_LOOP] = "The closed loop is left out: no regularization of this recipe has a range to vary over."
+    variants = {name: replace(base, adaptive=rules[name]) for name in (PASSED_ON, SAVED, CLOSED_LOOP) if name in rules}
+    return variants, notes
 
 
 def _may_end_early(base: TrainConfig, stages: Stages) -> bool:

@@ -192,7 +192,8 @@ def schedulers(base: TrainConfig) -> Comparison:
     """What moves a run through its stages: the recipe's lengths, plateaus, or regularization that follows the gap; and
     whether its regularization is worth having at all."""
     check_grows(base)
-    adaptive, notes = adaptive_variants(base)
+    adaptive, told = adaptive_variants(base)
+    notes = [*dict.fromkeys(told.values())]
     linear = without_rules(base)
     variants = {"linear": linear, **adaptive}
     if ranges := regularization_ranges(base.stages):

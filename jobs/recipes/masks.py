@@ -59,7 +59,7 @@ def magnetic_tiles() -> TrainConfig:
             --out data/tiles
 
     To hold it against: DEU-Net reports a mean IoU of 66.9 % and an F1 score of 74.9 % with 37 M parameters, on a split
-    of its own (Applied Sciences 14(11), 4724). RESULT
+    of its own (Applied Sciences 14(11), 4724).
     """
     base = camvid()
     return replace(

@@ -47,8 +47,10 @@ def single_options(base: TrainConfig) -> Comparison:
         variants["larger early batches"] = replace(off, stages=grown)
     else:
         notes.append("Larger early batches are left out: this recipe's batches differ already.")
-    adaptive, missing = adaptive_variants(replace(off, adaptive=base.adaptive))
-    variants |= {name: adaptive[name] for name in (PASSED_ON, CLOSED_LOOP) if name in adaptive}
+    adaptive, told = adaptive_variants(replace(off, adaptive=base.adaptive))
+    for name in (PASSED_ON, CLOSED_LOOP):
+        variants |= {name: adaptive[name]} if name in adaptive else {}
+        notes += [told[name]] if name in told else []
     about = {
         PLAIN: "the recipe with the data's crop area in all stages, and without the others",
         "smaller crops": "crops of early stages from the scale at which the last stage shows objects",
@@ -65,5 +67,5 @@ def single_options(base: TrainConfig) -> Comparison:
         variants=variants,
         baseline=PLAIN,
         about={name: about[name] for name in variants},
-        notes=(*notes, *missing),
+        notes=tuple(notes),
     )

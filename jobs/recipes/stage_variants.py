@@ -14,7 +14,7 @@ REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropo
 RANDOM_SIZES_SEED = 0
 """Which order random sizes come in: the same for every seed of training."""
 RANDOM_SIZE_SHARE = 0.25
-"""Steps of a stage that the comparison of input options trains at an earlier stage's size."""
+"""Steps of a stage that the comparison of single options trains at an earlier stage's size."""
 
 Stages = tuple[TrainingStage, ...]
 

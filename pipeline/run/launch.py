@@ -17,6 +17,7 @@ from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
 from infra.tracking.apart import prepared_meanwhile
+from infra.tracking.ended import settle
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
@@ -37,6 +38,20 @@ LOOK_PATIENCE_S = 5.0
 """For how long a run in the queue waits for an answer of another one, in seconds."""
 UNFINISHED_S = 86400.0
 """Age of an upload that is nobody's any more, in seconds."""
+
+
+def first_stage(ready: Preflight, storage: Storage) -> int:
+    """Return the stage that a start begins with: the one that the run is in.
+
+    A run that is trained to its end is past its last stage. Where its record was left open it begins with that one:
+    the stage's group has nothing to train, and completes the record.
+    """
+    if ready.resume_from is None:
+        return 0
+    stage, config = len(ready.resume_from.stage_starts) - 1, ready.config
+    if stage == len(config.stages) and settle(config.tracking, config.name, storage) == "open":
+        return stage - 1
+    return stage
 
 
 def start_controller(
@@ -72,9 +87,8 @@ def start_controller(
     lease.take()
     lease.keep(lambda _: None)
     try:
-        resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
-        # A run that is trained to its end begins with its last stage: the group completes its record, if that is open.
-        first = min(len(resume.stage_starts), len(config.stages)) - 1 if resume else 0
+        now = with_start(ready)  # another submission may have trained until we got the lease
+        resume, first = now.resume_from, first_stage(now, storage)
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
             lack = connect(config.cluster, num_workers=least)

@@ -45,7 +45,8 @@ class TrainingStage:
     (`auto` on the command line): the last stage's batch size, enlarged as far as the images are smaller (see
     `adaptive.batch_growth`)."""
     crop_area: tuple[float, float] | None = None
-    """Smallest and largest share of the image's area that a training crop covers in this stage; None: `data.crop_area`.
+    """Smallest and largest share of the image's area that a training crop covers in this stage; None: `data.crop_area`,
+    which says what 1 1 means.
     Smaller crops in stages with small images keep objects at the size in pixels that later stages and evaluations show
     (compare FixRes, arXiv 1906.06423)."""
     low_frequency_of: int = 0

@@ -81,7 +81,10 @@ def test_single_options_differ_from_the_recipe_in_one_thing_each() -> None:
 def test_options_that_a_recipe_cannot_have_alone_are_left_out_with_a_note() -> None:
     found = COMPARISONS["single-options"](fonts_progressive())
     assert {"alternating flips", "closed loop"}.isdisjoint(found.variants)
-    assert len(found.notes) == 3  # and how many evaluations make a plateau
+    flips, plateau, loop = found.notes
+    assert flips.startswith("Alternating flips are left out")
+    assert plateau == "Evaluations without improvement that make a plateau: 3."
+    assert loop.startswith("The closed loop is left out")
     assert {stage.crop_area for stage in found.variants["none"].stages} == {None}
     assert found.variants["smaller crops"] == fonts_progressive()
     fixed = COMPARISONS["progressive-vs-fixed"](found.variants["random sizes"]).variants["fixed"]
@@ -176,6 +179,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(often.stages, (1, 1, 1, 8), strict=True))
     last = COMPARISONS["schedulers"](replace(often, stages=stages))
     assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop", "strength 0"]
+    assert "plateau, epochs passed on is left out: only the last stage is long enough" in " ".join(last.notes)
     with pytest.raises(CompareError, match=r"nothing in fonts-progressive can differ.*give --epochs"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 

@@ -214,7 +214,7 @@ def test_a_run_that_is_killed_after_its_last_checkpoint_is_completed_in_mlflow_b
     told += ["--cluster.address", cluster_address]
     again = run(*told)
     assert again.returncode == 0, again.stderr
-    assert "unrecorded is trained to its end, but its record in MLflow was left open" in again.stdout
+    assert "its record in MLflow was left open: completing it" in again.stdout
     client, record = _client(place), _record(place, "unrecorded")
     run_id = record.info.run_id
     assert record.info.status == "FINISHED"

@@ -119,3 +119,20 @@ def test_runs_below_a_parent_that_nobody_has_ended_are_found(config: TrackingCon
         trial.abandon()
     assert running_below(config.uri, parent.run_id) == {"study-001"}
     parent.abandon()
+
+
+def test_a_record_that_was_ended_is_closed_whatever_mlflow_says_of_it_later(
+    config: TrackingConfig, storage: Storage, tmp_path: Path
+) -> None:
+    tracker = Tracker(config, "ended", storage=storage)
+    tracker.log_metrics({"loss": 0.5}, 1)
+    assert tracker.close("FINISHED", 60)
+    client, run = make_client(config.uri), record_of(config.uri, "ended")
+    client.set_terminated(run.info.run_id, "KILLED")  # by hand, so that no comparison takes it
+    assert settle(config, "ended", storage) == "closed"
+    assert settle(replace(config, uri=AWAY), "ended", storage) == "closed"  # which isn't asked
+    further = Tracker(config, "ended", storage=storage)  # as a study's trial that goes on with its next stage
+    further.log_metrics({"loss": 0.4}, 2)
+    assert further.flush(60)
+    further.abandon()
+    assert settle(config, "ended", storage) == "open"
