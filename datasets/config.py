@@ -37,7 +37,8 @@ class DataConfig:
     sampling: Sampling = "uniform"
     """How often an epoch takes the images of each class. uniform: each image once; balanced: all classes equally often;
     sqrt: by the square root of their numbers of images. An epoch has as many images as the data in any case: those of
-    rare classes are repeated, and those of frequent ones take turns over the epochs. For one class an image."""
+    rare classes are repeated, and those of frequent ones take turns over the epochs. For one class an image; in
+    segmentation an image counts to the rarest class in its mask, which `jobs.prepare` writes beside it."""
     pyramid: bool = True
     """Read the smallest copy of the training shards that a stage's image size allows, if there are copies."""
     cache_dir: str = ""

@@ -28,7 +28,6 @@ _WEIGHTS: dict[Sampling, Callable[[int], int]] = {
 """A class's share of an epoch is proportional to this of its number of samples: class-balanced and square-root sampling
 of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, 2020 (arXiv 1910.09217)."""
 _OTHER_WAYS = {
-    "segmentation": "weigh the classes instead, with task.class_weights",
     "multilabel": "weigh the classes instead, with task.positive_weights",
     "regression": "leave it at uniform",
 }
@@ -87,7 +86,8 @@ def class_sampling(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
     """Return how a run takes the samples of its classes; None: each of them once an epoch.
 
     Raises:
-        DataError: the samples don't have one class each, or are of a weighted mixture; or the index can't be read.
+        DataError: the samples don't have one class each, in segmentation one that they are sampled by, or are of a
+            weighted mixture; or the index can't be read.
     """
     if config.sampling == "uniform":
         return None
@@ -98,12 +98,14 @@ def class_sampling(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
             f"data.sampling is {config.sampling}: it needs one class an image, and {config.train} is for "
             f"{manifest.kind}; {_OTHER_WAYS[manifest.kind]}"
         )
-    return _made(manifest.shards, manifest.classes, config.sampling, seed)
+    return _made(manifest.shards, manifest.classes, manifest.kind, config.sampling, seed)
 
 
 @lru_cache(maxsize=2)
-def _made(shards: tuple[ShardInfo, ...], classes: tuple[str, ...], rule: Sampling, seed: int) -> ClassSampling:
-    labels = labels_of(DatasetManifest(shards=shards, classes=classes))
+def _made(
+    shards: tuple[ShardInfo, ...], classes: tuple[str, ...], kind: str, rule: Sampling, seed: int
+) -> ClassSampling:
+    labels = labels_of(DatasetManifest(shards=shards, classes=classes, kind=kind))
     return ClassSampling.make(labels, len(classes), rule=rule, seed=seed)
 
 
@@ -121,6 +123,8 @@ def sampling_lines(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
     by_size = there[np.argsort(sampling.counts[there], kind="stable")]
     shown = by_size if len(there) <= _MOST_NAMES else by_size[[0, len(there) // 2, -1]]
     head = f"data.sampling {config.sampling}: what an epoch takes"
+    if manifest.kind == "segmentation":
+        head += ", each image counted to the rarest class in its mask"
     if len(shown) < len(there):
         head += f", of {len(there):,} classes the rarest, one in the middle and the most frequent"
     return [

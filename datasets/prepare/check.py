@@ -45,7 +45,8 @@ def checked(
     skip_broken: bool,
     progress: Callable[[int], None],
 ) -> tuple[Plan, DataReport]:
-    """Decode every file of a source that lists somebody's files; return what is kept of the plan, and its report.
+    """Decode every file of a source that lists somebody's files or has masks; return what is kept of the plan, and its
+    report.
 
     The outcome is kept in `out`, so that an interrupted call doesn't decode everything again.
 
@@ -61,7 +62,7 @@ def checked(
     Raises:
         DataError: files that can't be decoded, or a split whose images are all those of another.
     """
-    if not plan.is_listed:
+    if not plan.is_listed and plan.kind != "segmentation":
         return plan, _report(plan)
     outcomes = _outcomes(source, plan, out / _CACHE_NAME, images, workers, progress)
     pairs = {split: list(zip(items, outcomes[split], strict=True)) for split, items in plan.splits.items()}
@@ -83,8 +84,34 @@ def checked(
         count, example = twice.get(f"in train and {split}", (0, ""))
         if count and count == len(kept[split]):
             raise DataError(f"{source.name}: every image of {split} is in train too ({example}); use different images")
-    masks = {split: [counts for _, (_, _, counts, _) in rows if counts] for split, rows in pairs.items()}
-    return plan, replace(_report(plan, twice), pixels=pixel_shares(plan.classes, masks))
+    report = _report(plan, twice)
+    if plan.kind == "segmentation":
+        masks = {split: [counts for _, (_, wrong, counts, _) in rows if not wrong] for split, rows in pairs.items()}
+        report = replace(report, pixels=pixel_shares(plan.classes, masks))
+        plan = replace(plan, splits=_with_rarest_classes(plan, masks))
+    return plan, report
+
+
+def _with_rarest_classes(plan: Plan, masks: dict[str, list[list[int]]]) -> dict[str, tuple[Item, ...]]:
+    """Return images labelled with the class that they are sampled by: the rarest one in their mask.
+
+    Rare is what has few pixels in training. A mask of ignored pixels alone counts to the most frequent class: repeating
+    it would teach nothing.
+
+    Args:
+        plan: of the images.
+        masks: split -> for each image the pixels of each class, then those that are ignored.
+    """
+    of_training = next((rows for rows in (masks.get("train"), *masks.values()) if rows), [])
+    pixels = [sum(column) for column in zip(*of_training, strict=True)][: len(plan.classes)]
+    ranked = sorted(range(len(pixels)), key=pixels.__getitem__)
+    return {
+        split: tuple(
+            replace(item, label=next((label for label in ranked if counts[label]), ranked[-1]))
+            for item, counts in zip(items, masks[split], strict=True)
+        )
+        for split, items in plan.splits.items()
+    }
 
 
 def _of_one_kind(

@@ -14,7 +14,8 @@ class Item:
     name: str
     """Where it comes from, relative to its source; unique in its split. Becomes part of the key."""
     label: int
-    """Class number; -1 where the source has masks, or several labels an image."""
+    """Class number; -1 where the source has several labels an image, or masks. Once the masks are read it is the rarest
+    class in the image's mask."""
     mark: str = ""
     """What else identifies its content, such as a file's size: a change is noticed by it."""
     labels: tuple[int, ...] | None = None
@@ -45,7 +46,7 @@ class Plan:
     is_one_split: bool = False
     """One split alone is asked for."""
     is_listed: bool = False
-    """The images are somebody's files, which are all decoded before anything is written."""
+    """The images are somebody's files, which are all decoded before anything is written, as those with masks are."""
     left_out: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Of listed files: reason -> (files that are no samples, one of them)."""
     notes: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.describe import write_manifest
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest
-from datasets.shards.tar_index import LABELS_EXTENSION, TARGETS_EXTENSION, index_shard
+from datasets.shards.tar_index import LABELS_EXTENSION, MASK_EXTENSION, TARGETS_EXTENSION, index_shard
 
 STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
@@ -242,19 +242,23 @@ def _write_shard(task: _ShardTask) -> None:
         with wds.TarWriter(stream, mtime=0) as tar:
             for number, item in enumerate(task.items, start=task.first):
                 extension, data = task.source.encode(task.split, item)
-                mask = getattr(task.source, "mask", None)
-                truth: dict[str, int | bytes]
-                if item.targets is not None:
-                    truth = {TARGETS_EXTENSION: labels_text(item).encode()}
-                elif item.labels is not None:
-                    truth = {LABELS_EXTENSION: labels_text(item).encode()}
-                else:
-                    truth = {"cls": item.label} if mask is None else {"mask.png": mask(task.split, item, data)}
+                truth = _truth(task, item, data)
                 tar.write({"__key__": _key(number, item.name), extension: data, **truth})
                 count_one()
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(task.path)
+
+
+def _truth(task: _ShardTask, item: Item, image: bytes) -> dict[str, int | bytes]:
+    """Return what is written of an image beside it: extension -> content."""
+    if item.targets is not None:
+        return {TARGETS_EXTENSION: labels_text(item).encode()}
+    if item.labels is not None:
+        return {LABELS_EXTENSION: labels_text(item).encode()}
+    mask = getattr(task.source, "mask", None)
+    label: dict[str, int | bytes] = {"cls": item.label} if mask is None or item.label >= 0 else {}
+    return label if mask is None else {MASK_EXTENSION: mask(task.split, item, image), **label}
 
 
 def labels_text(item: Item) -> str:

@@ -13,10 +13,17 @@ from datasets.shards.index_rows import IndexRows
 from datasets.shards.manifest import DatasetManifest, ShardInfo
 
 _REQUESTS_AT_ONCE = 16
+_INDEX_AGAIN = "; index again with `python -m jobs.index URL`"
+_CURES = {
+    "segmentation": " in a .cls file beside its mask, by which it is sampled: prepare your images again into another "
+    "--out, which writes them, or leave data.sampling at uniform"
+}
 
 
 def labels_of(manifest: DatasetManifest) -> np.ndarray:
     """Return the class number of each sample, int32 [samples], by one pass over the whole index.
+
+    In segmentation: of the class that it is sampled by, the rarest one in its mask.
 
     Raises:
         DataError: the index can't be read or doesn't fit its manifest, or a label is missing or none of the classes.
@@ -25,7 +32,7 @@ def labels_of(manifest: DatasetManifest) -> np.ndarray:
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(manifest.classes):
         raise DataError(
             f"{manifest.shards[0].index_folder}: not every sample has one of the manifest's "
-            f"{len(manifest.classes)} classes; index again with `python -m jobs.index URL`"
+            f"{len(manifest.classes)} classes{_CURES.get(manifest.kind, _INDEX_AGAIN)}"
         )
     return labels
 

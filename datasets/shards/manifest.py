@@ -122,7 +122,8 @@ class DatasetManifest:
     """What the labels are: `classification` (one class a sample), `multilabel` (any number), `segmentation` or
     `regression` (numbers)."""
     class_counts: tuple[int, ...] = ()
-    """Samples that have each class, over the whole folder; empty where not every shard of the folder is used."""
+    """Samples that have each class (in segmentation: that are sampled by it), over the whole folder; empty where not
+    every shard of the folder is used."""
     targets: tuple[tuple[float, float], ...] = ()
     """In regression: mean and standard deviation of each target over the whole folder; empty as `class_counts` is."""
     source: dict[str, Any] = field(default_factory=dict)

@@ -37,7 +37,8 @@ INDEX_DTYPE = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
 MASK_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("mask_offset", "<i8"), ("mask_size", "<i4")])
 """The same with the place of the sample's mask, `.labels` or `.targets` member; mask_offset is 0 where there is none.
 
-Of a multi-label sample `label` is its largest class, -1 where it has none; of one with targets -1."""
+Of a multi-label sample `label` is its largest class, -1 where it has none; of one with targets -1; of one with a mask
+the class that it is sampled by, -1 where no `.cls` says it."""
 
 MASK_EXTENSION = "mask.png"
 LABELS_EXTENSION = "labels"

@@ -83,7 +83,8 @@ def _checked(name: str, weights: ClassWeights, classes: Sequence[str]) -> ClassW
 
 
 def _pixel_shares(train: DatasetManifest) -> list[float]:
-    """Return each class's share of the pixels of all masks, as `jobs.prepare` counted them."""
+    """Return each class's share of the pixels of all masks, as `jobs.prepare` counted them: of the data, whatever
+    `data.sampling` takes of them, since pixels are not counted by image."""
     pixels: Mapping[str, Mapping[str, float]] = train.source.get("report", {}).get("pixels", {})
     folders = {shard.index_folder for shard in train.shards}
     shares = pixels.get(PurePath(min(folders)).name, pixels.get("train", {}))

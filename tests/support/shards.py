@@ -88,14 +88,19 @@ def write_multilabel_shards(folder: Path, counts: list[int]) -> Path:
     return write_samples(folder, counts, sample, classes=["stripes", "spots", "waves"], kind="multilabel")
 
 
-def write_rare_shards(folder: Path, counts: list[int]) -> Path:
-    """Shards with `counts` images of 48x64 px, of every 40 samples 35 usual, 4 rare and 1 rarest; their manifest."""
+def write_rare_shards(folder: Path, counts: list[int], *, masks: bool = False) -> Path:
+    """Shards with `counts` images of 48x64 px, of every 40 samples 35 usual, 4 rare and 1 rarest; their manifest.
 
-    def sample(number: int) -> dict[str, bytes]:
+    With `masks` each has one as well, and its label is what it is sampled by.
+    """
+
+    def sample(number: int) -> dict[str, object]:
         label = 2 if number % 40 == 7 else int(number % 10 == 3)
-        return {"jpg": simplejpeg.encode_jpeg(image_of(label, number)), "cls": str(label).encode()}
+        truth = {"mask.png": png(np.full((48, 64), label, np.uint8))} if masks else {}
+        return {"jpg": simplejpeg.encode_jpeg(image_of(label, number)), "cls": str(label).encode(), **truth}
 
-    return write_samples(folder, counts, sample, classes=["usual", "rare", "rarest"], kind="classification")
+    kind = "segmentation" if masks else "classification"
+    return write_samples(folder, counts, sample, classes=["usual", "rare", "rarest"], kind=kind)
 
 
 def write_target_shards(folder: Path, counts: list[int]) -> Path:

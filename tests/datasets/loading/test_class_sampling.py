@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from datasets.config import DataConfig, Sampling
 from datasets.errors import DataError
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.class_sampling import ClassSampling, epoch_counts, sampling_lines
+from datasets.loading.loader import build_loader
 from datasets.loading.sample_order import SampleOrder, sample_order
 from datasets.shards.resolve import load_manifest
 from tests.support.shards import write_mask_shards, write_multilabel_shards, write_rare_shards, write_shards
@@ -180,6 +182,11 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rare_shards(tmp_path_factory.mktemp("rare") / "train", [50, 30])
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rare_shards(tmp_path_factory.mktemp("masked") / "train", [50, 30], masks=True)
+
+
 def config_of(folder: Path, **fields: Any) -> DataConfig:
     url = str(folder)
     small = {"num_lanes": LANES, "block_size": 8, "window_blocks": 2, "loader_workers": 0}
@@ -205,7 +212,28 @@ def test_steps_of_a_run_have_the_classes_alike_for_any_number_of_workers(rare: P
     assert manifest.class_counts == (70, 8, 2)
 
 
-def test_what_an_epoch_takes_is_said(rare: Path) -> None:
+def test_images_with_masks_are_sampled_as_those_with_labels_and_resume_amid_an_epoch(rare: Path, masked: Path) -> None:
+    """Their order is that of the classes beside the masks; each is taken as it is with the same numbers as labels."""
+    manifest = load_manifest(str(masked))
+    assert (manifest.kind, manifest.class_counts) == ("segmentation", (70, 8, 2))
+    order, of_labels = (
+        sample_order(config_of(folder), load_manifest(str(folder)), seed=5) for folder in (masked, rare)
+    )
+    assert order.fingerprint == of_labels.fingerprint
+    config = config_of(masked, crop_area=(0.5, 1.0))
+    view = {"image_size": 32, "magnitude": 0.0, "seed": 5, "rank": 0, "world_size": 1, "batch_size": 20}
+    whole, resumed = (list(build_loader(config, cursor=cursor, stop=160, **view)) for cursor in (0, 60))
+    for batch, again in zip(whole[3:], resumed, strict=True):
+        assert batch.masks is not None
+        assert again.masks is not None
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.masks, again.masks)
+    shown = torch.cat([batch.masks[:, 16, 16] for batch in whole if batch.masks is not None])
+    assert order.sampling is not None
+    assert np.bincount(shown.numpy(), minlength=3).tolist() == (2 * order.sampling.taken).tolist()
+
+
+def test_what_an_epoch_takes_is_said(rare: Path, masked: Path) -> None:
     lines = sampling_lines(config_of(rare), load_manifest(str(rare)), seed=0)
     assert lines == [
         "data.sampling balanced: what an epoch takes",
@@ -214,13 +242,21 @@ def test_what_an_epoch_takes_is_said(rare: Path) -> None:
         "  usual: 87.50% of the images, 33.75% of an epoch, each image 0.386 times",
     ]
     assert sampling_lines(config_of(rare, sampling="uniform"), load_manifest(str(rare)), seed=0) == []
+    head, *rest = sampling_lines(config_of(masked), load_manifest(str(masked)), seed=0)
+    assert head == "data.sampling balanced: what an epoch takes, each image counted to the rarest class in its mask"
+    assert rest == lines[1:]
 
 
 def test_data_that_have_no_one_class_a_sample_are_refused(tmp_path: Path, rare: Path) -> None:
-    masks, several = write_mask_shards(tmp_path / "m", [20]), write_multilabel_shards(tmp_path / "l", [20])
-    for folder, words in ((masks, "segmentation.*task.class_weights"), (several, "multilabel.*task.positive_weights")):
-        with pytest.raises(DataError, match=f"data.sampling is balanced: it needs one class an image.*{words}"):
-            sample_order(config_of(folder), load_manifest(str(folder)), seed=0)
+    several = write_multilabel_shards(tmp_path / "l", [20])
+    words = r"data.sampling is balanced: it needs one class an image.*multilabel.*task.positive_weights"
+    with pytest.raises(DataError, match=words):
+        sample_order(config_of(several), load_manifest(str(several)), seed=0)
+    masks = write_mask_shards(tmp_path / "m", [20])
+    with pytest.raises(
+        DataError, match=r"3 classes in a .cls file beside its mask.*prepare .* again into another --out"
+    ):
+        sample_order(config_of(masks), load_manifest(str(masks)), seed=0)
     with pytest.raises(DataError, match=r"data.sampling is sqrt and data.train_weights is given: leave out one"):
         sample_order(config_of(rare, sampling="sqrt", train_weights=(1.0,)), load_manifest(str(rare)), seed=0)
     unlabelled = write_shards(tmp_path / "none", [20], labels=False)
@@ -228,9 +264,10 @@ def test_data_that_have_no_one_class_a_sample_are_refused(tmp_path: Path, rare: 
         sample_order(config_of(unlabelled), load_manifest(str(unlabelled)), seed=0)
 
 
-def test_uniform_is_the_order_of_old(rare: Path) -> None:
-    config, manifest = config_of(rare, sampling="uniform"), load_manifest(str(rare))
+def test_uniform_is_the_order_of_old(rare: Path, masked: Path) -> None:
     sizes = {"num_lanes": LANES, "block_size": 8, "window_blocks": 2}
-    old = SampleOrder(manifest.shard_counts, seed=5, **sizes)
-    assert sample_order(config, manifest, seed=5).fingerprint == old.fingerprint
-    assert sample_order(replace(config, sampling="sqrt"), manifest, seed=5).fingerprint != old.fingerprint
+    for folder in (rare, masked):
+        config, manifest = config_of(folder, sampling="uniform"), load_manifest(str(folder))
+        old = SampleOrder(manifest.shard_counts, seed=5, **sizes)
+        assert sample_order(config, manifest, seed=5).fingerprint == old.fingerprint
+        assert sample_order(replace(config, sampling="sqrt"), manifest, seed=5).fingerprint != old.fingerprint

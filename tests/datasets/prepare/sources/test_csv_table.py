@@ -141,6 +141,7 @@ def test_masks_are_made_into_class_numbers(tmp_path: Path, capsys: pytest.Captur
         assert batch.masks is not None
         for image, mask in zip(batch.images, batch.masks, strict=True):
             assert (mask == int(image[0, 0, 0]) // 3 % 2).all()
+        assert batch.labels.tolist() == batch.masks[:, 0, 0].tolist()  # what the images are sampled by
     assert "train: 18 images, pixels: bad 55.56%, good 44.44%" in capsys.readouterr().out
 
 

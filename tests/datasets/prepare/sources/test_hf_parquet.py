@@ -104,6 +104,8 @@ def test_a_second_column_of_images_is_the_masks(tmp_path: Path, capsys: pytest.C
         assert batch.masks is not None
         for image, mask in zip(batch.images, batch.masks, strict=True):
             assert (mask == (0, 1, 255)[int(image[0, 0, 0]) // 3 % 3]).all()
+        seen = batch.masks[:, 0, 0] != 255
+        assert batch.labels[seen].tolist() == batch.masks[seen, 0, 0].tolist()  # what the images are sampled by
     masks[6] = {"bytes": png(np.zeros((4, 8), np.uint8)), "path": ""}
     write(tmp_path / "train-0.parquet", {"image": images(range(20)), "annotation": pa.array(masks, IMAGE)})
     error = refused(capsys, str(tmp_path), *flags, "--out", str(tmp_path / "other"))

@@ -13,9 +13,11 @@ from PIL import Image
 
 from datasets.config import DataConfig
 from datasets.loading.loader import build_eval_loader
+from datasets.loading.reader import SampleReader
 from datasets.prepare.mask_classes import mask_classes
 from datasets.prepare.sources.masks import Masks
 from datasets.shards.resolve import load_manifest
+from jobs.index import main as index
 from jobs.prepare import main
 from tests.support.prepared import png
 
@@ -114,6 +116,34 @@ def test_an_interrupted_call_is_gone_on_with_and_other_classes_are_other_data(
     assert (shard.read_bytes(), shard.stat().st_mtime_ns) == before
     assert main([*command, "--classes", "bad,good"]) == 2
     assert "holds shards made with classes='good,bad' (now 'bad,good')" in capsys.readouterr().err
+
+
+def test_the_rarest_class_in_a_mask_is_written_beside_it(tmp_path: Path) -> None:
+    """By the pixels of training alone: `few` has more in each mask that has it than `some`, and fewer in all."""
+    for split, names in {
+        "train": ["many", "some", "some", "some", "some", "few", "ignored"],
+        "val": ["few", "few", "few", "few", "both", "some", "many"],
+    }.items():
+        (tmp_path / split).mkdir()
+        for number, name in enumerate(names):
+            mask = np.full((SIDE, SIDE), 3 * (name == "ignored"), np.uint8)
+            mask[: 4 * (name in ("some", "both"))] = 1
+            mask[8 : 8 + 12 * (name in ("few", "both"))] = 2
+            pixels = np.full((SIDE, SIDE, 3), 10 * number + 3 * len(split), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / f"{number}-{name}.jpg")
+            (tmp_path / split / f"{number}-{name}.png").write_bytes(png(mask))
+    flags = ["--val-images", str(tmp_path / "val"), "--classes", "many,some,few,void", "--ignore", "void"]
+    prepared(tmp_path / "out", str(tmp_path / "train"), *flags)
+    wanted = {"many": 0, "some": 1, "few": 2, "both": 2, "ignored": 0}
+    for split in ("train", "val"):
+        folder = tmp_path / "out" / split
+        before = load_manifest(str(folder))
+        reader = SampleReader(before)
+        for number in range(before.num_samples):
+            assert reader.read(number).label == wanted[reader.key(number).split("_")[1]]
+        (tmp_path / "classes.txt").write_text("many\nsome\nfew\n")
+        assert index([str(folder), "--classes", str(tmp_path / "classes.txt")]) == 0
+        assert load_manifest(str(folder)).fingerprint == before.fingerprint
 
 
 @pytest.fixture(scope="module")
