@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"{config.name} was stopped before {'its record was complete' if ready.finished else 'it began'}")
         return 0
     if progress is None and ready.finished:
-        record = _settled(ready)
-        console.print(f"its record is {'incomplete: run the same command again' if record == 'open' else 'complete'}")
-        return int(record in ("open", "unsent"))
+        lacks = _settled(ready) in ("open", "unsent")
+        console.print(f"its record is {'incomplete: run the same command again' if lacks else 'complete'}")
+        return int(lacks)
     if progress is None:  # another submission has finished it meanwhile
         return _show_finished(console, with_start(ready), _settled(ready))
     _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)

@@ -49,8 +49,10 @@ def single_options(base: TrainConfig) -> Comparison:
         notes.append("Larger early batches are left out: this recipe's batches differ already.")
     adaptive, told = adaptive_variants(replace(off, adaptive=base.adaptive))
     for name in (PASSED_ON, CLOSED_LOOP):
-        variants |= {name: adaptive[name]} if name in adaptive else {}
-        notes += [told[name]] if name in told else []
+        if name in adaptive:
+            variants[name] = adaptive[name]
+        if name in told:
+            notes.append(told[name])
     about = {
         PLAIN: "the recipe with the data's crop area in all stages, and without the others",
         "smaller crops": "crops of early stages from the scale at which the last stage shows objects",
