@@ -85,6 +85,8 @@ def _split_line(split: str, counts: Mapping[str, int], unit: str) -> str:
     if len(counts) <= _MOST_NAMES:
         return f"{total}: " + ", ".join(f"{name} {images:,}" for name, images in counts.items())
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[fewest] == counts[most]:
+        return f"{total} of {len(counts):,} classes, {counts[most]:,} of each"
     return f"{total} of {len(counts):,} classes, from {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most})"
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from infra.storage.base import Storage
 from infra.tracking.config import TrackingConfig, explained
-from infra.tracking.mlflow_run import NAME_TAG, make_client, run_by_key, sqlite_path
+from infra.tracking.mlflow_run import NAME_TAG, make_client, run_by_key, runs_below, sqlite_path
 from infra.tracking.spool import spooled_status, stored_key, was_finished
 from infra.tracking.tracker import Tracker
 
@@ -76,6 +76,5 @@ def send_unsent(config: TrackingConfig, run_name: str, storage: Storage, timeout
 def running_below(uri: str, parent_run_id: str) -> set[str]:
     """Return the names of the runs below a parent that MLflow takes for running. Raises what MLflow raises."""
     client = make_client(uri)
-    below = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
-    runs = client.search_runs([client.get_run(parent_run_id).info.experiment_id], below)
-    return {run.data.tags.get(NAME_TAG, "") for run in runs}
+    below = runs_below(client, parent_run_id, "attributes.status = 'RUNNING'")
+    return {run.data.tags.get(NAME_TAG, "") for run in below}

@@ -216,16 +216,22 @@ def log_below(uri: str, parent_run_id: str, metrics: Mapping[str, Mapping[str, f
     """
     from mlflow.entities import Metric
 
-    client = make_client(uri)
+    client, now = make_client(uri), _now_ms()
+    for run in runs_below(client, parent_run_id):
+        values = {valid_name(name): value for name, value in metrics.get(run.data.tags.get(NAME_TAG), {}).items()}
+        new = [Metric(name, value, now, 0) for name, value in values.items() if name not in run.data.metrics]
+        if new:
+            client.log_batch(run.info.run_id, metrics=new)
+
+
+def runs_below(client: MlflowClient, parent_run_id: str, *conditions: str) -> Iterator[Run]:
+    """Yield the runs below a parent that meet MLflow's search conditions, page by page. Raises what MLflow raises."""
     experiment_id = client.get_run(parent_run_id).info.experiment_id
-    now, token = _now_ms(), None
+    wanted = " and ".join((f"tags.`mlflow.parentRunId` = '{parent_run_id}'", *conditions))
+    token = None
     while True:
-        page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'", page_token=token)
-        for run in page:
-            values = {valid_name(name): value for name, value in metrics.get(run.data.tags.get(NAME_TAG), {}).items()}
-            new = [Metric(name, value, now, 0) for name, value in values.items() if name not in run.data.metrics]
-            if new:
-                client.log_batch(run.info.run_id, metrics=new)
+        page = client.search_runs([experiment_id], wanted, page_token=token)
+        yield from page
         token = page.token
         if not token:
             return

@@ -46,6 +46,8 @@ def format_workers(number: Workers) -> str:
 def describe(config: TrainConfig) -> str:
     """Return Markdown: the model, the data, the stages as a table, and how to resume."""
     others = any(other_sizes(stage) for stage in config.stages)
+    augments = any(stage.randaugment_magnitude for stage in config.stages)
+    policy = f", RandAugment's policy {config.data.randaugment_policy}" if augments else ""
     rows = [
         f"| {index} | {format_size(stage.image_size, config.data.aspect_ratio)} "
         f"| {stage.randaugment_magnitude:.3g} | {stage.mixup_alpha:.3g} "
@@ -55,8 +57,8 @@ def describe(config: TrainConfig) -> str:
     ]
     return "\n".join(
         [
-            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, {config.optimizer.optimizer}, "
-            f"RandAugment's policy {config.data.randaugment_policy}.",
+            f"**{config.model.name}** on `{config.data.train}`, seed {config.seed}, "
+            f"{config.optimizer.optimizer}{policy}.",
             "",
             "| stage | px | RandAugment | Mixup | CutMix | dropout | batch | epochs |" + others * " other sizes |",
             "|--:|--:|--:|--:|--:|--:|--:|--:|" + others * "---|",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage
+from pipeline.task_config import RegressionConfig
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -127,10 +128,15 @@ def _ramped(
 
 
 def default_space(config: TrainConfig) -> SweepSpace:
-    """Return a space for a recipe that has none of its own: where its regularization ends, from zero to double."""
+    """Return a space for a recipe that has none of its own: where its regularization ends, from zero to double.
+
+    A recipe for numbers that leaves RandAugment or Mixup out is not given it: it may change what the numbers say.
+    """
     last = config.stages[-1]
+    numbers = isinstance(config.task, RegressionConfig)
+    magnitude, alpha = last.randaugment_magnitude, last.mixup_alpha
     return SweepSpace(
-        randaugment_end=Range(0, max(10.0, 2 * last.randaugment_magnitude)),
-        mixup_end=Range(0, max(0.4, 2 * last.mixup_alpha)),
+        randaugment_end=None if numbers and not magnitude else Range(0, max(10.0, 2 * magnitude)),
+        mixup_end=None if numbers and not alpha else Range(0, max(0.4, 2 * alpha)),
         dropout_end=Range(0, min(0.8, max(0.4, 2 * last.dropout))),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,22 @@ def test_a_record_that_is_nowhere_or_can_not_be_looked_up_is_left_alone(
     assert f"the record of elsewhere was closed is not known: tracking.uri is {AWAY}: no answer" in caplog.text
 
 
-def test_runs_below_a_parent_that_nobody_has_ended_are_found(config: TrackingConfig, tmp_path: Path) -> None:
+def test_runs_below_a_parent_that_nobody_has_ended_are_found_on_all_pages(
+    config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
     parent = Tracker(config, "study")
     parent.set_tags({"kind": "sweep"})
     assert parent.flush(60)
     assert parent.run_id is not None
-    for name, status in (("study-000", "FINISHED"), ("study-001", "")):
+    for name, status in (("study-000", "FINISHED"), ("study-001", ""), ("study-002", "")):
         trial = Tracker(config, name, storage=open_storage(tmp_path / name), parent_run_id=parent.run_id)
         trial.log_metrics({"loss": 0.5}, 1)
         assert trial.close(status, 60) if status else trial.flush(60)
         trial.abandon()
-    assert running_below(config.uri, parent.run_id) == {"study-001"}
+    monkeypatch.setattr(MlflowClient, "search_runs", partialmethod(MlflowClient.search_runs, max_results=1))
+    assert running_below(config.uri, parent.run_id) == {"study-001", "study-002"}
     parent.abandon()
 
 

@@ -23,7 +23,7 @@ from jobs.common.trials_view import TrialsBoard
 from jobs.recipes.solar_cells import demo_scratch
 from jobs.recipes.sweep_spaces import SPACES, space_of
 from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
-from pipeline.schedule.stages import ramp
+from pipeline.schedule.stages import TrainingStage, ramp
 from pipeline.sweep.config import SearchOptions, SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
 from pipeline.sweep.ledger import Ledger, Record, StudyError, read_records
@@ -35,6 +35,7 @@ from pipeline.sweep.space import Range, SweepSpace, default_space
 from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_strategy, mutated, random_point
 from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import plan_tree, prefix_config, prefix_keys, saving, shared_prefixes, stage_costs
+from pipeline.task_config import RegressionConfig
 
 SPACE = {
     "a": FloatDistribution(0, 1),
@@ -90,6 +91,14 @@ def test_the_recipes_own_point_is_in_its_space_and_gives_the_recipe(recipe: str)
 
 def test_a_recipe_outside_of_the_space_has_no_point() -> None:
     assert SweepSpace(dropout_end=Range(0.3, 0.5)).point_of(demo_scratch()) is None
+
+
+def test_numbers_are_not_augmented_by_what_their_recipe_leaves_out() -> None:
+    stage = TrainingStage(image_size=32, batch_size=24, epochs=1)
+    numbers = replace(demo_scratch(), task=RegressionConfig(), stages=(stage,))
+    assert set(default_space(numbers).ranges()) == {"dropout_end"}
+    mixed = replace(numbers, stages=(replace(stage, mixup_alpha=0.1),))
+    assert set(default_space(mixed).ranges()) == {"mixup_end", "dropout_end"}
 
 
 @pytest.mark.parametrize(
