@@ -50,7 +50,7 @@ RUNS = {
     r"jobs\.index \"data/theirs/\{a-0,b-0\}.*": Run("images of 4 classes in"),
     r"jobs\.pyramid data/mine/train .*": Run("copies of short side 160, 256"),
     r"jobs\.plan RECIPE": Run("demo"),
-    r"jobs\.plan demo --data.train data/mine/train .*": Run("mine"),
+    r"jobs\.plan finetune --data data/mine": Run("finetune-mine"),
     r"jobs\.train( demo)? --help": Run("usage"),
     r"jobs\.checkpoints (NAME|RUN) (\[?--verify\]?)": Run("valid"),
     r"jobs\.evaluate (NAME --data URL|demo --data data/elpv/val --pictures pics)": Run("accuracy"),
