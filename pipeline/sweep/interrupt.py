@@ -15,6 +15,9 @@ from pipeline.sweep.config import is_of_study
 AGAIN_S = 1.0
 """Longest pause between two rounds of telling runs to stop: a trial may start one meanwhile."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a cluster sends."""
+
 
 class Stopper:
     """Tells runs of a study to stop at their next decision point: one, or all of them and nothing new is begun."""
@@ -38,9 +41,10 @@ class Stopper:
 
     @contextlib.contextmanager
     def after(self, seconds: float) -> Iterator[None]:
-        """While in it, stop on Ctrl-C, and after `seconds` if that is above 0. A second Ctrl-C interrupts at once."""
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, self._interrupted) if main else None
+        """While in it, stop on Ctrl-C or SIGTERM, and after `seconds` if that is above 0. A second one interrupts at
+        once."""
+        signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._interrupted) for number in signals}
         timer = threading.Timer(seconds, self._stop.set) if seconds else None
         if timer is not None:
             timer.daemon = True
@@ -52,8 +56,8 @@ class Stopper:
             self._over.set()
             if timer is not None:
                 timer.cancel()
-            if main:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
