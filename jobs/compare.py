@@ -93,7 +93,7 @@ class _Compare:
 
     def _histories(self, planned: Sequence[Planned], parent: str) -> dict[str, list[History]] | None:
         """Return all runs' histories by variant, trained where there is none; None: stopped."""
-        from pipeline.compare.runs import find_run, is_unrecorded
+        from pipeline.compare.runs import find_run, record_is_open
 
         histories: dict[str, list[History]] = {name: [] for name in self.comparison.variants}
         known: dict[tuple[str, bool], History] = {}
@@ -111,7 +111,7 @@ class _Compare:
                 if found is None:
                     self._say(f"{label}: trains as {name}")
                     found = self._trained(to_train, parent)
-                elif is_unrecorded(to_train, found):
+                elif record_is_open(to_train, found):
                     self._say(f"{label}: the record of {name} in MLflow was left open: completing it")
                     found = self._completed(to_train, found, parent)
             if found is None:
@@ -146,7 +146,7 @@ class _Compare:
         try:
             return found if self._train(run, parent) else None
         except (RuntimeError, ValueError) as error:
-            self._say(f"note: its record stays open: {error}")
+            self._say(f"note: its record is left as it is: {error}")
             return found
 
     def _say(self, line: str) -> None:

@@ -11,13 +11,15 @@ from rich.console import Console
 
 from infra.redact import redacted
 from infra.storage.failures import is_transient
-from infra.storage.open import open_storage
+from infra.storage.lease import LeaseError
 from jobs.common.cli import parse_recipe, rate_notes, resolve, run_main
 from jobs.common.display import result_table, wide_console
 from jobs.common.extension import ExtendFlags
 from jobs.common.facts import record_facts
 from jobs.common.follow import follow_to_end
+from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, preflight, with_start
+from pipeline.run.record import synced_record
 from pipeline.run.summary import format_workers
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check, start or resume, follow, and show the result. Exit code 1: the run failed; 75: it was lost."""
+    """Check, start or resume, follow, and show the result. Exit code 1: the run failed, or MLflow lacks a part of its
+    record; 75: it was lost."""
     command = resolve(argv)
     config, flags = parse_recipe(command.argv, prog="python -m jobs.train", extra=ExtendFlags)
     assert flags is not None
@@ -39,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
     if ready.finished:  # what it has given is shown, whatever is lacking to complete its record
-        record = _settled(ready)
-        code = _show_finished(console, ready, record)
-        if record != "open":
-            return code
+        _show_finished(console, ready)
+        if (record := synced_record(ready.config)) != "open":
+            return _show_record(console, ready.config, record)
+        console.print("its record in MLflow was left open: completing it")
     else:
         _announce(console, ready)
     try:
@@ -53,20 +56,22 @@ def main(argv: Sequence[str]) -> int:
             f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         return os.EX_TEMPFAIL if is_transient(error) else 1
-    progress = status.progress
-    if progress is None and status.phase == "stopped":
+    except LeaseError as error:
+        if not ready.finished:
+            raise
+        console.print(f"it is being completed: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 0
+    if (progress := status.progress) is not None:
+        _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
+        if status.phase == "stopped":
+            console.print(f"stopped at cursor {progress.cursor}; run the same command again to resume it")
+        return 0
+    if status.phase == "stopped":
         console.print(f"{config.name} was stopped before {'its record was complete' if ready.finished else 'it began'}")
         return 0
-    if progress is None and ready.finished:
-        lacks = _settled(ready) in ("open", "unsent")
-        console.print(f"its record is {'incomplete: run the same command again' if lacks else 'complete'}")
-        return int(lacks)
-    if progress is None:  # another submission has finished it meanwhile
-        return _show_finished(console, with_start(ready), _settled(ready))
-    _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
-    if status.phase == "stopped":
-        console.print(f"stopped at cursor {progress.cursor}; run the same command again to resume it")
-    return 0
+    if not ready.finished:  # another submission has finished it meanwhile
+        _show_finished(console, with_start(ready))
+    return _show_record(console, ready.config, synced_record(ready.config))
 
 
 def _announce(console: Console, ready: Preflight) -> None:
@@ -82,35 +87,28 @@ def _announce(console: Console, ready: Preflight) -> None:
     )
 
 
-def _settled(ready: Preflight) -> RecordState:
-    """Send what MLflow missed because it was away when the run ended; return how its record is now."""
-    from infra.tracking.ended import settle
-
-    config = ready.config
-    return settle(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}"))
-
-
-def _show_finished(console: Console, ready: Preflight, record: RecordState) -> int:
-    """Show what a run that is trained to its end has given. Exit code 1: MLflow lacks a part of it."""
+def _show_finished(console: Console, ready: Preflight) -> None:
+    """Show what a run that is trained to its end has given."""
     config, state = ready.config, ready.resume_from
     assert state is not None
     console.print(f"{config.name} is finished; --extend EPOCHS trains it further, another --name trains again")
     most, records = config.adaptive.max_epochs, records_of(state.decisions)
     spans = TrainingSchedule(config.stages, ready.samples_per_epoch, records, most).spans
     _show_result(console, ready, [span.stage for span in spans], state.stage_results)
-    if record == "closed":
-        return 0
-    if record == "open":
-        console.print("its record in MLflow was left open: completing it")
-        return 0
-    where, sent = redacted(config.tracking.uri), record == "sent"
-    console.print(
-        f"its missing metrics are now at {where}" if sent else f"error: {where} still lacks some of its metrics",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0 if sent else 1
+
+
+def _show_record(console: Console, config: TrainConfig, record: RecordState) -> int:
+    """Say how the record of a run that is trained to its end is. Exit code 1: MLflow lacks a part of it, or may."""
+    where = redacted(config.tracking.uri)
+    line = {
+        "complete": "its record in MLflow is complete",
+        "sent": f"its missing metrics are now at {where}",
+        "unsent": f"error: {where} still lacks some of its metrics: run the same command again",
+        "open": f"error: its record at {where} is incomplete: run the same command again",
+        "unknown": f"error: {where} gives no answer: whether its record is complete is not known",
+    }[record]
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if record in ("complete", "sent") else 1
 
 
 def _show_result(

@@ -321,6 +321,11 @@ class TrainConfig:
         return sorted({count for low_high in asked for count in low_high})
 
     @property
+    def folder(self) -> str:
+        """Folder or URI of everything that the run leaves: checkpoints, config, reports."""
+        return f"{self.storage}/{self.name}"
+
+    @property
     def possible_workers(self) -> list[int]:
         """Every number of workers that the run may have."""
         ranges = [worker_range(self.workers_of(stage)) for stage in self.stages]

@@ -78,7 +78,7 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Keep this process's own handler of SIGTERM: `ray.init` replaces it by one that exits with the signal's number."""
+    """Keep a handler of SIGTERM that this process has set: `ray.init` replaces it by one that exits with its number."""
     own = signal.getsignal(signal.SIGTERM)
     if not callable(own) or threading.current_thread() is not threading.main_thread():
         yield

@@ -12,7 +12,7 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.storage.base import MissingKeyError, Storage
@@ -103,6 +103,8 @@ class Sent:
     """Of each metric, the last step."""
     rows: list[Row] = field(default_factory=list)
     """Those of the last request, which may not have arrived; all before have."""
+    status: str = ""
+    """The status with which the record was ended, when MLflow had all of it; empty while it goes on."""
 
 
 class RowLog:
@@ -115,9 +117,8 @@ class RowLog:
     def open(self) -> Sent:
         """Become the log's owner; return what earlier ones have sent. Raises `TakenOverError`."""
         while True:
-            content = self._object.read()
-            if self._object.replace(content):
-                self._sent = _parsed(content)
+            self._sent = replace(_parsed(self._object.read()), status="")
+            if self._object.replace(_content(self._sent)):
                 return self._sent
 
     def add(self, run_id: str, rows: Sequence[Row]) -> None:
@@ -128,15 +129,25 @@ class RowLog:
         if not self._object.replace(_content(self._sent)):
             raise TakenOverError("another process keeps the run's record now")
 
+    def end(self, status: str) -> None:
+        """Write down that MLflow has all of the record, its end too, unless another process keeps it now."""
+        self._object.replace(_content(replace(self._sent, status=status)))
+
     def check(self) -> None:
         """Raise `TakenOverError` if another process owns the log."""
         if not self._object.is_mine():
             raise TakenOverError("another process keeps the run's record now")
 
 
+def ended_status(storage: Storage) -> str:
+    """Return the status with which a run's record was ended, when MLflow had all of it; empty while it goes on."""
+    return _parsed(OwnedObject(storage, LOG_FILE, None).read()).status
+
+
 def _content(sent: Sent) -> bytes:
     rows = [[row.step, row.time_ms, row.values] for row in sent.rows]
-    return json.dumps({"run_id": sent.run_id, "last_steps": sent.last_steps, "rows": rows}).encode()
+    values = {"run_id": sent.run_id, "last_steps": sent.last_steps, "rows": rows, "status": sent.status}
+    return json.dumps(values).encode()
 
 
 def _parsed(content: bytes) -> Sent:
@@ -145,7 +156,7 @@ def _parsed(content: bytes) -> Sent:
     try:
         values: dict[str, Any] = json.loads(content)
         rows = [Row(int(step), int(time_ms), dict(metrics)) for step, time_ms, metrics in values["rows"]]
-        return Sent(str(values["run_id"]), dict(values["last_steps"]), rows)
+        return Sent(str(values["run_id"]), dict(values["last_steps"]), rows, str(values.get("status", "")))
     except (ValueError, TypeError, KeyError):
         log.warning("tracking: the log of sent rows is corrupt; MLflow is asked which rows it has")
         return Sent()

@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 KEY_FILE = "tracking/run.json"
 SPOOL_FILE = "tracking/unsent.jsonl"
-ENDED_FILE = "tracking/ended.json"
 
 
 class Spool:
@@ -78,16 +77,6 @@ class Spool:
             if self._holds_any and not len(self._outbox):
                 self._replace(b"")
 
-    def note_open(self) -> None:
-        """Forget that the record was ended: it goes on. Raises `StorageError`."""
-        if self._storage is not None:
-            self._storage.delete(ENDED_FILE)
-
-    def note_ended(self, status: str) -> None:
-        """Keep that MLflow has all of the record, its end too. Raises `StorageError`."""
-        if self._storage is not None:
-            self._storage.write(ENDED_FILE, _status_line(status))
-
     def _replace(self, unsent: bytes) -> None:
         assert self._object is not None
         while not self._object.replace(unsent):  # empty, not deleted: by now it might be another's
@@ -126,14 +115,6 @@ def spooled_status(storage: Storage) -> str | None:
     if not lines:
         return None
     return next((status for status in ("FINISHED", "FAILED") if _status_line(status) in lines[-1:]), "KILLED")
-
-
-def was_finished(storage: Storage) -> bool:
-    """Say whether MLflow had all of the record when the run was finished."""
-    try:
-        return storage.read(ENDED_FILE) == _status_line("FINISHED")
-    except MissingKeyError:
-        return False
 
 
 def _status_line(status: str) -> bytes:

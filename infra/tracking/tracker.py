@@ -256,13 +256,13 @@ class Tracker:
         ended = bool(self._status and not self._finished and not len(self._outbox))
         if ended:
             run.finish(self._status)
+            self._finished = True  # whatever storage says of it below
         if not len(self._outbox):
             with suppress(StorageError, TimeoutError):  # MLflow is well: the next send tries it again
                 call_with_timeout(SPOOL_TIMEOUT_S, self._spool.clear)
-        if ended:
+        if ended and self._row_log is not None:
             with suppress(StorageError, TimeoutError):  # then MLflow is asked
-                call_with_timeout(SPOOL_TIMEOUT_S, partial(self._spool.note_ended, self._status))
-            self._finished = True
+                call_with_timeout(SPOOL_TIMEOUT_S, partial(self._row_log.end, self._status))
 
     def _connect(self) -> MlflowRun:
         config = self.config
@@ -297,7 +297,6 @@ class Tracker:
         """Take over, once, what an earlier process has sent to this MLflow run, or had begun to send."""
         if self._row_log is not None and not self._is_open:
             sent = self._row_log.open()
-            call_with_timeout(SPOOL_TIMEOUT_S, self._spool.note_open)
             self._outbox.resume(sent.rows, sent.last_steps if sent.run_id == run.run_id else {})
             self._is_open = True
 

@@ -36,7 +36,7 @@ class ExtendFlags:
             return config
         longer = extended(config, self.extend)
         if not is_elsewhere and not _has_checkpoints(longer) and not _has_checkpoints(config):
-            run = open_storage(f"{config.storage}/{config.name}")
+            run = open_storage(config.folder)
             raise ValueError(
                 f"--extend {self.extend:g}: no run {config.name!r} to extend, {run.uri} holds no valid checkpoint; "
                 "name a finished run by --name and --storage, or train it first: the same command without --extend"
@@ -50,7 +50,7 @@ class ExtendFlags:
 
 
 def _has_checkpoints(config: TrainConfig) -> bool:
-    return bool(list_checkpoints(open_storage(f"{config.storage}/{config.name}")))
+    return bool(list_checkpoints(open_storage(config.folder)))
 
 
 def extended(config: TrainConfig, epochs: float) -> TrainConfig:

@@ -25,19 +25,20 @@ def single_options(base: TrainConfig) -> Comparison:
     last, area = base.stages[-1], base.data.crop_area
     plain = tuple(replace(one_size(stage), crop_area=None) for stage in base.stages)
     off = replace(without_rules(base), stages=plain, data=replace(base.data, flip_order="random"))
-    crops = tuple(one_size(stage) for stage in base.stages)
-    if crops == plain:  # the recipe has none of its own
-        crops = tuple(smaller_crops(stage, last.image_size, area) for stage in plain)
     spectra = tuple(
         replace(one, low_frequency_of=last.image_size if one.image_size < last.image_size else 0) for one in plain
     )
-    variants = {
-        PLAIN: off,
-        "smaller crops": replace(off, stages=crops),
-        "low frequencies": replace(off, stages=spectra),
-        "random sizes": replace(off, stages=tuple(with_earlier_sizes(plain, index) for index in range(len(plain)))),
-    }
-    notes = []
+    variants, notes = {PLAIN: off}, []
+    crops = tuple(one_size(stage) for stage in base.stages)
+    if crops == plain and area[0] < 1:  # the recipe has none of its own
+        crops = tuple(smaller_crops(stage, last.image_size, area) for stage in plain)
+    if crops != plain:
+        variants["smaller crops"] = replace(off, stages=crops)
+    else:
+        notes.append("Smaller crops are left out: this recipe shows whole images.")
+    variants["low frequencies"] = replace(off, stages=spectra)
+    earlier = tuple(with_earlier_sizes(plain, index) for index in range(len(plain)))
+    variants["random sizes"] = replace(off, stages=earlier)
     if base.data.flip:
         variants["alternating flips"] = replace(off, data=replace(off.data, flip_order="alternating"))
     else:

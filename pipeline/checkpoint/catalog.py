@@ -87,13 +87,16 @@ def first_readable(
 ) -> tuple[T | None, list[str]]:
     """Return what `read` makes of the first checkpoint that it can read, and a line for each before it that it can't.
 
-    The run may be training and prune what was listed before it is read: then all are listed again. None: it can read
-    none.
+    The run may be training and prune what was listed before it is read: then all are listed again. None: there is no
+    checkpoint.
 
     Args:
         storage: the run's.
         read: from a checkpoint's key; raises CheckpointError if it can't.
         among: lists keys of valid checkpoints in the order in which to try them; None: all, newest first.
+
+    Raises:
+        CheckpointError: there are checkpoints, of which none can be read.
     """
     while True:
         skipped: list[str] = []
@@ -105,6 +108,8 @@ def first_readable(
                     break
                 skipped.append(str(error))
         else:
+            if skipped:
+                raise _none_readable(storage, skipped)
             return None, skipped
 
 
@@ -226,11 +231,7 @@ def newest_state(storage: Storage) -> tuple[TrainState | None, RunMetadata, list
     Seems: all files are there, in the manifest's sizes. The workers, which read them anyway, check their hashes.
     """
     found, skipped = first_readable(storage, lambda key: read_state(storage, key, whole_files(storage, key)))
-    if found is not None:
-        return *found, skipped
-    if skipped:
-        raise none_readable(storage, skipped)
-    return None, RunMetadata(), skipped
+    return (*found, skipped) if found is not None else (None, RunMetadata(), skipped)
 
 
 def whole_files(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
@@ -258,11 +259,12 @@ def state_file(files: Iterable[str]) -> str:
     return next((name for name in files if name.startswith("state-")), "state.json")
 
 
-def none_readable(storage: Storage, problems: Sequence[str]) -> CheckpointError:
+def _none_readable(storage: Storage, problems: Sequence[str]) -> CheckpointError:
     """Return the error for a run that has checkpoints, of which none can be read: starting over would lose them."""
+    all_of_them = f"none of the {len(problems)} checkpoints of {storage.uri} can be read ({problems[0]})"
     return CheckpointError(
-        f"none of the {len(problems)} checkpoints of {storage.uri} can be read ({problems[0]}); give the run another "
-        "--name, or delete that folder to start over"
+        f"{all_of_them if len(problems) > 1 else problems[0]}; to start over, give the run another --name, or delete "
+        f"{storage.uri}"
     )
 
 

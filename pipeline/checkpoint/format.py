@@ -32,7 +32,6 @@ from pipeline.checkpoint.catalog import (
     MANIFEST,
     CheckpointError,
     first_readable,
-    none_readable,
     parse_state,
     read_manifest,
     read_state,
@@ -183,7 +182,4 @@ def latest_valid(storage: Storage) -> tuple[Snapshot | None, list[str]]:
 
     The order of cases: newest first; a corrupt one is skipped with its reason; none at all is a fresh start.
     """
-    found, skipped = first_readable(storage, partial(read_checkpoint, storage))
-    if found is None and skipped:
-        raise none_readable(storage, skipped)
-    return found, skipped
+    return first_readable(storage, partial(read_checkpoint, storage))

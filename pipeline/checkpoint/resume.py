@@ -78,7 +78,7 @@ def planned_start(config: TrainConfig, storage: Storage) -> Start:
         state = reopened(state, len(config.stages))
         return Start(state, metadata, source=config.resume_from, notes=notes)
     if config.model.init_from:
-        _check_weights(config.model)
+        notes += tuple(f"skipped a checkpoint: {line}" for line in _check_weights(config.model))
         return Start(source=config.model.init_from, notes=notes)
     return Start(notes=notes)
 
@@ -166,7 +166,7 @@ def _read_stored(uri: str) -> dict[str, Any]:
     storage, named = locate(uri)
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         while True:
-            key, name, facts = _weights_file(uri, storage, named)
+            (key, name, facts), _ = _weights_file(uri, storage, named)
             path = Path(folder, name)
             try:
                 storage.download(f"{key}/{name}", path)
@@ -178,17 +178,18 @@ def _read_stored(uri: str) -> dict[str, Any]:
                     raise
 
 
-def _check_weights(config: ModelConfig) -> None:
+def _check_weights(config: ModelConfig) -> list[str]:
+    """Check that `model.init_from` names weights; return a line for each checkpoint that is passed over."""
     uri = config.init_from or ""
     if uri in NAMED_WEIGHTS:
         named_weights(uri, config.name)
-        return
+        return []
     if not is_weights_file(uri):
-        _weights_file(uri, *locate(uri))
-        return
+        return _weights_file(uri, *locate(uri))[1]
     parent, _, name = uri.rpartition("/")
     if not open_storage(parent or "/").exists(name):
         raise CheckpointError(f"model.init_from is {uri}: there is no such file")
+    return []
 
 
 def is_weights_file(uri: str) -> bool:
@@ -196,8 +197,9 @@ def is_weights_file(uri: str) -> bool:
     return uri.endswith(WEIGHT_SUFFIXES) or ("://" not in uri and Path(uri).is_file())
 
 
-def _weights_file(uri: str, storage: Storage, named: str | None) -> tuple[str, str, dict[str, Any]]:
-    """Return key, name and manifest entry of the weights of a checkpoint, or of a run's newest one."""
+def _weights_file(uri: str, storage: Storage, named: str | None) -> tuple[tuple[str, str, dict[str, Any]], list[str]]:
+    """Return key, name and manifest entry of the weights of a checkpoint, or of a run's newest one, and a line for each
+    newer one that is not whole."""
 
     def entry(key: str) -> tuple[str, str, dict[str, Any]]:
         files = read_manifest(storage, key) if named else whole_files(storage, key)
@@ -207,14 +209,14 @@ def _weights_file(uri: str, storage: Storage, named: str | None) -> tuple[str, s
         return key, name, files[name]
 
     if named is not None:
-        return entry(named)
-    found, _ = first_readable(storage, entry)
+        return entry(named), []
+    found, skipped = first_readable(storage, entry)
     if found is None:
         raise CheckpointError(
             f"model.init_from is {uri}: neither a file of weights ({', '.join(WEIGHT_SUFFIXES)}) "
             "nor a run with a valid checkpoint"
         )
-    return found
+    return found, skipped
 
 
 def recorded_run(uri: str, field: str) -> RunMetadata:

@@ -19,7 +19,6 @@ from typing import Any
 from datasets.shards.manifest import DatasetManifest
 from infra.storage.base import MissingKeyError
 from infra.storage.open import open_storage
-from infra.tracking.ended import settle
 from infra.tracking.spool import stored_key
 from infra.tracking.tracker import Tracker
 from pipeline.compare.history import Evaluation, History
@@ -28,6 +27,7 @@ from pipeline.compare.remote import on_worker
 from pipeline.compare.runs import Planned
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import config_values, machine
+from pipeline.run.record import synced_record
 
 ROOT = Path(__file__).parents[2]
 """What the script's process must be able to import from."""
@@ -42,11 +42,11 @@ def peer_history(run: Planned, metric: str, parent: str, comparison: str, script
         RuntimeError: its training failed.
     """
     config = run.ready.config
-    storage = open_storage(f"{config.storage}/{config.name}")
+    storage = open_storage(config.folder)
     key = f"train-{hashlib.sha256(Path(script).read_bytes()).hexdigest()[:12]}.json"
     with suppress(MissingKeyError):
         history = _from_json(json.loads(storage.read(key)), run, storage.uri, reused=True)
-        if settle(config.tracking, config.name, storage) == "open" or not stored_key(storage):  # it was killed before
+        if synced_record(config) == "open" or not stored_key(storage):  # it was killed before
             _record(history, config, parent, comparison, metric)
         return history
     splits = run.ready.train, run.ready.val

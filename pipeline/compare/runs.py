@@ -13,7 +13,6 @@ from typing import Any
 from infra.redact import one_line
 from infra.storage.base import StorageError
 from infra.storage.open import open_storage
-from infra.tracking.ended import settle
 from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from pipeline.checkpoint.catalog import CheckpointError, newest_state
 from pipeline.checkpoint.metadata import RunMetadata
@@ -22,6 +21,7 @@ from pipeline.compare.config import CompareError, Comparison
 from pipeline.compare.history import History, history_of
 from pipeline.run.preflight import Preflight, check_run, preflight
 from pipeline.run.provenance import run_fingerprint
+from pipeline.run.record import synced_record
 from pipeline.schedule.decisions import records_of
 
 log = logging.getLogger(__name__)
@@ -112,14 +112,13 @@ def _own_run(run: Planned, metric: str) -> tuple[History | None, Planned]:
     return None, run
 
 
-def is_unrecorded(run: Planned, found: History) -> bool:
+def record_is_open(run: Planned, found: History) -> bool:
     """Say whether a run that was found is the planned one, killed between its last checkpoint and its record's end.
 
     MLflow finds runs of other names only where they have ended.
     """
     config = run.ready.config
-    storage = open_storage(f"{config.storage}/{config.name}")
-    return found.where == storage.uri and settle(config.tracking, config.name, storage) == "open"
+    return found.where == open_storage(config.folder).uri and synced_record(config) == "open"
 
 
 def renamed(run: Planned, name: str) -> Planned:

@@ -179,24 +179,25 @@ def _readable(storage: Storage, *, ema: bool, best: bool) -> tuple[str, StoredWe
         partial(_best, storage) if best else None,
     )
     if found is None:
-        none = f"{storage.uri} holds no valid checkpoint: name a run, its folder, or a checkpoint's"
-        raise CheckpointError(skipped[0] if len(skipped) == 1 else none)
+        raise CheckpointError(f"{storage.uri} holds no valid checkpoint: name a run, its folder, or a checkpoint's")
     return *found, tuple(f"skipped a checkpoint: {line}" for line in skipped)
 
 
 def _best(storage: Storage) -> list[str]:
     """Return the key of the checkpoint with the run's best metric, as the only one to be tried."""
     state, metadata, _ = newest_state(storage)
-    rules = metadata.config["checkpoint"] if state is not None else {}
-    while rules:
+    if state is None:
+        return []
+    rules = metadata.config["checkpoint"]
+    rule = BestRule(rules["best_metric"], rules["best_is"] == "highest")
+    while True:
         keys = list_checkpoints(storage)
-        found = best_checkpoint(storage, keys, BestRule(rules["best_metric"], rules["best_is"] == "highest"))
+        found = best_checkpoint(storage, keys, rule)
         if not {*keys} <= {*list_checkpoints(storage)}:
             continue  # the run has pruned one while they were compared, perhaps the best of them
-        if found is not None:
-            return [found]
-        break
-    raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the latest one")
+        if found is None:
+            raise CheckpointError(f"{storage.uri} has no evaluated checkpoint; leave --best out for the latest one")
+        return [found]
 
 
 def _evaluated_size(config: dict[str, Any], state: TrainState, where: str) -> int:

@@ -17,7 +17,6 @@ from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
 from infra.tracking.apart import prepared_meanwhile
-from infra.tracking.ended import settle
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
@@ -29,29 +28,18 @@ from pipeline.run.node_share import unknown_share, with_node_share
 from pipeline.run.origin import origin_tags
 from pipeline.run.preflight import Preflight, with_start
 from pipeline.run.provenance import recorded_config
-from pipeline.run.worker_group import SegmentRunner, record_failure
+from pipeline.run.record import close_record
+from pipeline.run.worker_group import SegmentRunner
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.stages import Segment, worker_range
 
 CONFIG_FILE = "config.json"
 LOOK_PATIENCE_S = 5.0
 """For how long a run in the queue waits for an answer of another one, in seconds."""
+RECORD_S = 15.0
+"""For how long the controller of a failed run waits for MLflow, in seconds."""
 UNFINISHED_S = 86400.0
 """Age of an upload that is nobody's any more, in seconds."""
-
-
-def first_stage(ready: Preflight, storage: Storage) -> int:
-    """Return the stage that a start begins with: the one that the run is in.
-
-    A run that is trained to its end is past its last stage. Where its record was left open it begins with that one:
-    the stage's group has nothing to train, and completes the record.
-    """
-    if ready.resume_from is None:
-        return 0
-    stage, config = len(ready.resume_from.stage_starts) - 1, ready.config
-    if stage == len(config.stages) and settle(config.tracking, config.name, storage) == "open":
-        return stage - 1
-    return stage
 
 
 def start_controller(
@@ -64,6 +52,9 @@ def start_controller(
     prepare_tracking: bool = False,
 ) -> ControllerClient:
     """Take the run's lease, connect to the cluster and start the controller actor; `controller.run` then trains.
+
+    A run that was finished when it was checked is started for its record, which was left open: its last stage's group
+    has nothing to train, and completes the record.
 
     Args:
         ready: the checked run.
@@ -81,14 +72,15 @@ def start_controller(
     """
     config = ready.config
     count = num_stages or len(config.stages)
-    storage = open_storage(f"{config.storage}/{config.name}")
+    storage = open_storage(config.folder)
     guarded = check_conditional_writes(storage)
     lease = Lease(storage)
     lease.take()
     lease.keep(lambda _: None)
     try:
         now = with_start(ready)  # another submission may have trained until we got the lease
-        resume, first = now.resume_from, first_stage(now, storage)
+        resume = now.resume_from
+        first = len(resume.stage_starts) - 1 - ready.finished if resume else 0
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
             lack = connect(config.cluster, num_workers=least)
@@ -113,7 +105,7 @@ def start_controller(
             rules=config.adaptive,
             first_stage=first,
             lease=lease,
-            record_failure=partial(record_failure, config),
+            record_failure=partial(_record_failure, config),
             journal=_journal(storage, lease, resume),
             ask_nodes=partial(ask_nodes, config.cluster, config.name),
             ask_ahead_s=config.cluster.ask_ahead_s,
@@ -179,3 +171,7 @@ def ask_nodes(cluster: ClusterConfig, run: str, segment: Segment, num_workers: i
     from pipeline.run.ray_policies import request_workers  # in the controller: the driver needs none of Ray Train's
 
     request_workers(cluster, worker_range(segment.num_workers)[0] - num_workers, requester=f"{ACTOR_PREFIX}{run}")
+
+
+def _record_failure(config: TrainConfig, uri: str) -> None:
+    close_record(config, "FAILED", uri=uri, timeout=RECORD_S)

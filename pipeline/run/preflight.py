@@ -77,7 +77,7 @@ def preflight(config: TrainConfig, *, prepare_tracking: bool = True) -> Prefligh
         ValueError: (or a subclass) as `check_run`; storage, or a run of this name that another config made.
     """
     ready = check_run(config)
-    open_storage(f"{ready.config.storage}/{config.name}").check_writable()
+    open_storage(ready.config.folder).check_writable()
     ready = with_start(ready)
     if prepare_tracking:
         tracking.prepare(ready.config.tracking)
@@ -133,7 +133,7 @@ def with_start(ready: Preflight) -> Preflight:
         ValueError: what is there doesn't fit the config.
     """
     config = ready.config
-    storage = open_storage(f"{config.storage}/{config.name}")
+    storage = open_storage(config.folder)
     start = planned_start(config, storage)
     config = with_statistics(config, start.metadata.config, ready.train)
     ready = replace(ready, config=config)

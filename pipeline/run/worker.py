@@ -162,7 +162,7 @@ def _train(rank: Rank) -> None:
     torch.manual_seed(rank.config.seed)
     for package in ("datasets", "infra.storage"):
         relay_log(package, rank.controller.note)
-    storage = open_storage(f"{rank.config.storage}/{rank.config.name}")
+    storage = open_storage(rank.config.folder)
     with watch(rank, storage) as watchdog:
         data = load_data(rank)
         watchdog.heartbeat()

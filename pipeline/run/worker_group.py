@@ -6,7 +6,6 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets.files.s3 import PATIENCE_S
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 
 MARGIN_S = 300.0
-FLUSH_TIMEOUT_S = 15.0
 
 
 class SegmentRunner:
@@ -106,17 +104,6 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
     names = ("controller", "last_stage", "report_stages", "fingerprints", "origin")
     train_worker(config, *(loop_config[name] for name in names))
-
-
-def record_failure(config: TrainConfig, uri: str = "") -> None:
-    """End the MLflow run as FAILED, and send what its workers left in the spool; `uri`: where it is kept by now."""
-    from infra.storage.open import open_storage
-    from infra.tracking.tracker import Tracker
-
-    storage = open_storage(f"{config.storage}/{config.name}")
-    tracking = replace(config.tracking, system_metrics=False, uri=uri or config.tracking.uri)
-    tracker = Tracker(tracking, config.name, storage=storage)
-    tracker.close("FAILED", timeout=FLUSH_TIMEOUT_S)
 
 
 def _scaling(cluster: ClusterConfig, num_workers: Workers) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from infra.cluster.connect import connect
 from infra.redact import one_line
 from infra.storage.open import open_storage
-from infra.tracking.ended import end_record, running_below
+from infra.tracking.ended import running_below
 from infra.tracking.mlflow_run import log_below
 from infra.tracking.spool import spooled_status
 from infra.tracking.tracker import Tracker
@@ -22,6 +22,7 @@ from pipeline.config import TrainConfig
 from pipeline.run.launch import CONFIG_FILE
 from pipeline.run.origin import origin_tags
 from pipeline.run.provenance import flat_values
+from pipeline.run.record import close_record
 from pipeline.sweep.config import StudyOptions, start_name
 from pipeline.sweep.interrupt import Stopper
 from pipeline.sweep.ledger import Ledger, Record
@@ -110,18 +111,16 @@ class StudyRunner:
 
     def _end_records(self) -> None:
         """End what killed processes left open: records of trials that are done, and of starts that they share."""
-        tracking = self.study.base.tracking
         ends = {start_name(self.study.base.name, key): "FINISHED" for key in self.study.shared}
         for record in self.ledger.records:
             if record.state in ("finished", "stopped"):
                 ends[record.name] = "FINISHED" if record.state == "finished" else "KILLED"
         try:
-            running = running_below(tracking.uri, self._parent_run_id)
+            running = running_below(self.study.base.tracking.uri, self._parent_run_id)
             for name, status in ends.items():
-                storage = open_storage(f"{self.study.base.storage}/{name}")
-                if (name in running or spooled_status(storage) is not None) and not end_record(
-                    tracking, name, storage, status
-                ):
+                run = replace(self.study.base, name=name)
+                is_open = name in running or spooled_status(open_storage(run.folder)) is not None
+                if is_open and not close_record(run, status):
                     return  # MLflow is away: the same command tries it again
         except Exception as error:  # likewise, or it has lost the runs
             log.warning("the trials' records could not be looked through in MLflow: %s", one_line(error))
@@ -197,10 +196,10 @@ class StudyRunner:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _end_record(self, record: Record) -> None:
-        storage = open_storage(f"{self.study.base.storage}/{record.name}")
-        if storage.exists(CONFIG_FILE):  # else it never went beyond a start that it shared
-            end_record(self.study.base.tracking, record.name, storage, "KILLED")
+    def _end_killed(self, record: Record) -> None:
+        run = replace(self.study.base, name=record.name)
+        if open_storage(run.folder).exists(CONFIG_FILE):  # else it never went beyond a start that it shared
+            close_record(run, "KILLED")
 
     def _choose(self) -> Record | None:
         """Return an open trial of an earlier submission or round, else a new one."""
@@ -250,7 +249,7 @@ class StudyRunner:
             if record.state == "open" and record.number in reached and record.number not in going_on:
                 record.state = "stopped"
                 self.ledger.write(record)
-                self._end_record(record)
+                self._end_killed(record)
                 self._tell(record)
 
     def _sealed(self, record: Record) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Study:
     @property
     def storage(self) -> Storage:
         """The folder of the study itself."""
-        return open_storage(f"{self.base.storage}/{self.base.name}")
+        return open_storage(self.base.folder)
 
 
 def open_ledger(study: Study, *, dry_run: bool = False) -> Ledger:

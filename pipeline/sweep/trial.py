@@ -22,7 +22,6 @@ from infra.cluster.config import ClusterError
 from infra.cluster.ray_private import is_read
 from infra.storage.lease import LeaseError, is_held
 from infra.storage.open import open_storage
-from infra.tracking.ended import end_record, settle
 from pipeline.checkpoint.catalog import list_checkpoints, newest_state
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
@@ -30,6 +29,7 @@ from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient, ControllerError, RunFuture
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import Preflight, preflight
+from pipeline.run.record import close_record, synced_record
 from pipeline.run.summary import stage_report
 from pipeline.schedule.decisions import Stop
 from pipeline.sweep.config import start_name
@@ -80,7 +80,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
     done = [result for result in done[:num_stages] if "ended_s" in result]
     for number, result in enumerate(done[: num_stages - 1], start=1):
         tune.report(stage_report(number, result, metric))
-    if len(done) < num_stages or _is_unrecorded(ready, num_stages):
+    if len(done) < num_stages or _may_lack_its_end(ready, num_stages):
         callback = TuneReportCallback()
         if run_to_end(_started(ready, order, callback)).phase != "finished":
             return
@@ -89,12 +89,11 @@ def train_trial(parameters: dict[str, Any]) -> None:
     tune.report(stage_report(num_stages, done[num_stages - 1], metric))
 
 
-def _is_unrecorded(ready: Preflight, num_stages: int) -> bool:
-    """Say whether the trial was killed between its last checkpoint and the end of its record."""
-    config = ready.config
-    if not ready.finished or num_stages < len(config.stages):
+def _may_lack_its_end(ready: Preflight, num_stages: int) -> bool:
+    """Say whether the trial may have been killed between its last checkpoint and the end of its record."""
+    if not ready.finished or num_stages < len(ready.config.stages):
         return False
-    return settle(config.tracking, config.name, open_storage(f"{config.storage}/{config.name}")) == "open"
+    return synced_record(ready.config) in ("open", "unknown")
 
 
 class TrialTrainable(wrap_function(train_trial)):  # type: ignore[misc]
@@ -129,7 +128,7 @@ def _trained_start(config: TrainConfig, num_stages: int, origin: Mapping[str, st
 
     None: it was stopped.
     """
-    storage = open_storage(f"{config.storage}/{config.name}")
+    storage = open_storage(config.folder)
     for look in count():
         if look % LOOKS_PER_TRY and is_held(storage):
             time.sleep(WAIT_S)  # another trial is at it, or has died: that only an attempt shows
@@ -146,7 +145,7 @@ def _trained_start(config: TrainConfig, num_stages: int, origin: Mapping[str, st
             continue
         if run_to_end(controller).phase != "finished":
             break
-        end_record(config.tracking, config.name, storage, "FINISHED")  # its run goes no further than this
+        close_record(config, "FINISHED")  # its run goes no further than this
     return None
 
 
@@ -191,6 +190,6 @@ def stop_running() -> None:
 
 
 def _state(config: TrainConfig) -> TrainState:
-    state, _, _ = newest_state(open_storage(f"{config.storage}/{config.name}"))
+    state, _, _ = newest_state(open_storage(config.folder))
     assert state is not None
     return state

@@ -85,7 +85,7 @@ class TrainingProgress:
             if limits[stage] >= samples:
                 self.state.micro_limits = halved(limits, stage, samples)
 
-    def passes_of(self, stage: int, micro: int) -> str:
+    def note_micro_batch(self, stage: int, micro: int) -> str:
         """Record a stage's micro-batch, over which BatchNorm normalizes; return a line if it began with another."""
         result = self.state.stage_results[stage]
         before = result.get("micro_batch", micro)
@@ -103,7 +103,7 @@ class TrainingProgress:
         self.state.step += 1
 
     def carry_out(self, decision: Decision) -> None:
-        """DecisionRecord a decision and let the schedule follow from it."""
+        """Record a decision and let the schedule follow from it."""
         if isinstance(decision, Checkpoint) and not decision.asked_by:
             return  # those of the clock are no history
         self.state.decisions.append(DecisionRecord(self.state.cursor, self.stage, decision).entry())

@@ -156,7 +156,7 @@ class Trainer:
         release(self.device)
         if (decision := self._while_paused({})) is not None:
             return decision
-        if (note := self.progress.passes_of(span.index, self._micro_batch(span))) and self.rank == 0:
+        if (note := self.progress.note_micro_batch(span.index, self._micro_batch(span))) and self.rank == 0:
             self.hooks.noted(note)
         meter = Meter(self.device, self.progress.samples_per_epoch)
         first = True

@@ -90,6 +90,8 @@ def test_options_that_a_recipe_cannot_have_alone_are_left_out_with_a_note() -> N
     fixed = COMPARISONS["progressive-vs-fixed"](found.variants["random sizes"]).variants["fixed"]
     assert {stage.image_sizes for stage in fixed.stages} == {(128,)}
     assert "larger early batches" not in COMPARISONS["single-options"](cifar10_progressive()).variants
+    whole = replace(fonts_small(), data=replace(fonts_small().data, crop_area=(1.0, 1.0)))  # as for numbers
+    assert "smaller crops" not in COMPARISONS["single-options"](whole).variants
 
 
 def test_the_grid_has_every_size_with_every_magnitude() -> None:

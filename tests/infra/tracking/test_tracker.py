@@ -110,7 +110,7 @@ def test_a_run_is_recorded(config: TrackingConfig, storage: Storage, tmp_path: P
         ("model/weights.bin", b"weights"),
     ):
         assert Path(client.download_artifacts(run.info.run_id, path, str(tmp_path))).read_bytes() == content
-    assert list(storage.list()) == ["tracking/ended.json", "tracking/run.json", LOG_FILE]
+    assert list(storage.list()) == ["tracking/run.json", LOG_FILE]
 
 
 def test_rows_that_are_sent_again_are_not_doubled(config: TrackingConfig) -> None:

@@ -135,6 +135,20 @@ def test_case_3_weights_only(make_config: MakeConfig, s3_uri: str, tmp_path: Pat
             planned_start(config, storage_of(config))
 
 
+def test_case_3_says_why_a_runs_checkpoints_can_not_be_used(make_config: MakeConfig) -> None:
+    base = make_config()
+    saved(base, storage_of(base), 24, bias=2.0)
+    saved(base, storage_of(base), 48, bias=3.0)
+    config = replace(base, name="other", model=replace(base.model, init_from=storage_of(base).uri))
+    storage_of(base).write(f"checkpoints/{48:015d}/ema.safetensors", b"x")
+    (note,) = planned_start(config, storage_of(config)).notes
+    assert note.startswith("skipped a checkpoint: ")
+    assert "ema.safetensors is corrupt: 1 bytes" in note
+    storage_of(base).write(f"checkpoints/{24:015d}/ema.safetensors", b"x")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints of .* can be read \(.*is corrupt"):
+        planned_start(config, storage_of(config))
+
+
 def test_case_3_imagenet_weights_by_name(make_config: MakeConfig) -> None:
     model = ModelConfig(name="efficientnet_lite0", init_from="lite0")
     config = replace(make_config(), model=model)

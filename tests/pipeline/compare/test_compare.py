@@ -33,7 +33,7 @@ from pipeline.compare.history import (
 )
 from pipeline.compare.remote import on_worker
 from pipeline.compare.report import Findings, report_files, short_table
-from pipeline.compare.runs import Planned, SpoiltRunError, find_run, is_unrecorded, plan_runs, read_run
+from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, read_run, record_is_open
 from pipeline.compare.speed import Cost, costs, measure_cost
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
@@ -376,10 +376,10 @@ def test_a_run_that_was_killed_before_its_record_had_its_end_is_started_again_fo
     assert tracker.flush(60)
     found, planned = find_run(run, "val/accuracy")
     assert found is not None
-    assert is_unrecorded(planned, found)
-    assert not is_unrecorded(planned, replace(found, where=f"{config.storage}/elsewhere"))
+    assert record_is_open(planned, found)
+    assert not record_is_open(planned, replace(found, where=f"{config.storage}/elsewhere"))
     assert tracker.close("FINISHED", 60)
-    assert not is_unrecorded(planned, found)
+    assert not record_is_open(planned, found)
 
 
 def test_a_run_that_went_on_from_another_or_with_another_config_is_not_used(make_config: MakeConfig) -> None:
