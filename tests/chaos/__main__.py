@@ -50,6 +50,14 @@ SERVERS = ("S3 server", "MLflow server")
 """Their growth is shown and not judged: they are not this project's, and keep what they are given."""
 DISK_BYTES = 16 * 2**20
 """Size of the disk of the shard cache; the shards have under 1 MB."""
+GCS_MEMORY = {
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
+    "RAY_maximum_gcs_dead_node_cached_count": "10",
+    "RAY_maximum_gcs_dead_worker_cached_count": "100",
+    "RAY_task_events_max_num_task_in_gcs": "1000",
+}
+"""How many ended actors, nodes, workers and tasks Ray's head remembers: by default 1,000 to 100,000 of each, towards
+which it would grow over all rounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +181,7 @@ def _place() -> Iterator[Place]:
             s3_link, mlflow_link = (stack.enter_context(slow_network(server.url)) for server in (s3, mlflow))
             os.environ.update(s3.client_environment())  # the nodes inherit it
             os.environ.update({"AWS_ENDPOINT_URL": s3_link.url, VARIABLE: str(folder / "samples")})
+            os.environ.update(GCS_MEMORY)
             place = Place(folder, stack.enter_context(Nodes(2)), s3, mlflow, s3_link, mlflow_link, disk)
             place.write_data()
             yield place
