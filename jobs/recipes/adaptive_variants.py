@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil, floor
+from typing import Any
 
 from jobs.recipes.stage_variants import Stages
 from pipeline.config import TrainConfig
@@ -23,16 +24,16 @@ def without_rules(base: TrainConfig) -> TrainConfig:
 def adaptive_variants(base: TrainConfig) -> tuple[dict[str, TrainConfig], dict[str, str]]:
     """Return the recipe with each rule alone that can change its run, and a note on a rule, by their names."""
     off, patience = without_rules(base).adaptive, base.adaptive.patience
-    on = replace(off, plateau=True, patience=patience)
+    on = replace(off, plateau=True, patience=patience, **_watched(base))
     rules, notes = {}, {}
     if _may_end_early(base, base.stages):
         rules[SAVED] = replace(on, unused="saved")
         notes[SAVED] = notes[PASSED_ON] = f"Evaluations without improvement that make a plateau: {patience}."
     else:
         notes[SAVED] = notes[PASSED_ON] = (
-            f"Plateaus are left out: no stage has {patience + 1} evaluations before its end, which --adaptive.patience "
-            f"{patience} needs, and is longer than --adaptive.min-epochs {off.min_epochs:g}; give --epochs, or smaller "
-            "ones of these or of --trainer.eval-every-epochs."
+            f"Plateaus are left out: no stage is long enough to end early. It would need {patience + 1} evaluations "
+            f"before its end (--adaptive.patience {patience}) and more than {off.min_epochs:g} epochs "
+            "(--adaptive.min-epochs): train longer (--epochs), or lower one of these or --trainer.eval-every-epochs."
         )
     if _may_end_early(base, base.stages[:-1]):
         rules[PASSED_ON] = replace(on, unused="later")
@@ -44,6 +45,15 @@ def adaptive_variants(base: TrainConfig) -> tuple[dict[str, TrainConfig], dict[s
         notes[CLOSED_LOOP] = "The closed loop is left out: no regularization of this recipe has a range to vary over."
     variants = {name: replace(base, adaptive=rules[name]) for name in (PASSED_ON, SAVED, CLOSED_LOOP) if name in rules}
     return variants, notes
+
+
+def _watched(base: TrainConfig) -> dict[str, Any]:
+    """Return the metric whose plateau ends a stage: the recipe's best one where the task doesn't measure the default
+    one; nothing: as the recipe has it."""
+    default, best = AdaptiveConfig().metric, base.checkpoint
+    if base.adaptive.metric != default or default.removeprefix("val/") in base.task.metric_names(()):
+        return {}
+    return {"metric": best.best_metric, "better": best.best_is}
 
 
 def _may_end_early(base: TrainConfig, stages: Stages) -> bool:

@@ -216,16 +216,22 @@ def _check_mixup(config: TrainConfig) -> None:
 def _check_metrics(config: TrainConfig, classes: Sequence[str]) -> None:
     """Refuse a metric that no evaluation gives: it would be missed only when the run has been trained."""
     known = [f"val/{name}" for name in config.task.metric_names(classes)]
-    asked = {"checkpoint.best_metric": (config.checkpoint.best_metric, "best_is", config.checkpoint.best_is)}
+    asked = [("checkpoint.best_metric", "checkpoint.best_is", config.checkpoint.best_metric, config.checkpoint.best_is)]
     if config.adaptive.plateau:
-        asked["adaptive.metric"] = (config.adaptive.metric, "better", config.adaptive.better)
-    for field, (name, direction, best) in asked.items():
+        asked.append(("adaptive.metric", "adaptive.better", config.adaptive.metric, config.adaptive.better))
+    for field, direction, name, best in asked:
+        flags = [f"--{one.replace('_', '-')}" for one in (field, direction)]
         if name and name not in known:
             shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-            raise ValueError(f"{field} is {name!r}, which this task doesn't measure: there are {shown}")
+            raise ValueError(
+                f"{field} is {name!r}, which this task doesn't measure: there are {shown}; name one by {flags[0]}, and "
+                f"by {flags[1]} whether its highest or lowest value is the best"
+            )
         if name.startswith(LOWEST) and best == "highest":
-            which = field.replace(field.partition(".")[2], direction)
-            raise ValueError(f"{field} is {name!r}, of which the lowest is the best, but {which} is 'highest'")
+            raise ValueError(
+                f"{field} is {name!r}, of which the lowest is the best, but {direction} is 'highest': give "
+                f"{flags[1]} lowest"
+            )
 
 
 def _compare_configs(config: TrainConfig, start: Start, storage: Storage) -> tuple[str, ...]:

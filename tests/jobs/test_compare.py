@@ -12,9 +12,11 @@ from jobs.common.compare_args import parse
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_flags import scaled
 from jobs.compare import _Compare, main
+from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
 from jobs.recipes.earth import unet_demo
 from jobs.recipes.fonts import fonts_progressive, fonts_small
+from jobs.recipes.generic import GENERIC
 from jobs.recipes.photographs import cifar10_progressive
 from jobs.recipes.solar_cells import elpv_frozen, elpv_scratch, elpv_transfer
 from model.checks import check_image_size, check_model
@@ -153,6 +155,21 @@ def test_schedulers_differ_in_their_rules_alone() -> None:
     assert all(replace(config, adaptive=base.adaptive) == base for config in found.values())
 
 
+@pytest.mark.parametrize("recipe", [*sorted(GENERIC), "unet_demo", "elpv_scratch"])
+@pytest.mark.parametrize("comparison", ["single-options", "schedulers"])
+def test_a_plateau_is_of_a_metric_that_the_task_measures(comparison: str, recipe: str) -> None:
+    base = scaled(RECIPES[recipe](), 300)
+    found = COMPARISONS[comparison](base).variants
+    rules = [config.adaptive for config in found.values() if config.adaptive.plateau]
+    assert rules
+    for rule in rules:
+        assert rule.metric.removeprefix("val/") in base.task.metric_names(())
+        assert rule.better == base.checkpoint.best_is
+    own = replace(base, adaptive=replace(base.adaptive, metric="val/loss", better="lowest"))
+    asked = {config.adaptive.metric for config in COMPARISONS[comparison](own).variants.values()}
+    assert asked == {"val/loss"}
+
+
 def test_the_rules_are_the_users_and_variants_can_be_chosen() -> None:
     command = ["schedulers", "--epochs", "12", "--adaptive.patience", "1", "--variants", "plateau, epochs saved"]
     comparison, _ = parse(command)
@@ -174,7 +191,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     assert "no regularization of this recipe has a range" in without.notes[-1]
     short = COMPARISONS["schedulers"](scaled(fonts_small(), 16))  # four evaluations a stage, the last one at its end
     assert list(short.variants) == ["linear", "closed loop", "strength 0"]
-    assert "no stage has 4 evaluations before its end" in short.notes[0]
+    assert "no stage is long enough to end early. It would need 4 evaluations before its end" in short.notes[0]
     rules = AdaptiveConfig(patience=2)  # min_epochs is 1, and so long are the stages
     often = replace(fonts_small(), trainer=TrainerConfig(eval_every_epochs=0.25), adaptive=rules)
     assert list(COMPARISONS["schedulers"](often).variants) == ["linear", "closed loop", "strength 0"]
@@ -182,7 +199,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
     last = COMPARISONS["schedulers"](replace(often, stages=stages))
     assert list(last.variants) == ["linear", "plateau, epochs saved", "closed loop", "strength 0"]
     assert "plateau, epochs passed on is left out: only the last stage is long enough" in " ".join(last.notes)
-    with pytest.raises(CompareError, match=r"nothing in fonts-progressive can differ.*give --epochs"):
+    with pytest.raises(CompareError, match=r"nothing in fonts-progressive can differ.*train longer \(--epochs\)"):
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 
     alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
@@ -265,18 +282,18 @@ def test_metrics_that_no_evaluation_gives_and_another_runs_rest_are_one_line(tmp
     with pytest.raises(
         CompareError,
         match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/balanced_accuracy, val/macro_f1, "
-        "val/calibration_error, val/loss$",
+        "val/calibration_error, val/loss; name one by --checkpoint.best-metric, and by --checkpoint.best-is whether",
     ):
         main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", "val/acc", "--dry-run"))
     for name in ("val/loss", "val/calibration_error"):
         with pytest.raises(
-            CompareError, match=rf"best_metric is '{name}', .*lowest.* checkpoint\.best_is is 'highest'"
+            CompareError, match=rf"best_metric is '{name}', .* is 'highest': give --checkpoint.best-is lowest"
         ):
             main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", name, "--dry-run"))
     with pytest.raises(CompareError, match=r"^resume_from: .*--model\.init-from"):
         main(arguments(tmp_path, sqlite_uri, "--resume-from", "/runs/x", "--dry-run"))
     plateau = ("--adaptive.plateau", "True", "--adaptive.metric", "accuracy")
-    with pytest.raises(CompareError, match=r"adaptive\.metric is 'accuracy'"):
+    with pytest.raises(CompareError, match=r"adaptive\.metric is 'accuracy'.*; name one by --adaptive.metric, and"):
         main(arguments(tmp_path, sqlite_uri, *plateau, "--dry-run"))
 
 
