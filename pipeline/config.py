@@ -14,7 +14,7 @@ from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
 from model.config import UNETS, ModelConfig
-from pipeline.schedule.stages import AdaptiveConfig, TrainingStage, Workers, worker_range
+from pipeline.schedule.stages import MAX_IMAGE_SIZE, AdaptiveConfig, TrainingStage, Workers, worker_range
 from pipeline.task_config import ClassificationConfig, TaskConfig
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -275,6 +275,11 @@ class TrainConfig:
         check_run_name(self.name)
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
+        if (size := max(map(self.trainer.eval_size, self.stages))) > MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"trainer.eval_scale is {self.trainer.eval_scale:g}: a stage would be evaluated at {size:,} px, and "
+                f"{MAX_IMAGE_SIZE:,} are the most"
+            )
         if self.adaptive.closed_loop and any(stage.fixres for stage in self.stages):
             raise ValueError(
                 "adaptive.closed_loop chooses each next stage's regularization, and a stage with fixres is to have its "

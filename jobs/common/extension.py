@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from infra.storage.open import open_storage
 from pipeline.checkpoint.catalog import list_checkpoints
 from pipeline.config import TrainConfig
+from pipeline.schedule.stages import MAX_EPOCHS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +19,8 @@ class ExtendFlags:
     so many more in its last stage. 0: off."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.extend < math.inf:
-            raise ValueError(f"extend is {self.extend:g}: it must be 0 (off) or a number of epochs")
+        if not 0 <= self.extend <= MAX_EPOCHS:
+            raise ValueError(f"extend is {self.extend:g}: it must be 0 (off) or up to {MAX_EPOCHS:,} epochs")
 
     def of(self, config: TrainConfig, *, is_elsewhere: bool = False) -> TrainConfig:
         """Return the config of the run that these flags ask for.

@@ -11,6 +11,10 @@ import tyro
 
 from pipeline.config import TrainConfig
 from pipeline.schedule.ramp import Span, ramped, rescaled
+from pipeline.schedule.stages import MAX_EPOCHS, MAX_IMAGE_SIZE
+
+MAX_STAGES = 100
+"""Most stages that a ramp makes."""
 
 
 def _span_of(given: Sequence[str]) -> Span | None:
@@ -53,10 +57,10 @@ class RampFlags:
     """Image sizes between the first and the last are rounded to a multiple of this, in pixels."""
 
     def __post_init__(self) -> None:
-        for name, low in (("stages", 1), ("size_multiple", 1)):
+        for name, high in (("stages", MAX_STAGES), ("size_multiple", MAX_IMAGE_SIZE)):
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"--ramp.{name.replace('_', '-')} is {value}: it must be at least {low}")
+            if value is not None and not 1 <= value <= high:
+                raise ValueError(f"--ramp.{name.replace('_', '-')} is {value}: it must be from 1 to {high:,}")
         self._check_sizes()
         for name in ("randaugment", "mixup", "cutmix", "dropout", "stochastic_depth"):
             limit = 1.0 if name in ("dropout", "stochastic_depth") else math.inf
@@ -69,8 +73,10 @@ class RampFlags:
         if self.image_size is None:
             return
         first, last = self.image_size
-        if first % 1 or last % 1 or first < 8:
-            raise ValueError(f"--ramp.image-size is {first:g} {last:g}: give whole numbers of pixels, 8 or more")
+        if first % 1 or last % 1 or not 8 <= first <= MAX_IMAGE_SIZE or not 8 <= last <= MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"--ramp.image-size is {first:g} {last:g}: give whole numbers of pixels from 8 to {MAX_IMAGE_SIZE:,}"
+            )
         if first > last:
             raise ValueError(
                 f"--ramp.image-size is {first:g} {last:g}: sizes grow, so the first must not be above the last"
@@ -101,8 +107,8 @@ class ScheduleFlags:
     ramp: RampFlags = field(default_factory=RampFlags)
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise ValueError(f"--epochs is {self.epochs:g}: it must be above 0")
+        if self.epochs is not None and not 0 < self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"--epochs is {self.epochs:g}: it must be above 0 and at most {MAX_EPOCHS:,}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"--batch-size is {self.batch_size}: it must be at least 1")
 

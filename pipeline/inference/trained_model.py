@@ -32,7 +32,7 @@ from pipeline.checkpoint.resume import locate
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.stages import MAX_IMAGE_SIZE, TrainingStage
 from pipeline.task_config import RegressionConfig
 from pipeline.training.evaluation import normalized
 from pipeline.training.regression import Unstandardized
@@ -107,6 +107,8 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
     else:
         stored, notes = read_stored_weights(storage, key, ema=ema), ()
     where = storage.location(key)
+    if image_size > MAX_IMAGE_SIZE:
+        raise ValueError(f"image_size is {image_size}: it must be at most {MAX_IMAGE_SIZE:,} px")
     try:
         config, classes = stored.metadata.config, stored.metadata.classes
         if not classes:

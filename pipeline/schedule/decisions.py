@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
+from pipeline.schedule.stages import MAX_EPOCHS
+
 PAUSE_POLL_S = 1.0
 """How often a paused run asks whether it continues, in seconds."""
 
@@ -59,8 +61,8 @@ class ExtendStage(Decision):
     """Passes over the training data that the stage gets in addition."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.epochs < math.inf:
-            raise ValueError(f"extend {self.epochs:g}: give a number of epochs above 0")
+        if not 0 < self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"extend {self.epochs:g}: give a number of epochs above 0 and at most {MAX_EPOCHS:,}")
 
     @property
     def words(self) -> str:

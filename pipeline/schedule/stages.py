@@ -14,6 +14,10 @@ from typing import Literal
 
 AUTO = 0
 """A stage's batch size that follows the image size."""
+MAX_IMAGE_SIZE = 16_384
+"""Largest image size, in pixels: more is a mistake, and no memory holds it."""
+MAX_EPOCHS = 1_000_000
+"""Most epochs of a stage."""
 Workers = int | tuple[int, int]
 """A number of workers, or a range of it: (smallest, largest)."""
 
@@ -87,12 +91,10 @@ class TrainingStage:
                 "cluster's"
             )
         self._check_sizes()
-        for name, low in (("image_size", 8), ("batch_size", AUTO)):
-            value = getattr(self, name)
-            if value < low:
-                raise ValueError(f"stage.{name} is {value}: it must be at least {low}")
-        if not self.epochs > 0:
-            raise ValueError(f"stage.epochs is {self.epochs}: a stage needs a length above 0")
+        if self.batch_size < AUTO:
+            raise ValueError(f"stage.batch_size is {self.batch_size}: it must be at least 1, or {AUTO} (auto)")
+        if not 0 < self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"stage.epochs is {self.epochs:g}: it must be above 0 and at most {MAX_EPOCHS:,}")
         for name in ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -114,18 +116,19 @@ class TrainingStage:
             raise ValueError(f"stage.lr_factor is {self.lr_factor}: it must be above 0")
 
     def _check_sizes(self) -> None:
-        if self.low_frequency_of and self.low_frequency_of <= self.image_size:
+        for name, sizes in (("image_size", (self.image_size,)), ("random_sizes", self.random_sizes)):
+            if not all(8 <= size <= MAX_IMAGE_SIZE for size in sizes):
+                raise ValueError(f"stage.{name} is {getattr(self, name)}: it must be from 8 to {MAX_IMAGE_SIZE:,} px")
+        if self.low_frequency_of and not self.image_size < self.low_frequency_of <= MAX_IMAGE_SIZE:
             raise ValueError(
-                f"stage.low_frequency_of is {self.low_frequency_of}: it must be above image_size={self.image_size}, or "
-                "0 (off)"
+                f"stage.low_frequency_of is {self.low_frequency_of}: it must be above image_size={self.image_size} and "
+                f"at most {MAX_IMAGE_SIZE:,}, or 0 (off)"
             )
         if not 0 <= self.random_size_share <= 1 or bool(self.random_size_share) != bool(self.random_sizes):
             raise ValueError(
                 f"stage.random_size_share is {self.random_size_share}: it must be above 0 and at most 1 with "
                 "random_sizes, and 0 without"
             )
-        if min(self.random_sizes, default=8) < 8:
-            raise ValueError(f"stage.random_sizes is {self.random_sizes}: each must be at least 8")
         if self.low_frequency_of and self.random_sizes:
             raise ValueError("stage.low_frequency_of and random_sizes are both set: leave one of them out")
 

@@ -25,7 +25,7 @@ def test_extend_is_another_run_that_starts_from_the_end_of_the_first() -> None:
         extended(longer, 1)
 
 
-@pytest.mark.parametrize("epochs", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("epochs", [-1, float("nan"), float("inf"), 1e300])
 def test_what_is_no_number_of_epochs_is_refused(epochs: float) -> None:
     with pytest.raises(ValueError, match="it must be 0"):
         ExtendFlags(extend=epochs)
