@@ -7,8 +7,9 @@ command line must answer at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
@@ -26,6 +27,19 @@ def check_run_name(name: str) -> None:
         raise ValueError(
             f"name is {name!r}: use letters, digits, '.', '_' and '-', and not dots alone (it becomes a folder's name)"
         )
+
+
+def numbers_of(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield each float of a config, of its parts and its tuples, with its name, such as `stages.0.epochs`."""
+    parts: dict[Any, object] = {}
+    if is_dataclass(value):
+        parts = {one.name: getattr(value, one.name) for one in fields(value)}
+    elif isinstance(value, tuple):
+        parts = dict(enumerate(value))
+    elif isinstance(value, float):
+        yield name, value
+    for key, part in parts.items():
+        yield from numbers_of(part, f"{name}.{key}" if name else key)
 
 
 TIMM_OPTIMIZERS = ("lamb", "lion", "muon")
@@ -84,7 +98,9 @@ class OptimizerConfig:
     """Gradients are clipped to this global norm; None: no clipping."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 0, "lr", "lr_per_batch", "eps", "weight_decay", "warmup_epochs", "min_lr")
+        for name in ("lr", "lr_per_batch", "eps", "weight_decay", "warmup_epochs", "min_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         for name in ("momentum", "decay", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
@@ -93,18 +109,11 @@ class OptimizerConfig:
         for name in ("layer_decay", "decay_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in (0, 1]")
-        if not self.power > 0:
-            raise ValueError(f"power={self.power}: must be above 0")
-        if self.decay_epochs <= 0:
-            raise ValueError(f"decay_epochs={self.decay_epochs}: must be above 0")
+        for name in ("power", "decay_epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm={self.clip_norm}: must be above 0, or None for no clipping")
-
-
-def _check_at_least(config: OptimizerConfig, low: float, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name}={getattr(config, name)}: must be at least {low}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,13 +182,12 @@ class TrainerConfig:
         for name in ("eval_every_epochs", "eval_scale", "pixel_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: it must be above 0")
-
         if len(self.channel_mean) != len(self.channel_std):
             raise ValueError(
                 f"trainer.channel_mean has {len(self.channel_mean)} numbers and trainer.channel_std "
                 f"{len(self.channel_std)}: give both one number a channel, or neither"
             )
-        if not all(0 < value < math.inf for value in self.channel_std):
+        if not all(value > 0 for value in self.channel_std):
             raise ValueError(f"trainer.channel_std is {self.channel_std}: each must be above 0")
         if self.compile and self.checkpoint_activations:
             raise ValueError(
@@ -273,6 +281,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
+        for name, number in numbers_of(self):
+            if not math.isfinite(number):
+                raise ValueError(f"{name} is {number}: it must be a finite number")
         if not self.stages:
             raise ValueError("stages is empty: a run needs at least one stage")
         if (size := max(map(self.trainer.eval_size, self.stages))) > MAX_IMAGE_SIZE:

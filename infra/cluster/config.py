@@ -66,8 +66,9 @@ class ClusterConfig:
         for name in ("cpus_per_worker", "gpus_per_worker"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"cluster.{name} is {getattr(self, name)}: it must be 0 or more")
-        if not self.step_timeout_s >= 0:
-            raise ValueError(f"cluster.step_timeout_s is {self.step_timeout_s}: it must be 0 (off) or more")
+        for name in ("ask_ahead_s", "step_timeout_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"cluster.{name} is {getattr(self, name)}: it must be 0 (off) or more")
         for label in self.label_selector:
             if not all(part.strip() for part in label.partition("=")):
                 raise ValueError(f"cluster.label_selector has {label!r}: each is KEY=VALUE, as ray.io/market-type=spot")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from tyro._errors import (
 )
 
 from jobs.common.schedule_flags import ScheduleFlags
-from pipeline.config import TrainConfig
+from pipeline.config import TrainConfig, numbers_of
 
 T = TypeVar("T")
 
@@ -55,7 +56,12 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
         raise UsageError(_one_line(event, kind, options.get("default")))
 
     with on_parse_error(refuse):
-        return tyro.cli(kind, args=list(argv), **options)
+        made = tyro.cli(kind, args=list(argv), **options)
+    known = made[0] if options.get("return_unknown_args") else made
+    for name, number in numbers_of(known):
+        if not math.isfinite(number):
+            raise UsageError(f"--{name.replace('_', '-')} is {number}: it must be a finite number")
+    return made
 
 
 def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:

@@ -75,4 +75,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}: name at least one, and none twice")
+            given = " ".join(map(str, self.seeds)) or "empty"
+            raise ValueError(f"--seeds is {given}: name at least one, and none twice, as in --seeds 0 1 2")
+        if twice := [name for name in self.variants if self.variants.count(name) > 1]:
+            raise ValueError(f"--variants names {twice[0]!r} twice: name each variant once")

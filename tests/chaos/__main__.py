@@ -30,7 +30,7 @@ from random import Random
 import psutil
 from rich.table import Table
 
-from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
+from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.common.cli import run_main
 from jobs.common.display import wide_console
@@ -72,8 +72,8 @@ class Options:
     """The one kind of them; empty: each kind about as often as the others."""
     minutes: float = 0.0
     """Soak: how long runs follow one another, with all kinds of faults; the last one is finished. 0: one of each."""
-    kill_for_s: float = math.inf
-    """Kills that would come later than this after a run's start, in seconds, are left out."""
+    kill_for_s: float = 0.0
+    """Kills that would come later than this after a run's start, in seconds, are left out. 0: none are."""
     steps_a_kill: int = 15
     """Length of the run: steps of training for each kill."""
     fixed: bool = True
@@ -85,8 +85,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "kills", "steps_a_kill")
-        check_at_least(self, 0, "minutes")
-        check_above_0(self, "kill_for_s")
+        check_at_least(self, 0, "minutes", "kill_for_s")
         if self.only and self.only not in (*KINDS, *FAULTS, SECOND):
             raise UsageError(f"--only {self.only}: expected one of {', '.join((*KINDS, *FAULTS, SECOND))}")
         if not (self.fixed or self.elastic):
@@ -132,7 +131,7 @@ def _disturbed(place: Place, options: Options, whole: Run, growth: Growth, *, nu
     name = ("elastic" if elastic else "fixed") + (f"-{number}" if number else "")
     run = Run(place, name, (1, 2) if elastic else (2,), whole.epochs)
     seed = options.seed + number
-    killer = Killer(place, run, Random(seed), time.monotonic() + options.kill_for_s)
+    killer = Killer(place, run, Random(seed), time.monotonic() + (options.kill_for_s or math.inf))
     with growth.watching(_parts(place, run)):
         kinds = planned(options, elastic, seed, disk=place.disk is not None)
         killer.kill_all(kinds, num_steps=whole.epochs * place.steps_an_epoch)

@@ -252,8 +252,13 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
         parse(["demo", "fonts_small", "--recipe=nosuch"])
     with pytest.raises(UsageError, match="give all seeds as --seeds 0 1 2"):
         parse(["fused", "--seed", "3"])
-    with pytest.raises(ValueError, match="name at least one, and none twice"):
-        parse(["fused", "--seeds", "1", "1"])
+    for seeds, shown in ((["1", "1"], "1 1"), ([], "empty")):
+        with pytest.raises(ValueError, match=f"^--seeds is {shown}: name at least one, and none twice"):
+            parse(["fused", "--seeds", *seeds])
+    with pytest.raises(ValueError, match=r"^--variants names 'no fused' twice: name each variant once$"):
+        parse(["fused", "--variants", "no fused", "no fused"])
+    with pytest.raises(UsageError, match=r"^--target is nan: it must be a finite number$"):
+        parse(["fused", "--target", "nan"])
 
 
 def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
