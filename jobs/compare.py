@@ -223,11 +223,16 @@ class _Compare:
             sizes = dict.fromkeys(format_size(stage.image_size, ratio) for stage in stages)
             strengths = dict.fromkeys(f"{stage.randaugment_magnitude:.3g}" for stage in stages)
             epochs, model = sum(stage.epochs for stage in stages), run.ready.config.model.name
-            row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, f"{pixels / 1e6:,.0f} M"]
+            row = [run.variant, " ".join(sizes), " ".join(strengths), f"{epochs:g}", model, _millions(pixels)]
             table.append(row)
         self.console.print(_rich(table))
         for note in self.comparison.lines:
             self._say(note)
+
+
+def _millions(number: float) -> str:
+    """Return 1.234e9 as `1,234 M`, and of less than ten millions two digits."""
+    return f"{number / 1e6:,.0f} M" if number >= 1e7 else f"{number / 1e6:.2g} M"
 
 
 def _rich(table: list[list[str]]) -> RichTable:

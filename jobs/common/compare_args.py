@@ -74,6 +74,8 @@ def _check_flags(names: Sequence[str], rest: Sequence[str]) -> None:
     if "--seed" in flags:
         raise UsageError("--seed differs between the runs of a comparison: give all seeds as --seeds 0 1 2")
     if "--recipe" in flags and not COMPARISONS.keys() & {*names}:
+        for name in names:
+            _check_known(name, names)
         raise UsageError(
             f"--recipe is for a predefined comparison ({', '.join(COMPARISONS)}); leave it out for recipes"
         )

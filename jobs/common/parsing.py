@@ -75,7 +75,9 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
         case UnrecognizedArgs(tokens=tokens):
             kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
             known = [f"--{name}" for one in kinds for name in flags_of(one)]
-            close = difflib.get_close_matches(tokens[0].replace("_", "-"), known, n=1, cutoff=0.8)
+            asked = tokens[0].partition("=")[0].replace("_", "-").replace("learning-rate", "lr")
+            named_so = [flag for flag in known if flag.endswith(f".{asked.removeprefix('--')}")]
+            close = difflib.get_close_matches(asked, known, n=1, cutoff=0.8) or named_so
             everything = "--help-all" if isinstance(default, TrainConfig) else "--help"
             hint = f"did you mean {close[0]}?" if close else f"{program}{everything} lists them"
             return f"Unrecognized options: {', '.join(tokens)} ({hint})"
@@ -83,7 +85,10 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             allowed = ", ".join(choice for choice in choices if choice)  # an empty one is a flag that is not given
             return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {allowed}"
         case BadValue(argument=argument):
-            return f"{argument.lowered.name_or_flags[0]}: it needs a value"
+            flag, count = argument.lowered.name_or_flags[0], argument.lowered.nargs
+            if isinstance(count, int) and count > 1:
+                return f"{flag}: it takes {count} values, {argument.lowered.metavar}"
+            return f"{flag}: it needs a value"
         case InstantiationFailure(message=message, argument=None):
             # Which of several stages it was is known only to the error behind the event.
             where = getattr(sys.exception(), "arg", "")

@@ -11,7 +11,7 @@ import pytest
 from jobs.common.compare_args import parse
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_flags import scaled
-from jobs.compare import _Compare, main
+from jobs.compare import _Compare, _millions, main
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, DATAS_CROPS, random_sizes, with_fused
 from jobs.recipes.earth import unet_demo
@@ -248,6 +248,8 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
         parse(["progressive-vs-fixed", "fonts_small"])
     with pytest.raises(UsageError, match="one comparison at a time"):
         parse(["progressive-vs-fixed", "fused"])
+    with pytest.raises(UsageError, match=r"named 'single-option': did you mean single-options\?"):
+        parse(["single-option", "--recipe", "demo"])
     with pytest.raises(UsageError, match="--recipe is for a predefined comparison"):
         parse(["demo", "fonts_small", "--recipe=nosuch"])
     with pytest.raises(UsageError, match="give all seeds as --seeds 0 1 2"):
@@ -314,6 +316,11 @@ def test_a_dry_run_looks_at_config_and_data_alone(tmp_path: Path, capsys: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]
     with pytest.raises(CompareError, match=r"^peer timm: its train\.py is not in the package; `git clone"):
         main(arguments(tmp_path, away, *peer))
+
+
+@pytest.mark.parametrize(("number", "shown"), [(1234.0, "0.0012 M"), (2.34e6, "2.3 M"), (1.0464e9, "1,046 M")])
+def test_pixels_are_shown_with_two_digits_at_least(number: float, shown: str) -> None:
+    assert _millions(number) == shown
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])

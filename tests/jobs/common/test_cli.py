@@ -66,6 +66,10 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo_scratch", "--seed", "one"], r"^--seed: 'one' is not an integer$"),
         (["demo_scratch", "--optimizer.lr", "x"], r"^--optimizer\.lr: 'x' is not a number$"),
         (["demo_scratch", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
+        (["demo_scratch", "--optimizer.learning-rate", "1"], r"did you mean --optimizer\.lr\?"),
+        (["demo_scratch", "--optimizer.learning_rate=1"], r"did you mean --optimizer\.lr\?"),
+        (["demo_scratch", "--weight-decay", "1"], r"did you mean --optimizer\.weight-decay\?"),
+        (["demo_scratch", "--data.crop-area", "0.5"], r"^--data\.crop-area: it takes 2 values, FLOAT FLOAT$"),
         (["demo_scratch", "--model-rows"], "--model-rows: it needs a value"),
         (["demo_scratch", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo_scratch", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
