@@ -222,8 +222,8 @@ class LocalStorage(Storage):
 def _fill_in_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder of `path` and fill the file; a delete may remove the empty folder in between, so try again."""
     for attempt in range(5):
-        make_folder(path.parent)
         try:
+            make_folder(path.parent)
             return fill(path)
         except FileNotFoundError:
             if attempt == 4:
