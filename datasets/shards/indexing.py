@@ -35,9 +35,9 @@ class IndexRules:
     """How shards are indexed."""
 
     classes: str = ""
-    """File with the class names: a JSON list in label order, a JSON object from name to number, a manifest.json, or one
-    name per line. Empty: the names found in the labels, sorted; for numeric labels, the names of the previous index, or
-    else the numbers."""
+    """The class names in label order, separated by commas, or a file with them: a JSON list, a JSON object from name to
+    number, a manifest.json, or one name per line. Empty: the names found in the labels, sorted; for numeric labels, the
+    names of the previous index, or else the numbers."""
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
     repeated_keys: bool = False
@@ -85,7 +85,7 @@ def index_shards(
     rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
     kind = _kind(scans)
     if not classes and kind == "segmentation":
-        raise DataError(f"{url}: masks alone don't tell the classes; name them in a file with --classes")
+        raise DataError(f"{url}: masks alone don't tell the classes; name them with --classes")
     targets = target_statistics(scans) if kind == "regression" else ()
     kept = () if classes else _names_kept(before, kind, rows, len(targets))
     if kind == "regression":
@@ -168,12 +168,13 @@ def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], d
         if len(names) > _MOST_CLASSES:
             raise DataError(f"the labels have {len(names)} different texts: are they captions? Name the --classes")
         if names and any((scan.rows["label"] >= 0).any() for scan in scans):
-            raise DataError("some labels are numbers and some are names; name the classes in a file with --classes")
+            raise DataError("some labels are numbers and some are names; name the classes with --classes")
     return names, {name: number for number, name in enumerate(names)}
 
 
 def read_classes(path: str) -> tuple[str, ...]:
-    """Return the class names in a file, in label order; see `IndexRules.classes`.
+    """Return the class names in a file, or those that stand in place of its path, in label order; see
+    `IndexRules.classes`.
 
     Raises:
         DataError: no such file, or numbers that are not 0, 1, 2, ...
@@ -181,7 +182,12 @@ def read_classes(path: str) -> tuple[str, ...]:
     try:
         text = read_file(path if is_remote(path) else str(Path(path).absolute())).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable file of class names ({error})") from None
+        names = tuple(name.strip() for name in path.split(",") if name.strip())
+        if len(names) > 1 and isinstance(error, OSError) and not is_remote(path):
+            return names
+        raise DataError(
+            f"{path}: not a readable file of class names ({error}); give a file, or the names, as in cat,dog"
+        ) from None
     try:
         content = json.loads(text)
     except ValueError:
@@ -236,5 +242,5 @@ def _names_kept(
 def _numbers_as_names(rows: Sequence[np.ndarray]) -> tuple[str, ...]:
     last = max((int(part["label"].max(initial=-1)) for part in rows), default=-1)
     if last >= _MOST_CLASSES:
-        raise DataError(f"a label is {last}, beyond {_MOST_CLASSES} classes; name the classes in a file with --classes")
+        raise DataError(f"a label is {last}, beyond {_MOST_CLASSES} classes; name the classes with --classes")
     return tuple(str(number) for number in range(last + 1))

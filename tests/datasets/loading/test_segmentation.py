@@ -124,6 +124,10 @@ def test_masks_missing_or_unknown_are_refused(folder: Path, tmp_path: Path, conf
 def test_index_recognizes_masks(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"masks alone don't tell the classes"):
         index([str(folder), "--out", str(tmp_path / "out")])
-    assert index([str(folder), "--out", str(tmp_path / "out"), "--classes", str(folder / "manifest.json")]) == 0
-    manifest = load_manifest(str(tmp_path / "out"))
-    assert manifest.fingerprint == load_manifest(str(folder)).fingerprint
+    with pytest.raises(DataError, match=r"nowhere: not a readable file .*; give a file, or the names, as in cat,dog"):
+        index([str(folder), "--out", str(tmp_path / "out"), "--classes", "nowhere"])
+    whole = load_manifest(str(folder))
+    for number, classes in enumerate([str(folder / "manifest.json"), ",".join(whole.classes)]):
+        out = str(tmp_path / str(number))
+        assert index([str(folder), "--out", out, "--classes", classes]) == 0
+        assert load_manifest(out).fingerprint == whole.fingerprint
