@@ -61,7 +61,7 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
                 "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
                 "eval_size": config.trainer.eval_size(span.stage),
                 "bytes_read": round(samples * size.bytes_per_sample),
-                "megapixels": round(samples * span.stage.mean_pixels(config.data.aspect_ratio) / 1e6),
+                "megapixels": samples * span.stage.mean_pixels(config.data.aspect_ratio) / 1e6,
             }
         )
     fixed = total * mean_pixels(config.stages[-1].image_size, (), 0.0, aspect_ratio=config.data.aspect_ratio) / 1e6
@@ -202,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=config.worker_counts,
     )
-    known = data_size(config, flags)
+    known = data_size(config, flags, command.argv[0])
     planned = plan(config, known)
     if command.argv[0] in GENERIC:
         planned |= {"facts": asdict(rules_for(command.argv).facts), "choices": choices(command.argv, config)}
@@ -216,7 +216,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _node_notes(config: TrainConfig, size: DataSize) -> list[str]:
     """Return what GPUs need of their nodes, and what is compiled before the first step, in a line each."""
-    lines = [feeding_line(config, loader_demand(config, size.copies))] if config.cluster.gpus_per_worker else []
+    lines = []
+    if config.cluster.gpus_per_worker and (demand := loader_demand(config, size.copies)).is_plausible:
+        lines.append(feeding_line(config, demand))
     if config.trainer.compile:
         shapes = sum(len(stage.image_sizes) + 1 for stage in config.stages)
         lines.append(f"{shapes} shapes or more are compiled before the first step; the log says in which time")

@@ -158,7 +158,7 @@ def _loaders(config: TrainConfig, nodes: Mapping[str, Resources]) -> Iterator[Fi
         with suppress(ValueError):  # said by the check of the data
             copies = load_manifest(config.data.train, weights=config.data.train_weights).copies
         demand = loader_demand(config, copies)
-        for name, node in with_gpus.items():
+        for name, node in with_gpus.items() if demand.is_plausible else ():
             yield Finding(f"{name}, loaders", *feeding_finding(config, node, demand))
 
 

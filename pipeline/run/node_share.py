@@ -21,6 +21,8 @@ REFERENCE_RATE, REFERENCE_MULTIPLY_ADDS = 950.0, 5.31e9
 """Images/s that one A100 trains with automatic mixed precision, and the multiply-adds of one: EfficientNetV2-S at
 300 px (NVIDIA DeepLearningExamples). Another model is taken to need as much time for a
 multiply-add, and for a pixel of any size as much as for one of its last stage."""
+MOST_RATE = 20_000.0
+"""Images/s beyond which a GPU isn't limited by its multiply-adds, so that nothing follows from them."""
 DECODED = {0: {128: 742.0, 192: 684.0, 300: 562.0}, 160: {128: 2474.0}, 256: {192: 1403.0}}
 """Images/s that one loader process makes of photographs of 500 x 375 px, or of copies with a short side, by the side of
 the crops (docs/results.md, data loader)."""
@@ -77,6 +79,11 @@ class Demand:
     """Images/s that a loader process makes."""
 
     @property
+    def is_plausible(self) -> bool:
+        """Whether a GPU can take so many images: small ones of a small network are not limited by multiply-adds."""
+        return self.gpu_rate <= MOST_RATE
+
+    @property
     def loaders(self) -> int:
         """Loader processes that a GPU needs."""
         return math.ceil(self.gpu_rate / self.loader_rate)
@@ -113,8 +120,8 @@ def feeding_line(config: TrainConfig, demand: Demand) -> str:
     """Say for a plan what its GPUs need of their nodes."""
     size = format_size(demand.image_size, config.data.aspect_ratio)
     return (
-        f"an A100 takes about {demand.gpu_rate:,.0f} images/s at {size} px (a published rate, by "
-        f"multiply-adds), a loader process makes about {demand.loader_rate:,.0f}: a node needs {demand.cpus} CPUs a GPU"
+        f"an A100 takes about {demand.gpu_rate:,.0f} images/s at {size} px (a published rate, by multiply-adds), a "
+        f"loader process makes about {demand.loader_rate:,.0f}: a node needs {demand.cpus:,} CPUs a GPU"
         f"{_left(config, demand)}"
     )
 

@@ -36,6 +36,15 @@ def test_data_that_train_refuses_are_refused(tmp_path: Path) -> None:
         plan.main(["regress", "--data", str(tmp_path)])
 
 
+@pytest.mark.parametrize("recipe", ["cifar10", "camvid"])
+def test_data_that_is_not_there_is_made_by_the_recipes_command(recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"no such .*; `python -m jobs.train {recipe} --help` has the command that"):
+        plan.main([recipe])
+    with pytest.raises(DataError, match=r"no such .* \(or plan for --samples N\)$") as error:
+        plan.main([recipe, "--data.train", str(tmp_path / "mine")])
+    assert "--help" not in str(error.value)
+
+
 def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def note(*flags: str) -> str:
         assert plan.main(["demo_scratch", "--samples", "1000", "--stages.3.batch-size", "24", *flags]) == 0
@@ -115,7 +124,7 @@ def test_options_of_the_inputs_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert text in shown
     last = planned(capsys, *flags)["stages"][3]
-    assert last["megapixels"] == round(last["samples"] * (0.75 * 128**2 + 0.25 * (64**2 + 80**2) / 2) / 1e6)
+    assert last["megapixels"] == pytest.approx(last["samples"] * (0.75 * 128**2 + 0.25 * (64**2 + 80**2) / 2) / 1e6)
 
 
 @pytest.mark.parametrize("recipe", GENERIC)

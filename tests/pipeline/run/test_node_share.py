@@ -116,6 +116,15 @@ def test_the_plan_says_how_many_cpus_a_gpu_needs(capsys: pytest.CaptureFixture[s
     assert "8 shapes or more are compiled" in shown  # four sizes, in training and in evaluations
 
 
+def test_nothing_is_said_of_a_gpu_that_multiply_adds_do_not_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--ramp.image-size", "16", "24", "--cluster.gpus-per-worker", "1", "--samples", "1000")
+    plan(["fonts_small", *flags])
+    assert "A100" not in capsys.readouterr().out
+    config = parse_recipe(["fonts_small", *flags[:5]], prog="test")[0]
+    assert loader_demand(config).gpu_rate > 100_000
+    assert not list(_loaders(config, {"node a": POD}))
+
+
 def test_the_flag_takes_a_number_or_none() -> None:
     for words, expected in (("None", None), ("5", 5)):
         config, _ = parse_recipe(["efficientnetv2_s_paper", "--data.loader-workers", words], prog="test")
