@@ -118,6 +118,10 @@ def sampling_lines(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
     sampling = class_sampling(config, manifest, seed=seed)
     if sampling is None:
         return []
+    if np.array_equal(sampling.taken, sampling.counts):
+        return [
+            f"data.sampling {config.sampling} changes nothing here: classes are equal, an epoch has each image once"
+        ]
     total = int(sampling.counts.sum())
     there = np.flatnonzero(sampling.counts)
     by_size = there[np.argsort(sampling.counts[there], kind="stable")]
@@ -132,7 +136,11 @@ def sampling_lines(config: DataConfig, manifest: DatasetManifest, *, seed: int) 
         *(
             f"  {manifest.classes[label]}: {sampling.counts[label] / total:.2%} of the images, "
             f"{sampling.taken[label] / total:.2%} of an epoch, "
-            f"each image {sampling.taken[label] / sampling.counts[label]:.3g} times"
+            f"each image {_times(sampling.taken[label] / sampling.counts[label])}"
             for label in shown
         ),
     ]
+
+
+def _times(uses: float) -> str:
+    return "once" if f"{uses:.3g}" == "1" else f"{uses:.3g} times"

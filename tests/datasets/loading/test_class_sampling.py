@@ -233,7 +233,7 @@ def test_images_with_masks_are_sampled_as_those_with_labels_and_resume_amid_an_e
     assert np.bincount(shown.numpy(), minlength=3).tolist() == (2 * order.sampling.taken).tolist()
 
 
-def test_what_an_epoch_takes_is_said(rare: Path, masked: Path) -> None:
+def test_what_an_epoch_takes_is_said(tmp_path: Path, rare: Path, masked: Path) -> None:
     lines = sampling_lines(config_of(rare), load_manifest(str(rare)), seed=0)
     assert lines == [
         "data.sampling balanced: what an epoch takes",
@@ -242,6 +242,10 @@ def test_what_an_epoch_takes_is_said(rare: Path, masked: Path) -> None:
         "  usual: 87.50% of the images, 33.75% of an epoch, each image 0.386 times",
     ]
     assert sampling_lines(config_of(rare, sampling="uniform"), load_manifest(str(rare)), seed=0) == []
+    equal = write_shards(tmp_path / "equal", [24])
+    for rule in ("sqrt", "balanced"):
+        (line,) = sampling_lines(config_of(equal, sampling=rule), load_manifest(str(equal)), seed=0)
+        assert line.startswith(f"data.sampling {rule} changes nothing here")
     head, *rest = sampling_lines(config_of(masked), load_manifest(str(masked)), seed=0)
     assert head == "data.sampling balanced: what an epoch takes, each image counted to the rarest class in its mask"
     assert rest == lines[1:]
