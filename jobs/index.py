@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from datasets.errors import DataError
-from datasets.files.urls import absolute, check_writable, folder_of, name_of, write_file
+from datasets.files.urls import absolute, check_writable, folder_of, name_of, place_to_write, write_file
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.manifest import wids_json
 from datasets.shards.resolve import expand_files
@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: IndexConfig) -> None:
     """Index the shards with a progress bar."""
-    out = absolute(config.out) if config.out else _folder(config.url)
+    out = absolute(place_to_write(config.out, "--out")) if config.out else _folder(config.url)
+    wids = absolute(place_to_write(config.wids, "--wids")) if config.wids else ""
     try:
         check_writable(out)
     except DataError as error:
@@ -55,8 +56,8 @@ def run(config: IndexConfig) -> None:
     lines: list[str] = []
     with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
         manifest = index_shards(config.url, out, config.rules, progress=progress, tell=lines.append)
-    if config.wids:
-        write_file(absolute(config.wids), wids_json(manifest, name=name_of(out)).encode())
+    if wids:
+        write_file(wids, wids_json(manifest, name=name_of(out)).encode())
     print(f"{out}: {summary(manifest)}")
     for line in lines:
         print(line)

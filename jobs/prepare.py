@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, get_args
@@ -12,7 +14,7 @@ from typing import Annotated, get_args
 import tyro
 
 from datasets.files.s3 import is_remote
-from datasets.files.urls import check_writable
+from datasets.files.urls import check_writable, place_to_write
 from datasets.prepare.publish import staging_folder, upload_folder
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.report import report_of
@@ -75,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     try:
         argv = sys.argv[1:] if arguments is None else arguments
-        if not {*argv} & {*_SOURCES, "-h", "--help"}:
-            raise UsageError(f"no source is named; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
+        _check_given(argv)
         config = parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings)
         run(config)
     except ValueError as error:
@@ -95,11 +96,12 @@ def run(config: PrepareConfig) -> None:
     """Write the shards with a progress bar, then say what is there."""
     if config.source.notice:
         print(config.source.notice)
-    start, source = time.monotonic(), _resolved(config)
-    if is_remote(config.out):
-        check_writable(config.out)
-    folder = staging_folder(config.out) if is_remote(config.out) else Path(config.out)
-    with shown_progress(f"{config.source.name} -> {config.out}") as progress:
+    start, out = time.monotonic(), place_to_write(config.out, "--out")
+    source = _resolved(config)
+    if is_remote(out):
+        check_writable(out)
+    folder = staging_folder(out) if is_remote(out) else Path(out)
+    with shown_progress(f"{source.name} -> {out}") as progress:
         manifests = prepare(source, folder, config.writer, progress=progress)
     if config.also_short_side:
         with shown_progress(f"copies of short side {', '.join(map(str, config.also_short_side))}") as progress:
@@ -107,15 +109,28 @@ def run(config: PrepareConfig) -> None:
             manifests["train"] = write_copies(
                 folder / "train", config.also_short_side, workers=workers, progress=progress
             )
-    if is_remote(config.out):
-        with shown_progress(f"upload -> {config.out}", unit="files") as progress:
-            upload_folder(folder, config.out, progress=progress)
+    if is_remote(out):
+        with shown_progress(f"upload -> {out}", unit="files") as progress:
+            upload_folder(folder, out, progress=progress)
         shutil.rmtree(folder)
     for split, manifest in manifests.items():
-        print(f"{config.out.rstrip('/')}/{split}: {summary(manifest)}")
+        print(f"{out.rstrip('/')}/{split}: {summary(manifest)}")
     for line in report_of(next(iter(manifests.values()))):
         print(line)
     print(f"{time.monotonic() - start:.1f} s")
+
+
+def _check_given(argv: Sequence[str]) -> None:
+    """Refuse a command line without a source, and an empty path, which would be the working directory.
+
+    Raises:
+        UsageError: one of these.
+    """
+    if not {*argv} & {*_SOURCES, "-h", "--help"}:
+        raise UsageError(f"no source is named; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
+    for before, given in itertools.pairwise(argv):
+        if not given and not before.startswith("-"):
+            raise UsageError(f"what follows {before} is empty; name the folder or file")
 
 
 def _resolved(config: PrepareConfig) -> AnySource:

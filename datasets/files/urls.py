@@ -14,6 +14,7 @@ from datasets.files.s3 import RemoteFile, is_remote
 from infra.storage.base import PROBE, Data, MissingKeyError, Storage
 from infra.storage.buffers import SeekableReader
 from infra.storage.local import LocalStorage
+from infra.storage.open import open_storage
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -120,6 +121,17 @@ def remove_file(url: str) -> None:
         s3.delete(url)
     else:
         Path(url).unlink(missing_ok=True)
+
+
+def place_to_write(given: str, flag: str) -> str:
+    """Return the file or folder that a user wants something written to, as the other functions take it.
+
+    Raises:
+        DataError: it is empty, has no bucket, or is neither local nor in S3; names the flag.
+    """
+    with s3.data_errors():
+        storage = open_storage(given, what=flag)
+    return str(storage.root) if isinstance(storage, LocalStorage) and "://" in given else given
 
 
 def check_writable(folder: str) -> None:

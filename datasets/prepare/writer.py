@@ -81,6 +81,7 @@ def prepare(
     Raises:
         DataError: the folder holds shards of something else, or an image can't be used.
     """
+    _check_apart(source, out)
     plan = source.plan()
     _check_plan(source, plan)
     description = _describe(source, plan, config)
@@ -139,6 +140,15 @@ def _write_splits(
         )
         for split in tasks
     }
+
+
+def _check_apart(source: Source, out: Path) -> None:
+    """Refuse shards below a folder whose files are all taken for the source's own the next time."""
+    for folder in (getattr(source, name) for name in getattr(source, "walked", ())):
+        for place in (out / split for split in _ALL_SPLITS):
+            if folder is not None and place.resolve().is_relative_to(folder.resolve()):
+                raise DataError(f"--out {out}: {place} lies in the folder {folder}, which is read; choose an --out "
+                                "outside it")  # fmt: skip
 
 
 def _check_plan(source: Source, plan: Plan) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from PIL import Image
 
 from datasets.config import DataConfig
+from datasets.errors import DataError
 from datasets.loading.loader import build_loader
 from datasets.shards.resolve import load_manifest
+from jobs.index import main as index
 from jobs.prepare import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,13 +107,14 @@ def test_elpv_is_written_with_its_licence(tmp_path: Path, capsys: pytest.Capture
     ("given", "message"),
     [
         (["image-folder", "/no/such/folder"], "error: /no/such/folder: no such folder"),
-        (["image-folder", "{tmp}"], "no class folders in it"),
+        (["image-folder", "{tmp}/in"], "no class folders in it"),
         (["fonts", "--font-folder", "{tmp}"], "has only 0 fonts"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
     given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "in").mkdir()
     assert main([*(argument.format(tmp=tmp_path) for argument in given), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -136,6 +141,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
         ([], "no source is named; there are image-folder"),
         (["image-folder"], "missing: PATH; python -m jobs.prepare"),
         (["image-folder", "images", "--split", "foo"], "--split: 'foo' is not one of train, val, test"),
+        (["image-folder", ""], "what follows image-folder is empty; name the folder or file"),
     ],
 )
 def test_options_that_cannot_be_end_with_exit_code_2(
@@ -146,6 +152,64 @@ def test_options_that_cannot_be_end_with_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("gs://bucket/prefix", "--out: gs:// is not supported; give a folder, file:///folder or s3://bucket/prefix"),
+        ("s3://", "--out: 's3://' is not an S3 URI"),
+        ("", "--out: the URI is empty; give a folder"),
+    ],
+)
+@pytest.mark.parametrize("job", ["prepare", "index"])
+def test_an_out_that_cannot_be_is_refused_before_anything_is_read(
+    job: str,
+    out: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if job == "prepare":
+        assert main(["image-folder", "no-such-folder", "--out", out]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    elif out:  # without one it is the shards' own folder
+        with pytest.raises(DataError, match=re.escape(message)):
+            index(["no-such-folder", "--out", out])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["photos", "photos/train", "photos/shards", "link/shards", "."])
+def test_an_out_in_the_folder_that_is_read_is_refused(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` would write into the folder `train` that is read: the images are there themselves."""
+    monkeypatch.chdir(tmp_path)
+    for number, place in enumerate(("photos/a", "photos/b", "train/a", "train/b", "shards/a")):
+        (tmp_path / place).mkdir(parents=True)
+        for name in "01":
+            Image.new("RGB", (8, 8), (number, number, int(name))).save(tmp_path / place / f"{name}.png")
+    (tmp_path / "link").symlink_to("photos")
+    read = "train" if out == "." else "photos"
+    assert main(["image-folder", read, "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert f"lies in the folder {read}, which is read; choose an --out outside it" in error
+    assert main(["masks", "shards", "--masks", read, "--classes", "x,y", "--out", out]) == 2
+    assert f"lies in the folder {read}" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_out_as_file_url_is_that_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (ord(name[0]), int(name[2]), 0)).save(tmp_path / "in" / f"{name}.png")
+    assert main(["image-folder", str(tmp_path / "in"), "--out", f"file://{tmp_path}/out", "--workers", "1"]) == 0
+    assert f"{tmp_path}/out/train: 2 images" in capsys.readouterr().out
+    assert load_manifest(str(tmp_path / "out/train")).num_samples == 2
 
 
 def test_smaller_copies_and_s3(tmp_path: Path, s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ class ImageFolder:
 
     name: ClassVar[str] = "image-folder"
     notice: ClassVar[str] = ""
+    walked: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Path
     """Folder with the images."""

@@ -26,6 +26,7 @@ class Masks:
 
     name: ClassVar[str] = "masks"
     notice: ClassVar[str] = ""
+    walked: ClassVar[tuple[str, ...]] = ("images", "masks", "val_images", "val_masks", "test_images", "test_masks")
 
     images: Annotated[Path, tyro.conf.Positional]
     """Folder of the training images, or of all that there are."""
