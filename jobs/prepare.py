@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ class PrepareConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for what the user can put right, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     try:
         argv = sys.argv[1:] if arguments is None else arguments

@@ -29,7 +29,7 @@ class _Stopped(Exception):
 
 def count_one() -> None:
     """Called by a task for each unit done; ends the task early when the whole is being stopped."""
-    if _stop.is_set():
+    if _stop.value:
         raise _Stopped
     with _counter.get_lock():
         _counter.value += 1
@@ -54,7 +54,8 @@ def run_tasks(
     # Forked workers start at once; the others would import everything again.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
-    counter, stop = context.Value("q", 0), context.Event()
+    # What the parent does has no lock: a process that was killed may hold it.
+    counter, stop = context.Value("q", 0), context.RawValue("b", 0)
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(counter, stop, os.getpid())
     )
@@ -65,14 +66,14 @@ def run_tasks(
             done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            progress(counter.value)
+            progress(counter.get_obj().value)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise DataError(
             "a worker process was killed (out of memory?); run again to continue, or with fewer --workers"
         ) from error
     finally:
-        stop.set()
+        stop.value = 1
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -80,6 +81,7 @@ def _start(counter: Any, stop: Any, parent: int) -> None:
     global _counter, _stop
     _counter, _stop = counter, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops everybody
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would print a traceback here
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 

@@ -85,12 +85,26 @@ def test_killed_with_sigkill_it_goes_on_and_ends_with_the_same_bytes(tmp_path: P
     assert load_manifest(str(tmp_path / "killed" / "train")).num_samples == 480
 
 
-def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_interrupted_it_says_how_to_go_on(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
+    """Service managers and `timeout` send SIGTERM to all processes at once."""
+    process = subprocess.Popen(
+        command(tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_until(lambda: list(tmp_path.rglob("*.tar")) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
+    workers = children(process.pid)
+    os.killpg(process.pid, number) if to_all else process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "interrupted; run the same command again to resume\n")
+    assert workers
+    assert not any(alive(worker) for worker in workers)
 
 
 def test_elpv_is_written_with_its_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
