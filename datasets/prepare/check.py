@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,8 +88,22 @@ def checked(
     if plan.kind == "segmentation":
         masks = {split: [counts for _, (_, wrong, counts, _) in rows if not wrong] for split, rows in pairs.items()}
         report = replace(report, pixels=pixel_shares(plan.classes, masks))
+        _check_learnable(source, plan, report.pixels.get("train"))
         plan = replace(plan, splits=_with_rarest_classes(plan, masks))
     return plan, report
+
+
+def _check_learnable(source: Source, plan: Plan, shares: Mapping[str, float] | None) -> None:
+    """Refuse training masks whose pixels are of one class alone, or all ignored; None: no training split is written."""
+    if shares is None or len(found := [name for name in plan.classes if shares[name]]) > 1:
+        return
+    if getattr(source, "binary", False):
+        which = "no" if found == [plan.classes[0]] else "every"
+        raise DataError(f"{source.name}: {which} pixel of the training masks reaches 128, so all are {found[0]!r}; "
+                        "leave out --binary where the values are the classes' numbers")  # fmt: skip
+    there = f"of the class {found[0]!r}" if found else "ignored"
+    raise DataError(f"{source.name}: all pixels of the training masks are {there}; two classes at least are needed: "
+                    "look at --classes and --ignore, or add masks")  # fmt: skip
 
 
 def _with_rarest_classes(plan: Plan, masks: dict[str, list[list[int]]]) -> dict[str, tuple[Item, ...]]:

@@ -96,6 +96,9 @@ def mask_classes(classes: str, ignore: Sequence[str], *, binary: bool) -> MaskCl
     for value in (value for value in ignore if value not in dropped):
         if by_colour or not value.isdecimal():
             raise DataError(f"--ignore {value}: no class of that name; there are {', '.join(names)}")
+        if (number := numbers.get(int(value), IGNORED)) != IGNORED:
+            raise DataError(f"--ignore {value} is the value of the class {kept[number]!r}; to leave out that class, "
+                            f"name it: --ignore {kept[number]}")  # fmt: skip
         numbers[int(value)] = IGNORED
     if not 2 <= len(kept) <= IGNORED or (binary and len(kept) != 2):
         most = "two" if binary else f"2 to {IGNORED}"

@@ -62,20 +62,24 @@ def test_folders_of_splits_are_paired_by_name_and_pixels_are_reported(
 ) -> None:
     for shade, (split, count) in enumerate((("train", 6), ("val", 4), ("test", 2))):
         write_pairs(tmp_path / split, tmp_path / f"{split}-masks", count, value=2, shade=shade)
+    wanted = halves(255)
+    wanted[0] = 1
+    for path in tmp_path.glob("*-masks/*/*.png"):
+        path.write_bytes(png(np.where(wanted == 255, 2, wanted).astype(np.uint8)))
     flags = [f"--{split}-{what}" for split in ("val", "test") for what in ("images", "masks")]
     folders = [str(tmp_path / name) for name in ("val", "val-masks", "test", "test-masks")]
     pairs = [part for pair in zip(flags, folders, strict=True) for part in pair]
     found = prepared(
         tmp_path / "out",
         *(str(tmp_path / "train"), "--masks", str(tmp_path / "train-masks"), *pairs),
-        *("--classes", "sky,road,void", "--ignore", "void"),
+        *("--classes", "sky,road,void,tree", "--ignore", "void"),
     )
     assert {split: len(masks) for split, masks in found.items()} == {"train": 6, "val": 4, "test": 2}
-    assert all((mask == halves(255)).all() for masks in found.values() for mask in masks)
+    assert all((mask == wanted).all() for masks in found.values() for mask in masks)
     output = capsys.readouterr().out
-    assert "train: 6 images, pixels: sky 50.00%, ignored 50.00%; none of road" in output
+    assert "train: 6 images, pixels: ignored 50.00%, sky 46.88%, road 3.12%; none of tree" in output
     manifest = load_manifest(str(tmp_path / "out/train"))
-    assert (manifest.kind, manifest.classes) == ("segmentation", ("sky", "road"))
+    assert (manifest.kind, manifest.classes) == ("segmentation", ("sky", "road", "tree"))
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask"])
@@ -201,6 +205,20 @@ def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: l
             ["{t}/a", "--masks", "{t}/m", "--test-share", "0.1", "--val-images", "{t}/a", "--val-masks", "{t}/m"],
             "test_share is 0.1: it is a share of all images; leave out",
         ),
+        (["{t}/a", "--masks", "{t}/m", "--ignore", "1"], "--ignore 1 is the value of the class 'y'; to leave out that"),
+        (
+            ["{t}/a", "--masks", "{t}/m", "--binary"],
+            "masks: no pixel of the training masks reaches 128, so all are 'x'",
+        ),
+        (
+            ["{t}/a", "--masks", "{t}/white", "--binary"],
+            "every pixel of the training masks reaches 128, so all are 'y'",
+        ),
+        (["{t}/a", "--masks", "{t}/black"], "all pixels of the training masks are of the class 'x'; two classes at"),
+        (
+            ["{t}/a", "--masks", "{t}/white", "--ignore", "255"],
+            "all pixels of the training masks are ignored; two classes",
+        ),
         (["{t}/a", "--masks", "{t}/m", "--binary", "--ignore", "3"], "--binary: masks with two classes have neither"),
     ],
 )
@@ -213,6 +231,10 @@ def test_mistakes_are_one_line(
     write_pairs(tmp_path / "x", tmp_path / "large", 20, size=40)
     write_pairs(tmp_path / "x", tmp_path / "seven", 20, value=7)
     write_pairs(tmp_path / "x", tmp_path / "lossy", 20)
+    for name, value in (("black", 0), ("white", 255)):
+        write_pairs(tmp_path / "x", tmp_path / name, 20)
+        for path in (tmp_path / name).rglob("*.png"):
+            path.write_bytes(png(np.full((SIDE, SIDE), value, np.uint8)))
     for path in (tmp_path / "lossy").rglob("*.png"):
         Image.new("L", (SIDE, SIDE)).save(path, "JPEG")
     given_flags = [flag.replace("{t}", str(tmp_path)) for flag in flags]
