@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from datasets.errors import DataError
 from datasets.files.tables import Table
+from datasets.shards.label_text import LARGEST_TARGET
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 _Cells = Sequence[str | list[str]]
@@ -98,8 +99,9 @@ def _numbers(names: Sequence[str], cells: _Cells) -> tuple[str, ...]:
             number = float(str(cell))
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"the column {name!r} holds {cell!r}, not a number; correct it, or remove the row")
+        if not abs(number) <= LARGEST_TARGET:
+            wrong = f"beyond {LARGEST_TARGET:.2g}" if math.isfinite(number) else "not a number"
+            raise ValueError(f"the column {name!r} holds {cell!r}, {wrong}; correct it, or remove the row")
     return tuple(f"{name}={float(str(cell))!r}" for name, cell in zip(names, cells, strict=True))
 
 

@@ -20,6 +20,7 @@ from datasets.prepare.folder_lock import locked
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
+from datasets.shards.class_names import check_names
 from datasets.shards.describe import write_manifest
 from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest
 from datasets.shards.tar_index import LABELS_EXTENSION, MASK_EXTENSION, TARGETS_EXTENSION, index_shard
@@ -152,6 +153,7 @@ def _check_apart(source: Source, out: Path) -> None:
 
 
 def _check_plan(source: Source, plan: Plan) -> None:
+    check_names(plan.classes, source.name)
     for split in {**dict.fromkeys(() if plan.is_one_split else SPLITS), **plan.splits}:
         items = plan.splits.get(split, ())
         if not items:

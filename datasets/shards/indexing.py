@@ -17,6 +17,7 @@ from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
 from datasets.files.urls import is_packed, open_shard, read_file
+from datasets.shards.class_names import check_names
 from datasets.shards.describe import describe, several_counts, target_statistics
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
@@ -200,7 +201,9 @@ def read_classes(path: str) -> tuple[str, ...]:
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not content:
         raise DataError(f"{path}: no class names in it; give a JSON list, an object of name and number, or lines")
-    return tuple(map(str, content))
+    names = tuple(map(str, content))
+    check_names(names, path)
+    return names
 
 
 def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np.ndarray:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
-import unicodedata
 from typing import Any
 
 from datasets.errors import DataError
+from datasets.shards.class_names import is_one_line
 
 LARGEST_BYTES = (1 << 31) - 1
 """Of a member, and the largest class number."""
+LARGEST_TARGET = 3.4e38
+"""What 32 bits hold: models compute in them."""
 _LABELS = re.compile(rb"(?:0|[1-9][0-9]{0,9})(?: (?:0|[1-9][0-9]{0,9}))*|")
 
 
@@ -39,8 +40,8 @@ def parse_targets(text: bytes, message: str) -> tuple[float, ...]:
         numbers = tuple(map(float, text.decode("ascii").rstrip("\r\n").split(" ")))
     except ValueError:
         numbers = ()
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise DataError(f"{message} {text[:40]!r}, not numbers with one space between them")
+    if not numbers or not all(abs(number) <= LARGEST_TARGET for number in numbers):  # NaN is not
+        raise DataError(f"{message} {text[:40]!r}, not numbers with one space between them, up to {LARGEST_TARGET:.2g}")
     return numbers
 
 
@@ -69,7 +70,7 @@ def parse_name(text: bytes, message: str) -> str:
         name = text.decode().strip()
     except UnicodeDecodeError:
         raise DataError(f"{message} {text[:40]!r}, not text in UTF-8") from None
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if not is_one_line(name):
         raise DataError(f"{message} {name[:40]!r}; a class name is one line without control characters")
     return name
 

@@ -123,12 +123,12 @@ def test_names_of_classes_do_not_become_names_of_targets(tmp_path: Path) -> None
     assert indexed("cls", b"0", b"0") == ("0",)
 
 
-@given(numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
+@given(numbers=st.lists(st.floats(-3.4e38, 3.4e38), min_size=1, max_size=5))
 def test_any_numbers_are_written_and_read_as_they_are(numbers: list[float]) -> None:
     assert parse_targets(" ".join(map(repr, numbers)).encode(), "x") == tuple(numbers)
 
 
-@pytest.mark.parametrize("text", [b"", b"1  2", b"nan", b"1 inf", b"1,2", b"one", b"1\n2", "½".encode()])
+@pytest.mark.parametrize("text", [b"", b"1  2", b"nan", b"1 inf", b"1e300", b"1,2", b"one", b"1\n2", "½".encode()])
 def test_what_is_no_number_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
     path = write_tar(tmp_path / "t.tar", {"a.png": png(image_of(1, 1)), "a.targets": text})
     with pytest.raises(DataError, match=r"t.tar: the targets of sample 'a' are .*, not numbers with one space"):

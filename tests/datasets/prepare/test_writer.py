@@ -160,6 +160,14 @@ def test_folders_without_images_are_named(tmp_path: Path, names: list[str]) -> N
         prepare(ImageFolder(path=tmp_path / "in"), tmp_path / "out", config())
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "tab\there", "\u2028"])
+def test_a_class_name_that_is_not_one_line_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
+    save(tree / name / "0.jpg", 50)
+    with pytest.raises(DataError, match=r"image-folder: the class name '.*' is not one line") as caught:
+        prepare(ImageFolder(path=tree), tmp_path / "out", config())
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deadly:
     """A source whose tenth image kills its process, as running out of memory would."""

@@ -211,6 +211,8 @@ A, B = "images/00.png", "images/01.png"
         (f"path,label,label\n{A},x,y\n", [], "two columns have the name 'label'"),
         (f"path,label\n{A},x\n\n{B},\n", [], "table.csv: line 4: the column 'label' is empty; fill it, or remove"),
         (f"path,label\n{A},x\n,y\n", [], "table.csv: line 3: the column 'path' is empty"),
+        (f"path,n\n{A},1\n{B},nan\n", ["--targets", "n"], "line 3: the column 'n' holds 'nan', not a number; cor"),
+        (f"path,n\n{A},1\n{B},-1e39\n", ["--targets", "n"], "line 3: the column 'n' holds '-1e39', beyond 3.4e+38"),
         (f"path,label\n{A},x\n{B}\n", [], "table.csv: line 3: 1 fields, the header has 2; quote what has a ','"),
         (f"path,label,split\n{A},x,hold\n", [], "table.csv: line 2: the column 'split' holds 'hold'; write train, val"),
         (f"path,label,split\n{A},x,val\n", [], "table.csv: no row is of the split train, only of val"),
