@@ -48,7 +48,7 @@ class DataReport:
         """Return the report for a reader."""
         parts = [
             *(_split_line(split, counts, self.unit) for split, counts in self.images.items() if counts),
-            *(f"{split}: {images:,} images{self._pixels(split)}" for split, images in self.masked.items()),
+            *(f"{split}: {_count(images, 'images')}{self._pixels(split)}" for split, images in self.masked.items()),
             *(_target_line(split, rows) for split, rows in self.targets.items()),
             *self._empty_classes(),
             *self.notes,
@@ -74,6 +74,10 @@ class DataReport:
         return [f"left out: {total:,} file{'s' if total > 1 else ''}", *parts]
 
 
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"
+
+
 def report_of(manifest: DatasetManifest) -> list[str]:
     """Return the lines of the report that `jobs.prepare` left in a manifest; none where it left none."""
     values = manifest.source.get("report")
@@ -81,7 +85,7 @@ def report_of(manifest: DatasetManifest) -> list[str]:
 
 
 def _split_line(split: str, counts: Mapping[str, int], unit: str) -> str:
-    total = f"{split}: {sum(counts.values()):,} {unit}"
+    total = f"{split}: {_count(sum(counts.values()), unit)}"
     if len(counts) <= _MOST_NAMES:
         return f"{total}: " + ", ".join(f"{name} {images:,}" for name, images in counts.items())
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
@@ -96,7 +100,7 @@ def _target_line(split: str, rows: Mapping[str, Sequence[float]]) -> str:
         f"{name} {low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.3g}"
         for name, (_, low, mean, high, deviation) in rows.items()
     ]
-    return f"{split}: {int(count):,} images: {'; '.join(shown[:_MOST_NAMES])}"
+    return f"{split}: {_count(int(count), 'images')}: {'; '.join(shown[:_MOST_NAMES])}"
 
 
 def target_rows(names: Sequence[str], items: Sequence[Item]) -> dict[str, tuple[float, ...]]:

@@ -145,7 +145,8 @@ class DatasetManifest:
     @property
     def outputs(self) -> str:
         """What is learned, in words: `4 classes`, or in regression `2 targets`."""
-        return f"{len(self.classes)} {'targets' if self.kind == 'regression' else 'classes'}"
+        one, several = ("target", "targets") if self.kind == "regression" else ("class", "classes")
+        return f"{len(self.classes)} {one if len(self.classes) == 1 else several}"
 
     @property
     def num_bytes(self) -> int:

@@ -129,6 +129,7 @@ def shown_progress(title: str, *, unit: str = "images") -> Iterator[Callable[...
 def summary(manifest: DatasetManifest) -> str:
     """Return counts and size of a split in a few words."""
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
-    size = f"{manifest.num_bytes / 1e6:.1f} MB"
+    size = f"{manifest.num_bytes / 1e6:.1f} MB" if manifest.num_bytes >= 1e5 else f"{manifest.num_bytes / 1e3:.1f} kB"
+    images = f"{manifest.num_samples} image{'s' if manifest.num_samples > 1 else ''}"
     copies = f", copies of short side {', '.join(map(str, manifest.copies))}" if manifest.copies else ""
-    return f"{manifest.num_samples} images of {manifest.outputs} in {shards}, {size}{copies}"
+    return f"{images} of {manifest.outputs} in {shards}, {size}{copies}"
