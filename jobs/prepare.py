@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import shutil
 import signal
@@ -68,9 +69,13 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if any(side < 16 for side in self.also_short_side):
-            raise ValueError(f"also_short_side is {self.also_short_side} px; each must be at least 16")
+            raise ValueError(
+                f"--also-short-side is {','.join(map(str, self.also_short_side))} px; each must be at least 16"
+            )
         if self.also_short_side and getattr(self.source, "split", "train") not in ("", "train"):
-            raise ValueError("also_short_side is for training shards, and --split leaves them out; use one of the two")
+            raise ValueError(
+                "--also-short-side is for training shards, and --split leaves them out; use one of the two"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +134,10 @@ def _check_given(argv: Sequence[str]) -> None:
         UsageError: one of these.
     """
     if not {*argv} & {*_SOURCES, "-h", "--help"}:
-        raise UsageError(f"no source is named; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
+        given = argv[0] if argv and not argv[0].startswith("-") else ""
+        near = difflib.get_close_matches(given, _SOURCES, 1, cutoff=0.5)
+        said = f"{given!r} is no source{''.join(f' (did you mean {name}?)' for name in near)}" if given else ""
+        raise UsageError(f"{said or 'no source is named'}; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
     for before, given in itertools.pairwise(argv):
         if not given and not before.startswith("-"):
             raise UsageError(f"what follows {before} is empty; name the folder or file")

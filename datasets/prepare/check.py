@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import PLACE_ERRORS, DataError
+from datasets.prepare.mask_classes import NoClassError
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated, target_rows
 from datasets.prepare.source import Item, Plan, Source
@@ -22,9 +23,10 @@ from datasets.transforms.formats import PixelFormat
 _CACHE_NAME = ".checked.json"
 _ITEMS_A_TASK = 64
 _MOST_NAMED = 5
+_MOST_IGNORED = 12
 _Outcome = tuple[str, str, list[int], list[str | int]]
-"""(digest of the bytes, what is wrong with them or "", pixels of each class and of none in its mask if it has one,
-type and channels of its values where it can't be read as RGB)"""
+"""(digest of the bytes, what is wrong with them or "", pixels of each class and of none in its mask if it has one, or
+the values of no class in a mask that is wrong, type and channels of its values where it can't be read as RGB)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,11 @@ def checked(
     pairs, stored = _of_one_kind(pairs)
     broken = [wrong for rows in pairs.values() for _, (_, wrong, *_) in rows if wrong]
     if broken and not skip_broken:
-        raise DataError(_named(broken, sum(map(len, pairs.values()))))
+        values = sorted(
+            {value for rows in pairs.values() for _, (_, wrong, them, _) in rows if wrong for value in them}
+        )
+        ignored = [*getattr(source, "ignore", ()), *map(str, values)]
+        raise DataError(_named(broken, sum(map(len, pairs.values())), ignored if values else []))
     kept = {split: [(item, digest) for item, (digest, wrong, *_) in rows if not wrong] for split, rows in pairs.items()}
     plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
     if stored:
@@ -171,11 +177,16 @@ def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> Data
     )
 
 
-def _named(broken: list[str], total: int) -> str:
+def _named(broken: list[str], total: int, ignored: list[str]) -> str:
+    """Say what is wrong with the first images, and the cure once; `ignored` is the --ignore that would be one."""
     more = f"; and {len(broken) - _MOST_NAMED:,} more" if len(broken) > _MOST_NAMED else ""
+    cure = "repair or remove them"
+    if ignored:
+        leave_out = f", or leave such pixels out by --ignore {' '.join(ignored)}" * (len(ignored) <= _MOST_IGNORED)
+        cure = f"add the values to --classes{leave_out}"
     return (
-        f"{len(broken):,} of {total:,} images can't be read: {'; '.join(broken[:_MOST_NAMED])}{more}; repair or remove "
-        "them, or leave them out with --skip-broken"
+        f"{len(broken):,} of {total:,} images can't be read: {'; '.join(broken[:_MOST_NAMED])}{more}; {cure}, or leave "
+        "the images out with --skip-broken"
     )
 
 
@@ -219,7 +230,8 @@ def _check(task: _CheckTask) -> list[_Outcome]:
             raise
         except (ValueError, OSError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{item.name}: {error}"
-            rows.append(("", reason, [], []))
+            values = error.__cause__.values if isinstance(error.__cause__, NoClassError) else []
+            rows.append(("", reason, values, []))
         count_one()
     return rows
 

@@ -43,6 +43,16 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
+def check_folder(path: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        DataError: a file, or nothing there.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: {'a file; name its folder' if path.is_file() else 'no such folder'}")
+
+
 def folders(path: Path) -> list[Path]:
     """Return the visible folders in a folder, links to folders among them."""
     with os.scandir(path) as entries:  # without a look at each of a million files

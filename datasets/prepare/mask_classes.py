@@ -22,6 +22,15 @@ _MOST_NAMED = 3
 _HALF = 128
 
 
+class NoClassError(ValueError):
+    """A mask has pixels of no class."""
+
+    def __init__(self, message: str, values: list[int]) -> None:
+        super().__init__(message)
+        self.values = values
+        """of these pixels; nothing where classes are colours, which can't be ignored"""
+
+
 @dataclass(frozen=True, slots=True)
 class MaskClasses:
     """Class names in label order, and which pixels are of which: by their value, or by their colour."""
@@ -50,7 +59,7 @@ class MaskClasses:
             return (pixels >= _HALF).astype(np.uint8)
         values, places = np.unique(pixels, return_inverse=True)
         if unknown := [int(value) for value in values if int(value) not in self.numbers]:
-            raise ValueError(self._unknown(unknown, pixels))
+            raise NoClassError(self._unknown(unknown, pixels), [] if self.by_colour else unknown)
         numbers = np.array([self.numbers[int(value)] for value in values], np.uint8)
         return numbers[places].reshape(pixels.shape)
 
@@ -59,10 +68,8 @@ class MaskClasses:
         shown = [f"{_colour(value) if self.by_colour else value}" for value in values[:_MOST_NAMED]]
         more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
         count = int(np.isin(pixels, values).sum())
-        example = shown[0] if self.by_colour else f"--ignore {shown[0]}"
-        cure = f"add the {what} to --classes" + ("" if self.by_colour else f", or leave such pixels out by {example}")
         return (
-            f"{count:,} of {pixels.size:,} pixels have the {what} {', '.join(shown)}{more}, which is no class; {cure}"
+            f"{count:,} of {pixels.size:,} pixels have the {what} {', '.join(shown)}{more}, which is none of --classes"
         )
 
 
@@ -119,9 +126,9 @@ def check_mask_flags(*, mask_column: str, classes: str, ignore: Sequence[str], b
         ValueError: masks without names of their classes, or a flag about masks without any.
     """
     if mask_column and not classes:
-        raise ValueError("mask_column needs classes: the names of the masks' values, as in --classes sky,road")
+        raise ValueError("--mask-column needs --classes: the names of the masks' values, as in --classes sky,road")
     if not mask_column and (ignore or binary):
-        raise ValueError("ignore and binary are about masks: name their column with --mask-column")
+        raise ValueError("--ignore and --binary are about masks: name their column with --mask-column")
 
 
 def numbered_mask(classes: MaskClasses, mask: bytes, image: bytes, name: str) -> bytes:

@@ -7,11 +7,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
+from datasets.errors import DataError
 from datasets.prepare.source import Item
 
+VAL_SHARE = 0.1
+"""What is held out for validation unless a user says otherwise."""
 
-def hold_out(items: tuple[Item, ...], share: float, group: Callable[[Item], Hashable]) -> dict[str, tuple[Item, ...]]:
-    """Hold out a share of each group, one image at least of two or more: those with the smallest hashes of names."""
+
+def hold_out(
+    items: tuple[Item, ...], share: float, group: Callable[[Item], Hashable], where: str | Path
+) -> dict[str, tuple[Item, ...]]:
+    """Hold out a share of each group, one image at least of two or more: those with the smallest hashes of names.
+
+    Raises:
+        DataError: no group has two; begins with `where`.
+    """
     groups: defaultdict[Hashable, list[Item]] = defaultdict(list)
     for item in items:
         groups[group(item)].append(item)
@@ -19,6 +29,9 @@ def hold_out(items: tuple[Item, ...], share: float, group: Callable[[Item], Hash
     for own in groups.values():
         ranked = sorted(own, key=lambda item: hashlib.sha256(item.name.encode()).digest())
         held_out |= {*ranked[: min(max(1, round(len(ranked) * share)), len(ranked) - 1)]}
+    if not held_out:
+        raise DataError(f"{where}: no validation split, and none can be held out: no class (with masks: no folder) has "
+                        "two images or more; add images")  # fmt: skip
     return {
         "train": tuple(item for item in items if item not in held_out),
         "val": tuple(item for item in items if item in held_out),
@@ -28,7 +41,18 @@ def hold_out(items: tuple[Item, ...], share: float, group: Callable[[Item], Hash
 def check_share(share: float) -> None:
     """Refuse a share that leaves one of the splits without images."""
     if not 0 < share < 1:
-        raise ValueError(f"val_share is {share}; it must be between 0 and 1")
+        raise ValueError(f"--val-share is {share}; it must be between 0 and 1")
+
+
+def check_unused(share: float, where: str | Path) -> None:
+    """Refuse a share that was asked for where nothing is held out.
+
+    Raises:
+        DataError: it isn't the usual one; begins with `where`.
+    """
+    if share != VAL_SHARE:
+        raise DataError(f"{where}: --val-share {share:g} does nothing: there is a validation split, or --split asks "
+                        "for one split alone; leave it out")  # fmt: skip
 
 
 def mark_of(file: Path) -> str:

@@ -49,7 +49,7 @@ class WriterConfig:
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ def _difference(old: str, new: dict[str, Any]) -> str:
         return "holds shards that were not written by this command"
     changed = [name for name in wanted if flat.get(name) != wanted[name] and name != "images"]
     if not changed:
-        return "holds shards of an earlier state of this source: its images have changed since"
+        return "holds shards of other images: its images have changed since, or they are of another source"
     return "holds shards made with " + ", ".join(
         f"{name}={flat.get(name)!r} (now {wanted[name]!r})" for name in changed
     )

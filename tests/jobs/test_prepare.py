@@ -122,6 +122,8 @@ def test_elpv_is_written_with_its_licence(tmp_path: Path, capsys: pytest.Capture
     [
         (["image-folder", "/no/such/folder"], "error: /no/such/folder: no such folder"),
         (["image-folder", "{tmp}/in"], "no class folders in it"),
+        (["image-folder", "{tmp}/in/file"], "in/file: a file; name its folder"),
+        (["masks", "{tmp}/in/file", "--classes", "x,y"], "in/file: a file; name its folder"),
         (["fonts", "--font-folder", "{tmp}"], "has only 0 fonts"),
     ],
 )
@@ -129,6 +131,7 @@ def test_errors_are_one_line_and_exit_code_2(
     given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
+    (tmp_path / "in/file").write_text("no folder")
     assert main([*(argument.format(tmp=tmp_path) for argument in given), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -146,12 +149,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["image-folder", "images", "--val-share", "2"], "val_share is 2.0; it must be"),
-        (["fonts", "--text-size", "40", "20"], "text_size is (40, 20) px; it must be"),
-        (["fonts", "--samples-per-shard", "0"], "samples_per_shard is 0; it must be"),
+        (["image-folder", "images", "--val-share", "2"], "error: --val-share is 2.0; it must be"),
+        (["fonts", "--text-size", "40", "20"], "error: --text-size is 40 20 px; it must be"),
+        (["fonts", "--samples-per-shard", "0"], "error: --samples-per-shard is 0; it must be"),
         (["fonts", "--colour", "red"], "--colour"),
-        (["fonts", "--also-short-side", "64,5"], "also_short_side is (64, 5) px; each must be"),
-        (["photos"], "no source is named; there are image-folder, csv, parquet, masks,"),
+        (["fonts", "--also-short-side", "64,5"], "error: --also-short-side is 64,5 px; each must be"),
+        (["photos"], "'photos' is no source (did you mean fonts?); there are image-folder, csv, parquet, masks,"),
+        (["foldr", "images"], "'foldr' is no source (did you mean image-folder?); there are"),
+        (["--workers", "2"], "no source is named; there are image-folder"),
         ([], "no source is named; there are image-folder"),
         (["image-folder"], "missing: PATH; python -m jobs.prepare"),
         (["image-folder", "images", "--split", "foo"], "--split: 'foo' is not one of train, val, test"),
@@ -222,7 +227,13 @@ def test_an_out_as_file_url_is_that_folder(tmp_path: Path, capsys: pytest.Captur
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (ord(name[0]), int(name[2]), 0)).save(tmp_path / "in" / f"{name}.png")
     assert main(["image-folder", str(tmp_path / "in"), "--out", f"file://{tmp_path}/out", "--workers", "1"]) == 0
-    assert f"{tmp_path}/out/train: 2 images" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert re.search(rf"{tmp_path}/out/train: 2 images of 2 classes in 1 shard, \d+\.\d kB\n", output)
+    assert main(["image-folder", str(tmp_path / "in"), "--out", f"{tmp_path}/out", "--workers", "1"]) == 0
+    (tmp_path / "in").rename(tmp_path / "before")
+    (tmp_path / "before/a").rename(tmp_path / "before/c")
+    assert main(["image-folder", str(tmp_path / "before"), "--out", f"{tmp_path}/out", "--workers", "1"]) == 2
+    assert "its images have changed since, or they are of another source" in capsys.readouterr().err
     assert load_manifest(str(tmp_path / "out/train")).num_samples == 2
 
 

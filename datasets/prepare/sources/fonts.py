@@ -62,15 +62,17 @@ class Fonts:
     def __post_init__(self) -> None:
         for name in ("train_images", "val_images"):
             if not 0 < getattr(self, name) < _MOST_PER_CLASS:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         if self.families < 2:
-            raise ValueError(f"families is {self.families}; it must be at least 2")
+            raise ValueError(f"--families is {self.families}; it must be at least 2")
         if self.size < 16:
-            raise ValueError(f"size is {self.size} px; it must be at least 16")
+            raise ValueError(f"--size is {self.size} px; it must be at least 16")
         if not 6 <= self.text_size[0] <= self.text_size[1]:
-            raise ValueError(f"text_size is {self.text_size} px; it must be 6 <= smallest <= largest")
+            raise ValueError(
+                f"--text-size is {self.text_size[0]} {self.text_size[1]} px; it must be 6 <= smallest <= largest"
+            )
         if self.rotation < 0 or self.noise < 0:
-            raise ValueError(f"rotation is {self.rotation} and noise {self.noise}; both must be 0 or more")
+            raise ValueError(f"--rotation is {self.rotation} and --noise {self.noise}; both must be 0 or more")
 
     def plan(self) -> Plan:
         """List the images to be drawn; fetches the fonts if they are not in the cache.
@@ -119,7 +121,7 @@ class Fonts:
         fonts = _fonts_of(self)
         if len(fonts) < self.families:
             source = self.font_folder or "this distribution"
-            raise DataError(f"families is {self.families}, but {source} has only {len(fonts)} fonts; ask for fewer")
+            raise DataError(f"--families is {self.families}, but {source} has only {len(fonts)} fonts; ask for fewer")
         return fonts
 
 

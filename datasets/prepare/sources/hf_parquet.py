@@ -17,7 +17,7 @@ from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbere
 from datasets.prepare.parquet_columns import Columns, find_columns
 from datasets.prepare.parquet_rows import LabelledRow, ParquetPart, image_of, labelled_rows, parquet_parts, schema_of
 from datasets.prepare.source import Item, Plan
-from datasets.prepare.split import check_share, groups_of, hold_out
+from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out
 from datasets.prepare.table_rows import check_trained
 from datasets.shards.class_names import class_numbers, shown_classes
 
@@ -53,14 +53,14 @@ class HfParquet:
     """With --mask-column: the masks are black and white; from 128 on the second class, below it the first."""
     split: Literal["", "train", "val", "test"] = ""
     """Write this split alone: its files, or all where none says a split."""
-    val_share: float = 0.1
+    val_share: float = VAL_SHARE
     """Share of each class held out for validation if no file is of the split val; with masks, of all."""
 
     def __post_init__(self) -> None:
         check_share(self.val_share)
         check_mask_flags(mask_column=self.mask_column, classes=self.classes, ignore=self.ignore, binary=self.binary)
         if self.mask_column and self.label_column:
-            raise ValueError("label_column and mask_column: name the one that is to be learned")
+            raise ValueError("--label-column and --mask-column: name the one that is to be learned")
 
     def plan(self) -> Plan:
         """Read the labels of all rows; images are read when they are written.
@@ -83,7 +83,9 @@ class HfParquet:
         notes: tuple[str, ...] = ()
         if "val" not in splits and not self.split:
             notes = (f"val is {self.val_share:.0%} of the training rows: there is no file for it",)
-            splits |= hold_out(splits["train"], self.val_share, groups_of(splits["train"]))
+            splits |= hold_out(splits["train"], self.val_share, groups_of(splits["train"]), self.folder)
+        else:
+            check_unused(self.val_share, self.folder)
         return Plan(
             classes=classes,
             splits={split: splits[split] for split in ROLES if split in splits},
@@ -125,7 +127,7 @@ class HfParquet:
         except PLACE_ERRORS:
             raise
         except (ValueError, OSError) as error:
-            raise DataError(f"{part.file.url}: row {row + 1}: {self.mask_column}: {error}") from None
+            raise DataError(f"{part.file.url}: row {row + 1}: {self.mask_column}: {error}") from error
 
     def _meaning(self) -> MaskClasses:
         return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)

@@ -12,6 +12,7 @@ from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import (
     ROLES,
     LeftOut,
+    check_folder,
     class_folders,
     count_beside,
     find_splits,
@@ -20,7 +21,7 @@ from datasets.prepare.layout import (
     split_folder,
 )
 from datasets.prepare.source import Item, Plan
-from datasets.prepare.split import check_share, hold_out, mark_of
+from datasets.prepare.split import VAL_SHARE, check_share, check_unused, hold_out, mark_of
 from datasets.shards.class_names import shown_classes
 
 
@@ -34,7 +35,7 @@ class ImageFolder:
 
     path: Path
     """Folder with the images."""
-    val_share: float = 0.1
+    val_share: float = VAL_SHARE
     """Share of each class held out for validation if there is no val folder; the file names decide which."""
 
     split: Literal["", "train", "val", "test"] = ""
@@ -53,8 +54,7 @@ class ImageFolder:
         Raises:
             DataError: no such folder, no images, or what can only be a mistake; see `datasets.prepare.layout`.
         """
-        if not self.path.is_dir():
-            raise DataError(f"{self.path}: no such folder")
+        check_folder(self.path)
         left_out, notes = LeftOut(), list[str]()
         found = self._folders(left_out)
         classes = class_names(self.classes) if self.classes else tuple(class_folders(self._base(found)))
@@ -63,8 +63,10 @@ class ImageFolder:
             _check_classes(self._base(found), classes, splits, named=bool(self.classes))
         if "val" not in splits and not self.split:
             everything = splits.pop("", ()) or splits.pop("train")
-            splits = hold_out(everything, self.val_share, lambda item: item.label) | splits
+            splits = hold_out(everything, self.val_share, lambda item: item.label, self.path) | splits
             notes.append(f"val is {self.val_share:.0%} of each class of {self._base(found)}: there is no folder for it")
+        else:
+            check_unused(self.val_share, self.path)
         return Plan(
             classes=classes,
             splits={split: splits[split] for split in ROLES if split in splits},

@@ -10,10 +10,10 @@ import tyro
 
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
-from datasets.prepare.layout import LeftOut, image_files
+from datasets.prepare.layout import LeftOut, check_folder, image_files
 from datasets.prepare.mask_classes import MaskClasses, numbered_mask, remembered_mask_classes
 from datasets.prepare.source import Item, Plan
-from datasets.prepare.split import check_share, hold_out, mark_of
+from datasets.prepare.split import VAL_SHARE, check_share, check_unused, hold_out, mark_of
 
 _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 _EXTENSIONS = (*_LOSSLESS, *(extension.upper() for extension in _LOSSLESS))
@@ -51,7 +51,7 @@ class Masks:
     """The masks are black and white, or of greys between: from 128 on the second class, below it the first."""
     skip_unmasked: bool = False
     """Leave out images without a mask, and count them in the data report, instead of ending with an error."""
-    val_share: float = 0.1
+    val_share: float = VAL_SHARE
     """Share of the images of each sub-folder held out for validation if there is no --val-images; the file names decide
     which."""
     test_share: float = 0.0
@@ -62,18 +62,18 @@ class Masks:
         check_share(self.val_share)
         if not 0 <= self.test_share < 1 - self.val_share:
             raise ValueError(
-                f"test_share is {self.test_share}; it must be 0 (no test split) or more, and with val_share below 1"
+                f"--test-share is {self.test_share}; it must be 0 (no test split) or more, and with --val-share below 1"
             )
         if self.test_share and (self.test_images is not None or self.val_images is not None):
             raise ValueError(
-                f"test_share is {self.test_share}: it is a share of all images; leave out test_images and val_images"
+                f"--test-share is {self.test_share}: a share of all images; leave out --test-images and --val-images"
             )
         for split in ("val", "test"):
             images, masks = getattr(self, f"{split}_images"), getattr(self, f"{split}_masks")
             if masks is not None and images is None:
-                raise ValueError(f"{split}_masks is {masks}: give {split}_images too")
+                raise ValueError(f"--{split}-masks is {masks}: give --{split}-images too")
             if images is not None and (masks is None) != (self.masks is None):
-                raise ValueError(f"{split}_masks and masks: give both, or none where masks are beside the images")
+                raise ValueError(f"--{split}-masks and --masks: give both, or none where masks are beside the images")
 
     def plan(self) -> Plan:
         """List the images that have masks.
@@ -89,6 +89,8 @@ class Masks:
             splits = self._held_out(splits["train"]) | {split: splits[split] for split in splits if split != "train"}
             shares = [f"val is {self.val_share:.0%}"] + [f"test {self.test_share:.0%}"] * bool(self.test_share)
             notes.append(f"{', '.join(shares)} of each folder of {self.images}: there is no --val-images")
+        else:
+            check_unused(self.val_share, self.images)
         return Plan(
             classes=table.names,
             splits=splits,
@@ -126,9 +128,10 @@ class Masks:
         """Return the splits of one folder's images. Those of the test split are chosen first, so a larger share of them
         takes the images that validation had."""
         if not self.test_share:
-            return hold_out(everything, self.val_share, _sub_folder)
-        parts = hold_out(everything, self.test_share, _sub_folder)
-        return hold_out(parts["train"], self.val_share / (1 - self.test_share), _sub_folder) | {"test": parts["val"]}
+            return hold_out(everything, self.val_share, _sub_folder, self.images)
+        parts = hold_out(everything, self.test_share, _sub_folder, self.images)
+        share = self.val_share / (1 - self.test_share)
+        return hold_out(parts["train"], share, _sub_folder, self.images) | {"test": parts["val"]}
 
     def _table(self) -> MaskClasses:
         return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
@@ -157,8 +160,8 @@ class Masks:
         folder = self._folder(split)
         assert folder is not None
         for needed in (folder, self.masks if split == "train" else getattr(self, f"{split}_masks")):
-            if needed is not None and not needed.is_dir():
-                raise DataError(f"{needed}: no such folder")
+            if needed is not None:
+                check_folder(needed)
         found = list(image_files(folder, folder, left_out))
         images = {file.with_suffix("") for file in found if file.suffix not in _EXTENSIONS}
         files = [file for file in found if not self._is_mask(file, images)]
@@ -188,10 +191,14 @@ class Masks:
         folder = self._folder(split) or self.images
         shown = ", ".join(str(file.relative_to(folder)) for file in files[:_MOST_NAMED])
         more = f" and {len(files) - _MOST_NAMED:,} more" if len(files) > _MOST_NAMED else ""
+        wanted = self._mask_places(files[0], split)[0]
+        lossy = next((place for end in (".jpg", ".jpeg") if (place := wanted.with_suffix(end)).is_file()), files[0])
+        found = f"{folder}: {len(files):,} of {total:,} images have no mask: {shown}{more}"
+        if lossy != files[0]:
+            return f"{found}; {lossy} is there, but JPEG changes the values of pixels: write masks as PNG"
         elsewhere = "" if self.masks or self.mask_suffix else ", name their folder with --masks"
         return (
-            f"{folder}: {len(files):,} of {total:,} images have no mask: {shown}{more}; the first one's would be "
-            f"{self._mask_places(files[0], split)[0]}; add them{elsewhere}, or leave such images out with "
+            f"{found}; the first one's would be {wanted}; add them{elsewhere}, or leave such images out with "
             "--skip-unmasked"
         )
 

@@ -16,7 +16,7 @@ from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.mask_classes import MaskClasses, numbered_mask
 from datasets.prepare.source import Item, Plan
-from datasets.prepare.split import check_share, groups_of, hold_out, mark_of
+from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out, mark_of
 from datasets.prepare.torchvision_download import fetch_whole
 from datasets.prepare.torchvision_sets import SETS, build_set, class_names_of, samples_of
 
@@ -42,7 +42,7 @@ class TorchvisionData:
     level, VOCSegmentation's year."""
     split: Literal["", "train", "val", "test"] = ""
     """Write this split alone."""
-    val_share: float = 0.1
+    val_share: float = VAL_SHARE
     """Share of each class held out for validation if the set has no split for it; with masks, of all."""
 
     def __post_init__(self) -> None:
@@ -53,11 +53,11 @@ class TorchvisionData:
             raise ValueError(f"dataset is {self.dataset!r}; did you mean {', '.join(meant)}?")
         own = SETS[self.dataset]
         if self.masks and own.masks is None:
-            raise ValueError(f"masks: {self.dataset} has none")
+            raise ValueError(f"--masks: {self.dataset} has none")
         if self.variant and not own.variant[0]:
-            raise ValueError(f"variant is {self.variant!r}, and {self.dataset} has only one")
+            raise ValueError(f"--variant is {self.variant!r}, and {self.dataset} has only one")
         if self.split not in ("", *own.splits):
-            raise ValueError(f"split is {self.split!r}, and {self.dataset} has {' and '.join(own.splits)} alone")
+            raise ValueError(f"--split is {self.split!r}, and {self.dataset} has {' and '.join(own.splits)} alone")
 
     def plan(self) -> Plan:
         """List the set's images, after downloading it where it isn't there.
@@ -70,7 +70,9 @@ class TorchvisionData:
         notes: tuple[str, ...] = ()
         if "val" not in splits and not self.split:
             notes = (f"val is {self.val_share:.0%} of the training images: {self.dataset} has no split for it",)
-            splits |= hold_out(splits["train"], self.val_share, groups_of(splits["train"]))
+            splits |= hold_out(splits["train"], self.val_share, groups_of(splits["train"]), self.dataset)
+        else:
+            check_unused(self.val_share, self.dataset)
         meaning = self._meaning
         labels = [item.label for items in splits.values() for item in items]
         return Plan(

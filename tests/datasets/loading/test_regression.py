@@ -157,7 +157,7 @@ def test_columns_that_are_not_there_and_flags_that_do_not_go_together(tmp_path: 
     table = str(table_of(tmp_path))
     with pytest.raises(DataError, match=r"no column 'weight'.*--targets"):
         CsvTable(table=table, targets=("weight",)).plan()
-    with pytest.raises(ValueError, match="targets are numbers: leave out"):
+    with pytest.raises(ValueError, match="--targets are numbers: leave out"):
         CsvTable(table=table, targets=("age",), classes="a,b")
     with pytest.raises(ValueError, match="name each column once"):
         CsvTable(table=table, targets=("age", "age"))

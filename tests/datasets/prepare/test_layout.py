@@ -160,7 +160,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 def test_every_class_is_split_alike(sizes: list[int], share: float) -> None:
     items = tuple(Item(f"{label}/{n}", label) for label, size in enumerate(sizes) for n in range(size))
-    splits = hold_out(items, share, lambda item: item.label)
+    splits = hold_out(items, share, lambda item: item.label, "x")
     assert sorted((*splits["train"], *splits["val"]), key=items.index) == list(items)
     for label, size in enumerate(sizes):
         held_out = sum(item.label == label for item in splits["val"])
@@ -215,7 +215,7 @@ def test_classes_can_be_named_where_training_has_none_of_one(tmp_path: Path) -> 
             ["--classes", "cat,cow"],
             "train: the folder 'dog' is none of the 2 classes (cat, cow); rename it, or move it",
         ),
-        (["--split", "val", "--also-short-side", "64"], "also_short_side is for training shards"),
+        (["--split", "val", "--also-short-side", "64"], "--also-short-side is for training shards"),
         (["--split", "hold"], "--split"),
     ],
 )

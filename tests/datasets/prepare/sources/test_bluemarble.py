@@ -92,7 +92,7 @@ def test_a_machine_without_the_packages_is_told_what_to_do(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"crop": 300}, "crop is 300"), ({"val_share": 1.0}, r"val_share is 1\.0")]
+    ("fields", "message"), [({"crop": 300}, "--crop is 300"), ({"val_share": 1.0}, r"--val-share is 1\.0")]
 )
 def test_options_out_of_range_are_named(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -233,11 +233,18 @@ A, B = "images/00.png", "images/01.png"
         (f"path,label\n{A},\n{B},\n", ["--label-separator", ";"], "table.csv: no row has a label; name their column"),
         (f"path,label\n{A},x\n{B},y\n", ["--classes", "x,x"], "--classes x,x: 'x' is there twice"),
         (f"path,a,b\n{A},1,0\n{B},1,2\n", ["--label-columns", "a", "b"], "line 3: the column 'b' holds '2'; write 1"),
-        (f"path,mask\n{A},a.png\n", ["--mask-column", "mask"], "mask_column needs classes"),
+        (f"path,mask\n{A},a.png\n", ["--mask-column", "mask"], "--mask-column needs --classes"),
         (f"path,mask\n{A},\n", ["--mask-column", "mask", "--classes", "a,b"], "line 2: the column 'mask' is empty"),
-        (f"path,label\n{A},x\n", ["--binary"], "ignore and binary are about masks"),
+        (f"path,label\n{A},x\n", ["--binary"], "--ignore and --binary are about masks"),
         (f'path,label\n{A},"x"y\n', [], "line 2: ',' expected after '\"'"),
-        (f"path,label\n{A},x\n", ["--val-share", "1"], "val_share is 1"),
+        (f"path,label\n{A},x\n", ["--val-share", "1"], "--val-share is 1"),
+        (f"path,label\n{A},x\n{B},y\n", [], "table.csv: no validation split, and none can be held out: no class"),
+        (
+            f"path,label,split\n{A},x,train\n{B},y,train\nimages/02.png,x,val\n",
+            ["--val-share", "0.2"],
+            "table.csv: --val-share 0.2 does nothing: there is a validation split, or",
+        ),
+        (f"path,n\n{A},1\n{B},2\n", ["--targets", "n", "--label-separator", ";"], "--label-separator is for --label"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_with_the_row(

@@ -185,9 +185,9 @@ def test_a_damaged_page_is_said_with_its_rows(tmp_path: Path, capsys: pytest.Cap
         ({"image": BYTES, "label": [0] * 20}, [], "only '0' has images for training; two classes"),
         ({"image": BYTES, "label": [-1] * 20}, [], "no row of the split train has a label; name their column with"),
         ({"image": BYTES, "label": [0, 1] * 10}, ["--classes", "a,b,1"], "row 1: the label '0' is none of the 3"),
-        ({"image": BYTES, "label": [0, 1] * 10}, ["--mask-column", "m"], "mask_column needs classes"),
+        ({"image": BYTES, "label": [0, 1] * 10}, ["--mask-column", "m"], "--mask-column needs --classes"),
         ({"image": BYTES, "label": [0, 1] * 10}, ["--mask-column", "m", "--classes", "a,b"], "no column 'm' in it"),
-        ({"image": BYTES, "label": [0, 1] * 10}, ["--binary"], "ignore and binary are about masks"),
+        ({"image": BYTES, "label": [0, 1] * 10}, ["--binary"], "--ignore and --binary are about masks"),
         ({"image": BYTES[:0], "label": pa.array([], pa.int64())}, [], "no row of the split train has a label"),
     ],
 )  # fmt: skip

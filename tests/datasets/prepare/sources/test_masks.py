@@ -191,19 +191,19 @@ def test_every_encoding_of_a_mask_gives_its_classes(colour_file: str, numbers: l
         ),
         (["{t}/m"], "the first one's would be {t}/m/a/00.bmp; add them, name their folder with --masks, or leave"),
         (["{t}/a", "--masks", "{t}/large"], "the mask has 40x40 pixels, its image a/00.jpg 32x32; make them equal"),
-        (["{t}/a", "--masks", "{t}/seven"], "512 of 1,024 pixels have the value 7, which is no class; add the value"),
+        (["{t}/a", "--masks", "{t}/seven"], "512 of 1,024 pixels have the value 7, which is none of --classes; {t}"),
         (["{t}/a", "--masks", "{t}/lossy"], "no mask: it must be one of PNG, BMP, GIF, TIFF, PPM"),
         (["{t}/a", "--masks", "{t}/m", "--ignore", "fog"], "--ignore fog: no class of that name; there are x, y"),
-        (["{t}/a", "--masks", "{t}/m", "--val-masks", "{t}/m"], "give val_images too"),
-        (["{t}/a", "--masks", "{t}/m", "--val-images", "{t}/a"], "val_masks and masks: give both"),
-        (["{t}/a", "--masks", "{t}/m", "--val-share", "1"], "val_share is 1"),
+        (["{t}/a", "--masks", "{t}/m", "--val-masks", "{t}/m"], "give --val-images too"),
+        (["{t}/a", "--masks", "{t}/m", "--val-images", "{t}/a"], "--val-masks and --masks: give both"),
+        (["{t}/a", "--masks", "{t}/m", "--val-share", "1"], "--val-share is 1"),
         (
             ["{t}/a", "--masks", "{t}/m", "--test-share", "0.95"],
-            "test_share is 0.95; it must be 0 (no test split) or more",
+            "--test-share is 0.95; it must be 0 (no test split) or more",
         ),
         (
             ["{t}/a", "--masks", "{t}/m", "--test-share", "0.1", "--val-images", "{t}/a", "--val-masks", "{t}/m"],
-            "test_share is 0.1: it is a share of all images; leave out",
+            "--test-share is 0.1: a share of all images; leave out",
         ),
         (["{t}/a", "--masks", "{t}/m", "--ignore", "1"], "--ignore 1 is the value of the class 'y'; to leave out that"),
         (
@@ -243,6 +243,31 @@ def test_mistakes_are_one_line(
     assert message.replace("{t}", str(tmp_path)) in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_values_of_no_class_are_named_once_with_all_of_them_in_the_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20)
+    for value, path in zip((25, 50, 75, 3, 4), sorted((tmp_path / "all").rglob("*.png")), strict=False):
+        path.write_bytes(png(halves(value)))
+    command = ["masks", str(tmp_path / "all"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*command, "--classes", "x,y,z", "--ignore", "z"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "add the values to --classes, or leave such pixels out by --ignore z 3 4 25 50 75, or leave the images" in error
+    )
+    assert error.count("--ignore") == 1
+    assert main([*command, "--classes", "x,y,z", "--ignore", "z", "3", "4", "25", "50", "75"]) == 0
+
+
+def test_masks_as_jpeg_are_said_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pairs(tmp_path / "a", tmp_path / "m", 2)
+    for path in list((tmp_path / "m").rglob("*.png")):
+        path.rename(path.with_suffix(".jpg"))
+    command = ["masks", str(tmp_path / "a"), "--masks", str(tmp_path / "m"), "--classes", "x,y"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/m/a/00.jpg is there, but JPEG changes the values of pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

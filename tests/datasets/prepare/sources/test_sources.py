@@ -93,7 +93,7 @@ def test_too_few_fonts_are_an_error(tmp_path: Path) -> None:
     "changes", [{"families": 1}, {"train_images": 0}, {"size": 8}, {"text_size": (4, 9)}, {"rotation": -1.0}]
 )
 def test_font_options_out_of_range_are_named(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} is"):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes)).replace('_', '-')} is"):
         fonts(**changes)
 
 
