@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +15,7 @@ from rich.table import Table as RichTable
 
 from datasets.transforms.shape import format_size
 from infra.redact import redacted_command
+from infra.storage.open import open_storage
 from jobs.common.cli import run_main
 from jobs.common.compare_args import PROG, parse
 from jobs.common.display import wide_console
@@ -49,8 +49,6 @@ class _Compare:
 
     def run(self) -> int:
         """Train what is missing, then report."""
-        from infra.storage.local import LocalStorage
-        from infra.storage.open import open_storage
         from infra.tracking.tracker import Tracker
         from pipeline.compare.peer_check import check_peer
         from pipeline.compare.runs import plan_runs
@@ -64,9 +62,9 @@ class _Compare:
         if self.options.dry_run:
             return 0
         if self.options.out:  # before hours of training
-            LocalStorage(Path(self.options.out)).check_writable()
+            open_storage(self.options.out, what="--out").check_writable()
         self.base = next(run for run in planned if run.variant == self.comparison.baseline).ready.config
-        self.storage = open_storage(f"{self.base.storage}/{self.comparison.name}")
+        self.storage = open_storage(replace(self.base, name=self.comparison.name).folder)
         tracking = replace(self.base.tracking, system_metrics=False)
         tracker = Tracker(tracking, self.comparison.name, storage=self.storage)
         tracker.set_tags({"kind": "comparison", **origin_tags()})
@@ -192,7 +190,6 @@ class _Compare:
 
     def _keep(self, found: Findings, tracker: Tracker) -> None:
         """Write the report to storage, to MLflow, and where the user wants it; show its main table."""
-        from infra.storage.local import LocalStorage
         from pipeline.compare.report import grid_table, report_files, short_table
 
         files = report_files(found)
@@ -205,8 +202,9 @@ class _Compare:
         for name, one in named.items():
             tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=step)
         if self.options.out:
+            copy = open_storage(self.options.out, what="--out")
             for name, content in files.items():
-                LocalStorage(Path(self.options.out)).write(name, content)
+                copy.write(name, content)
         if found.comparison.grid is not None:
             self.console.print(_rich(grid_table(found)))
         self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)

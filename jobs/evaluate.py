@@ -19,7 +19,7 @@ from datasets.prepare.table_labels import TableColumns
 from jobs.common.cli import run_main
 from jobs.common.device import chosen_device
 from jobs.common.display import wide_console
-from jobs.common.parsing import parse
+from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
     from pipeline.inference.class_report import Report
@@ -88,6 +88,7 @@ class Options:
         for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+        check_local(report=self.report, pictures=self.pictures, json=self.json)
 
 
 _COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {

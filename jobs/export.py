@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jobs.common.cli import run_main
-from jobs.common.parsing import parse
+from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +91,7 @@ class Options:
             raise ValueError(f"a checkpoint or --best-of EXPERIMENT is needed, and there is {given}: name one")
         if self.metric and not self.best_of:
             raise ValueError(f"metric is {self.metric!r}: it needs --best-of EXPERIMENT")
+        check_local(to=self.to)
         if not self.to.endswith((".onnx", ".pt2")):
             raise ValueError(f"to is {self.to!r}: name a file that ends in .onnx or .pt2")
         if self.register and not self.to.endswith(".onnx"):

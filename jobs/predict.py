@@ -18,7 +18,7 @@ from datasets.prepare.layout import LeftOut
 from datasets.transforms.pixels import MAX_PIXELS
 from jobs.common.cli import run_main
 from jobs.common.display import shown_progress, wide_console
-from jobs.common.parsing import parse
+from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
     from pipeline.inference.prediction_table import PredictorSpec, Row
@@ -77,6 +77,8 @@ class Options:
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError(f"no images are named: add files, folders, tars or tables after {self.model}")
+        if not self.out.endswith(PARQUET_SUFFIX):
+            check_local(out=self.out)
         for name in ("top", "batch_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -64,6 +64,13 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
     return made
 
 
+def check_local(**places: str) -> None:
+    """Refuse a place in a cloud for what is written to this machine alone; the names are the flags'."""
+    for flag, place in places.items():
+        if "://" in place:
+            raise ValueError(f"--{flag} is {place}: this is written to a local place; name one, and copy it from there")
+
+
 def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
     """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
     program = "" if "/" in event.prog else f"{event.prog} "  # else a file, which nobody has called by its path

@@ -69,7 +69,7 @@ class CompareOptions:
     peer_script: str = ""
     """timm's train.py, of a clone of its repository (the package is without it), at the same path on all nodes."""
     out: str = ""
-    """Folder for a copy of the report, which is also written to the storage."""
+    """Folder, or s3://BUCKET/PREFIX, for a copy of the report, which is also written to the storage."""
     dry_run: bool = False
     """Print the variants and their cost, and start nothing."""
 
