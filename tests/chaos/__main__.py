@@ -199,14 +199,23 @@ def show_growth(growth: Growth) -> None:
 
 def _show(verdicts: Sequence[Verdict]) -> None:
     table = Table(title="random kills over one run", title_justify="left")
-    table.add_column("")
-    rows: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        table.add_column(verdict.name, justify="right")
-        for name, value in verdict.table().items():
-            rows.setdefault(name, []).append(value)
-    for name, values in rows.items():
-        table.add_row(name, *values)
+    found = {verdict.name: verdict.table() for verdict in verdicts}
+    if len(found) > 2:  # a soak: a line for each run, without the kinds, of which each has the same number
+        names = [name for name in next(iter(found.values())) if not name.startswith("  ")]
+        table.add_column("run")
+        for name in names:
+            table.add_column(name, justify="right")
+        for run, values in found.items():
+            table.add_row(run, *(values[name] for name in names))
+    else:
+        table.add_column("")
+        rows: dict[str, list[str]] = {}
+        for run, values in found.items():
+            table.add_column(run, justify="right")
+            for name, value in values.items():
+                rows.setdefault(name, []).append(value)
+        for name, row in rows.items():
+            table.add_row(name, *row)
     wide_console().print(table)
 
 
