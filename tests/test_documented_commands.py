@@ -150,7 +150,8 @@ def said_by(command: str, more: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"jobs\.compare .*\w$", command)])
-def test_a_documented_comparison_can_be_asked_for(command: str) -> None:
+def test_a_documented_comparison_can_be_asked_for(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     _, _, _, *arguments = shlex.split(command)
     comparison, options = compare_args.parse([WORDS.get(word, word) for word in arguments])
     assert len(comparison.variants) > 1

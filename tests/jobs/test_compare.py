@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.storage.open import open_storage
 from jobs.common.compare_args import parse
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_flags import scaled
@@ -338,9 +339,9 @@ def test_how_a_comparison_ended_is_on_record_without_passwords(
         raise error("it failed")
 
     monkeypatch.setattr(_Compare, "_histories", fails)
-    monkeypatch.chdir(tmp_path)  # it makes the folder that --out is here
+    monkeypatch.setattr("jobs.compare.open_storage", lambda uri, **_: open_storage(tmp_path / uri.partition("://")[0]))
     with pytest.raises(error):
-        main(arguments(tmp_path, sqlite_uri, "--out", "https://me:secret@host"))
+        main(arguments(tmp_path, sqlite_uri, "--out", "s3://me:secret@bucket"))
     client = make_client(sqlite_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("crescendo").experiment_id])
     assert run.info.status == status

@@ -160,6 +160,10 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 def test_every_class_is_split_alike(sizes: list[int], share: float) -> None:
     items = tuple(Item(f"{label}/{n}", label) for label, size in enumerate(sizes) for n in range(size))
+    if max(sizes) == 1:
+        with pytest.raises(DataError, match=r"^x: no validation split, and none can be held out"):
+            hold_out(items, share, lambda item: item.label, "x")
+        return
     splits = hold_out(items, share, lambda item: item.label, "x")
     assert sorted((*splits["train"], *splits["val"]), key=items.index) == list(items)
     for label, size in enumerate(sizes):
