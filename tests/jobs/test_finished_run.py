@@ -23,6 +23,7 @@ from pipeline.run.preflight import check_run
 from pipeline.run.provenance import recorded_config
 from tests.support.shards import write_shards
 
+Follow = Callable[[Callable[[], Any]], None]
 AWAY = "http://127.0.0.1:9"
 NOTHING_TRAINED = SimpleNamespace(progress=None, phase="finished")
 
@@ -67,15 +68,16 @@ def record(config: TrainConfig, status: str = "") -> None:
     tracker.abandon()
 
 
-def follow_by(monkeypatch: pytest.MonkeyPatch, follow: Callable[[], Any]) -> None:
-    """Have `follow` done in place of a run on a cluster."""
-    monkeypatch.setattr(train, "follow_to_end", lambda *_, **__: follow())
+@pytest.fixture
+def follow_by(monkeypatch: pytest.MonkeyPatch) -> Follow:
+    """Have something done in place of a run on a cluster."""
+    return lambda follow: monkeypatch.setattr(train, "follow_to_end", lambda *_, **__: follow())
 
 
 def test_a_finished_run_is_shown_and_nothing_is_started(
-    argv: list[str], config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], config: TrainConfig, follow_by: Follow, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    follow_by(monkeypatch, lambda: pytest.fail("a run was started"))
+    follow_by(lambda: pytest.fail("a run was started"))
     finish(config)
     record(config, "FINISHED")
     assert train.main(argv) == 0
@@ -85,9 +87,9 @@ def test_a_finished_run_is_shown_and_nothing_is_started(
 
 
 def test_an_mlflow_that_gives_no_answer_is_no_complete_record(
-    argv: list[str], config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], config: TrainConfig, follow_by: Follow, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    follow_by(monkeypatch, lambda: pytest.fail("a run was started"))
+    follow_by(lambda: pytest.fail("a run was started"))
     finish(config)
     record(config)
     assert train.main([*argv, "--tracking.uri", AWAY]) == 1
@@ -104,7 +106,7 @@ def test_an_mlflow_that_gives_no_answer_is_no_complete_record(
 def test_a_record_that_was_left_open_is_completed_by_a_start(
     argv: list[str],
     config: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    follow_by: Follow,
     capsys: pytest.CaptureFixture[str],
     status: str,
     code: int,
@@ -114,7 +116,7 @@ def test_a_record_that_was_left_open_is_completed_by_a_start(
         record(config, status)
         return NOTHING_TRAINED
 
-    follow_by(monkeypatch, follow)
+    follow_by(follow)
     finish(config)
     record(config)
     assert train.main(argv) == code
@@ -124,12 +126,12 @@ def test_a_record_that_was_left_open_is_completed_by_a_start(
 
 
 def test_a_run_whose_submission_is_yet_to_end_its_record_is_left_to_it(
-    argv: list[str], config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], config: TrainConfig, follow_by: Follow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def follow() -> Any:
         raise LeaseError("over is being trained by somebody")
 
-    follow_by(monkeypatch, follow)
+    follow_by(follow)
     finish(config)
     record(config)
     assert train.main(argv) == 0
@@ -140,7 +142,7 @@ def test_a_run_whose_submission_is_yet_to_end_its_record_is_left_to_it(
 def test_a_run_that_another_submission_has_finished_meanwhile_is_shown(
     argv: list[str],
     config: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    follow_by: Follow,
     capsys: pytest.CaptureFixture[str],
     status: str,
     code: int,
@@ -150,7 +152,7 @@ def test_a_run_that_another_submission_has_finished_meanwhile_is_shown(
         record(config, status)
         return NOTHING_TRAINED
 
-    follow_by(monkeypatch, follow)
+    follow_by(follow)
     assert train.main(argv) == code
     said = capsys.readouterr().out
     assert "over starts: " in said
