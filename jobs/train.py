@@ -19,7 +19,6 @@ from jobs.common.facts import record_facts
 from jobs.common.follow import follow_to_end
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, preflight, with_start
-from pipeline.run.record import synced_record
 from pipeline.run.summary import format_workers
 from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
@@ -38,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     config = flags.of(config)
     console = wide_console()
     console.print(f"{config.name}: checking data, storage and earlier checkpoints", highlight=False, soft_wrap=True)
+    from pipeline.run.record import synced_record  # after the first line, which it would delay
+
     ready = preflight(config, prepare_tracking=False)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
         console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)

@@ -110,7 +110,7 @@ def first_readable(
         else:
             if skipped:
                 raise _none_readable(storage, skipped)
-            return None, skipped
+            return None, []
 
 
 @dataclass(frozen=True, slots=True)
