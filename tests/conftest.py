@@ -171,10 +171,8 @@ def ray_cluster() -> Iterator[None]:
     start_ray(
         num_cpus=2,
         num_gpus=0,
-        include_dashboard=False,
         object_store_memory=200 * 2**20,
         _temp_dir=folder,
-        log_to_driver=False,
     )
     yield
     ray.shutdown()

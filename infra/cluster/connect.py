@@ -26,8 +26,9 @@ _OTHER_TOKEN = "RAY_AUTH_TOKEN_PATH names a file with it; `ray get-auth-token` o
 
 _QUICK_RECOVERY = {
     # Ray Train reads these where `fit` is called, that is in the run's controller; see `start_actor`.
-    # How often Ray Train looks after its workers; its default of 2 s is what a lost worker costs at least.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # How often Ray Train looks after its workers: what a lost worker costs at least. Each look takes CPU time in the
+    # controller and in every worker; Ray's default is 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A group whose nodes are not there is given up after this long; Ray's 60 s are most of what a lost node costs.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor for each group; see `DrainWatch`
@@ -39,6 +40,8 @@ _QUICK_RECOVERY = {
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
 }
+
+_is_own = False
 
 
 def prepare_environment() -> None:
@@ -67,7 +70,7 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
         with own_sigterm(), nullcontext() if in_submitted_job() else packed_code() as code:
             shipped = {"runtime_env": {"working_dir": code}} if code else {}
             if address == "local":
-                start_ray(include_dashboard=False, namespace=NAMESPACE, log_to_driver=False, **shipped)
+                start_ray(namespace=NAMESPACE, **shipped)
             else:
                 join(address, CONNECT_TIMEOUT_S, name="cluster.address", **shipped)
     lack = _lack(config, num_workers)
@@ -110,9 +113,11 @@ def join(address: str, timeout_s: float, *, name: str, **arguments: Any) -> None
 
     from infra.cluster.ray_private import connect_tries
 
+    global _is_own
     try:
         check_port(address, timeout_s)
         with connect_tries(CONNECT_TRIES):
+            _is_own = False
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **arguments)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise _why_not(f"{name} is {address!r}", error) from error
@@ -182,16 +187,23 @@ def in_submitted_job() -> bool:
 
 
 def start_ray(**arguments: Any) -> None:
-    """Start a cluster on this machine; again where its processes were not up in time, as on a machine that is busy.
+    """Start a cluster on this machine for this process alone, without a dashboard and without logs on its terminal.
+
+    It is started again where its processes were not up in time, as on a machine that is busy.
 
     Raises:
         ClusterError: it does not start.
     """
     import ray
 
+    from infra.cluster.ray_private import few_processes
+
+    global _is_own
+    arguments |= {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     for left in reversed(range(START_TRIES)):
         try:
-            ray.init(address="local", logging_level="ERROR", **arguments)
+            with few_processes():
+                ray.init(address="local", **arguments)
         except (TypeError, ValueError):  # wrong arguments
             raise
         except Exception as error:  # Ray has no class of its own for it
@@ -204,7 +216,13 @@ def start_ray(**arguments: Any) -> None:
                     "(cluster.address). Ray's logs: /tmp/ray/session_latest/logs"
                 ) from error
         else:
+            _is_own = True
             return
+
+
+def has_own_cluster() -> bool:
+    """Say whether this process has started the cluster that it uses, which no autoscaler and no one else looks at."""
+    return _is_own
 
 
 def resources_of_nodes(config: ClusterConfig) -> list[Mapping[str, float]]:

@@ -26,6 +26,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
         "warn_if_disabled",
     ),
     "ray._private.grpc_utils:init_grpc_channel": ("address", "options", "asynchronous", "credentials"),
+    "ray._private.node:Node.start_api_server": ("self", "include_dashboard", "raise_on_failure"),
+    "ray._private.node:Node.start_log_monitor": ("self",),
+    "ray._private.node:Node.start_monitor": ("self",),
     "ray._private.ray_constants:NUM_REDIS_GET_RETRIES": None,
     "ray._private.ray_constants:WORKER_PROCESS_SETUP_HOOK_ENV_VAR": None,
     "ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR": None,
@@ -109,6 +112,7 @@ check_names(NAMES)
 from ray._private import ray_constants, services, state  # noqa: E402
 from ray._private.authentication import authentication_token_setup  # noqa: E402
 from ray._private.grpc_utils import init_grpc_channel  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR  # noqa: E402
 from ray.core.generated import autoscaler_pb2, common_pb2, gcs_pb2, node_manager_pb2  # noqa: E402
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub  # noqa: E402
@@ -128,6 +132,7 @@ WORKER_MODULES = (
     "ray.train.torch.config",
 )
 """What a process imports when it becomes a worker of Ray Train."""
+_FOR_OTHERS = ("start_api_server", "start_log_monitor", "start_monitor")
 _KEEP_S = 10 * 365 * 86400
 _CALL_TIMEOUT_S = 10.0
 
@@ -151,6 +156,26 @@ def connect_tries(tries: int) -> Iterator[None]:
         yield
     finally:
         ray_constants.NUM_REDIS_GET_RETRIES = before
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """Have `ray.init` start a cluster without what serves others: dashboard, publisher of logs, autoscaler's monitor.
+
+    One driver's own cluster has no use for them. Each starts an interpreter, and polls for as long as training lasts.
+    """
+    before = {name: getattr(Node, name) for name in _FOR_OTHERS}
+    for name in _FOR_OTHERS:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
+
+
+def _start_nothing(node: Node, **_: object) -> None:
+    """Take the place of a method that starts a process of a node."""
 
 
 def draining_nodes() -> set[str]:

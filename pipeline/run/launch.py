@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any
 
 from infra.cluster.config import ClusterConfig
-from infra.cluster.connect import ACTOR_PREFIX, connect, free_reservations, resources_of_nodes, start_actor
+from infra.cluster.connect import (
+    ACTOR_PREFIX,
+    connect,
+    free_reservations,
+    has_own_cluster,
+    resources_of_nodes,
+    start_actor,
+)
 from infra.cluster.prometheus import export_status
 from infra.redact import last_line
 from infra.storage.base import Storage
@@ -100,6 +107,7 @@ def start_controller(
                 origin=origin_tags() if origin is None else origin,
                 callbacks=callbacks,
                 report_stages=count - 1 if callbacks else 0,
+                own_cluster=has_own_cluster(),
             ),
             recipe=config.stages,
             rules=config.adaptive,

@@ -29,6 +29,7 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
+    FixedScalingPolicy,
     NoopDecision,
     ResizeDecision,
     ScalingDecision,
@@ -42,6 +43,7 @@ from pipeline.run.controller_client import ControllerClient
 log = logging.getLogger(__name__)
 
 _SCALING = "ray.train.v2._internal.execution.scaling_policy:ElasticScalingPolicy"
+_FIXED = "ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy"
 _FAILURE = "ray.train.v2._internal.execution.failure_handling.default:DefaultFailurePolicy"
 _TRAINER = "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer"
 _CALLBACK = "ray.train.v2._internal.execution.callback:WorkerGroupCallback"
@@ -55,6 +57,9 @@ NAMES: dict[str, tuple[str, ...] | None] = {
     f"{_SCALING}._get_reserved_resources": ("self",),
     f"{_SCALING}._autoscaling_coordinator": None,
     f"{_SCALING}.GET_RESERVED_RESOURCES_INTERVAL_S": None,
+    f"{_FIXED}.after_controller_start": ("self", "train_run_context"),
+    f"{_FIXED}._maybe_send_resource_request": ("self",),
+    f"{_FIXED}._cancel_resource_request": ("self",),
     f"{_FAILURE}.__init__": ("self", "failure_config"),
     f"{_FAILURE}.make_decision": ("self", "training_failed_error"),
     f"{_FAILURE}._is_retryable_error": ("self", "training_failed_error"),
@@ -181,6 +186,19 @@ class LanePolicy(ElasticScalingPolicy):
         return self._known
 
 
+class OwnClusterPolicy(FixedScalingPolicy):
+    """Ray's policy for a fixed number of workers, without its requests for nodes: there is no one to hear them.
+
+    The actor that Ray adds up such requests in takes 1.5 s of CPU time to start and then a hundredth of a CPU.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask for nothing."""
+
+
 class ProgressPolicy(DefaultFailurePolicy):
     """Ray's failure policy counts failures over a whole run; this one starts counting again after progress.
 
@@ -251,10 +269,17 @@ class GroupTrainer(DataParallelTrainer):
     """
 
     def __init__(
-        self, *arguments: Any, num_lanes: int, controller: ControllerClient, standby: bool, **named: Any
+        self,
+        *arguments: Any,
+        num_lanes: int,
+        controller: ControllerClient,
+        standby: bool,
+        own_cluster: bool,
+        **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
         self.num_lanes, self.controller, self.standby = num_lanes, controller, standby
+        self.own_cluster = own_cluster
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         reached = partial(_reached, self.controller)
@@ -263,6 +288,8 @@ class GroupTrainer(DataParallelTrainer):
             arguments["scaling_policy"] = LanePolicy(
                 self.scaling_config, num_lanes=self.num_lanes, controller=self.controller, standby=self.standby
             )
+        elif self.own_cluster:
+            arguments["scaling_policy"] = OwnClusterPolicy(self.scaling_config)
         controller = TrainController(**arguments)
         asyncio.run(controller.run())
         return controller.get_result()

@@ -25,7 +25,7 @@ class SegmentRunner:
     """Trains a segment as one worker group. Lives in the run's controller, which never opens the config it carries.
 
     `fingerprints` are those of the run's data when it was started, which every group must find again. `origin` are
-    tags on where the run comes from.
+    tags on where the run comes from. `own_cluster` says that nothing but this run's driver uses the cluster.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class SegmentRunner:
         callbacks: tuple[Any, ...] = (),
         report_stages: int = 0,
         origin: Mapping[str, str] | None = None,
+        own_cluster: bool = False,
     ) -> None:
-        self.origin = dict(origin or {})
+        self.origin, self.own_cluster = dict(origin or {}), own_cluster
         self.callbacks, self.report_stages, self.fingerprints = callbacks, report_stages, fingerprints
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.hook = hook(compiles=config.trainer.compile)
@@ -60,6 +61,7 @@ class SegmentRunner:
             num_lanes=self.num_lanes,
             controller=controller,
             standby=self.cluster.standby,
+            own_cluster=self.own_cluster,
             train_loop_config={
                 "sealed_config": self.sealed_config,
                 "controller": controller,

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterConfig, ClusterError, RayVersionError
-from infra.cluster.connect import check_port, has_labels, join, start_ray, token_problem
+from infra.cluster.connect import check_port, has_labels, has_own_cluster, join, start_ray, token_problem
 from infra.cluster.logs import PACKAGES
 
 PROGRAM = """
@@ -150,9 +151,21 @@ def test_a_slow_start_is_tried_again_and_wrong_arguments_are_not(monkeypatch: py
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     start_ray()
     assert len(tries) == 3
+    assert has_own_cluster()
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    join("auto", 1.0, name="--address")
+    assert not has_own_cluster()
     monkeypatch.setattr(ray, "init", failing(ValueError("num_cpus is -1"), AssertionError("tried again")))
     with pytest.raises(ValueError, match="num_cpus"):
         start_ray()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_that_is_started_here_has_nothing_that_serves_others() -> None:
+    started = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert any("raylet/raylet" in line for line in started)
+    for script in ("dashboard/dashboard.py", "_private/log_monitor.py", "autoscaler/_private/monitor.py"):
+        assert not any(script in line for line in started), script
 
 
 @pytest.mark.parametrize(
