@@ -11,6 +11,7 @@ from jobs.recipes.adaptive_variants import adaptive_variants, without_rules
 from jobs.recipes.endings import norms
 from jobs.recipes.single_options import single_options
 from jobs.recipes.stage_variants import (
+    as_costly,
     check_grows,
     fixed_regularization,
     fixed_stages,
@@ -24,7 +25,8 @@ from pipeline.config import TrainConfig
 from pipeline.schedule.adaptive import regularization_ranges
 
 WEAKEST = "strength 0"
-FIXED, PROGRESSIVE, DATAS_CROPS = "fixed", "progressive", "progressive, the data's crops"
+FIXED, PROGRESSIVE, LONGER = "fixed", "progressive", "progressive longer"
+DATAS_CROPS = "progressive, the data's crops"
 
 
 def progressive_vs_fixed(base: TrainConfig) -> Comparison:
@@ -37,13 +39,16 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     about = {
         FIXED: "all stages at the last stage's size and regularization",
         PROGRESSIVE: "the recipe",
+        LONGER: "the recipe with so many more epochs that it costs as many images x pixels as fixed",
         "progressive sizes only": "the recipe's sizes, the last regularization in all stages",
         "random sizes": "its sizes in random order, an epoch each, the last regularization",
         DATAS_CROPS: "the recipe with the data's crop area in all stages",
     }
+    fixed = fixed_stages(base.stages)
     candidates = {
-        FIXED: replace(base, stages=fixed_stages(base.stages)),
+        FIXED: replace(base, stages=fixed),
         PROGRESSIVE: base,
+        LONGER: replace(base, stages=as_costly(base.stages, fixed)),
         "progressive sizes only": replace(base, stages=fixed_regularization(base.stages)),
         "random sizes": replace(base, stages=random_sizes(base.stages)),
     }
@@ -52,7 +57,8 @@ def progressive_vs_fixed(base: TrainConfig) -> Comparison:
     return distinct(
         Comparison(
             name="progressive-vs-fixed",
-            question="Progressive learning against training at the last size all the time: the same model and epochs.",
+            question="Progressive learning against training at the last size all the time: the same model, for as many "
+            "epochs or at the same cost.",
             variants=candidates,
             baseline=FIXED,
             about={name: about[name] for name in candidates},

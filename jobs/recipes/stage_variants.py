@@ -25,6 +25,17 @@ def fixed_stages(stages: Stages) -> Stages:
     return tuple(replace(last, epochs=stage.epochs, num_workers=stage.num_workers) for stage in stages)
 
 
+def as_costly(stages: Stages, other: Stages) -> Stages:
+    """Return the stages with more epochs, or fewer, all by one factor: as many images x pixels as the other stages."""
+    factor = _cost(other) / _cost(stages)
+    return tuple(replace(stage, epochs=round(stage.epochs * factor, 2)) for stage in stages)
+
+
+def _cost(stages: Stages) -> float:
+    """Return the epochs times the pixels of a square image: images x pixels, but for a factor that stages share."""
+    return sum(stage.epochs * stage.image_size**2 for stage in stages)
+
+
 def one_size(stage: TrainingStage) -> TrainingStage:
     """Return the stage with all steps at its image size, to which crops are resized."""
     return replace(stage, low_frequency_of=0, random_sizes=(), random_size_share=0.0)

@@ -47,9 +47,23 @@ def test_progressive_and_fixed_differ_in_sizes_and_regularization_alone() -> Non
     only = found["progressive sizes only"]
     assert sizes(only) == sizes(base)
     assert {(stage.mixup_alpha, stage.dropout) for stage in only.stages} == {(0.1, 0.2)}
-    for config in found.values():
+    for name, config in found.items():
         assert replace(config, stages=base.stages) == base
-        assert sum(stage.epochs for stage in config.stages) == 4
+        assert sum(stage.epochs for stage in config.stages) == 4 or name == "progressive longer"
+
+
+def test_a_longer_progressive_run_costs_as_many_pixels_as_the_fixed_one_in_the_recipes_proportions() -> None:
+    def pixels(config: TrainConfig) -> float:
+        return sum(stage.epochs * stage.image_size**2 for stage in config.stages)
+
+    base = fonts_progressive()
+    found = COMPARISONS["progressive-vs-fixed"](base).variants
+    longer = found["progressive longer"]
+    assert pixels(longer) == pytest.approx(pixels(found["fixed"]), rel=1e-3)
+    factors = [more.epochs / stage.epochs for more, stage in zip(longer.stages, base.stages, strict=True)]
+    assert factors == pytest.approx([factors[0]] * len(factors), rel=1e-2)
+    assert factors[0] > 1.5
+    assert sizes(longer) == sizes(base)
 
 
 def test_random_sizes_are_the_recipes_and_end_at_its_last() -> None:
@@ -204,7 +218,7 @@ def test_variants_that_can_not_differ_are_left_out_and_the_notes_say_so() -> Non
         COMPARISONS["schedulers"](scaled(fonts_progressive(), 2))
 
     alike = COMPARISONS["progressive-vs-fixed"](fonts_progressive())
-    assert list(alike.variants) == ["fixed", "progressive", "random sizes", DATAS_CROPS]
+    assert list(alike.variants) == ["fixed", "progressive", "progressive longer", "random sizes", DATAS_CROPS]
     assert {stage.crop_area for stage in alike.variants[DATAS_CROPS].stages} == {None}
     same = "left out: for this recipe it is the same run as progressive"
     assert f"progressive sizes only: {same}." in alike.lines
