@@ -1,33 +1,24 @@
-"""Exact evaluation: the network's inputs, precision, and sums that are the same for any worker count."""
+"""A pass of an evaluation: the network's inputs, its precision, its logits, and what can't be decoded."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.config import DataConfig
+from datasets.loading.batch import Batch
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_plain_loader
-from datasets.shards.manifest import DatasetManifest
 from pipeline.config import TrainerConfig
-from pipeline.training.device import begin_pass, constant, counting
-from pipeline.training.distributed import gathered, rank_and_size
+from pipeline.training.device import begin_pass, constant
+from pipeline.training.distributed import gathered
 from pipeline.training.memory import largest_that_fits
-from pipeline.training.task import Task
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
 
 log = logging.getLogger(__name__)
-
-MAX_CONFUSED = 1000
-"""Classes up to which an evaluation says how each of them fares."""
 
 
 def normalized(images: Tensor, config: TrainerConfig, device: torch.device) -> Tensor:
@@ -51,114 +42,6 @@ def compute_type(config: TrainerConfig, device: torch.device) -> torch.dtype:
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     on = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
     return torch.bfloat16 if on else torch.float32
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    task: Task,
-    data: DataConfig,
-    config: TrainerConfig,
-    *,
-    image_size: int,
-    device: torch.device,
-    heartbeat: Callable[[], None],
-    manifest: DatasetManifest | None = None,
-) -> tuple[dict[str, float], Tensor | None]:
-    """Return the task's metrics over every validation sample, each once, and its tensor by class (`Task.metrics`).
-
-    The batches are the same for any worker count, and the metrics' states are summed over the workers. With more than
-    `MAX_CONFUSED` classes there is none: a matrix grows with their square, and nobody could look at it. Samples that
-    can't be decoded are left out and said. `manifest` is that of `data.val`, where it was read before.
-
-    Raises:
-        DataError: too many samples can't be decoded.
-    """
-    metrics = task.metrics(by_class=len(task.classes) <= MAX_CONFUSED)
-    collected = collect(
-        model,
-        task,
-        data,
-        config,
-        metrics,
-        image_size=image_size,
-        device=device,
-        heartbeat=heartbeat,
-        manifest=manifest,
-    )
-    values = collected.compute()
-    by_class: Tensor | None = values.pop("by_class", None)
-    return {name: float(value) for name, value in values.items()}, by_class
-
-
-@torch.inference_mode()
-def plain_training_loss(
-    model: nn.Module,
-    task: Task,
-    data: DataConfig,
-    config: TrainerConfig,
-    *,
-    samples: int,
-    image_size: int,
-    seed: int,
-    device: torch.device,
-    heartbeat: Callable[[], None],
-    manifest: DatasetManifest,
-) -> float:
-    """Return the loss of training samples measured as validation's is: its view, no augmentation, hard targets.
-
-    They are the first `samples` of the sample order, so of a mixture's datasets in the shares that training has, and
-    the same each time. `manifest` is that of `data.train`.
-
-    Raises:
-        DataError: too many samples can't be decoded.
-    """
-    rank, world_size = rank_and_size()
-    loader = build_plain_loader(
-        data,
-        image_size=image_size,
-        batch_size=min(config.eval_batch_size, samples),
-        samples=samples,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        manifest=manifest,
-    )
-    metrics, shown = task.loss_metric().to(device), replace(data, val=data.train)
-    for batch, logits in predicted(model, loader, shown, config, device=device, heartbeat=heartbeat):
-        with counting():
-            task.update(metrics, logits, batch)
-    return float(metrics.compute()["loss"])
-
-
-@torch.inference_mode()
-def collect(
-    model: nn.Module,
-    task: Task,
-    data: DataConfig,
-    config: TrainerConfig,
-    metrics: MetricCollection,
-    *,
-    image_size: int,
-    device: torch.device,
-    heartbeat: Callable[[], None] = lambda: None,
-    manifest: DatasetManifest | None = None,
-) -> MetricCollection:
-    """Return `metrics` with every validation sample of this worker in them; `heartbeat` is called after each batch."""
-    rank, world_size = rank_and_size()
-    metrics = metrics.to(device)
-    loader = build_eval_loader(
-        data,
-        image_size=image_size,
-        batch_size=config.eval_batch_size,
-        rank=rank,
-        world_size=world_size,
-        manifest=manifest,
-    )
-    for batch, logits in predicted(model, loader, data, config, device=device, heartbeat=heartbeat):
-        with counting():
-            task.update(metrics, logits, batch)
-    return metrics
 
 
 @torch.inference_mode()
@@ -208,25 +91,6 @@ def check_damaged(seen: int, damaged: list[str], *, url: str, max_damaged: float
         raise corruption_error(count, total, max_damaged, url, messages)
     if count and (not dist.is_initialized() or dist.get_rank() == 0):
         log.warning("%d of the %d samples of %s are corrupt and left out", count, total, url)
-
-
-@torch.inference_mode()
-def first_batch(
-    model: nn.Module,
-    data: DataConfig,
-    config: TrainerConfig,
-    *,
-    image_size: int,
-    device: torch.device,
-    manifest: DatasetManifest | None = None,
-) -> tuple[Batch, Tensor]:
-    """Return the first validation images and their logits."""
-    model.eval()
-    loader = build_eval_loader(
-        data, image_size=image_size, batch_size=config.eval_batch_size, rank=0, world_size=1, manifest=manifest
-    )
-    batch = next(batch for batch in loader if len(batch.labels))
-    return batch, logits_of(model, batch.images, config, device, config.eval_batch_size)[0]
 
 
 def logits_of(
