@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import ray
@@ -17,25 +17,23 @@ from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataError
 from datasets.loading.loader import sample_order
 from datasets.loading.processes import limit_blas
-from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
 from infra.storage.base import Storage
 from infra.storage.failures import FailureClass, failure_class
 from infra.storage.lease import Lease
 from infra.storage.open import open_storage
-from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError
-from pipeline.checkpoint.head import Writer, claim
+from pipeline.checkpoint.head import claim
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import Start, find_start
 from pipeline.config import TrainConfig
-from pipeline.control.replies import JoinReply
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.log_relay import relay_log
-from pipeline.run.provenance import machine, recorded_config, run_fingerprint, versions
+from pipeline.run.provenance import machine, recorded_config, versions
+from pipeline.run.rank import Rank, RunData
 from pipeline.run.stacks import Stacks
 from pipeline.run.watchdog import TELL_TIMEOUT_S, Watchdog, end_stuck_rank
 from pipeline.run.worker_hooks import RankHooks, TrackingHooks
@@ -63,62 +61,20 @@ FAILED_TIMEOUT_S = 60.0
 """For how long a run that failed waits for its last checkpoint."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rank:
-    """One rank of a worker group, and what it is to do."""
-
-    config: TrainConfig
-    controller: ControllerClient
-    joined: JoinReply
-    """What the controller has answered it."""
-    number: int
-    """From 0."""
-    world_size: int
-    last_stage: int
-    """Index of the stage that the group trains up to."""
-    report_stages: int
-    """Ray Train hears of the ends of so many stages."""
-    fingerprints: tuple[str, str]
-    """Those that the run's data had when it was started; see `RunData.fingerprints`."""
-    origin: Mapping[str, str]
-    """Tags on where the run comes from."""
-    node: str = ""
-    """Number of its node in the group, as MLflow tells the load of several nodes apart; empty: there is one node."""
-    local_number: int = 0
-    """Of the ranks on its node, from 0."""
-    writer: Writer | None = None
-    """What rank 0 has claimed to write checkpoints; the other ranks write none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunData:
-    """What a rank knows of the samples before it reads one."""
-
-    train: DatasetManifest
-    val: DatasetManifest
-    train_fingerprint: str
-    """Of the training samples and their order."""
-
-    @property
-    def fingerprints(self) -> tuple[str, str]:
-        """Of the training samples and their order, and of the validation samples."""
-        return self.train_fingerprint, self.val.fingerprint
-
-
 def train_worker(
     config: TrainConfig,
     controller: ControllerClient,
+    *,
     last_stage: int,
-    report_stages: int = 0,
-    fingerprints: tuple[str, str] = ("", ""),
-    origin: Mapping[str, str] | None = None,
+    report_stages: int,
+    fingerprints: tuple[str, str],
+    origin: Mapping[str, str],
 ) -> None:
     """Train one rank up to the end of `last_stage`. Ray Train calls this in every worker, again after every failure.
 
     An error that trying again doesn't cure is told to the controller, which ends the run. One that may pass, as storage
-    that is away for minutes, is left to Ray Train, which tries again with a new group. Ray Train hears of the ends of
-    the first `report_stages` stages. `fingerprints` are those that `RunData` must have, as the driver saw the data;
-    `origin` are tags on where the run comes from.
+    that is away for minutes, is left to Ray Train, which tries again with a new group. The arguments are fields of
+    `Rank`.
     """
     # A process that imported PyTorch before Ray gave it its CPUs computes with all cores: slower, and other last bits.
     torch.set_num_threads(config.cluster.threads_per_worker)
@@ -140,7 +96,7 @@ def train_worker(
         last_stage=last_stage,
         report_stages=report_stages,
         fingerprints=fingerprints,
-        origin=origin or {},
+        origin=origin,
         node=str(context.get_node_rank()) if context.get_local_world_size() < world_size else "",
         local_number=context.get_local_rank(),
     )
@@ -242,7 +198,7 @@ def build_trainer(
         for line in notes:
             log.info(line)
             rank.controller.note(line)
-    hooks = _hooks(rank, data, storage, heartbeat)
+    hooks = RankHooks(rank, heartbeat) if rank.writer is None else TrackingHooks(rank, data, storage, heartbeat)
     device = ray.train.torch.get_device()
     trainer = Trainer(
         config,
@@ -262,34 +218,6 @@ def build_trainer(
         device=device,
     )
     return trainer, hooks
-
-
-def _hooks(rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], None]) -> RankHooks:
-    if rank.writer is None:
-        return RankHooks(
-            rank.config,
-            rank.controller,
-            rank=rank.number,
-            world_size=rank.world_size,
-            heartbeat=heartbeat,
-            report_stages=rank.report_stages,
-            node=rank.node,
-            reports_load=rank.config.tracking.system_metrics and rank.local_number == 0,
-        )
-    return TrackingHooks(
-        rank.config,
-        rank.controller,
-        rank.joined,
-        storage,
-        world_size=rank.world_size,
-        writer=rank.writer,
-        tags={FINGERPRINT_TAG: run_fingerprint(rank.config, train=data.train_fingerprint, val=data.val.fingerprint)}
-        | dict(rank.origin),
-        data=(data.train, data.val),
-        heartbeat=heartbeat,
-        report_stages=rank.report_stages,
-        node=rank.node,
-    )
 
 
 def restore(rank: Rank, trainer: Trainer, start: Start, source: str) -> None:

@@ -33,13 +33,13 @@ class SegmentRunner:
         config: TrainConfig,
         *,
         fingerprints: tuple[str, str],
-        callbacks: tuple[Any, ...] = (),
-        report_stages: int = 0,
-        origin: Mapping[str, str] | None = None,
-        own_cluster: bool = False,
+        callbacks: tuple[Any, ...],
+        report_stages: int,
+        origin: Mapping[str, str],
+        own_cluster: bool,
     ) -> None:
-        self.origin, self.own_cluster = dict(origin or {}), own_cluster
-        self.callbacks, self.report_stages, self.fingerprints = callbacks, report_stages, fingerprints
+        self.fingerprints, self.origin, self.own_cluster = fingerprints, dict(origin), own_cluster
+        self.callbacks, self.report_stages = callbacks, report_stages
         self.name, self.cluster, self.num_lanes = config.name, config.cluster, config.data.num_lanes
         self.hook = hook(compiles=config.trainer.compile)
         self.sealed_config = pickle.dumps(config)
@@ -103,9 +103,9 @@ def train_entry(loop_config: dict[str, Any]) -> None:
     """What Ray Train calls in each worker: only there the config is opened and the model code imported."""
     from pipeline.run.worker import train_worker
 
-    config = pickle.loads(loop_config["sealed_config"])  # from this run's own driver, through Ray
-    names = ("controller", "last_stage", "report_stages", "fingerprints", "origin")
-    train_worker(config, *(loop_config[name] for name in names))
+    given = dict(loop_config)
+    config = pickle.loads(given.pop("sealed_config"))  # from this run's own driver, through Ray
+    train_worker(config, **given)
 
 
 def _scaling(cluster: ClusterConfig, num_workers: Workers) -> Any:

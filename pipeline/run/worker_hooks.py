@@ -11,21 +11,19 @@ import ray.train
 from torch import Tensor
 
 from datasets.loading.batch import Batch
-from datasets.shards.manifest import DatasetManifest
 from infra.cluster.logs import add_to_log
 from infra.storage.base import Storage
 from infra.storage.lease import Lease
+from infra.tracking.mlflow_run import FINGERPRINT_TAG
 from infra.tracking.system_metrics import NodeReporter
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import Snapshot
-from pipeline.checkpoint.head import Writer
 from pipeline.config import TrainConfig
-from pipeline.control.replies import JoinReply
 from pipeline.run.checkpoint_listener import CheckpointListener
-from pipeline.run.controller_client import ControllerClient
 from pipeline.run.lineage import checkpoint_models, datasets_of
-from pipeline.run.provenance import flat_values, recorded_config
+from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
+from pipeline.run.rank import Rank, RunData
 from pipeline.run.sample_log import SampleLog
 from pipeline.run.schedule_picture import schedule_picture
 from pipeline.run.summary import class_table, decision_table, describe, format_decision, stage_report, summary
@@ -43,27 +41,18 @@ log = logging.getLogger(__name__)
 class RankHooks(TrainHooks):
     """What every rank tells: the controller how far it is, and Ray Train a stage's end.
 
-    Ray Train hears of the ends of the first `report_stages` stages. `reports_load` of `node`: one rank of each node but
-    rank 0's does, which has a tracker.
+    Ray Train hears of the ends of the first `report_stages` stages. One rank of each node tells the node's load, but on
+    rank 0's, where the tracker records it. `heartbeat` is the rank's watchdog's.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        controller: ControllerClient,
-        *,
-        rank: int,
-        world_size: int,
-        heartbeat: Callable[[], None] = lambda: None,
-        report_stages: int = 0,
-        node: str = "",
-        reports_load: bool = False,
-    ) -> None:
-        self.controller, self.rank, self._heartbeat = controller, rank, heartbeat
-        self.report_stages, self.metric = report_stages, config.checkpoint.best_metric
-        self.sample_log = SampleLog(rank, world_size)
-        tell = partial(controller.loaded, node)
-        self._reporter = NodeReporter(config.tracking.system_interval_s, tell) if reports_load else None
+    def __init__(self, rank: Rank, heartbeat: Callable[[], None]) -> None:
+        tracking = rank.config.tracking
+        self.controller, self.rank, self._heartbeat = rank.controller, rank.number, heartbeat
+        self.report_stages, self.metric = rank.report_stages, rank.config.checkpoint.best_metric
+        self.sample_log = SampleLog(rank.number, rank.world_size)
+        reports_load = tracking.system_metrics and rank.writer is None and rank.local_number == 0
+        tell = partial(rank.controller.loaded, rank.node)
+        self._reporter = NodeReporter(tracking.system_interval_s, tell) if reports_load else None
 
     def heartbeat(self) -> None:
         """Tell this rank's watchdog."""
@@ -93,49 +82,22 @@ class RankHooks(TrainHooks):
 
 
 class TrackingHooks(RankHooks):
-    """What rank 0 tells besides: MLflow the run, the controller its progress, storage the checkpoints.
+    """What rank 0 tells besides: MLflow the run, the controller its progress, storage the checkpoints."""
 
-    Args:
-        config: of the run.
-        controller: of the run.
-        joined: what the controller has answered this rank.
-        storage: of the run.
-        world_size: number of ranks.
-        writer: what this worker group has claimed.
-        tags: of the MLflow run.
-        data: the training and the validation data.
-        heartbeat: of this rank's watchdog.
-        report_stages: as in `RankHooks`.
-        node: rank 0's, by which MLflow tells the load of several nodes apart; empty: there is one.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        controller: ControllerClient,
-        joined: JoinReply,
-        storage: Storage,
-        *,
-        world_size: int,
-        writer: Writer,
-        tags: Mapping[str, str],
-        data: tuple[DatasetManifest, DatasetManifest],
-        heartbeat: Callable[[], None] = lambda: None,
-        report_stages: int = 0,
-        node: str = "",
-    ) -> None:
-        super().__init__(
-            config, controller, rank=0, world_size=world_size, heartbeat=heartbeat, report_stages=report_stages
-        )
+    def __init__(self, rank: Rank, data: RunData, storage: Storage, heartbeat: Callable[[], None]) -> None:
+        super().__init__(rank, heartbeat)
+        config, joined, writer = rank.config, rank.joined, rank.writer
+        assert writer is not None
         self.num_stages, self.aspect_ratio = len(config.stages), config.data.aspect_ratio
         self.tracking_uri = joined.tracking_uri or config.tracking.uri
-        self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch, node)
-        self.tracker.set_tags(tags)
-        validation = datasets_of(data[1], "validation")
-        self.tracker.log_inputs([*datasets_of(data[0], "training"), *validation])
+        self.tracker = _tracker(config, self.tracking_uri, storage, writer.epoch, rank.node)
+        fingerprint = run_fingerprint(config, train=data.train_fingerprint, val=data.val.fingerprint)
+        self.tracker.set_tags({FINGERPRINT_TAG: fingerprint} | dict(rank.origin))
+        validation = datasets_of(data.val, "validation")
+        self.tracker.log_inputs([*datasets_of(data.train, "training"), *validation])
         lease = Lease(storage, token=joined.lease_token)
         models = partial(checkpoint_models, where=storage.uri, config=config, validation=validation)
-        listener = CheckpointListener(controller, lease, self.tracker, storage, models)
+        listener = CheckpointListener(rank.controller, lease, self.tracker, storage, models)
         self.saver = Saver(storage, config.checkpoint, listener, writer=writer)
 
     def stage_started(self, span: StageSpan, images: Tensor) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from datasets.errors import DataError
 from pipeline.run.preflight import check_run
-from pipeline.run.worker import Rank, load_data
+from pipeline.run.rank import Rank
+from pipeline.run.worker import load_data
 from tests.support.configs import MakeConfig
 from tests.support.shards import index_again
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from pipeline.checkpoint.async_writer import SaverStoppedError
 from pipeline.checkpoint.format import Snapshot
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
+from pipeline.control.replies import JoinReply
 from pipeline.run.checkpoint_listener import CheckpointListener
-from pipeline.run.controller_client import ControllerClient
+from pipeline.run.rank import Rank
 from pipeline.run.worker_hooks import RankHooks, TrackingHooks
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
@@ -44,6 +46,19 @@ class Told:
 
     def __getattr__(self, name: str) -> object:
         return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def rank_of(config: TrainConfig, told: Told, **values: Any) -> Rank:
+    return Rank(
+        config=config,
+        controller=told,  # type: ignore[arg-type]
+        joined=JoinReply(error="", lease_token="", group=1, tracking_uri="", out_of_memory=()),
+        last_stage=0,
+        report_stages=0,
+        fingerprints=("", ""),
+        origin={},
+        **values,
+    )
 
 
 @pytest.fixture
@@ -98,8 +113,7 @@ def test_what_comes_of_a_checkpoint_is_told(lease: Lease, tmp_path: Path) -> Non
 def test_a_rank_other_than_0_tells_how_far_it_is_and_saves_nothing() -> None:
     told = Told()
     config = TrainConfig(name="x", stages=(stage(),), data=DataConfig(), model=ModelConfig(name="efficientnet_v2_tiny"))
-    controller: ControllerClient = told  # type: ignore[assignment]
-    hooks = RankHooks(config, controller, rank=1, world_size=2)
+    hooks = RankHooks(rank_of(config, told, number=1, world_size=2, local_number=1), lambda: None)
 
     def snapshot() -> Snapshot:
         raise AssertionError("its state is rank 0's")
@@ -121,8 +135,7 @@ def test_one_rank_of_a_node_tells_its_load_until_it_is_closed(monkeypatch: pytes
         model=ModelConfig(name="efficientnet_v2_tiny"),
         tracking=tracking,
     )
-    controller: ControllerClient = told  # type: ignore[assignment]
-    hooks = RankHooks(config, controller, rank=2, world_size=4, node="1", reports_load=True)
+    hooks = RankHooks(rank_of(config, told, number=2, world_size=4, node="1"), lambda: None)
     deadline = time.monotonic() + 30
     while len(told.calls) < 3:
         assert time.monotonic() < deadline
