@@ -30,7 +30,8 @@ from jobs.common.display import wide_console
 from jobs.recipes.solar_cells import demo_scratch
 from model.checks import check_image_size, check_model
 from model.config import ModelConfig
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.training_config import CheckpointConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

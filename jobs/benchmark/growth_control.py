@@ -31,10 +31,10 @@ from pipeline.checkpoint.head import claim, commit, read_head, replace_head, uni
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.pruning import prune
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import CheckpointConfig
 from pipeline.control.controller import StageController
 from pipeline.run.checkpoint_listener import CheckpointListener
 from pipeline.run.controller_client import ControllerClient
+from pipeline.training_config import CheckpointConfig
 
 TICK_S = 10.0
 """Simulated seconds between two reports of a rank, two decisions, and two records of a node's load."""

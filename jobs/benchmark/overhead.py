@@ -31,7 +31,8 @@ from jobs.common.display import wide_console
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
 from pipeline.checkpoint.head import PREFIX, cursor_of
-from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.training_config import CheckpointConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

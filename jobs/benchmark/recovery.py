@@ -16,9 +16,10 @@ from jobs.benchmark.flags import check_at_least, read_flags
 from jobs.benchmark.nodes import Nodes
 from jobs.common.display import wide_console
 from jobs.recipes.solar_cells import demo_scratch
-from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.run.preflight import preflight
 from pipeline.schedule.decisions import Stop
+from pipeline.training_config import CheckpointConfig
 
 GIVE_UP_S = 240.0
 

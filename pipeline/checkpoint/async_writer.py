@@ -13,7 +13,7 @@ from pipeline.checkpoint.catalog import BestRule, list_checkpoints
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.head import FencedError, Writer, commit, cursor_of, unique_key
 from pipeline.checkpoint.pruning import prune
-from pipeline.config import CheckpointConfig
+from pipeline.training_config import CheckpointConfig
 
 log = logging.getLogger(__name__)
 

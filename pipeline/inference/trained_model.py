@@ -30,13 +30,13 @@ from pipeline.checkpoint.format import StoredWeights, read_stored_weights
 from pipeline.checkpoint.recorded_config import config_from, task_config_from
 from pipeline.checkpoint.resume import locate
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import TrainerConfig
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.schedule.stages import MAX_IMAGE_SIZE, TrainingStage
 from pipeline.task_config import RegressionConfig
 from pipeline.training.evaluation import normalized
 from pipeline.training.regression import Unstandardized
 from pipeline.training.task import Task, build_task
+from pipeline.training_config import TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

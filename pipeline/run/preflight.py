@@ -21,7 +21,7 @@ from model.pretrained import NAMED_WEIGHTS
 from pipeline.checkpoint.catalog import CheckpointError
 from pipeline.checkpoint.resume import Start, planned_start
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import TIMM_OPTIMIZERS, OptimizerConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.run.class_weights import with_class_weights
 from pipeline.run.provenance import breaking, described, resume_differences
 from pipeline.run.reachability import check_reachable
@@ -30,6 +30,7 @@ from pipeline.schedule.decisions import records_of
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import with_batch_sizes
 from pipeline.task_config import RegressionConfig, TaskConfig
+from pipeline.training_config import TIMM_OPTIMIZERS, OptimizerConfig
 
 LOWEST = ("val/loss", "val/calibration_error", "val/mae", "val/rmse")
 """Metrics of which a model has little when it is good."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import TrainerConfig
+from pipeline.training_config import TrainerConfig
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _NO_DETERMINISTIC = re.compile(r"^(\S+) does not have a deterministic implementation")

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from datasets.config import DataConfig
 from datasets.loading.batch import Batch
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from pipeline.config import TrainerConfig
 from pipeline.training.device import begin_pass, constant
 from pipeline.training.distributed import gathered
 from pipeline.training.memory import largest_that_fits
+from pipeline.training_config import TrainerConfig
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.config import CheckpointConfig
+from pipeline.training_config import CheckpointConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

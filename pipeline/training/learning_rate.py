@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.config import OptimizerConfig
 from pipeline.schedule.stages import TrainingStage
+from pipeline.training_config import OptimizerConfig
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
 """The first and last rate as shares of the peak: PyTorch's defaults (arXiv 1708.07120)."""

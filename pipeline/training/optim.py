@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from model.depth import layer_of_parameters
 from model.head import TaskHead
-from pipeline.config import OptimizerConfig
+from pipeline.training_config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from datasets.loading.loader import Batches, DataConfig, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
-from pipeline.config import TrainerConfig
 from pipeline.training.batch_norm import reestimate
 from pipeline.training.device import eagerly
 from pipeline.training.distributed import rank_and_size
 from pipeline.training.evaluation import autocast, check_damaged, logits_of, normalized
 from pipeline.training.sync_batch_norm import unsynchronized
+from pipeline.training_config import TrainerConfig
 
 
 def reestimate_from_data(

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.config import TrainerConfig
 from pipeline.training.batch_norm import running_norms
+from pipeline.training_config import TrainerConfig
 
 
 class _Sum(torch.autograd.Function):

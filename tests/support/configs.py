@@ -8,8 +8,9 @@ from pathlib import Path
 from datasets.config import DataConfig
 from model.config import ModelConfig
 from model.tables import Block
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import ramp
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 MakeConfig = Callable[..., TrainConfig]
 ROWS = (

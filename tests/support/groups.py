@@ -8,13 +8,14 @@ from dataclasses import replace
 from datasets.config import DataConfig
 from model.config import ModelConfig
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import OptimizerConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
 from pipeline.control.run_status import RunStatus
 from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage
 from pipeline.training.progress import TrainingProgress
+from pipeline.training_config import OptimizerConfig
 
 EPOCH = 120
 BATCH = 24

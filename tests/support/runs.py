@@ -17,7 +17,7 @@ from model.factory import build_model
 from model.tables import Block
 from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.metadata import RunMetadata
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.run.preflight import check_run
 from pipeline.run.provenance import recorded_config, versions
 from pipeline.schedule.stages import ramp
@@ -25,6 +25,7 @@ from pipeline.task_config import MultilabelConfig, RegressionConfig, Segmentatio
 from pipeline.training.hooks import TrainHooks
 from pipeline.training.task import build_task
 from pipeline.training.trainer import Trainer
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 from tests.support.configs import ROWS
 from tests.support.shards import write_mask_shards, write_multilabel_shards, write_shards, write_target_shards
 

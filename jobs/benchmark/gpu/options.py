@@ -15,10 +15,11 @@ from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.manifest import DatasetManifest
 from jobs.benchmark.flags import check_above_0, check_at_least, flag
 from jobs.common.parsing import UsageError
-from pipeline.config import AdaptiveConfig, CheckpointConfig, TrainConfig
+from pipeline.config import AdaptiveConfig, TrainConfig
 from pipeline.run.preflight import with_numbers, with_numbers_of_data
 from pipeline.schedule.stages import TrainingStage
 from pipeline.task_config import ClassificationConfig
+from pipeline.training_config import CheckpointConfig
 
 Part = Literal["speed", "schedule", "waits", "compile", "memory", "determinism"]
 PARTS: tuple[Part, ...] = ("speed", "schedule", "waits", "compile", "memory", "determinism")

@@ -13,9 +13,10 @@ from jobs.benchmark import plain, scaling
 from jobs.benchmark.scaling import main
 from jobs.recipes.catalog import RECIPES
 from model.config import ModelConfig
-from pipeline.config import OptimizerConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.task_config import ClassificationConfig, RegressionConfig, TaskConfig
 from pipeline.training.task import build_task
+from pipeline.training_config import OptimizerConfig
 from tests.support.configs import small_config
 from tests.support.shards import write_shards, write_target_shards
 

@@ -13,7 +13,7 @@ from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, best_checkpoint, describe_checkpoints, list_checkpoints
 from pipeline.checkpoint.format import latest_valid, write_checkpoint
-from pipeline.config import CheckpointConfig
+from pipeline.training_config import CheckpointConfig
 from tests.support.recorders import Events
 from tests.support.servers import S3Server
 from tests.support.snapshots import snapshot

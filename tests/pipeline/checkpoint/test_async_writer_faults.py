@@ -18,7 +18,7 @@ from infra.storage.s3 import S3Storage
 from pipeline.checkpoint import async_writer as saver_module
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.format import latest_valid
-from pipeline.config import CheckpointConfig
+from pipeline.training_config import CheckpointConfig
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.recorders import Events
 from tests.support.servers import S3Server

@@ -17,10 +17,10 @@ from infra.tracking.config import TrackingConfig
 from infra.tracking.ended import end_record
 from infra.tracking.tracker import Tracker
 from pipeline.checkpoint.async_writer import Saver
-from pipeline.config import CheckpointConfig
 from pipeline.control import controller as controller_module
 from pipeline.control.controller import StageController
 from pipeline.schedule.stages import Segment
+from pipeline.training_config import CheckpointConfig
 from tests.support.groups import stage
 from tests.support.recorders import Events
 from tests.support.snapshots import snapshot

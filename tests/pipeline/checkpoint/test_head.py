@@ -20,7 +20,7 @@ from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints, l
 from pipeline.checkpoint.format import latest_valid, write_checkpoint
 from pipeline.checkpoint.head import HEAD, FencedError, Writer, claim, cursor_of, epoch_of, held_head
 from pipeline.checkpoint.resume import locate
-from pipeline.config import CheckpointConfig
+from pipeline.training_config import CheckpointConfig
 from tests.support.recorders import Events
 from tests.support.snapshots import snapshot
 

@@ -26,10 +26,11 @@ from pipeline.checkpoint.format import Snapshot, write_checkpoint
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.resume import find_start, planned_start
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import CheckpointConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.run.preflight import absolute, check_run, preflight, with_start
 from pipeline.run.provenance import recorded_config
 from pipeline.run.reachability import check_reachable
+from pipeline.training_config import CheckpointConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.shards import index_again

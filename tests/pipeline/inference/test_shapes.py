@@ -19,7 +19,6 @@ from jobs.evaluate import main as evaluate
 from jobs.export import main as export
 from model.config import ModelConfig
 from pipeline.checkpoint.catalog import describe_checkpoints
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainerConfig
 from pipeline.inference.exported_model import open_exported
 from pipeline.inference.predictor import OUTSIDE, open_predictor
 from pipeline.inference.preprocessing import Preprocessing
@@ -27,6 +26,7 @@ from pipeline.inference.served_images import ServedImages
 from pipeline.inference.trained_model import open_saved
 from pipeline.schedule.stages import ramp
 from pipeline.task_config import SegmentationConfig
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 from tests.support.configs import small_config
 from tests.support.runs import TrainedRun, train_here
 from tests.support.shards import image_of, mask_of, png, write_mask_shards

@@ -13,12 +13,12 @@ import pytest
 
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig
-from pipeline.config import TrainerConfig
 from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.launch import start_controller
 from pipeline.run.preflight import preflight
 from pipeline.schedule.decisions import Stop
+from pipeline.training_config import TrainerConfig
 from tests.support.configs import MakeConfig
 from tests.support.servers import MlflowServer
 

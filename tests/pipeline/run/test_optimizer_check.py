@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import OptimizerConfig
 from pipeline.run import preflight
+from pipeline.training_config import OptimizerConfig
 from tests.support.configs import MakeConfig
 
 

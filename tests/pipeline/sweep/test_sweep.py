@@ -22,7 +22,7 @@ from jobs.common.study_report import sweep_files, winner_command
 from jobs.common.trials_view import TrialsBoard
 from jobs.recipes.solar_cells import demo_scratch
 from jobs.recipes.sweep_spaces import SPACES, space_of
-from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage, ramp
 from pipeline.sweep.config import SearchOptions, SweepOptions
 from pipeline.sweep.confirm import comparison, confirmation
@@ -36,6 +36,7 @@ from pipeline.sweep.strategy import EvolutionStrategy, RandomStrategy, make_stra
 from pipeline.sweep.study import Study, next_record, open_ledger, planned_points
 from pipeline.sweep.tree import plan_tree, prefix_config, prefix_keys, saving, shared_prefixes, stage_costs
 from pipeline.task_config import RegressionConfig
+from pipeline.training_config import OptimizerConfig, TrainerConfig
 
 SPACE = {
     "a": FloatDistribution(0, 1),

@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.factory import build_model
 from model.weights import load_weights
 from pipeline.checkpoint.catalog import CheckpointError, describe_checkpoints
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.inference.exported_model import open_exported
 from pipeline.inference.predictor import open_predictor
 from pipeline.inference.trained_model import open_saved
@@ -32,6 +32,7 @@ from pipeline.schedule.stages import ramp
 from pipeline.task_config import SegmentationConfig
 from pipeline.training.evaluation import normalized
 from pipeline.training.figures import as_rgb
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 from tests.support.bands import bands_of, npy, tiff, write_band_shards, write_masked_band_shards
 from tests.support.configs import small_config
 from tests.support.recorders import Recorder

@@ -21,7 +21,7 @@ from datasets.loading.batch import Batch
 from datasets.transforms.mixing import MixingRule
 from model.config import ModelConfig
 from model.factory import build_model
-from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.task_config import (
     ClassificationConfig,
     MultilabelConfig,
@@ -34,6 +34,7 @@ from pipeline.training.inputs import StepInputs
 from pipeline.training.learner import Learner
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import Task, build_task
+from pipeline.training_config import OptimizerConfig, TrainerConfig
 from tests.support.blocking_copies import BlockingCopies
 from tests.support.configs import MakeConfig
 

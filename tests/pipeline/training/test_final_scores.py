@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import CheckpointConfig, OptimizerConfig
 from pipeline.schedule.stages import AUTO, with_batch_sizes
 from pipeline.training.class_scores import ClassRow
 from pipeline.training.final_scores import FinalScores, final_scores
+from pipeline.training_config import CheckpointConfig, OptimizerConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer

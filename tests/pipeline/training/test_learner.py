@@ -10,7 +10,7 @@ import torch
 
 from infra.storage.local import LocalStorage
 from pipeline.checkpoint.format import read_checkpoint, write_checkpoint
-from pipeline.config import OptimizerConfig, TrainerConfig
+from pipeline.training_config import OptimizerConfig, TrainerConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipeline.config import OptimizerConfig
 from pipeline.schedule.decisions import DecisionRecord, ExtendStage
 from pipeline.schedule.schedule import TrainingSchedule
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.learning_rate import learning_rate
+from pipeline.training_config import OptimizerConfig
 
 STEPS = 20
 

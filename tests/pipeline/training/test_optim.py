@@ -10,7 +10,6 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.factory import build_model
-from pipeline.config import OptimizerConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.training.learning_rate import learning_rate, stage_learning_rate
 from pipeline.training.moving_average import MovingAverage
@@ -21,6 +20,7 @@ from pipeline.training.optim import (
     parameter_groups,
     set_rate,
 )
+from pipeline.training_config import OptimizerConfig
 from tests.support.nets import small_net
 
 

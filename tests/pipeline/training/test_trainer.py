@@ -13,13 +13,13 @@ from torchvision.ops import StochasticDepth
 from model.head import TaskHead
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.state import TrainState
-from pipeline.config import CheckpointConfig
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage, Pause, Resume, SetField, Stop
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.schedule import crossed
 from pipeline.training.learner import step_seed
 from pipeline.training.memory import MemoryLimitError
 from pipeline.training.trainer import TrainingError
+from pipeline.training_config import CheckpointConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import assert_same_weights, make_trainer

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.loading.batch import Batch
-from pipeline.config import OptimizerConfig
 from pipeline.schedule.stages import TrainingStage
 from pipeline.task_config import ClassificationConfig, MultilabelConfig, SegmentationConfig, TaskConfig
 from pipeline.training.inputs import StepInputs
 from pipeline.training.step_meter import Meter
 from pipeline.training.task import build_task
+from pipeline.training_config import OptimizerConfig
 from tests.support.configs import MakeConfig
 from tests.support.recorders import Recorder
 from tests.support.trainers import make_trainer
