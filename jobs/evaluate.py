@@ -18,7 +18,7 @@ from rich.table import Table
 from datasets.prepare.table_labels import TableColumns
 from jobs.common.cli import run_main
 from jobs.common.device import chosen_device
-from jobs.common.display import wide_console
+from jobs.common.display import say, wide_console
 from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
@@ -198,17 +198,16 @@ def about(saved: SavedModel) -> dict[str, Any]:
 
 def _print(console: Console, saved: SavedModel, data: EvaluationData, report: Report, values: dict[str, Any]) -> None:
     for line in (*saved.notes, *data.notes):
-        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {line}")
     whole = {name: value for name, value in report.metrics.items() if not name.startswith(("iou_", "threshold_"))}
-    console.print(
+    say(
+        console,
         f"{saved.uri}\n{values['model']}, {'moving average' if saved.weights == 'ema' else 'weights'}, "
         f"{saved.preprocessing.size_text} px{_statistics(values['reestimate_bn'])}"
         f"{', mean with the mirror image' if values['tta'] == 'flip' else ''}, "
         f"on {values['samples']} images of {data.source}",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print("  ".join(f"{name} {value:.4f}" for name, value in whole.items()), highlight=False, soft_wrap=True)
+    say(console, "  ".join(f"{name} {value:.4f}" for name, value in whole.items()))
     console.print(class_table(report, saved.kind))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
-from jobs.common.display import wide_console
+from jobs.common.display import say, wide_console
 from jobs.common.facts import record_facts
 from jobs.common.parsing import UsageError
 from jobs.common.study_run import train_study
@@ -94,11 +94,10 @@ class _Search:
             repeats=options.latency_repeats,
             checks=options.latency_checks,
         )
-        self.console.print(
+        say(
+            self.console,
             f"base step {found.base_s * 1e3:.1f} ms; the block table's mean error against {len(found.checks)} "
             f"candidates timed as a whole: {found.error:.1%}",
-            highlight=False,
-            soft_wrap=True,
         )
 
         base_parameters = self._parameters(self.base)

@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from datasets.transforms.shape import format_size
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
-from jobs.common.display import wide_console
+from jobs.common.display import say, wide_console
 from jobs.common.facts import record_facts
 from jobs.common.study_run import train_study
 from jobs.recipes.sweep_spaces import space_of
@@ -135,11 +135,10 @@ class _Sweep:
         known = "the trials" if self.options.search == "random" else "as many random trials"
         found = saving(planned, per_epoch)
         does = "saves" if self.options.share else "would save"
-        self.console.print(
+        say(
+            self.console,
             f"{known}: {len(planned)}, {pixels(found.alone)} one by one, {pixels(found.shared)} with equal stages "
             f"trained once: sharing {does} {found.fraction:.1%}",
-            highlight=False,
-            soft_wrap=True,
         )
 
 

@@ -13,7 +13,7 @@ from infra.redact import redacted
 from infra.storage.failures import is_transient
 from infra.storage.lease import LeaseError
 from jobs.common.cli import parse_recipe, rate_notes, resolve, run_main
-from jobs.common.display import result_table, wide_console
+from jobs.common.display import result_table, say, wide_console
 from jobs.common.extension import ExtendFlags
 from jobs.common.facts import record_facts
 from jobs.common.follow import follow_to_end
@@ -36,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     assert flags is not None
     config = flags.of(config)
     console = wide_console()
-    console.print(f"{config.name}: checking data, storage and earlier checkpoints", highlight=False, soft_wrap=True)
+    say(console, f"{config.name}: checking data, storage and earlier checkpoints")
     from pipeline.run.record import synced_record  # after the first line, which it would delay
 
     ready = preflight(config, prepare_tracking=False)
     for line in (*command.notes, *rate_notes(command.argv, config), *ready.notes):
-        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {line}")
     if ready.finished:  # what it has given is shown, whatever is lacking to complete its record
         _show_finished(console, ready)
         if (record := synced_record(ready.config)) != "open":
@@ -53,14 +53,12 @@ def main(argv: Sequence[str]) -> int:
         begin = partial(record_facts, command.argv, ready.config.storage, config.name)
         status = follow_to_end(console, ready, begin=begin, prepare_tracking=True)
     except RuntimeError as error:
-        console.print(
-            f"error: {config.name} failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        say(console, f"error: {config.name} failed: {error}", style="red")
         return os.EX_TEMPFAIL if is_transient(error) else 1
     except LeaseError as error:
         if not ready.finished:
             raise
-        console.print(f"it is being completed: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"it is being completed: {error}")
         return 0
     if (progress := status.progress) is not None:
         _show_result(console, ready, [span.stage for span in progress.spans], progress.stage_results)
@@ -79,12 +77,11 @@ def _announce(console: Console, ready: Preflight) -> None:
     config, resume = ready.config, ready.resume_from
     at = f"resumes at cursor {resume.cursor}" if resume else "starts"
     mixed = f" ({ready.samples_per_epoch} per epoch)" if config.data.train_weights else ""
-    console.print(
+    say(
+        console,
         f"{config.name} {at}: {config.model.name}, {ready.train.num_samples} training{mixed} and "
         f"{ready.val.num_samples} validation images of {ready.train.outputs}, "
         f"{len(config.stages)} stages, {format_workers(config.cluster.num_workers)}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -108,7 +105,7 @@ def _show_record(console: Console, config: TrainConfig, record: RecordState) -> 
         "open": f"error: its record at {where} is incomplete: run the same command again",
         "unknown": f"error: {where} gives no answer: whether its record is complete is not known",
     }[record]
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, line)
     return 0 if record in ("complete", "sent") else 1
 
 
@@ -117,10 +114,8 @@ def _show_result(
 ) -> None:
     config = ready.config
     console.print(result_table(config, stages, results, ready.samples_per_epoch))
-    console.print(
-        f"checkpoints: {config.storage}/{config.name}/checkpoints", markup=False, highlight=False, soft_wrap=True
-    )
-    console.print(f"MLflow UI:   {config.tracking.ui_command()}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"checkpoints: {config.storage}/{config.name}/checkpoints")
+    say(console, f"MLflow UI:   {config.tracking.ui_command()}")
 
 
 if __name__ == "__main__":

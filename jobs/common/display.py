@@ -31,6 +31,11 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
+def say(console: Console, line: str, *, style: str | None = None) -> None:
+    """Print a line as it is: not folded, and nothing in it taken for Rich's markup or coloured as a number."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def titled(title: str, table: Table) -> Group:
     """Return a table below its title; Rich folds a table's own title at the table's width."""
     return Group(Text(title, style="italic", no_wrap=True, overflow="ellipsis"), table)

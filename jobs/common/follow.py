@@ -13,7 +13,7 @@ from rich.text import Text
 
 from infra.storage.failures import FailureClass
 from jobs.common.cli import operator
-from jobs.common.display import PLAIN_LINE_EVERY_S, POLL_S, progress_line
+from jobs.common.display import PLAIN_LINE_EVERY_S, POLL_S, progress_line, say
 from pipeline.config import TrainConfig
 from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import (
@@ -107,11 +107,11 @@ class Follower:
         if live is not None:
             live.update(Text(line))
         elif line != self._last_line and time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            say(self.console, line)
             self._last_line, self._last_printed = line, time.monotonic()
 
     def _show_notes(self, status: RunStatus) -> None:
         new = status.noted - self._noted
         for note in status.notes[-new:] if new else ():
-            self.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            say(self.console, f"note: {note}")
         self._noted = status.noted

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jobs.common.display import titled
+from jobs.common.display import say, titled
 from jobs.common.trials_view import shown
 from model.rows import rows_as_json, rows_as_table
 from model.tables import Block
@@ -50,7 +50,7 @@ def show_sweep(console: Console, study: Study, records: Sequence[Record], recipe
     found = importances(study, records)
     if found:
         console.print("importance: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
-    console.print(winner_command(study, best[0].point, recipe), highlight=False, soft_wrap=True)
+    say(console, winner_command(study, best[0].point, recipe))
 
 
 def show_comparison(console: Console, found: Confirmation, score_name: str) -> None:
@@ -118,7 +118,7 @@ def show_search(console: Console, study: Study, records: Sequence[Record], recip
         )
     console.print(titled(f"{study.base.name}: best candidates", table))
     print(rows_as_table(rows_of(best[0].point)))  # as it is: to be pasted
-    console.print(rows_command(study, recipe), highlight=False, soft_wrap=True)
+    say(console, rows_command(study, recipe))
 
 
 def rows_command(study: Study, recipe: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from jobs.common.display import say
 from pipeline.sweep.config import StudyOptions
 
 if TYPE_CHECKING:
@@ -38,6 +39,5 @@ def train_study(
         )
     for record in result.records:
         if record.state == "failed":
-            line = f"{record.name} failed, and the same command tries it again: {record.error}"
-            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"{record.name} failed, and the same command tries it again: {record.error}", style="red")
     return result

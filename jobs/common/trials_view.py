@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from jobs.common.display import progress_line, titled
+from jobs.common.display import progress_line, say, titled
 from pipeline.run.controller_client import ControllerClient, ControllerError
 from pipeline.sweep.ledger import Record
 from pipeline.sweep.study import Study
@@ -65,7 +65,7 @@ class TrialsBoard(tune.Callback):
             line = said(self._study, record)
             if line and self._said.get(record.number) != line:
                 self._said[record.number] = line
-                self._console.print(f"{record.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+                say(self._console, f"{record.name}: {line}")
 
     def _running_line(self, record: Record) -> str:
         """Ask a trial's controller where it is."""
