@@ -6,7 +6,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from infra.redact import one_line
 from infra.tracking.lineage import ModelSync, send_datasets
@@ -58,10 +57,7 @@ class Delivery:
 
     def _files(self, run: MlflowRun) -> None:
         for file in self._outbox.files():
-            if isinstance(file.content, Path) and not file.content.is_file():
-                log.warning("tracking: %s is gone and can't be sent to MLflow", file.content)
-            else:
-                run.send_file(file)
+            run.send_file(file)
             self._outbox.confirm_file(file)
 
     def _patiently(self, what: str, send: Callable[[], None]) -> None:

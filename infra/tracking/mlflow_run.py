@@ -126,12 +126,9 @@ class MlflowRun:
     def send_file(self, file: File) -> None:
         """Send an artifact, in place of one of the same path."""
         folder, name = posixpath.split(file.path)
-        if isinstance(file.content, Path) and file.content.name == name:
-            self._artifacts.log_artifact(str(file.content), folder or None)
-            return
         with tempfile.TemporaryDirectory() as temporary:
             local = Path(temporary, name)
-            local.write_bytes(file.content.read_bytes() if isinstance(file.content, Path) else file.content)
+            local.write_bytes(file.content)
             self._artifacts.log_artifact(str(local), folder or None)
 
     def finish(self, status: str) -> None:
@@ -140,7 +137,7 @@ class MlflowRun:
 
 
 def open_run(
-    uri: str, experiment_id: str, *, name: str, key: str, run_id: str | None, parent_run_id: str | None
+    uri: str, experiment_id: str, *, name: str, key: str, run_id: str | None, parent_run_id: str = ""
 ) -> MlflowRun:
     """Find the run `run_id`, else the one that carries `key`, else make one. A finished one continues running.
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from infra.storage.base import checked_key
@@ -34,10 +33,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An artifact: its content, or the local file that holds it."""
+    """An artifact."""
 
     path: str
-    content: bytes | Path
+    content: bytes
 
 
 class Outbox:
@@ -142,7 +141,7 @@ class Outbox:
         """Add a file, in place of a waiting one of the same path."""
         with self._lock:
             waiting = [other.content for path, other in self._files.items() if path != file.path]
-            if sum(len(content) for content in [*waiting, file.content] if isinstance(content, bytes)) > MAX_FILE_BYTES:
+            if sum(map(len, [*waiting, file.content])) > MAX_FILE_BYTES:
                 self._drop(1)
                 return
             self._files[file.path] = file
@@ -162,8 +161,6 @@ class Outbox:
         """Return all that waits, as JSON lines."""
         with self._lock:
             rows, files = list(self._rows), list(self._files.values())
-        files = [file for file in files if isinstance(file.content, bytes) or file.content.is_file()]
-        with self._lock:
             labels = [{kind: labels} for kind, labels in self._labels.items() if labels]
         lines = [{"step": row.step, "time_ms": row.time_ms, "metrics": row.values} for row in rows]
         return "".join(json.dumps(line) + "\n" for line in [*labels, *lines, *map(_file_line, files)]).encode()
@@ -226,5 +223,4 @@ def _without_repetitions(rows: Iterable[Row], last: dict[str, int]) -> list[Row]
 
 def _file_line(file: File) -> dict[str, str]:
     """Return a file with its content: a path would have the next process send whatever file a spool names."""
-    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-    return {"file": file.path, "data": base64.b64encode(content).decode()}
+    return {"file": file.path, "data": base64.b64encode(file.content).decode()}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from infra.redact import redacted_values
 from infra.storage.base import Storage, StorageError, checked_key
@@ -57,19 +56,17 @@ class Tracker:
         run_name: str,
         *,
         storage: Storage | None = None,
-        run_id: str | None = None,
-        parent_run_id: str | None = None,
         epoch: int | None = None,
         node: str = "",
     ) -> None:
         self.config = config
-        self.run_id = run_id
+        self.run_id: str | None = None
         """The MLflow run's id; None until MLflow has answered once."""
         self.url = ""
         """The run's page on an MLflow server; empty until it has answered, and without a server."""
         self.charts_url = ""
         """The first charts of the experiment's runs, likewise."""
-        self._run_name, self._parent_run_id = run_name, parent_run_id or config.parent_run_id or None
+        self._run_name = run_name
         self._outbox = Outbox(config.max_unsent)
         self._delivery = Delivery(self._outbox)
         self._system = SystemRecorder(config.system_interval_s) if config.system_metrics else None
@@ -158,15 +155,6 @@ class Tracker:
         Their metrics must have been logged before.
         """
         self._outbox.add_labels("models", {"kept": models_json(models)})
-
-    def log_text(self, path: str, text: str) -> None:
-        """Record a text as an artifact."""
-        self.log_artifact_bytes(path, text.encode())
-
-    def log_artifact(self, local_path: str | Path, folder: str = "") -> None:
-        """Record a local file as an artifact; it is read when it is sent, and must be there until then."""
-        local = Path(local_path).absolute()
-        self._outbox.add_file(File(checked_key(f"{folder}/{local.name}".lstrip("/")), local))
 
     def flush(self, timeout: float) -> bool:
         """Wait until MLflow has confirmed all of it; return whether it did within `timeout` seconds."""
@@ -281,7 +269,7 @@ class Tracker:
             name=self._run_name,
             key=self._key,
             run_id=self.run_id,
-            parent_run_id=self._parent_run_id,
+            parent_run_id=config.parent_run_id,
         )
         self._resume(run)
         self._outbox.settle(run.sent_steps())

@@ -35,7 +35,7 @@ def test_a_spool_sends_no_file_of_this_machine_and_leaves_no_folder(
     config = TrackingConfig(uri=sqlite_uri, artifact_location=str(tmp_path / "artifacts"), system_metrics=False)
     prepare(config)
     tracker = Tracker(config, "x", storage=storage)
-    tracker.log_text("fine.txt", "fine")
+    tracker.log_artifact_bytes("fine.txt", b"fine")
     assert tracker.close("FINISHED", timeout=30)
     assert tracker.run_id
     assert [item.path for item in make_client(sqlite_uri).list_artifacts(tracker.run_id)] == ["fine.txt"]

@@ -120,7 +120,8 @@ def test_runs_below_a_parent_that_nobody_has_ended_are_found_on_all_pages(
     assert parent.flush(60)
     assert parent.run_id is not None
     for name, status in (("study-000", "FINISHED"), ("study-001", ""), ("study-002", "")):
-        trial = Tracker(config, name, storage=open_storage(tmp_path / name), parent_run_id=parent.run_id)
+        below = replace(config, parent_run_id=parent.run_id)
+        trial = Tracker(below, name, storage=open_storage(tmp_path / name))
         trial.log_metrics({"loss": 0.5}, 1)
         assert trial.close(status, 60) if status else trial.flush(60)
         trial.abandon()

@@ -66,7 +66,7 @@ def check_team(
             monkeypatch.delenv(name)  # a client needs no keys of the artifacts' store
         tracker = Tracker(config, "of-a-team")
         tracker.log_metrics({"train/loss": 0.5}, step=1)
-        tracker.log_text("report.md", "fine")
+        tracker.log_artifact_bytes("report.md", b"fine")
         tracker.log_params({LONGEST: "x" * 10_000, "Größe 📏": "📏" * 4000})
         tracker.set_tags({LONGEST: "📏" * 9000})
         tracker.log_metrics({LONGEST: 1.0, "val/Überlänge/f1": float("inf")}, step=1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,17 +81,6 @@ def test_a_changed_label_is_not_confirmed_by_its_old_value() -> None:
     outbox.add_labels("tags", {"a": "2"})
     outbox.confirm_labels("tags", sent)
     assert outbox.labels("tags") == {"a": "2"}
-
-
-def test_files_are_spooled_with_their_content(tmp_path: Path) -> None:
-    local = tmp_path / "local"
-    local.write_bytes(b"1")
-    outbox = Outbox(100)
-    outbox.add_file(File("folder/local", local))
-    outbox.add_file(File("gone", tmp_path / "gone"))
-    later = Outbox(100)
-    later.load(outbox.dump())
-    assert later.files() == [File("folder/local", b"1")]
 
 
 def test_memory_is_bounded_and_the_loss_is_counted() -> None:

@@ -89,7 +89,7 @@ def test_records_that_killed_processes_left_open_are_ended_with_the_study(tmp_pa
         for number, (name, state) in enumerate(states.items())
     ]
     for name in (*states, start_name("sweep", "0123456789")):
-        below = Tracker(tracking, name, storage=open_storage(tmp_path / name), parent_run_id=parent.run_id)
+        below = Tracker(replace(tracking, parent_run_id=parent.run_id), name, storage=open_storage(tmp_path / name))
         below.log_metrics({"loss": 0.5}, 1)
         assert below.close("FAILED", 60) if name == "sweep-003" else below.flush(60)
         below.abandon()  # as by one that is killed
