@@ -21,12 +21,12 @@ def build_efficientnet(
     architecture: Architecture,
     *,
     num_classes: int,
-    stochastic_depth: float = 0.2,
-    norm_eps: float = NORM_EPS,
-    norm_momentum: float = NORM_MOMENTUM,
-    in_channels: int = 3,
-    same_padding: bool = False,
-    init: Literal["google", "torchvision"] = "google",
+    stochastic_depth: float,
+    norm_eps: float,
+    norm_momentum: float,
+    in_channels: int,
+    same_padding: bool,
+    init: Literal["google", "torchvision"],
 ) -> EfficientNet:
     """The network of `architecture`: images [B, in_channels, H, W] -> logits [B, num_classes].
 

@@ -71,10 +71,10 @@ class Architecture:
         return 2 * prod(block.stride for block in self.blocks)
 
 
-def round_channels(channels: float, *, never_below: float = 0.9, divisor: int = 8) -> int:
-    """Nearest multiple of `divisor`; the next one if that is below `never_below` of it (the papers' rule)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < never_below * channels else rounded
+def round_channels(channels: float, *, never_below: float = 0.9) -> int:
+    """Nearest multiple of 8; the next one if that is below `never_below` of it (the papers' rule)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < never_below * channels else rounded
 
 
 def scale(
@@ -255,11 +255,11 @@ ABLATION_KERNELS: Mapping[int, int] = {3: 3}
 multiply-adds fit a 3x3 kernel in the third row to 3 %, and no other choice as well (`jobs.models` prints both)."""
 
 
-def fused_variant(name: str, stages: Collection[int], *, kernels: Mapping[int, int] = ABLATION_KERNELS) -> Architecture:
+def fused_variant(name: str, stages: Collection[int]) -> Architecture:
     """The architecture `name` with Fused-MBConv in place of MBConv in rows `stages`, counted from 1 (the stem is 0).
 
-    Fused rows have no squeeze-and-excitation, as in V2's tables; row i takes the kernel `kernels[i]` if that is given.
-    Raises ValueError for rows that don't exist or aren't MBConv.
+    Fused rows have no squeeze-and-excitation, as in V2's tables; those of `ABLATION_KERNELS` have its kernel. Raises
+    ValueError for rows that don't exist or aren't MBConv.
     """
     architecture = ARCHITECTURES[name]
     for row in stages:
@@ -268,7 +268,7 @@ def fused_variant(name: str, stages: Collection[int], *, kernels: Mapping[int, i
         if architecture.blocks[row - 1].operator != "MBConv":
             raise ValueError(f"fused row {row}: row {row} of {name} is Fused-MBConv already")
     blocks = tuple(
-        replace(block, operator="Fused-MBConv", kernel=kernels.get(row, block.kernel), se=0.0)
+        replace(block, operator="Fused-MBConv", kernel=ABLATION_KERNELS.get(row, block.kernel), se=0.0)
         if row in stages
         else block
         for row, block in enumerate(architecture.blocks, start=1)

@@ -69,9 +69,9 @@ def list_folder(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> list[Remot
     return [RemoteFile(storage.location(item.key), item.size, item.etag.strip('"')) for item in found]
 
 
-def list_below(url: str, *, patience_s: float = CHECK_PATIENCE_S) -> list[RemoteFile]:
+def list_below(url: str) -> list[RemoteFile]:
     """Return all objects under a prefix, in folders of it too, in the order of their keys; hidden ones are left out."""
-    with opened(url.rstrip("/"), patience_s) as (storage, folder):
+    with opened(url.rstrip("/"), CHECK_PATIENCE_S) as (storage, folder):
         found = storage.list(f"{folder}/" if folder else "")
         return [RemoteFile(storage.location(key), size, "") for key, size in found.items()]
 

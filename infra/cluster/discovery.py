@@ -17,7 +17,7 @@ CONNECT_TIMEOUT_S = 2.0
 """A cluster that takes no connection within this time is passed over."""
 
 
-def cluster_addresses(address: str = "") -> list[str]:
+def cluster_addresses(address: str) -> list[str]:
     """Return the address that is asked for, else RAY_ADDRESS, else those of all Ray clusters on this machine.
 
     A cluster that `jobs.train` started itself is among those: it ends with its run.
@@ -36,7 +36,7 @@ def cluster_addresses(address: str = "") -> list[str]:
 
 
 @contextmanager
-def attached(address: str, *, found_here: bool = False) -> Iterator[None]:
+def attached(address: str, *, found_here: bool) -> Iterator[None]:
     """Be connected to a running cluster.
 
     Ray gives a cluster that it starts on a machine a token, in the user's home, but shows it to a cluster only if it

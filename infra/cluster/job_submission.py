@@ -59,7 +59,7 @@ class JobLostError(ClusterError):
     failure = FailureClass.TRANSIENT
 
 
-def open_client(dashboard: str = "") -> JobSubmissionClient:
+def open_client(dashboard: str) -> JobSubmissionClient:
     """Return a client of the cluster whose dashboard is at `dashboard`, or at RAY_API_SERVER_ADDRESS.
 
     Raises:

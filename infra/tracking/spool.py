@@ -20,7 +20,7 @@ SPOOL_FILE = "tracking/unsent.jsonl"
 class Spool:
     """The tracking files of a run's own folder; without a storage, nothing outlives the process. Thread-safe."""
 
-    def __init__(self, storage: Storage | None, outbox: Outbox, epoch: int | None = None) -> None:
+    def __init__(self, storage: Storage | None, outbox: Outbox, epoch: int | None) -> None:
         self._storage, self._outbox = storage, outbox
         self._object = OwnedObject(storage, SPOOL_FILE, epoch) if storage is not None else None
         self._lock = threading.Lock()

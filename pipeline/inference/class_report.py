@@ -48,7 +48,7 @@ def evaluate_saved(
     *,
     device: torch.device,
     batch_size: int = 64,
-    observe: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
+    observe: Callable[[Batch, Tensor], None],
 ) -> Report:
     """Run a saved model over every sample, each once; `observe` is given each batch with its logits.
 

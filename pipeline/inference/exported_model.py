@@ -41,7 +41,7 @@ class ExportError(ValueError):
 class Deployed(nn.Module):
     """A model that takes images as they are decoded -> float32 logits; with `half` it computes in fp16 between them."""
 
-    def __init__(self, model: nn.Module, view: Preprocessing, *, half: bool = False) -> None:
+    def __init__(self, model: nn.Module, view: Preprocessing, *, half: bool) -> None:
         super().__init__()
         self.model = deepcopy(model).half() if half else model
         self.mean, self.std = view.pixel_mean, view.pixel_std
@@ -56,7 +56,7 @@ class Deployed(nn.Module):
         return self.model(((images.to(torch.float32) - self.mean) / self.std).to(self.dtype)).float()
 
 
-def facts_of(saved: SavedModel, precision: str = "fp32") -> dict[str, Any]:
+def facts_of(saved: SavedModel, precision: str) -> dict[str, Any]:
     """Return what an exported file says of itself, as JSON values by name."""
     return {
         "crescendo": 1,

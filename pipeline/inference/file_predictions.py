@@ -9,13 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datasets.errors import DataError
 from datasets.images.listing import ImageFile, find_images, no_images
 from datasets.prepare.layout import LeftOut
-from datasets.transforms.decode import MAX_PIXELS
 from pipeline.inference.predictor import Prediction, Predictor
 
 _READERS = 16
 
 
-def images_of(places: Sequence[str], left_out: LeftOut, path_column: str = "path") -> Iterator[ImageFile]:
+def images_of(places: Sequence[str], left_out: LeftOut, path_column: str) -> Iterator[ImageFile]:
     """Yield the images of all places; each is looked into before the first image is.
 
     Raises:
@@ -32,7 +31,7 @@ def images_of(places: Sequence[str], left_out: LeftOut, path_column: str = "path
 
 
 def predict_files(
-    predictor: Predictor, files: Iterable[ImageFile], *, batch_size: int, max_pixels: int = MAX_PIXELS
+    predictor: Predictor, files: Iterable[ImageFile], *, batch_size: int, max_pixels: int
 ) -> Iterator[tuple[ImageFile, Prediction | ValueError]]:
     """Yield each image with what the model says of it, or what is wrong with it; the next batch is read meanwhile."""
     waiting = iter(files)

@@ -89,7 +89,7 @@ class TableWriter:
     """
 
     def __init__(
-        self, place: str, *, classes: Sequence[str], model: str, thresholds: Sequence[float] = (), kind: str
+        self, place: str, *, classes: Sequence[str], model: str, thresholds: Sequence[float], kind: str
     ) -> None:
         import pyarrow as pa
 

@@ -16,7 +16,7 @@ FIELDS = ("image_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", 
 
 
 def ramped(
-    stages: Sequence[TrainingStage], spans: Mapping[str, Span], *, count: int | None = None, size_multiple: int = 1
+    stages: Sequence[TrainingStage], spans: Mapping[str, Span], *, count: int | None, size_multiple: int
 ) -> Stages:
     """Return a recipe's stages with ramps in them.
 

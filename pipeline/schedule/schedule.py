@@ -51,10 +51,6 @@ class TrainingSchedule:
             start, values = stop, self._ends[index][1].values if index in self._ends else {}
         return tuple(spans)
 
-    def lookup(self, cursor: int) -> StageSpan | None:
-        """Return the span that `cursor` lies in, or None after the last stage."""
-        return next((span for span in self.spans[len(self._ends) :] if cursor < span.stop), None)
-
     @property
     def total_samples(self) -> int:
         """Cursor at which the run ends, as it is planned now."""

@@ -78,14 +78,16 @@ class RandomStrategy:
 
 
 class EvolutionStrategy:
-    """Regularized evolution (arXiv 1802.01548): a child of the best of a random sample; the oldest die.
+    """Regularized evolution (arXiv 1802.01548): a child of the best of `SAMPLE` random ones; the oldest die.
 
     The first `population` points are random. Only points with a score live.
     """
 
-    def __init__(self, space: Space, *, seed: int, highest: bool, population: int = 8, sample: int = 3) -> None:
+    SAMPLE = 3
+
+    def __init__(self, space: Space, *, seed: int, highest: bool, population: int) -> None:
         self._space, self._random, self._sign = space, random.Random(f"evolution/{seed}"), 1 if highest else -1
-        self._population, self._sample, self._told, self._asked = population, sample, 0, 0
+        self._population, self._told, self._asked = population, 0, 0
         self.living: list[tuple[float, Point]] = []
 
     def ask(self) -> Point:
@@ -93,7 +95,7 @@ class EvolutionStrategy:
         self._asked += 1
         if max(self._asked, self._told) <= self._population or not self.living:
             return random_point(self._space, self._random)
-        sample = self._random.sample(self.living, min(self._sample, len(self.living)))
+        sample = self._random.sample(self.living, min(self.SAMPLE, len(self.living)))
         return mutated(max(sample, key=lambda item: item[0])[1], self._space, self._random)
 
     def tell(self, point: Point, scores: Sequence[float], *, finished: bool) -> None:

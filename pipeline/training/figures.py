@@ -225,11 +225,11 @@ def as_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def grid_png(images: Tensor, count: int = 32) -> bytes:
-    """Return a PNG of the first `count` of normalized images [B, C, H, W]: the first three channels, or the first."""
+def grid_png(images: Tensor) -> bytes:
+    """Return a PNG of the first 32 of normalized images [B, C, H, W]: the first three channels, or the first."""
     from PIL import Image
 
-    shown = images[:count, : 3 if images.shape[1] >= 3 else 1].float().cpu()
+    shown = images[:32, : 3 if images.shape[1] >= 3 else 1].float().cpu()
     low, high = shown.amin(), shown.amax()
     grid = make_grid((shown - low) / (high - low).clamp_min(1e-6), nrow=8, padding=2)
     out = io.BytesIO()

@@ -69,7 +69,7 @@ class Confusion(Metric):
 class PixelScores(Confusion):
     """Mean IoU over the classes that occur or are predicted, IoU of each (0 where there is neither), pixel accuracy."""
 
-    def __init__(self, classes: Sequence[str], *, by_class: bool, ignored: int = 255) -> None:
+    def __init__(self, classes: Sequence[str], *, by_class: bool, ignored: int) -> None:
         """Make an empty metric; with `by_class` the confusion matrix is among the scores.
 
         `ignored` is the value of masks that is no class. Where it is a class's number, that one is not in the mean.

@@ -24,9 +24,7 @@ class TargetScores(Metric):
     count: Tensor
     sums: Tensor
 
-    def __init__(
-        self, names: Sequence[str], mean: Sequence[float], std: Sequence[float], *, by_class: bool = False
-    ) -> None:
+    def __init__(self, names: Sequence[str], mean: Sequence[float], std: Sequence[float], *, by_class: bool) -> None:
         """Make an empty metric; `mean` and `std` are about those of the targets, to keep the sums small."""
         super().__init__()
         self._names, self._by_class = tuple(names), by_class
