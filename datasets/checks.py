@@ -9,7 +9,8 @@ from datasets.cache.shard_cache import check_limit
 from datasets.config import DataConfig, check_divisibility
 from datasets.errors import DataError
 from datasets.loading.sample_order import SampleOrder
-from datasets.shards.resolve import DatasetManifest, load_manifest
+from datasets.shards.manifest import DatasetManifest
+from datasets.shards.resolve import load_manifest
 
 TRUTH = {
     "classification": ("label", ".cls"),

@@ -27,8 +27,6 @@ from datasets.shards.resolve import check_unchanged, load_manifest
 from datasets.transforms.mixing import MixingRule
 from datasets.transforms.shape import format_size
 
-__all__ = ["Batch", "Batches", "DataConfig", "build_eval_loader", "build_loader", "build_plain_loader", "sample_order"]
-
 log = logging.getLogger(__name__)
 
 

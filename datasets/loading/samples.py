@@ -18,18 +18,9 @@ from datasets.loading.batch import Batch, DamagedSample, empty_images, empty_mas
 from datasets.loading.reader import Reader, Sample
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
-from datasets.transforms.decode import (
-    CROP_DRAWS,
-    Box,
-    Crop,
-    Header,
-    cut_out,
-    decode_mask,
-    eval_crop,
-    image_header,
-    random_crop,
-)
+from datasets.transforms.decode import CROP_DRAWS, Box, Crop, cut_out, decode_mask, eval_crop, image_header, random_crop
 from datasets.transforms.mixing import MixingRule
+from datasets.transforms.pixels import Header
 from datasets.transforms.randaugment_policies import POLICIES
 from datasets.transforms.randomness import Purpose, sample_generator, uniforms
 

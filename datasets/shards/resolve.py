@@ -16,18 +16,6 @@ from datasets.shards.fingerprint import is_changed
 from datasets.shards.manifest import HOW_TO_MAKE, MANIFEST_NAME, DatasetManifest, ShardInfo, read_manifest
 from datasets.transforms.formats import RGB
 
-__all__ = [
-    "MANIFEST_NAME",
-    "DataError",
-    "DatasetManifest",
-    "ShardInfo",
-    "check_unchanged",
-    "expand_files",
-    "expand_urls",
-    "load_manifest",
-    "read_manifest",
-]
-
 SEPARATOR = "::"
 INDEX_AGAIN = "write the shards again, or count them again with `python -m jobs.index URL`"
 _Folders = dict[str, dict[str, RemoteFile]]

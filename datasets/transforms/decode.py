@@ -27,25 +27,6 @@ from datasets.transforms.pixels import (
 )
 from datasets.transforms.shape import Shape
 
-__all__ = [
-    "CROP_DRAWS",
-    "MAX_PIXELS",
-    "Box",
-    "Crop",
-    "Header",
-    "cut_out",
-    "decode_crop",
-    "decode_mask",
-    "decode_whole",
-    "eval_crop",
-    "image_header",
-    "nearest",
-    "random_crop",
-    "read_header",
-    "resize",
-    "takes_whole",
-]
-
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the whole image"""
 

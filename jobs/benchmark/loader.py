@@ -26,7 +26,8 @@ from datasets.prepare.sources.photographs import Photographs
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.copies import choose_copy, copy_folder
 from datasets.shards.resolve import expand_urls, load_manifest
-from datasets.transforms.decode import CROP_DRAWS, Crop, cut_out, random_crop, read_header
+from datasets.transforms.decode import CROP_DRAWS, Crop, cut_out, random_crop
+from datasets.transforms.pixels import read_header
 from datasets.transforms.randomness import Purpose, uniforms
 from jobs.benchmark.baseline import usual_batches
 from jobs.benchmark.flags import check_at_least, read_flags

@@ -21,7 +21,7 @@ import tyro
 from rich.table import Table
 
 from datasets.checks import check_data
-from datasets.loading.loader import sample_order
+from datasets.loading.sample_order import sample_order
 from infra.cluster.code_package import ROOT
 from infra.cluster.config import ClusterConfig
 from infra.tracking.config import TrackingConfig

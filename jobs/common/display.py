@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from datasets.shards.resolve import DatasetManifest
+from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.shape import format_size
 from pipeline.config import TrainConfig
 from pipeline.control.run_status import RunStatus

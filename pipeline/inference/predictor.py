@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.transforms.decode import MAX_PIXELS, Box, Header, nearest
+from datasets.transforms.decode import Box, nearest
+from datasets.transforms.pixels import MAX_PIXELS, Header
 from datasets.transforms.shape import image_shape
 from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported, score_facts
 from pipeline.inference.preprocessing import Preprocessing

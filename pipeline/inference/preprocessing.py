@@ -8,17 +8,9 @@ from typing import Any
 import numpy as np
 
 from datasets.config import EvalCrop
-from datasets.transforms.decode import (
-    MAX_PIXELS,
-    Box,
-    Header,
-    decode_crop,
-    decode_whole,
-    eval_crop,
-    image_header,
-    takes_whole,
-)
+from datasets.transforms.decode import Box, decode_crop, decode_whole, eval_crop, image_header, takes_whole
 from datasets.transforms.formats import PixelFormat, PixelType
+from datasets.transforms.pixels import MAX_PIXELS, Header
 from datasets.transforms.shape import Shape, format_size, image_shape
 
 PIXEL_RULES = {

@@ -10,8 +10,9 @@ from typing import Any
 
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
+from datasets.errors import DataError
 from datasets.loading.sample_order import sample_order
-from datasets.shards.resolve import DataError, DatasetManifest
+from datasets.shards.manifest import DatasetManifest
 from infra.cluster.connect import in_submitted_job
 from infra.storage.base import Storage
 from infra.storage.open import open_storage

@@ -15,8 +15,8 @@ from datasets.cache.download import is_downloading
 from datasets.cache.shard_cache import cache_folder
 from datasets.checks import check_data, data_fingerprint
 from datasets.errors import DataError
-from datasets.loading.loader import sample_order
 from datasets.loading.processes import limit_blas
+from datasets.loading.sample_order import sample_order
 from infra.cluster.logs import log_as_json
 from infra.cluster.prestart import current_environment, start_standby
 from infra.storage.base import Storage

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from datasets.loading.loader import Batches, DataConfig, build_plain_loader
+from datasets.config import DataConfig
+from datasets.loading.loader import Batches, build_plain_loader
 from datasets.shards.manifest import DatasetManifest
 from pipeline.training.batch_norm import reestimate
 from pipeline.training.device import eagerly

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from datasets.loading.loader import Batch
+from datasets.loading.batch import Batch
 from pipeline.task_config import MultilabelConfig, RegressionConfig, SegmentationConfig, TaskConfig
 from pipeline.training.class_scores import ClassRow
 from pipeline.training.classification import ClassificationTask

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.loading.corruption import MAX_MESSAGES, corruption_error, is_too_much
-from datasets.loading.loader import sample_order
+from datasets.loading.sample_order import sample_order
 from datasets.shards.manifest import DatasetManifest
 from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata

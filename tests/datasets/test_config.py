@@ -9,7 +9,8 @@ import pytest
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import build_loader, sample_order
+from datasets.loading.loader import build_loader
+from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import load_manifest
 from tests.support.shards import write_shards
 

@@ -10,7 +10,7 @@ import torch
 
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
-from datasets.loading.loader import sample_order
+from datasets.loading.sample_order import sample_order
 from infra.storage.open import open_storage
 from model.config import ModelConfig
 from model.factory import build_model

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.checks import check_data
-from datasets.loading.loader import sample_order
+from datasets.loading.sample_order import sample_order
 from datasets.prepare.sources.photographs import Photographs
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.manifest import DatasetManifest

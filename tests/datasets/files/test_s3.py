@@ -16,7 +16,8 @@ from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
-from datasets.loading.loader import Batch, build_eval_loader, build_loader
+from datasets.loading.batch import Batch
+from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.shards.manifest import MANIFEST_NAME, read_manifest
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index

@@ -14,7 +14,8 @@ import torch
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
-from datasets.loading.loader import Batch, build_eval_loader, build_loader
+from datasets.loading.batch import Batch
+from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.shards.indexing import IndexRules, index_shards
 from tests.support.fault_proxy import FaultProxy, Request, fault_proxy
 from tests.support.s3 import put

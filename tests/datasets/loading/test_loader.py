@@ -11,10 +11,13 @@ import pytest
 import torch
 import webdataset as wds
 
+from datasets.config import DataConfig
 from datasets.images.labelled import file_batches
+from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import TrainSteps
-from datasets.loading.loader import Batch, DataConfig, build_eval_loader, build_loader, sample_order
+from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.loading.reader import SampleReader
+from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.mixing import MixingRule
 

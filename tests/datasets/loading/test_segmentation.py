@@ -15,7 +15,8 @@ from datasets.errors import DataError
 from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
-from datasets.transforms.decode import decode_mask, read_header
+from datasets.transforms.decode import decode_mask
+from datasets.transforms.pixels import read_header
 from datasets.transforms.randaugment_ops import MASK_IGNORE
 from datasets.transforms.randaugment_policies import MASKED, POLICIES, Amount
 from datasets.transforms.randomness import Purpose, sample_generator

@@ -13,7 +13,7 @@ from datasets.config import DataConfig
 from datasets.loading.batch import Batch
 from datasets.loading.loader import build_eval_loader, build_loader, build_plain_loader
 from datasets.loading.samples import Request, Samples, View
-from datasets.transforms.decode import Header
+from datasets.transforms.pixels import Header
 from datasets.transforms.randaugment_ops import MASK_IGNORE
 from tests.support.shards import write_mask_shards
 

@@ -20,11 +20,14 @@ from PIL import Image, ImageOps
 from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
+from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import TrainSteps
-from datasets.loading.loader import Batch, build_eval_loader, build_loader, sample_order
+from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.sample_order import sample_order
 from datasets.shards.describe import write_manifest
 from datasets.shards.resolve import load_manifest
-from datasets.transforms.decode import decode_crop, read_header
+from datasets.transforms.decode import decode_crop
+from datasets.transforms.pixels import read_header
 from jobs.index import main as index
 from tests.support.shards import image_of, png, write_damaged_shards, write_shards, write_tar
 

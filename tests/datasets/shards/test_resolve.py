@@ -14,7 +14,8 @@ import webdataset as wds
 from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.shards.describe import write_manifest
-from datasets.shards.resolve import MANIFEST_NAME, expand_urls, load_manifest
+from datasets.shards.manifest import MANIFEST_NAME
+from datasets.shards.resolve import expand_urls, load_manifest
 from datasets.shards.tar_index import index_shard
 from tests.support.shards import write_shards, write_tar
 

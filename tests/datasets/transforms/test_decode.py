@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datasets.transforms import decode
-from datasets.transforms.decode import (
-    CROP_DRAWS,
-    Header,
-    _decode_jpeg,
-    decode_crop,
-    eval_crop,
-    random_crop,
-    read_header,
-)
+from datasets.transforms.decode import CROP_DRAWS, _decode_jpeg, decode_crop, eval_crop, random_crop
+from datasets.transforms.pixels import Header, read_header
 from datasets.transforms.randomness import Purpose, sample_generator
 from datasets.transforms.shape import image_shape
 from tests.support.shards import image_of

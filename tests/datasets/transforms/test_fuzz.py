@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.prepare.encode import shrunk
-from datasets.transforms.decode import decode_crop, decode_mask, read_header
-from datasets.transforms.pixels import Header, decode_rgb
+from datasets.transforms.decode import decode_crop, decode_mask
+from datasets.transforms.pixels import Header, decode_rgb, read_header
 from pipeline.inference.preprocessing import Preprocessing
 from tests.support.odd_images import odd_images
 

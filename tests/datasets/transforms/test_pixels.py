@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from datasets.prepare.encode import shrunk
-from datasets.transforms.decode import decode_crop, read_header
-from datasets.transforms.pixels import decode_rgb
+from datasets.transforms.decode import decode_crop
+from datasets.transforms.pixels import decode_rgb, read_header
 from tests.support.odd_images import OddImage, odd_images
 
 ODD = {image.name: image for image in odd_images()}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from datasets.config import DataConfig
-from datasets.loading.loader import sample_order
+from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
 from jobs.benchmark.nodes import Nodes

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.errors import DataError
-from datasets.loading.loader import Batch
+from datasets.loading.batch import Batch
 from pipeline.schedule.decisions import Decision, ExtendStage, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
