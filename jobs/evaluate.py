@@ -19,6 +19,7 @@ from datasets.prepare.table_labels import TableColumns
 from jobs.common.cli import run_main
 from jobs.common.device import chosen_device
 from jobs.common.display import say, wide_console
+from jobs.common.model_flags import ModelFlags
 from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(ModelFlags):
     """Options of the evaluation."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
@@ -55,19 +56,6 @@ class Options:
     """Column that says train, val or test, where the table has one; empty: it isn't looked at."""
     split: Literal["", "train", "val", "test"] = ""
     """The rows of a table that are evaluated, where it has rows of several splits."""
-    storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
-    best: bool = False
-    """Use the run's best checkpoint instead of its latest one."""
-    image_size: int = 0
-    """Image size in pixels; 0: that of the run's own evaluations."""
-    ema: bool = True
-    """Evaluate the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
-    reestimate_bn: int = 0
-    """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
-    evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
-    train_data: str = ""
-    """With --reestimate-bn: training shards; empty: those of the run."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: the mean of the logits of the image and of its mirror image."""
     batch_size: int = 64
@@ -85,7 +73,8 @@ class Options:
     calibration; in regression truth against prediction and the errors."""
 
     def __post_init__(self) -> None:
-        for name, low in (("image_size", 0), ("reestimate_bn", 0), ("batch_size", 1), ("loader_workers", 0)):
+        ModelFlags.__post_init__(self)  # super() doesn't find the class that slots made anew
+        for name, low in (("batch_size", 1), ("loader_workers", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {low}")
         check_local(report=self.report, pictures=self.pictures, json=self.json)
@@ -113,15 +102,9 @@ def main(argv: Sequence[str]) -> int:
     from pipeline.inference.evaluation_data import open_data
     from pipeline.inference.flip import FlipAveraged
     from pipeline.inference.mistakes import record_for
-    from pipeline.inference.norm_statistics import reestimate_saved
-    from pipeline.inference.trained_model import find_run, open_saved
+    from pipeline.inference.trained_model import find_run
 
-    saved = open_saved(
-        find_run(options.checkpoint, options.storage),
-        ema=options.ema,
-        best=options.best,
-        image_size=options.image_size,
-    )
+    saved = options.open(find_run(options.checkpoint, options.storage))
     data = open_data(
         saved,
         options.data,
@@ -131,15 +114,7 @@ def main(argv: Sequence[str]) -> int:
     )
     device = chosen_device(options.device)
     _make_folders(options)
-    if options.reestimate_bn:
-        reestimate_saved(
-            saved,
-            options.reestimate_bn,
-            url=options.train_data,
-            device=device,
-            batch_size=options.batch_size,
-            loader_workers=options.loader_workers,
-        )
+    options.reestimate(saved, device=device, batch_size=options.batch_size, loader_workers=options.loader_workers)
     if options.tta == "flip":
         saved = replace(saved, model=FlipAveraged(saved.model))
     record = record_for(saved.kind, len(saved.task.classes)) if options.report else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jobs.common.cli import run_main
+from jobs.common.model_flags import ModelFlags
 from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(ModelFlags):
     """Options of the export."""
 
     checkpoint: Annotated[str, tyro.conf.Positional] = ""
@@ -56,19 +57,6 @@ class Options:
     data: str = ""
     """Labelled images with which the two models are compared, as `jobs.evaluate --data` takes them; empty: the run's
     own validation data."""
-    storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
-    best: bool = False
-    """Use the run's best checkpoint instead of its latest one."""
-    image_size: int = 0
-    """Image size in pixels, the short side; 0: that of the run's own evaluations."""
-    ema: bool = True
-    """Export the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
-    reestimate_bn: int = 0
-    """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
-    evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
-    train_data: str = ""
-    """With --reestimate-bn and int8: training shards; empty: those of the run."""
     compared: int = 8
     """Number of images with which the two models are compared."""
     register: str = ""
@@ -86,6 +74,7 @@ class Options:
     MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db."""
 
     def __post_init__(self) -> None:
+        ModelFlags.__post_init__(self)  # super() doesn't find the class that slots made anew
         if bool(self.checkpoint) == bool(self.best_of):
             given = f"both {self.checkpoint!r} and --best-of" if self.checkpoint else "neither"
             raise ValueError(f"a checkpoint or --best-of EXPERIMENT is needed, and there is {given}: name one")
@@ -109,8 +98,6 @@ class Options:
             raise ValueError(f"max_drop is {self.max_drop}: it must be from 0 to 1")
         if self.scored < 0:
             raise ValueError(f"scored is {self.scored}: it must be 0 (all) or more")
-        if self.reestimate_bn < 0:
-            raise ValueError(f"reestimate_bn is {self.reestimate_bn}: it must be 0 (off) or more")
         if self.compared < 1:
             raise ValueError(f"compared is {self.compared}: at least 1 image must be compared")
 
@@ -124,26 +111,12 @@ def main(argv: Sequence[str]) -> int:
 
     from pipeline.inference.export_check import latency_ms
     from pipeline.inference.exported_model import difference_unit, open_exported
-    from pipeline.inference.norm_statistics import reestimate_saved
-    from pipeline.inference.trained_model import find_run, open_saved
+    from pipeline.inference.trained_model import find_run
 
-    saved = open_saved(
-        best_of(options) if options.best_of else find_run(options.checkpoint, options.storage),
-        ema=options.ema,
-        best=options.best,
-        image_size=options.image_size,
-    )
+    saved = options.open(best_of(options) if options.best_of else find_run(options.checkpoint, options.storage))
     for line in saved.notes:
         print(f"note: {line}")
-    if options.reestimate_bn:
-        reestimate_saved(
-            saved,
-            options.reestimate_bn,
-            url=options.train_data,
-            device=torch.device("cpu"),
-            batch_size=64,
-            loader_workers=0,
-        )
+    options.reestimate(saved, device=torch.device("cpu"), batch_size=64, loader_workers=0)
     if options.register_as == "images" and saved.kind == "segmentation":
         raise ValueError(f"register_as is 'images': that isn't for {saved.kind}, which {saved.uri} is for")
     data = _data(saved, options)
