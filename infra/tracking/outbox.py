@@ -107,9 +107,7 @@ class Outbox:
             added = _without_repetitions(islice(self._rows, len(waiting), None), last)
             self._rows = deque(kept + added)
             self._num_values = num_values + sum(len(row.values) for row in added)
-            self._last_step = {
-                key: max(last.get(key, -1), self._last_step.get(key, -1)) for key in last | self._last_step
-            }
+            self._last_step = _later(last, self._last_step)
 
     @property
     def num_metrics(self) -> int:
@@ -185,14 +183,12 @@ class Outbox:
         """
         last = dict[str, int]()
         front = _without_repetitions(rows, last)
-        last = {key: max(last.get(key, -1), last_steps.get(key, -1)) for key in last | dict(last_steps)}
+        last = _later(last, last_steps)
         with self._lock:
             kept = front + _without_repetitions(self._rows, last)
             self._rows = deque(kept)
             self._num_values = sum(len(row.values) for row in kept)
-            self._last_step = {
-                key: max(last.get(key, -1), self._last_step.get(key, -1)) for key in last | self._last_step
-            }
+            self._last_step = _later(last, self._last_step)
 
     def _load_line(self, line: dict[str, Any]) -> None:
         if "metrics" in line:
@@ -219,6 +215,11 @@ def _without_repetitions(rows: Iterable[Row], last: dict[str, int]) -> list[Row]
             last.update(dict.fromkeys(values, row.step))
             kept.append(row if len(values) == len(row.values) else Row(row.step, row.time_ms, values))
     return kept
+
+
+def _later(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Return the later step of each metric."""
+    return {key: max(one.get(key, -1), other.get(key, -1)) for key in {**one, **other}}
 
 
 def _file_line(file: File) -> dict[str, str]:

@@ -18,24 +18,22 @@ SPOOL_FILE = "tracking/unsent.jsonl"
 
 
 class Spool:
-    """The tracking files of a run's own folder; without a storage, nothing outlives the process. Thread-safe."""
+    """The tracking files of a run's own folder. Thread-safe."""
 
-    def __init__(self, storage: Storage | None, outbox: Outbox, epoch: int | None) -> None:
+    def __init__(self, storage: Storage, outbox: Outbox, epoch: int | None) -> None:
         self._storage, self._outbox = storage, outbox
-        self._object = OwnedObject(storage, SPOOL_FILE, epoch) if storage is not None else None
+        self._object = OwnedObject(storage, SPOOL_FILE, epoch)
         self._lock = threading.Lock()
         self._loaded = self._holds_any = False
 
     @property
     def location(self) -> str:
         """Where unsent things are kept, for messages."""
-        return self._storage.location(SPOOL_FILE) if self._storage else "memory only"
+        return self._storage.location(SPOOL_FILE)
 
     def run_key(self, run_name: str) -> str:
         """Return the identity that ties the MLflow run to the run's storage: gone with it, unlike the run's name."""
         key = uuid.uuid4().hex
-        if self._storage is None:
-            return key
         record = json.dumps({"key": key, "name": run_name}).encode()
         self._storage.write_if_absent(KEY_FILE, record)
         if found := _key_in(self._storage.read(KEY_FILE)):
@@ -56,8 +54,6 @@ class Spool:
             StorageError: it can't be written.
             TakenOverError: another process keeps the run's record now.
         """
-        if self._object is None:
-            return
         with self._lock:
             self._load()  # else it would be lost under what is written now
             unsent = self._outbox.dump()
@@ -78,7 +74,6 @@ class Spool:
                 self._replace(b"")
 
     def _replace(self, unsent: bytes) -> None:
-        assert self._object is not None
         while not self._object.replace(unsent):  # empty, not deleted: by now it might be another's
             self._object.read()
         self._holds_any = bool(unsent)
@@ -86,7 +81,7 @@ class Spool:
     def _load(self) -> None:
         if self._loaded:
             return
-        if self._object is not None and (left := self._object.read()):
+        if left := self._object.read():
             self._outbox.load(left)
             self._holds_any = True
         self._loaded = True

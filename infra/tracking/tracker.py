@@ -44,9 +44,9 @@ class Tracker:
     slow, down or gone, they stay there and are sent later. What a process that died had sent is read from MLflow at
     the start, per metric, and is not sent again when training repeats those steps.
 
-    With `storage` (the run's own folder), nothing is lost when the process dies as well: the run's identity is kept
-    there, and `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet. Rows
-    are written down there before they are sent (`row_log.py`). Of two processes that keep the record of one run, that
+    Nothing is lost when the process dies as well: the run's identity is kept in `storage`, the run's own folder, and
+    `persist`, called before a checkpoint becomes valid, keeps there what MLflow has not confirmed yet. Rows are written
+    down there before they are sent (`row_log.py`). Of two processes that keep the record of one run, that
     of the later `epoch` continues, and the other sends nothing more; None: of the same one as the last.
     """
 
@@ -55,7 +55,7 @@ class Tracker:
         config: TrackingConfig,
         run_name: str,
         *,
-        storage: Storage | None = None,
+        storage: Storage,
         epoch: int | None = None,
         node: str = "",
     ) -> None:
@@ -73,7 +73,7 @@ class Tracker:
         self._node = node
         self._tables: set[str] = set()
         self._spool = Spool(storage, self._outbox, epoch)
-        self._row_log = RowLog(storage, epoch) if storage is not None else None
+        self._row_log = RowLog(storage, epoch)
         self._is_open = False
         self._run: MlflowRun | None = None
         self._key = ""
@@ -232,11 +232,10 @@ class Tracker:
             self.log_load(self._node, load)
         # What is written down before them names every metric of the run: worth it for as many values.
         while rows := self._outbox.rows(max(mlflow_run.MAX_VALUES_PER_CALL, self._outbox.num_metrics)):
-            if self._row_log is not None:
-                self._row_log.add(run.run_id, rows)
+            self._row_log.add(run.run_id, rows)
             run.send_rows(rows)
             self._outbox.confirm_rows(rows)
-        if self._row_log is not None and (len(self._outbox) or self._status):
+        if len(self._outbox) or self._status:
             self._row_log.check()
         self._delivery.labels(run)
         self._note_success()
@@ -248,7 +247,7 @@ class Tracker:
         if not len(self._outbox):
             with suppress(StorageError, TimeoutError):  # MLflow is well: the next send tries it again
                 call_with_timeout(SPOOL_TIMEOUT_S, self._spool.clear)
-        if ended and self._row_log is not None:
+        if ended:
             with suppress(StorageError, TimeoutError):  # then MLflow is asked
                 call_with_timeout(SPOOL_TIMEOUT_S, partial(self._row_log.end, self._status))
 
@@ -283,7 +282,7 @@ class Tracker:
 
     def _resume(self, run: MlflowRun) -> None:
         """Take over, once, what an earlier process has sent to this MLflow run, or had begun to send."""
-        if self._row_log is not None and not self._is_open:
+        if not self._is_open:
             sent = self._row_log.open()
             self._outbox.resume(sent.rows, sent.last_steps if sent.run_id == run.run_id else {})
             self._is_open = True

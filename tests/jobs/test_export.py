@@ -323,7 +323,8 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -
 def test_the_best_checkpoint_of_an_experiment_is_taken(
     sqlite_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded")
+    storage = open_storage(tmp_path / "recorded")
+    tracker = Tracker(TrackingConfig(uri=sqlite_uri, system_metrics=False), "recorded", storage=storage)
     there, gone = tmp_path / "solar", tmp_path / "gone"
     kept = [
         replace(model, uri=f"{run}/checkpoints/{model.step}-e1")

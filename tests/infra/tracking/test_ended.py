@@ -115,7 +115,7 @@ def test_runs_below_a_parent_that_nobody_has_ended_are_found_on_all_pages(
 ) -> None:
     from mlflow import MlflowClient
 
-    parent = Tracker(config, "study")
+    parent = Tracker(config, "study", storage=open_storage(tmp_path / "study"))
     parent.set_tags({"kind": "sweep"})
     assert parent.flush(60)
     assert parent.run_id is not None

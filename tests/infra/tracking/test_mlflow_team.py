@@ -64,7 +64,7 @@ def check_team(
             monkeypatch.setenv(name, value)
         for name in s3_server.client_environment():
             monkeypatch.delenv(name)  # a client needs no keys of the artifacts' store
-        tracker = Tracker(config, "of-a-team")
+        tracker = Tracker(config, "of-a-team", storage=open_storage(tmp_path / "of-a-team"))
         tracker.log_metrics({"train/loss": 0.5}, step=1)
         tracker.log_artifact_bytes("report.md", b"fine")
         tracker.log_params({LONGEST: "x" * 10_000, "Größe 📏": "📏" * 4000})

@@ -342,9 +342,9 @@ def test_a_run_that_was_deleted_is_made_again(config: TrackingConfig, storage: S
     assert history(config.uri, tracker.run_id, "loss") == [(2, 2.0)]
 
 
-def test_secrets_of_urls_reach_no_param_and_no_tag(sqlite_uri: str) -> None:
+def test_secrets_of_urls_reach_no_param_and_no_tag(sqlite_uri: str, storage: Storage) -> None:
     config = TrackingConfig(uri=sqlite_uri, system_metrics=False)
-    tracker = Tracker(config, "secret")
+    tracker = Tracker(config, "secret", storage=storage)
     tracker.log_params({"tracking.uri": "postgresql://me:hunter2@db/mlflow"})
     tracker.set_tags({"at": "see http://me:hunter2@host/x"})
     assert tracker.close("FINISHED", 60)
@@ -437,11 +437,13 @@ def test_the_load_of_several_nodes_has_mlflows_names_and_goes_on_counting(sqlite
 @pytest.mark.soak
 def test_two_processes_may_make_the_same_new_sqlite_file(tmp_path: Path) -> None:
     code = (
+        "import os\n"
+        "from infra.storage.open import open_storage\n"
         "from infra.tracking.config import TrackingConfig, prepare\n"
         "from infra.tracking.tracker import Tracker\n"
         f"config = TrackingConfig(uri='sqlite:///{tmp_path}/runs/m.db', system_metrics=False)\n"
         "prepare(config)\n"
-        "tracker = Tracker(config, 'both')\n"
+        f"tracker = Tracker(config, 'both', storage=open_storage(f'{tmp_path}/{{os.getpid()}}'))\n"
         "[tracker.log_metrics({'loss': 1.0}, step) for step in range(500)]\n"
         "print(tracker.close('FINISHED', 60), tracker.run_id)\n"
     )

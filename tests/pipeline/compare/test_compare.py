@@ -340,7 +340,8 @@ def test_a_run_of_another_name_and_place_is_found_in_mlflow_by_its_fingerprint(
     config = replace(run.ready.config, name="elsewhere", storage=str(tmp_path / "theirs"))
 
     def recorded(fingerprint: str, status: str, where: TrainConfig = config) -> None:
-        tracker = Tracker(base.tracking, f"{where.name}-{status}-{fingerprint[:4]}")
+        name = f"{where.name}-{status}-{fingerprint[:4]}"
+        tracker = Tracker(base.tracking, name, storage=open_storage(tmp_path / "records" / name))
         tracker.set_tags({FINGERPRINT_TAG: fingerprint})
         tracker.log_params(flat_values(recorded_config(where)))
         assert tracker.close(status, 60)

@@ -78,7 +78,7 @@ def test_records_that_killed_processes_left_open_are_ended_with_the_study(tmp_pa
         score_name="val/accuracy",
         shared=frozenset({"0123456789"}),
     )
-    parent = Tracker(tracking, "sweep")
+    parent = Tracker(tracking, "sweep", storage=open_storage(tmp_path / "parent"))
     parent.set_tags({"kind": "sweep"})
     assert parent.flush(60)
     assert parent.run_id is not None
