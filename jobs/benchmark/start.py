@@ -41,7 +41,7 @@ _NAMES = (
     (r"ray::(\w+)", r"ray::\1"),
     (r"(raylet|gcs_server)\b", r"\1"),
     (r"(dashboard|log_monitor|monitor|agent|default_worker|setup_worker)\.py", r"Ray's \1"),
-    (r"infra\.tracking\.apart", "MLflow's preparation"),
+    (r"infra\.tracking\.prepare_process", "MLflow's preparation"),
     (r"jobs\.train", "driver"),
 )
 """Command line of a process -> what it is."""

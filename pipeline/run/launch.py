@@ -23,7 +23,7 @@ from infra.redact import last_line
 from infra.storage.base import Storage
 from infra.storage.lease import Lease, check_conditional_writes
 from infra.storage.open import open_storage
-from infra.tracking.apart import prepared_meanwhile
+from infra.tracking.prepare_process import prepared_meanwhile
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController

@@ -48,7 +48,7 @@ def test_a_driver_is_ready_to_train_with_nothing_but_ray(tmp_path: Path) -> None
     argv = ["fonts_small", "--storage", str(tmp_path), "--tracking.uri", uri, "--name", "budget"]
     argv += ["--data.train", str(tmp_path / "data"), "--data.val", str(tmp_path / "data")]
     program = f"""
-from infra.tracking.apart import prepared_meanwhile
+from infra.tracking.prepare_process import prepared_meanwhile
 from jobs.common.cli import parse_recipe
 from pipeline.run.preflight import preflight
 config, _ = parse_recipe({argv}, prog="train")

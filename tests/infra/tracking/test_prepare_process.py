@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.tracking.apart import prepared_meanwhile
 from infra.tracking.config import TrackingConfig, TrackingError
+from infra.tracking.prepare_process import prepared_meanwhile
 
 
 @pytest.fixture(autouse=True)
