@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import PLACE_ERRORS, DataError
-from datasets.prepare.mask_classes import NoClassError
+from datasets.prepare.mask_classes import MaskClasses, NoClassError
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport, class_counts, pixel_shares, repeated, target_rows
 from datasets.prepare.source import Item, Plan, Source
@@ -35,6 +35,7 @@ class _CheckTask:
     split: str
     items: tuple[Item, ...]
     num_classes: int
+    """of masks; 0: there are none"""
 
 
 def checked(
@@ -69,13 +70,10 @@ def checked(
     outcomes = _outcomes(source, plan, out / _CACHE_NAME, images, workers, progress)
     pairs = {split: list(zip(items, outcomes[split], strict=True)) for split, items in plan.splits.items()}
     pairs, stored = _of_one_kind(pairs)
-    broken = [wrong for rows in pairs.values() for _, (_, wrong, *_) in rows if wrong]
+    broken = [(wrong, values) for rows in pairs.values() for _, (_, wrong, values, _) in rows if wrong]
     if broken and not skip_broken:
-        values = sorted(
-            {value for rows in pairs.values() for _, (_, wrong, them, _) in rows if wrong for value in them}
-        )
-        ignored = [*getattr(source, "ignore", ()), *map(str, values)]
-        raise DataError(_named(broken, sum(map(len, pairs.values())), ignored if values else []))
+        cure = _cure(source.mask_classes, [values for _, values in broken])
+        raise DataError(_named([wrong for wrong, _ in broken], sum(map(len, pairs.values())), cure))
     kept = {split: [(item, digest) for item, (digest, wrong, *_) in rows if not wrong] for split, rows in pairs.items()}
     plan = replace(plan, splits={split: tuple(item for item, _ in rows) for split, rows in kept.items()})
     if stored:
@@ -84,7 +82,7 @@ def checked(
         origin = {**plan.origin, "pixels": {"type": pixels.kind, "channels": pixels.channels}}
         plan = replace(plan, origin=origin, notes=(*plan.notes, note))
     if broken:
-        plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0])})
+        plan = replace(plan, left_out={**plan.left_out, "broken": (len(broken), broken[0][0])})
     twice = repeated({split: [(item.name, _label(item), key) for item, key in rows] for split, rows in kept.items()})
     for split in ("val", "test"):
         count, example = twice.get(f"in train and {split}", (0, ""))
@@ -103,7 +101,7 @@ def _check_learnable(source: Source, plan: Plan, shares: Mapping[str, float] | N
     """Refuse training masks whose pixels are of one class alone, or all ignored; None: no training split is written."""
     if shares is None or len(found := [name for name in plan.classes if shares[name]]) > 1:
         return
-    if getattr(source, "binary", False):
+    if source.mask_classes is not None and source.mask_classes.is_binary:
         which = "no" if found == [plan.classes[0]] else "every"
         raise DataError(f"{source.name}: {which} pixel of the training masks reaches 128, so all are {found[0]!r}; "
                         "leave out --binary where the values are the classes' numbers")  # fmt: skip
@@ -177,13 +175,20 @@ def _report(plan: Plan, twice: dict[str, tuple[int, str]] | None = None) -> Data
     )
 
 
-def _named(broken: list[str], total: int, ignored: list[str]) -> str:
-    """Say what is wrong with the first images, and the cure once; `ignored` is the --ignore that would be one."""
+def _cure(meaning: MaskClasses | None, values: list[list[int]]) -> str:
+    """Say what helps against broken images; `values` has for each the values of no class in its mask."""
+    cures = [] if all(values) else ["repair or remove them"]
+    if meaning is not None and any(values):
+        ignored = [*meaning.ignored, *map(str, sorted({value for them in values for value in them}))]
+        can_ignore = not meaning.by_colour and len(ignored) <= _MOST_IGNORED
+        leave_out = f", or leave such pixels out by --ignore {' '.join(ignored)}" if can_ignore else ""
+        cures.append(f"add the {meaning.unit}s to --classes{leave_out}")
+    return "; ".join(cures)
+
+
+def _named(broken: list[str], total: int, cure: str) -> str:
+    """Say what is wrong with the first images, and the cure once."""
     more = f"; and {len(broken) - _MOST_NAMED:,} more" if len(broken) > _MOST_NAMED else ""
-    cure = "repair or remove them"
-    if ignored:
-        leave_out = f", or leave such pixels out by --ignore {' '.join(ignored)}" * (len(ignored) <= _MOST_IGNORED)
-        cure = f"add the values to --classes{leave_out}"
     return (
         f"{len(broken):,} of {total:,} images can't be read: {'; '.join(broken[:_MOST_NAMED])}{more}; {cure}, or leave "
         "the images out with --skip-broken"
@@ -202,8 +207,9 @@ def _outcomes(
             }
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    num_classes = len(plan.classes) if plan.kind == "segmentation" else 0
     tasks = [
-        _CheckTask(source, split, items[start : start + _ITEMS_A_TASK], len(plan.classes))
+        _CheckTask(source, split, items[start : start + _ITEMS_A_TASK], num_classes)
         for split, items in plan.splits.items()
         for start in range(0, len(items), _ITEMS_A_TASK)
     ]
@@ -222,8 +228,7 @@ def _check(task: _CheckTask) -> list[_Outcome]:
         try:
             _, data = task.source.encode(task.split, item)
             pixels = checked_format(data)
-            mask = getattr(task.source, "mask", None)
-            counts = [] if mask is None else _pixels(mask(task.split, item, data), task.num_classes)
+            counts = _pixels(task.source.mask(task.split, item, data), task.num_classes) if task.num_classes else []
             stored: list[str | int] = [] if pixels.is_rgb else [pixels.kind, pixels.channels]
             rows.append((hashlib.sha256(data).hexdigest()[:32], "", counts, stored))
         except PLACE_ERRORS:

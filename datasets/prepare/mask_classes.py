@@ -28,7 +28,7 @@ class NoClassError(ValueError):
     def __init__(self, message: str, values: list[int]) -> None:
         super().__init__(message)
         self.values = values
-        """of these pixels; nothing where classes are colours, which can't be ignored"""
+        """of these pixels"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,13 @@ class MaskClasses:
     by_colour: bool = False
     is_binary: bool = False
     """Grey values below 128 are the first class, the others the second one."""
+    ignored: tuple[str, ...] = ()
+    """What a user leaves out, as it was given."""
+
+    @property
+    def unit(self) -> str:
+        """What a pixel's class follows from."""
+        return "colour" if self.by_colour else "value"
 
     @property
     def digest(self) -> str:
@@ -59,17 +66,17 @@ class MaskClasses:
             return (pixels >= _HALF).astype(np.uint8)
         values, places = np.unique(pixels, return_inverse=True)
         if unknown := [int(value) for value in values if int(value) not in self.numbers]:
-            raise NoClassError(self._unknown(unknown, pixels), [] if self.by_colour else unknown)
+            raise NoClassError(self._unknown(unknown, pixels), unknown)
         numbers = np.array([self.numbers[int(value)] for value in values], np.uint8)
         return numbers[places].reshape(pixels.shape)
 
     def _unknown(self, values: list[int], pixels: np.ndarray) -> str:
-        what = "colour" if self.by_colour else "value"
         shown = [f"{_colour(value) if self.by_colour else value}" for value in values[:_MOST_NAMED]]
         more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
         count = int(np.isin(pixels, values).sum())
         return (
-            f"{count:,} of {pixels.size:,} pixels have the {what} {', '.join(shown)}{more}, which is none of --classes"
+            f"{count:,} of {pixels.size:,} pixels have the {self.unit} {', '.join(shown)}{more}, which is none of "
+            "--classes"
         )
 
 
@@ -112,7 +119,7 @@ def mask_classes(classes: str, ignore: Sequence[str], *, binary: bool) -> MaskCl
         raise DataError(f"--classes {classes}: {len(kept)} classes are left; there must be {most}")
     if binary and (by_colour or ignore):
         raise DataError("--binary: masks with two classes have neither colours nor pixels to ignore; leave these out")
-    return MaskClasses(kept, numbers, by_colour, binary)
+    return MaskClasses(kept, numbers, by_colour, binary, tuple(ignore))
 
 
 remembered_mask_classes = lru_cache(maxsize=1)(mask_classes)

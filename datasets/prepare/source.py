@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from datasets.prepare.mask_classes import MaskClasses
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,33 @@ class Source(Protocol):
     """Where images come from: a frozen dataclass whose fields are its options."""
 
     name: ClassVar[str]
+    notice: ClassVar[str] = ""
+    """What `jobs.prepare` says first, such as a licence."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Options that say where files lie: no part of what the shards are made from."""
+
+    @property
+    def walked(self) -> tuple[Path, ...]:
+        """Folders whose files are all taken for the source's own, so that no shards may lie in them."""
+        return ()
+
+    @property
+    def mask_classes(self) -> MaskClasses | None:
+        """What the flags say of the pixels of somebody's masks; None: there are no such masks."""
+        return None
 
     def plan(self) -> Plan:
         """List every image with its label; cheap, and equal for equal options and files."""
 
     def encode(self, split: str, item: Item) -> tuple[str, bytes]:
         """Return (extension, bytes) of one image: a pure function of options, split and item."""
+
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
+        """Return the mask of an image, whose bytes are given, as a grey PNG of class numbers, 255 for ignored pixels.
+
+        Asked for where the plan is for segmentation.
+
+        Raises:
+            DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
+        """
+        raise AssertionError(f"{self.name} has no masks")

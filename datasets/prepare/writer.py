@@ -59,6 +59,7 @@ class _ShardTask:
     path: Path
     first: int
     items: tuple[Item, ...]
+    has_masks: bool
 
 
 def prepare(
@@ -145,9 +146,9 @@ def _write_splits(
 
 def _check_apart(source: Source, out: Path) -> None:
     """Refuse shards below a folder whose files are all taken for the source's own the next time."""
-    for folder in (getattr(source, name) for name in getattr(source, "walked", ())):
+    for folder in source.walked:
         for place in (out / split for split in _ALL_SPLITS):
-            if folder is not None and place.resolve().is_relative_to(folder.resolve()):
+            if place.resolve().is_relative_to(folder.resolve()):
                 raise DataError(f"--out {out}: {place} lies in the folder {folder}, which is read; choose an --out "
                                 "outside it")  # fmt: skip
 
@@ -165,12 +166,11 @@ def _check_plan(source: Source, plan: Plan) -> None:
 def _describe(source: Source, plan: Plan, config: WriterConfig) -> dict[str, Any]:
     """Return what the shards are made from: equal descriptions give equal bytes."""
     # Where files lie is not what they are: the digest of the images tells that.
-    places = getattr(source, "places", ())
     values = asdict(source).items()  # type: ignore[call-overload]
     options = {
         name: value
         for name, value in values
-        if not isinstance(value, Path) and name not in places and (value or name not in _LATER_OPTIONS)
+        if not isinstance(value, Path) and name not in source.places and (value or name not in _LATER_OPTIONS)
     }
     digest = hashlib.sha256(json.dumps(plan.classes).encode())
     for split, items in plan.splits.items():
@@ -229,10 +229,10 @@ def _replace_text(path: Path, text: str) -> None:
 def _shard_tasks(source: Source, split: str, plan: Plan, out: Path, config: WriterConfig) -> list[_ShardTask]:
     """Cut a split into shards of nearly equal counts, the images or chunks mixed by the hash of their names."""
     items = sorted(plan.splits[split], key=lambda item: hashlib.sha256((item.chunk or item.name).encode()).digest())
-    count = -(-len(items) // config.samples_per_shard)
+    count, has_masks = -(-len(items) // config.samples_per_shard), plan.kind == "segmentation"
     bounds = [index * len(items) // count for index in range(count + 1)]
     return [
-        _ShardTask(source, split, out / split / f"{split}-{index:06d}.tar", start, tuple(items[start:stop]))
+        _ShardTask(source, split, out / split / f"{split}-{index:06d}.tar", start, tuple(items[start:stop]), has_masks)
         for index, (start, stop) in enumerate(itertools.pairwise(bounds))
     ]
 
@@ -268,9 +268,10 @@ def _truth(task: _ShardTask, item: Item, image: bytes) -> dict[str, int | bytes]
         return {TARGETS_EXTENSION: labels_text(item).encode()}
     if item.labels is not None:
         return {LABELS_EXTENSION: labels_text(item).encode()}
-    mask = getattr(task.source, "mask", None)
-    label: dict[str, int | bytes] = {"cls": item.label} if mask is None or item.label >= 0 else {}
-    return label if mask is None else {MASK_EXTENSION: mask(task.split, item, image), **label}
+    if not task.has_masks:
+        return {"cls": item.label}
+    label: dict[str, int | bytes] = {"cls": item.label} if item.label >= 0 else {}
+    return {MASK_EXTENSION: task.source.mask(task.split, item, image), **label}
 
 
 def labels_text(item: Item) -> str:

@@ -222,6 +222,16 @@ def test_an_out_in_the_folder_that_is_read_is_refused(
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_an_out_beside_the_split_folders_is_taken(tmp_path: Path) -> None:
+    """As in data/imagenet/train, val and shards: there it is neither a class nor a split."""
+    for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / place / "0.png")
+    for _ in range(2):
+        assert main(["image-folder", str(tmp_path), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
+    assert load_manifest(str(tmp_path / "shards/train")).classes == ("a", "b")
+
+
 def test_an_out_as_file_url_is_that_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a/0", "a/1", "b/0", "b/1"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import check_share
 
 NOTICE = (
@@ -31,7 +31,7 @@ _LAST_ZONE = {4: "tropical", 8: "dry", 17: "temperate", 29: "continental", 31: "
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BlueMarble:
+class BlueMarble(Source):
     """The Earth from space, 5400x2700 px, with its climates as masks: segmentation into 6 classes."""
 
     name: ClassVar[str] = "bluemarble"

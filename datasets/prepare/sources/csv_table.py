@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -15,18 +14,17 @@ from datasets.prepare.encode import stored
 from datasets.prepare.files import MISSING, marks_of, read_bytes
 from datasets.prepare.layout import LeftOut
 from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out
 from datasets.prepare.table_labels import TableColumns, label_reader
 from datasets.prepare.table_rows import ImageRow, by_split, check_trained, image_rows, labelled_items, target_items
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CsvTable:
+class CsvTable(Source):
     """A table of images, CSV or Parquet, local or s3://: a column of paths, one or more of labels, perhaps splits."""
 
     name: ClassVar[str] = "csv"
-    notice: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ("table", "root")
 
     table: Annotated[str, tyro.conf.Positional]
@@ -85,6 +83,13 @@ class CsvTable:
             split=self.split_column,
         )
 
+    @property
+    def mask_classes(self) -> MaskClasses | None:
+        """What the masks' pixels mean, with --mask-column."""
+        if not self.mask_column:
+            return None
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
+
     def plan(self) -> Plan:
         """Read the table, and look for its files.
 
@@ -135,18 +140,15 @@ class CsvTable:
         except ValueError as error:
             raise self._error(item, item.name, error) from None
 
-    @property
-    def mask(self) -> Callable[[str, Item, bytes], bytes] | None:
-        """The masks, where there are any: (split, item, image) -> a grey PNG of class numbers, 255 for ignored pixels.
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
+        """Return one mask as a grey PNG of class numbers, 255 for pixels that are ignored.
 
         Raises:
             DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
         """
-        return self._mask if self.mask_column else None
-
-    def _mask(self, split: str, item: Item, image: bytes) -> bytes:
+        assert self.mask_classes is not None
         try:
-            return numbered_mask(self._mask_classes(), read_bytes(self._place(item.mask)), image, item.name)
+            return numbered_mask(self.mask_classes, read_bytes(self._place(item.mask)), image, item.name)
         except PLACE_ERRORS:
             raise
         except (ValueError, OSError) as error:
@@ -154,9 +156,6 @@ class CsvTable:
 
     def _error(self, item: Item, name: str, reason: object) -> DataError:
         return DataError(f"{self.table}: {item.row}: {name}: {reason}")
-
-    def _mask_classes(self) -> MaskClasses:
-        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _place(self, name: str) -> str:
         return join(self.root or folder_beside(self.table), name)
@@ -172,7 +171,8 @@ class CsvTable:
         return {path: marks[place] for path, place in places.items()}
 
     def _masked_items(self, rows: list[ImageRow], marks: dict[str, str]) -> tuple[tuple[str, ...], list[Item]]:
-        meaning = self._mask_classes()
+        meaning = self.mask_classes
+        assert meaning is not None
         return meaning.names, [
             Item(row.path, -1, f"{marks[row.path]} {mask} {marks[mask]} {meaning.digest}", mask=mask, row=row.place)
             for row in rows

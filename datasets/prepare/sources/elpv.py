@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 
 LICENCE = "CC BY-NC-SA 4.0"
 NOTICE = (
@@ -27,7 +27,7 @@ _LEVELS = ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Elpv:
+class Elpv(Source):
     """Solar cells under electroluminescence: 2,624 grey photographs of 300x300 px, CC BY-NC-SA 4.0."""
 
     name: ClassVar[str] = "elpv"

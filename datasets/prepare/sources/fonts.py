@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from datasets.errors import DataError
 from datasets.prepare.encode import jpeg_bytes
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.sources.debian import fetch_packages
 from datasets.prepare.sources.font_table import FAMILIES
 from datasets.prepare.sources.words import random_word
@@ -29,7 +29,7 @@ def _default_cache() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fonts:
+class Fonts(Source):
     """Font identification: made-up words in free fonts, one class a family; no word is in both splits."""
 
     name: ClassVar[str] = "fonts"

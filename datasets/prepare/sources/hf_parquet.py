@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
@@ -16,7 +16,7 @@ from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
 from datasets.prepare.parquet_columns import Columns, find_columns
 from datasets.prepare.parquet_rows import LabelledRow, ParquetPart, image_of, labelled_rows, parquet_parts, schema_of
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out
 from datasets.prepare.table_rows import check_trained
 from datasets.shards.class_names import class_numbers, shown_classes
@@ -25,11 +25,10 @@ _Rows = dict[str, list[tuple[ParquetPart, LabelledRow]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HfParquet:
+class HfParquet(Source):
     """Parquet files with images and labels in them, as Hugging Face lays them out: train-00000-of-00002.parquet, ..."""
 
     name: ClassVar[str] = "parquet"
-    notice: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Annotated[str, tyro.conf.Positional]
@@ -61,6 +60,13 @@ class HfParquet:
         check_mask_flags(mask_column=self.mask_column, classes=self.classes, ignore=self.ignore, binary=self.binary)
         if self.mask_column and self.label_column:
             raise ValueError("--label-column and --mask-column: name the one that is to be learned")
+
+    @property
+    def mask_classes(self) -> MaskClasses | None:
+        """What the masks' pixels mean, with --mask-column."""
+        if not self.mask_column:
+            return None
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def plan(self) -> Plan:
         """Read the labels of all rows; images are read when they are written.
@@ -110,27 +116,21 @@ class HfParquet:
         except ValueError as error:
             raise DataError(f"{part.file.url}: row {row + 1}: {error}") from None
 
-    @property
-    def mask(self) -> Callable[[str, Item, bytes], bytes] | None:
-        """The masks, where there are any: (split, item, image) -> a grey PNG of class numbers, 255 for ignored pixels.
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
+        """Return one mask as a grey PNG of class numbers, 255 for pixels that are ignored.
 
         Raises:
             DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
         """
-        return self._mask if self.mask_column else None
-
-    def _mask(self, split: str, item: Item, image: bytes) -> bytes:
+        assert self.mask_classes is not None
         part, row = self._place(item)
         try:
             mask = image_of(part, self.mask_column, row)
-            return numbered_mask(self._meaning(), mask, image, item.name)
+            return numbered_mask(self.mask_classes, mask, image, item.name)
         except PLACE_ERRORS:
             raise
         except (ValueError, OSError) as error:
             raise DataError(f"{part.file.url}: row {row + 1}: {self.mask_column}: {error}") from error
-
-    def _meaning(self) -> MaskClasses:
-        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _place(self, item: Item) -> tuple[ParquetPart, int]:
         name, _, row = item.name.rpartition(":")
@@ -140,8 +140,8 @@ class HfParquet:
         return _columns_of(part, self.image_column, self.label_column, self.mask_column)
 
     def _classes(self, columns: Columns, rows: _Rows) -> tuple[str, ...]:
-        if self.mask_column:
-            return self._meaning().names
+        if self.mask_classes:
+            return self.mask_classes.names
         if self.classes:
             return class_names(self.classes)
         found = {label for own in rows.values() for _, row in own for label in row.labels or ()}
@@ -165,7 +165,7 @@ class HfParquet:
         self, rows: Sequence[tuple[ParquetPart, LabelledRow]], classes: tuple[str, ...], kind: str
     ) -> Iterator[Item]:
         numbers = class_numbers(classes)
-        meaning = f" {self._meaning().digest}" if self.mask_column else ""
+        meaning = f" {self.mask_classes.digest}" if self.mask_classes else ""
         for part, row in rows:
             if unknown := [label for label in row.labels or () if label not in numbers]:
                 raise DataError(f"{part.file.url}: row {row.number}: the label {unknown[0]!r} is none of the "

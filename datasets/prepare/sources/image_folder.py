@@ -20,18 +20,16 @@ from datasets.prepare.layout import (
     image_files,
     split_folder,
 )
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, hold_out, mark_of
 from datasets.shards.class_names import shown_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFolder:
+class ImageFolder(Source):
     """A tree of image files: PATH/train/CLASS/... and PATH/val/CLASS/..., or PATH/CLASS/... to be split."""
 
     name: ClassVar[str] = "image-folder"
-    notice: ClassVar[str] = ""
-    walked: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Path
     """Folder with the images."""
@@ -48,13 +46,21 @@ class ImageFolder:
     def __post_init__(self) -> None:
         check_share(self.val_share)
 
+    @property
+    def walked(self) -> tuple[Path, ...]:
+        """The split folders; `path` itself where they may be taken for classes."""
+        check_folder(self.path)
+        if self.split:
+            return (split_folder(self.path, self.split),)
+        found = find_splits(self.path)
+        return tuple(found.values()) if len(found) > 1 else (self.path,)
+
     def plan(self) -> Plan:
         """List the image files below the class folders.
 
         Raises:
             DataError: no such folder, no images, or what can only be a mistake; see `datasets.prepare.layout`.
         """
-        check_folder(self.path)
         left_out, notes = LeftOut(), list[str]()
         found = self._folders(left_out)
         classes = class_names(self.classes) if self.classes else tuple(class_folders(self._base(found)))
@@ -89,6 +95,7 @@ class ImageFolder:
 
     def _folders(self, left_out: LeftOut) -> dict[str, Path]:
         """Return the folder of each split; of none in particular where they are to be split."""
+        check_folder(self.path)
         if self.split:
             return {self.split: split_folder(self.path, self.split)}
         found = find_splits(self.path)

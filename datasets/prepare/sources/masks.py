@@ -12,7 +12,7 @@ from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import LeftOut, check_folder, image_files
 from datasets.prepare.mask_classes import MaskClasses, numbered_mask, remembered_mask_classes
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, hold_out, mark_of
 
 _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
@@ -21,12 +21,10 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Masks:
+class Masks(Source):
     """Images and their masks: IMAGES/A/B.jpg with MASKS/A/B.png, or with B.png beside it, or B_mask.png."""
 
     name: ClassVar[str] = "masks"
-    notice: ClassVar[str] = ""
-    walked: ClassVar[tuple[str, ...]] = ("images", "masks", "val_images", "val_masks", "test_images", "test_masks")
 
     images: Annotated[Path, tyro.conf.Positional]
     """Folder of the training images, or of all that there are."""
@@ -75,13 +73,24 @@ class Masks:
             if images is not None and (masks is None) != (self.masks is None):
                 raise ValueError(f"--{split}-masks and --masks: give both, or none where masks are beside the images")
 
+    @property
+    def walked(self) -> tuple[Path, ...]:
+        """All folders that are named."""
+        named = (self.images, self.masks, self.val_images, self.val_masks, self.test_images, self.test_masks)
+        return tuple(folder for folder in named if folder is not None)
+
+    @property
+    def mask_classes(self) -> MaskClasses:
+        """What the pixels mean."""
+        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
+
     def plan(self) -> Plan:
         """List the images that have masks.
 
         Raises:
             DataError: no such folder, classes that can't be understood, or images without a mask.
         """
-        table, left_out, notes = self._table(), LeftOut(), list[str]()
+        table, left_out, notes = self.mask_classes, LeftOut(), list[str]()
         splits = {
             split: self._items(split, table, left_out) for split in ("train", "val", "test") if self._folder(split)
         }
@@ -120,7 +129,7 @@ class Masks:
         mask = self._mask(self._image(split, item), split)
         assert mask is not None, "the plan has images with masks alone"
         try:
-            return numbered_mask(self._table(), mask.read_bytes(), image, item.name)
+            return numbered_mask(self.mask_classes, mask.read_bytes(), image, item.name)
         except (ValueError, OSError) as error:
             raise DataError(f"{mask}: {error}") from error
 
@@ -132,9 +141,6 @@ class Masks:
         parts = hold_out(everything, self.test_share, _sub_folder, self.images)
         share = self.val_share / (1 - self.test_share)
         return hold_out(parts["train"], share, _sub_folder, self.images) | {"test": parts["val"]}
-
-    def _table(self) -> MaskClasses:
-        return remembered_mask_classes(self.classes, self.ignore, binary=self.binary)
 
     def _folder(self, split: str) -> Path | None:
         """Return the folder of a split's images; validation images that were held out are in the training folder."""

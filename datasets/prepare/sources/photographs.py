@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.sources.debian import fetch_packages
 from datasets.transforms.randomness import Purpose, sample_generator
 
@@ -31,7 +31,7 @@ def _default_cache() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Photographs:
+class Photographs(Source):
     """Crops of 500x375 px of about twenty photographs, for benchmarks: the class is the photograph."""
 
     name: ClassVar[str] = "photographs"

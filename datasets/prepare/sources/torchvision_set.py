@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,18 +15,17 @@ import tyro
 from datasets.errors import DataError
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.mask_classes import MaskClasses, numbered_mask
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out, mark_of
 from datasets.prepare.torchvision_download import fetch_whole
 from datasets.prepare.torchvision_sets import SETS, build_set, class_names_of, samples_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TorchvisionData:
+class TorchvisionData(Source):
     """A set of torchvision.datasets: downloaded and checked as torchvision does it, in the splits that it has."""
 
     name: ClassVar[str] = "torchvision"
-    notice: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ("download",)
 
     dataset: Annotated[str, tyro.conf.Positional]
@@ -59,6 +58,12 @@ class TorchvisionData:
         if self.split not in ("", *own.splits):
             raise ValueError(f"--split is {self.split!r}, and {self.dataset} has {' and '.join(own.splits)} alone")
 
+    @property
+    def mask_classes(self) -> MaskClasses | None:
+        """What the pixels of the set's masks mean, where they are learned."""
+        own = SETS[self.dataset]
+        return own.masks if self.masks or own.only_masks else None
+
     def plan(self) -> Plan:
         """List the set's images, after downloading it where it isn't there.
 
@@ -73,7 +78,7 @@ class TorchvisionData:
             splits |= hold_out(splits["train"], self.val_share, groups_of(splits["train"]), self.dataset)
         else:
             check_unused(self.val_share, self.dataset)
-        meaning = self._meaning
+        meaning = self.mask_classes
         labels = [item.label for items in splits.values() for item in items]
         return Plan(
             classes=meaning.names if meaning else class_names_of(self._set(self._asked[0]), labels),
@@ -100,27 +105,18 @@ class TorchvisionData:
         self._set(kind)[int(name)][0].save(stream, "PNG")
         return "png", stream.getvalue()
 
-    @property
-    def mask(self) -> Callable[[str, Item, bytes], bytes] | None:
-        """The masks, where they are asked for: (split, item, image) -> a grey PNG of class numbers, 255 for none.
+    def mask(self, split: str, item: Item, image: bytes) -> bytes:
+        """Return one mask as a grey PNG of class numbers, 255 for pixels that are ignored.
 
         Raises:
             DataError: a mask that can't be read, of another size than its image, or with pixels of no class.
         """
-        return self._mask if self._meaning else None
-
-    def _mask(self, split: str, item: Item, image: bytes) -> bytes:
-        assert self._meaning is not None
+        assert self.mask_classes is not None
         path = self.root / item.mask
         try:
-            return numbered_mask(self._meaning, path.read_bytes(), image, item.name)
+            return numbered_mask(self.mask_classes, path.read_bytes(), image, item.name)
         except (ValueError, OSError) as error:
             raise DataError(f"{path}: {error}") from None
-
-    @property
-    def _meaning(self) -> MaskClasses | None:
-        own = SETS[self.dataset]
-        return own.masks if self.masks or own.only_masks else None
 
     @property
     def _asked(self) -> tuple[str, ...]:
@@ -159,7 +155,7 @@ class TorchvisionData:
         return _built(self.dataset, self.root, split, self.variant)
 
     def _items(self, split: str) -> Iterator[Item]:
-        meaning = self._meaning
+        meaning = self.mask_classes
         for index, sample in enumerate(samples_of(self.dataset, self._set(split))):
             if not sample.file:
                 yield Item(f"{split}:{index}", sample.label)

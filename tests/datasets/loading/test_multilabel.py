@@ -17,7 +17,7 @@ from datasets.errors import DataError
 from datasets.loading.loader import build_eval_loader
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.report import report_of
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.label_text import parse_labels
@@ -91,7 +91,7 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Source):
     """Twelve images with `labels_of` their numbers."""
 
     name: ClassVar[str] = "several"

@@ -17,7 +17,7 @@ from PIL import Image
 from datasets.errors import DataAwayError, DataError
 from datasets.loading.loader import DataConfig, build_eval_loader
 from datasets.prepare.folder_lock import locked
-from datasets.prepare.source import Item, Plan
+from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.sources import csv_table
 from datasets.prepare.sources.csv_table import CsvTable
 from datasets.prepare.sources.image_folder import ImageFolder
@@ -169,7 +169,7 @@ def test_a_class_name_that_is_not_one_line_is_refused(tree: Path, tmp_path: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deadly:
+class Deadly(Source):
     """A source whose tenth image kills its process, as running out of memory would."""
 
     name: ClassVar[str] = "deadly"

@@ -261,6 +261,22 @@ def test_values_of_no_class_are_named_once_with_all_of_them_in_the_cure(
     assert main([*command, "--classes", "x,y,z", "--ignore", "z", "3", "4", "25", "50", "75"]) == 0
 
 
+def test_colours_of_no_class_are_to_be_added_and_damaged_masks_to_be_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colour_file: str
+) -> None:
+    write_pairs(tmp_path / "all", tmp_path / "all", 20)
+    masks = sorted((tmp_path / "all").rglob("*.png"))
+    for path in masks:
+        path.write_bytes(png(np.full((SIDE, SIDE, 3), 9, np.uint8)))
+    command = ["masks", str(tmp_path / "all"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*command, "--classes", colour_file]) == 2
+    assert "; add the colours to --classes, or leave the images out with --skip-broken" in capsys.readouterr().err
+    masks[0].write_bytes(b"no mask")
+    assert main([*command, "--classes", "x,y"]) == 2
+    cure = "; repair or remove them; add the values to --classes, or leave such pixels out by --ignore 9, or leave the"
+    assert cure in capsys.readouterr().err
+
+
 def test_masks_as_jpeg_are_said_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pairs(tmp_path / "a", tmp_path / "m", 2)
     for path in list((tmp_path / "m").rglob("*.png")):
