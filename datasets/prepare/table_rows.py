@@ -9,11 +9,11 @@ from typing import NamedTuple
 from datasets.errors import DataError
 from datasets.files.s3 import is_remote
 from datasets.files.tables import Table
-from datasets.prepare.class_names import class_names, sorted_names
 from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.source import Item
 from datasets.prepare.table_labels import LabelReader, TableColumns
-from datasets.shards.class_names import class_numbers, shown_classes
+from datasets.shards.class_names import class_numbers, shown_classes, sorted_names
+from datasets.shards.given_classes import class_names
 
 _SPLITS = {name: split for split, names in ROLES.items() for name in names}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from datasets.errors import DataError
 
@@ -34,6 +34,13 @@ def check_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if not is_one_line(name):
             raise DataError(f"{where}: the class name {name!r} is not one line without control characters; rename it")
+
+
+def sorted_names(found: Iterable[str]) -> tuple[str, ...]:
+    """Return labels in order of their names, or of their numbers where all are whole numbers."""
+    names = {*found}
+    numeric = all(is_whole_number(name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))
 
 
 def shown_classes(classes: Sequence[str]) -> str:

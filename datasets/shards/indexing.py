@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,9 @@ import numpy as np
 from datasets.cpus import usable_cpus
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile, is_remote
-from datasets.files.urls import is_packed, open_shard, read_file
-from datasets.shards.class_names import check_names
+from datasets.files.urls import is_packed, open_shard
 from datasets.shards.describe import describe, several_counts, target_statistics
+from datasets.shards.given_classes import class_names
 from datasets.shards.index_checks import check_captions, check_keys, report
 from datasets.shards.manifest import DatasetManifest, manifest_version, read_manifest, save_manifest
 from datasets.shards.resolve import expand_files
@@ -37,8 +35,8 @@ class IndexRules:
 
     classes: str = ""
     """The class names in label order, separated by commas, or a file with them: a JSON list, a JSON object from name to
-    number, a manifest.json, or one name per line. Empty: the names found in the labels, sorted; for numeric labels, the
-    names of the previous index, or else the numbers."""
+    number, a manifest.json, or one name per line; or a folder of prepared data. Empty: the names found in the labels,
+    sorted; for numeric labels, the names of the previous index, or else the numbers."""
     json_field: str = "label"
     """Field of `.json` members that holds the label, a number or a class name."""
     repeated_keys: bool = False
@@ -160,10 +158,10 @@ def _scan(
     return [scans[file.url] for file in files]
 
 
-def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _classes(given: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return (class names in label order, number of each name); both are empty where labels are numbers only."""
-    if path:
-        names = read_classes(path)
+    if given:
+        names = class_names(given, unique=any(scan.names for scan in scans))
     else:
         names = tuple(sorted({name for scan in scans for name in scan.names}))
         if len(names) > _MOST_CLASSES:
@@ -171,39 +169,6 @@ def _classes(path: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], d
         if names and any((scan.rows["label"] >= 0).any() for scan in scans):
             raise DataError("some labels are numbers and some are names; name the classes with --classes")
     return names, {name: number for number, name in enumerate(names)}
-
-
-def read_classes(path: str) -> tuple[str, ...]:
-    """Return the class names in a file, or those that stand in place of its path, in label order; see
-    `IndexRules.classes`.
-
-    Raises:
-        DataError: no such file, or numbers that are not 0, 1, 2, ...
-    """
-    try:
-        text = read_file(path if is_remote(path) else str(Path(path).absolute())).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        names = tuple(name.strip() for name in path.split(",") if name.strip())
-        if len(names) > 1 and isinstance(error, OSError) and not is_remote(path):
-            return names
-        raise DataError(
-            f"{path}: not a readable file of class names ({error}); give a file, or the names, as in cat,dog"
-        ) from None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(content, dict) and "classes" in content:
-        content = content["classes"]
-    if isinstance(content, dict):
-        if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
-            raise DataError(f"{path}: the class numbers must be 0 to {len(content) - 1}, each once")
-        content = sorted(content, key=content.__getitem__)
-    if not isinstance(content, list) or not content:
-        raise DataError(f"{path}: no class names in it; give a JSON list, an object of name and number, or lines")
-    names = tuple(map(str, content))
-    check_names(names, path)
-    return names
 
 
 def _numbered(file: RemoteFile, scan: ShardIndex, numbers: dict[str, int]) -> np.ndarray:

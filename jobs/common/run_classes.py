@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from datasets.prepare.class_names import are_named
+from datasets.shards.given_classes import are_named
 
 
 def names_of(given: str, storage: str) -> str:

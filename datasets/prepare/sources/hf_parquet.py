@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from datasets.errors import PLACE_ERRORS, DataError
-from datasets.prepare.class_names import class_names, sorted_names
 from datasets.prepare.encode import stored
 from datasets.prepare.layout import ROLES, LeftOut
 from datasets.prepare.mask_classes import MaskClasses, check_mask_flags, numbered_mask, remembered_mask_classes
@@ -19,7 +18,8 @@ from datasets.prepare.parquet_rows import LabelledRow, ParquetPart, image_of, la
 from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, groups_of, hold_out
 from datasets.prepare.table_rows import check_trained
-from datasets.shards.class_names import class_numbers, shown_classes
+from datasets.shards.class_names import class_numbers, shown_classes, sorted_names
+from datasets.shards.given_classes import class_names
 
 _Rows = dict[str, list[tuple[ParquetPart, LabelledRow]]]
 

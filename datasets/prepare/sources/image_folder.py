@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from datasets.errors import DataError
-from datasets.prepare.class_names import class_names
 from datasets.prepare.encode import file_bytes
 from datasets.prepare.layout import (
     ROLES,
@@ -23,6 +22,7 @@ from datasets.prepare.layout import (
 from datasets.prepare.source import Item, Plan, Source
 from datasets.prepare.split import VAL_SHARE, check_share, check_unused, hold_out, mark_of
 from datasets.shards.class_names import shown_classes
+from datasets.shards.given_classes import class_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,10 +126,17 @@ def test_masks_missing_or_unknown_are_refused(folder: Path, tmp_path: Path, conf
 def test_index_recognizes_masks(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"masks alone don't tell the classes"):
         index([str(folder), "--out", str(tmp_path / "out")])
-    with pytest.raises(DataError, match=r"nowhere: not a readable file .*; give a file, or the names, as in cat,dog"):
-        index([str(folder), "--out", str(tmp_path / "out"), "--classes", "nowhere"])
+    for classes, message in {
+        "nowhere": "--classes nowhere: no such file or folder, and one class alone; name two at least, as in cat,dog",
+        "low,no.txt": "low,no.txt: not a readable file of class names",
+        "low,mid\ndle,high": r"--classes: the class name 'mid\\ndle' is not one line",
+    }.items():
+        with pytest.raises(DataError, match=message) as caught:
+            index([str(folder), "--out", str(tmp_path / "out"), "--classes", classes])
+        assert len(str(caught.value).splitlines()) == 1
     whole = load_manifest(str(folder))
-    for number, classes in enumerate([str(folder / "manifest.json"), ",".join(whole.classes)]):
+    given = [str(folder), str(folder / "manifest.json"), ",".join(whole.classes), json.dumps(whole.classes)]
+    for number, classes in enumerate(given):
         out = str(tmp_path / str(number))
         assert index([str(folder), "--out", out, "--classes", classes]) == 0
         assert load_manifest(out).fingerprint == whole.fingerprint

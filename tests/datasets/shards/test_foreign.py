@@ -84,6 +84,8 @@ def test_a_class_map_and_another_json_field(tmp_path: Path) -> None:
     names.write_text('["dog"]')
     with pytest.raises(DataError, match=r"a\.tar: label 'cat' of sample 0 is none of the classes"):
         index([str(tmp_path), "--json-field", "kind", "--classes", str(names)])
+    with pytest.raises(DataError, match=r"--classes cat,dog,cat: 'cat' is there twice"):
+        index([str(tmp_path), "--json-field", "kind", "--classes", "cat,dog,cat"])
     names.write_text('{"dog": 0, "cat": 5}')
     with pytest.raises(DataError, match=r"the class numbers must be 0 to 1, each once"):
         index([str(tmp_path), "--json-field", "kind", "--classes", str(names)])
@@ -110,6 +112,8 @@ def test_indexing_again_keeps_the_class_names_of_numbers(tmp_path: Path) -> None
     write_manifest(tmp_path, ["a.tar"], classes=["cat", "dog"])
     assert index([str(tmp_path)]) == 0
     assert load_manifest(str(tmp_path)).classes == ("cat", "dog")
+    assert index([str(tmp_path), "--out", str(tmp_path / "twice"), "--classes", "crane,crane"]) == 0
+    assert load_manifest(str(tmp_path / "twice")).classes == ("crane", "crane")  # as ImageNet has it
     write_tar(tmp_path / "b.tar", {"c.jpg": jpeg(0), "c.cls": b"2"})
     assert index([str(tmp_path)]) == 0
     assert load_manifest(str(tmp_path)).classes == ("0", "1", "2")
