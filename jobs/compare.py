@@ -40,6 +40,7 @@ class _Compare:
 
     def __init__(self, console: Console, comparison: Comparison, options: CompareOptions, command: str) -> None:
         self.console, self.comparison, self.options, self.command = console, comparison, options, command
+        self.copy = open_storage(options.out, what="--out") if options.out else None
         base = comparison.variants[comparison.baseline]
         self.metric, self.highest = base.checkpoint.best_metric, base.checkpoint.best_is == "highest"
         if not self.metric:
@@ -61,8 +62,8 @@ class _Compare:
         self._show_plan(planned)
         if self.options.dry_run:
             return 0
-        if self.options.out:  # before hours of training
-            open_storage(self.options.out, what="--out").check_writable()
+        if self.copy is not None:  # before hours of training
+            self.copy.check_writable()
         self.base = next(run for run in planned if run.variant == self.comparison.baseline).ready.config
         self.storage = open_storage(replace(self.base, name=self.comparison.name).folder)
         tracking = replace(self.base.tracking, system_metrics=False)
@@ -201,10 +202,9 @@ class _Compare:
         step = tracker.last_step(f"score/{name}" for name in named) + 1
         for name, one in named.items():
             tracker.log_metrics({f"score/{name}": one.score, f"train_s/{name}": one.totals["train_s"]}, step=step)
-        if self.options.out:
-            copy = open_storage(self.options.out, what="--out")
+        if self.copy is not None:
             for name, content in files.items():
-                copy.write(name, content)
+                self.copy.write(name, content)
         if found.comparison.grid is not None:
             self.console.print(_rich(grid_table(found)))
         self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
