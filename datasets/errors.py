@@ -11,6 +11,10 @@ class DataError(ValueError):
     failure = FailureClass.DATA
 
 
+class MissingDataError(DataError):
+    """There is no such shard or folder; begins with its place."""
+
+
 class DataAccessError(DataError):
     """Where the data are can't be read or written as things are set up: credentials, permissions, the address."""
 

@@ -202,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
         batch_sizes=[stage.batch_size for stage in config.stages],
         worker_counts=config.worker_counts,
     )
-    known = data_size(config, flags, command.argv[0])
+    known = data_size(config, flags)
     planned = plan(config, known)
     if command.argv[0] in GENERIC:
         planned |= {"facts": asdict(rules_for(command.argv).facts), "choices": choices(command.argv, config)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import braceexpand
 
-from datasets.errors import DataError
+from datasets.errors import DataError, MissingDataError
 from datasets.files.s3 import RemoteFile, changed, is_remote
 from datasets.files.urls import folder_of, is_shard, list_shards, name_of
 from datasets.shards.fingerprint import is_changed
@@ -72,7 +72,7 @@ def _find(url: str, listed: _Folders) -> RemoteFile:
     file = _listed(folder_of(url), listed).get(url)
     if file is None:
         several = f"join several by {SEPARATOR}, or " if ":" in url.removeprefix("s3:") else ""
-        raise DataError(f"{url}: no such shard or folder; {several}{HOW_TO_MAKE}")
+        raise MissingDataError(f"{url}: no such shard or folder; {several}{HOW_TO_MAKE}")
     return file
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from datasets.errors import MissingDataError
 from infra.redact import redacted, redacted_command
 from infra.storage.failures import is_transient
 from infra.storage.open import open_storage
@@ -187,7 +188,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
-        print(f"error: {redacted(_sentence(error))}", file=sys.stderr)
+        print(f"error: {redacted(_sentence(error))}{_makes(error)}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if is_transient(error) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -199,6 +200,16 @@ def _sentence(error: ValueError | OSError) -> str:
         return str(error)
     cure = "; change its owner or mode, or name another place" if isinstance(error, PermissionError) else ""
     return f"{error.filename}: {error.strerror}{cure}"
+
+
+def _makes(error: ValueError | OSError) -> str:
+    """Say whose help has the command that makes the data that are missing; empty: they are of no recipe."""
+    for name, recipe in RECIPES.items() if isinstance(error, MissingDataError) else ():
+        if name not in GENERIC and "jobs.prepare" in (recipe.__doc__ or ""):
+            data = recipe().data
+            if any(str(error).startswith(f"{Path(place).absolute()}: ") for place in (data.train, data.val)):
+                return f"; `python -m jobs.train {name} --help` has the command that makes them"
+    return ""
 
 
 ShortSides = Annotated[

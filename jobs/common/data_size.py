@@ -9,8 +9,6 @@ from datasets.loading.class_sampling import sampling_lines
 from datasets.loading.sample_order import sample_order
 from datasets.prepare.report import report_of
 from datasets.shards.resolve import DataError, load_manifest
-from jobs.recipes.catalog import RECIPES
-from jobs.recipes.generic import GENERIC
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
 from pipeline.run.class_weights import weight_lines
@@ -49,8 +47,8 @@ IMAGENET = (1_281_167, 147_897_477_120)
 """Training images of ImageNet-1k and the bytes of their archive, ILSVRC2012_img_train.tar."""
 
 
-def data_size(config: TrainConfig, flags: PlanFlags, recipe: str) -> DataSize:
-    """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe, by its name.
+def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
+    """Return what the manifest says, what the flags assume, or ImageNet's numbers for an ImageNet recipe.
 
     Raises:
         DataError: the data can't be read and nothing was assumed, or it holds other pixels than the config says.
@@ -64,9 +62,7 @@ def data_size(config: TrainConfig, flags: PlanFlags, recipe: str) -> DataSize:
     try:
         manifest = load_manifest(config.data.train, weights=config.data.train_weights)
     except DataError as error:
-        own = recipe not in GENERIC and config.data.train == RECIPES[recipe]().data.train
-        makes = f"; `python -m jobs.train {recipe} --help` has the command that makes them" if own else ""
-        raise DataError(f"{error}{makes} (or plan for --samples N)") from error
+        raise type(error)(f"{error} (or plan for --samples N)") from error
     check_pixels("data.train", config.data, manifest)
     order = sample_order(config.data, manifest, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are

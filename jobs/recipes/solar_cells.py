@@ -14,9 +14,9 @@ from pipeline.task_config import ClassificationConfig
 def demo() -> TrainConfig:
     """Photographs of solar cells (ELPV): is the cell defective? EfficientNet-Lite0, fine-tuned in three stages.
 
-    `make demo` prepares the data and runs it. Image size and regularization grow, from the ImageNet weights that the
-    extra `lite0` carries. Accuracy, `--seed 0` to 2: 0.852, 0.841, 0.847 (of 654 validation images: a standard error of
-    1.4 points; the larger class has 0.69).
+    `make demo` prepares the data (`python -m jobs.prepare elpv --out data/elpv`) and runs it. Image size and
+    regularization grow, from the ImageNet weights that the extra `lite0` carries. Accuracy, `--seed 0` to 2: 0.852,
+    0.841, 0.847 (of 654 validation images: a standard error of 1.4 points; the larger class has 0.69).
     """
     base = elpv_transfer()
     stages = ramp(

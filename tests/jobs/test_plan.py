@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from datasets.errors import DataError
-from jobs import plan
+from jobs import plan, train
+from jobs.common.cli import run_main
 from jobs.common.facts import written
 from jobs.common.parsing import UsageError
 from jobs.recipes.catalog import RECIPES
@@ -36,13 +39,32 @@ def test_data_that_train_refuses_are_refused(tmp_path: Path) -> None:
         plan.main(["regress", "--data", str(tmp_path)])
 
 
-@pytest.mark.parametrize("recipe", ["cifar10", "camvid"])
-def test_data_that_is_not_there_is_made_by_the_recipes_command(recipe: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"no such .*; `python -m jobs.train {recipe} --help` has the command that"):
-        plan.main([recipe])
-    with pytest.raises(DataError, match=r"no such .* \(or plan for --samples N\)$") as error:
-        plan.main([recipe, "--data.train", str(tmp_path / "mine")])
-    assert "--help" not in str(error.value)
+@pytest.mark.parametrize(
+    ("recipe", "makes"),
+    [("cifar10", "cifar10"), ("camvid", "camvid"), ("cifar10_progressive", "cifar10_small"), ("elpv_frozen", "demo")],
+)
+@pytest.mark.parametrize("job", [plan, train])
+def test_data_that_is_not_there_is_made_by_the_recipes_command(
+    job: ModuleType,
+    recipe: str,
+    makes: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def error(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["job", recipe, *flags])
+        with pytest.raises(SystemExit) as caught:
+            run_main(job.main)
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    assert "jobs.prepare" in (RECIPES[makes].__doc__ or "")
+    assert f"; `python -m jobs.train {makes} --help` has the command that makes them\n" in error()
+    assert "--help" not in (said := error("--data.train", str(tmp_path / "mine")))
+    assert ("(or plan for --samples N)" in said) == (job is plan)
 
 
 def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
