@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import shutil
 import signal
 import sys
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     try:
         argv = sys.argv[1:] if arguments is None else arguments
-        _check_given(argv)
+        _check_source(argv)
         config = parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings)
         run(config)
     except ValueError as error:
@@ -127,20 +126,17 @@ def run(config: PrepareConfig) -> None:
     print(f"{time.monotonic() - start:.1f} s")
 
 
-def _check_given(argv: Sequence[str]) -> None:
-    """Refuse a command line without a source, and an empty path, which would be the working directory.
+def _check_source(argv: Sequence[str]) -> None:
+    """Refuse a command line without a source.
 
     Raises:
-        UsageError: one of these.
+        UsageError: it has none.
     """
     if not {*argv} & {*_SOURCES, "-h", "--help"}:
         given = argv[0] if argv and not argv[0].startswith("-") else ""
         near = difflib.get_close_matches(given, _SOURCES, 1, cutoff=0.5)
         said = f"{given!r} is no source{''.join(f' (did you mean {name}?)' for name in near)}" if given else ""
         raise UsageError(f"{said or 'no source is named'}; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
-    for before, given in itertools.pairwise(argv):
-        if not given and not before.startswith("-"):
-            raise UsageError(f"what follows {before} is empty; name the folder or file")
 
 
 def _resolved(config: PrepareConfig) -> AnySource:

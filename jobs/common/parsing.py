@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -20,6 +21,7 @@ from tyro._errors import (
     UnrecognizedArgs,
     on_parse_error,
 )
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from jobs.common.schedule_flags import ScheduleFlags
 from pipeline.config import TrainConfig, numbers_of
@@ -33,10 +35,33 @@ _PLAIN = {
     r"Could not find valid parse for arguments: \[(.*)\]": r"it does not accept \1",
 }
 """Python's message about a value -> one that a user can read"""
+_EMPTY = "it is empty; name what is meant"
+_REGISTRY = ConstructorRegistry()
 
 
 class UsageError(ValueError):
     """The command line asks for something that doesn't exist."""
+
+
+@_REGISTRY.primitive_rule
+def _not_empty(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Refuse an empty path, which would be the working directory, and an empty word before the flags."""
+    kind: Any = info.type
+    if kind is not Path and not (kind is str and tyro.conf.Positional in info.markers):
+        return None
+
+    def made(given: list[str]) -> Path | str:
+        if not given[0]:
+            raise ValueError(_EMPTY)
+        return kind(given[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH" if kind is Path else "STR",
+        instance_from_str=made,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
@@ -55,13 +80,19 @@ def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
     def refuse(event: ParseErrorEvent) -> None:
         raise UsageError(_one_line(event, kind, options.get("default")))
 
-    with on_parse_error(refuse):
+    with on_parse_error(refuse), _REGISTRY:
         made = tyro.cli(kind, args=list(argv), **options)
     known = made[0] if options.get("return_unknown_args") else made
     for name, number in numbers_of(known):
         if not math.isfinite(number):
-            raise UsageError(f"--{name.replace('_', '-')} is {number}: it must be a finite number")
+            raise UsageError(f"{_given_as(name.replace('_', '-'), argv)} is {number}: it must be a finite number")
     return made
+
+
+def _given_as(name: str, argv: Sequence[str]) -> str:
+    """Return the flag that a field was given by: with all of the field's name, or a part of it."""
+    given = (argument.partition("=")[0].replace("_", "-") for argument in argv if argument.startswith("--"))
+    return next((flag for flag in given if f".{flag[2:]}." in f".{name}."), f"--{name}")
 
 
 def check_local(**places: str) -> None:
@@ -101,17 +132,21 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             where = getattr(sys.exception(), "arg", "")
             return f"{where}: {message}" if where and not message.startswith("--") else message
         case InstantiationFailure(message=message, argument=argument) if argument is not None:
-            sentence = message.partition("\n")[0]
+            sentence = _EMPTY if _EMPTY in message else message.partition("\n")[0]
             for pattern, words in _PLAIN.items():
                 sentence = re.sub(pattern, words, sentence)
             if sentence.startswith("it does not accept"):
                 sentence += f"; it takes {argument.lowered.metavar}"
-            return f"{argument.lowered.name_or_flags[0]}: {sentence}"
+            return f"{_shown(argument.lowered.name_or_flags[0])}: {sentence}"
         case MissingArgs(missing_arguments=missing):
-            names = (one.arg.lowered.name_or_flags[0] for one in missing)
-            named = (name if name[0] == "-" else name.rpartition(".")[2].upper() for name in names)
-            return f"missing: {', '.join(named)}; {program}--help explains it"
+            named = ", ".join(_shown(one.arg.lowered.name_or_flags[0]) for one in missing)
+            return f"missing: {named}; {program}--help explains it"
     return f"wrong arguments; {program}--help lists the flags"
+
+
+def _shown(name: str) -> str:
+    """Return a flag, or what stands before the flags as the help has it."""
+    return name if name[0] == "-" else name.rpartition(".")[2].upper()
 
 
 def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:

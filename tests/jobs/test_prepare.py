@@ -160,7 +160,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
         ([], "no source is named; there are image-folder"),
         (["image-folder"], "missing: PATH; python -m jobs.prepare"),
         (["image-folder", "images", "--split", "foo"], "--split: 'foo' is not one of train, val, test"),
-        (["image-folder", ""], "what follows image-folder is empty; name the folder or file"),
+        (["image-folder", ""], "error: PATH: it is empty; name what is meant"),
+        (["csv", ""], "error: TABLE: it is empty"),
+        (["parquet", ""], "error: FOLDER: it is empty"),
+        (["masks", "images", "--masks", "", "--classes", "x,y"], "error: --masks: it is empty"),
+        (["masks", "images", "--val-images=", "--classes", "x,y"], "error: --val-images: it is empty"),
+        (["fonts", "--font-cache", ""], "error: --font-cache: it is empty"),
+        (["fonts", "--noise", "nan"], "error: --noise is nan: it must be a finite number"),
     ],
 )
 def test_options_that_cannot_be_end_with_exit_code_2(
