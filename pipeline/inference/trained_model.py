@@ -101,14 +101,14 @@ def open_saved(uri: str, *, ema: bool = True, best: bool = False, image_size: in
         CheckpointError: there is none, it is corrupt, or this version can't read it.
         ValueError: the model doesn't take this image size.
     """
+    if image_size > MAX_IMAGE_SIZE:
+        raise ValueError(f"image_size is {image_size}: it must be at most {MAX_IMAGE_SIZE:,} px")
     storage, key = locate(uri)
     if key is None:
         key, stored, notes = _readable(storage, ema=ema, best=best)
     else:
         stored, notes = read_stored_weights(storage, key, ema=ema), ()
     where = storage.location(key)
-    if image_size > MAX_IMAGE_SIZE:
-        raise ValueError(f"image_size is {image_size}: it must be at most {MAX_IMAGE_SIZE:,} px")
     try:
         config, classes = stored.metadata.config, stored.metadata.classes
         if not classes:

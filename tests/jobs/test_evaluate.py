@@ -201,6 +201,7 @@ def test_mistakes_are_one_line(trained_classifier: TrainedRun, trained_segmenter
         ([run, "--data", str(trained_segmenter.data / "val")], "is for segmentation, but"),
         ([run, "--data", str(other)], r"has other classes \(3: class 0, .*than .*\(4: "),
         ([run, "--data", val, "--image-size", "8"], "image_size=8: efficientnet_v2_tiny has a total stride of 16"),
+        ([run, "--data", val, "--image-size", "16385"], "image_size is 16385: it must be at most 16,384 px"),
         ([run, "--data", val, "--device", "tpu9"], "device is 'tpu9'"),
         ([run, "--data", val, "--batch-size", "0"], "batch_size is 0"),
     ):
