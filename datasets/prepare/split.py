@@ -31,7 +31,7 @@ def hold_out(
         held_out |= {*ranked[: min(max(1, round(len(ranked) * share)), len(ranked) - 1)]}
     if not held_out:
         raise DataError(f"{where}: no validation split, and none can be held out: no class (with masks: no folder) has "
-                        "two images or more; add images")  # fmt: skip
+                        "two images outside the test split; add images")  # fmt: skip
     return {
         "train": tuple(item for item in items if item not in held_out),
         "val": tuple(item for item in items if item in held_out),

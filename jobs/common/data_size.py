@@ -26,6 +26,11 @@ class PlanFlags:
     bytes_per_sample: int = 0
     """With `samples`: average size of an image file to assume, in bytes."""
 
+    def __post_init__(self) -> None:
+        for name in ("samples", "bytes_per_sample"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 0 or more")
+
 
 @dataclass(frozen=True, slots=True)
 class DataSize:
@@ -55,6 +60,8 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     """
     lanes = config.data.num_lanes
     if flags.samples:
+        if flags.samples < lanes:
+            raise DataError(f"--samples is {flags.samples}: fewer than data.num_lanes={lanes}; use fewer lanes")
         return DataSize(flags.samples, flags.samples // lanes * lanes, flags.bytes_per_sample, "assumed")
     if config.data.train == IMAGENET_SHARDS:
         samples, size = IMAGENET

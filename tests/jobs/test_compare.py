@@ -274,6 +274,8 @@ def test_recipes_can_be_compared_and_mistakes_are_one_line() -> None:
             parse(["fused", "--seeds", *seeds])
     with pytest.raises(ValueError, match=r"^--variants names 'no fused' twice: name each variant once$"):
         parse(["fused", "--variants", "no fused", "no fused"])
+    with pytest.raises(ValueError, match=r"^--out: gs:// is not supported"):
+        main(["progressive-vs-fixed", "--recipe", "fonts_small", "--out", "gs://bucket"])
     with pytest.raises(UsageError, match=r"^--target is nan: it must be a finite number$"):
         parse(["fused", "--target", "nan"])
 

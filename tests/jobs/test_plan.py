@@ -67,6 +67,19 @@ def test_data_that_is_not_there_is_made_by_the_recipes_command(
     assert ("(or plan for --samples N)" in said) == (job is plan)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples", "-5"], "--samples is -5: it must be 0 or more"),
+        (["--samples", "100", "--bytes-per-sample", "-4"], "--bytes-per-sample is -4: it must be 0 or more"),
+        (["--samples", "3"], r"--samples is 3: fewer than data\.num_lanes=\d+; use fewer lanes"),
+    ],
+)
+def test_numbers_of_images_that_cannot_be_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        plan.main(["fonts", *flags])
+
+
 def test_a_rate_that_stays_while_the_batch_shrinks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def note(*flags: str) -> str:
         assert plan.main(["demo_scratch", "--samples", "1000", "--stages.3.batch-size", "24", *flags]) == 0
