@@ -205,7 +205,7 @@ def _sentence(error: ValueError | OSError) -> str:
 def _makes(error: ValueError | OSError) -> str:
     """Say whose help has the command that makes the data that are missing; empty: they are of no recipe."""
     for name, recipe in RECIPES.items() if isinstance(error, MissingDataError) else ():
-        if name not in GENERIC and "jobs.prepare" in (recipe.__doc__ or ""):
+        if "jobs.prepare" in (recipe.__doc__ or ""):
             data = recipe().data
             if any(str(error).startswith(f"{Path(place).absolute()}: ") for place in (data.train, data.val)):
                 return f"; `python -m jobs.train {name} --help` has the command that makes them"
