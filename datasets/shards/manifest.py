@@ -290,9 +290,15 @@ def _manifest_json(manifest: DatasetManifest, folder: str) -> str:
 
 
 def _row(shard: ShardInfo, folder: str) -> dict[str, Any]:
-    """Return what is written of a shard: its name only if it is in the manifest's folder."""
+    """Return what is written of a shard: its name only if it is in the manifest's folder, which may then be moved."""
     row = asdict(shard)
     url = row.pop("url")
+    beside = _full(folder_of(url)) == _full(folder.rstrip("/"))
     del row["index"], row["index_name"], row["weight"]
     kept = {name: value for name, value in row.items() if _OPTIONAL.get(name) != value}
-    return {"name": name_of(url) if folder_of(url) == folder.rstrip("/") else url, **kept}
+    return {"name": name_of(url) if beside else url, **kept}
+
+
+def _full(folder: str) -> str:
+    """Return a folder as an absolute path or a URL."""
+    return folder if is_remote(folder) else str(Path(folder).absolute())

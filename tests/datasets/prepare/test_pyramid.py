@@ -137,6 +137,26 @@ def test_a_copy_of_other_shards_is_refused_and_a_second_call_writes_only_what_is
     assert load_manifest(str(folder)).copies == (40, 64)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["written", "indexed again"])
+@pytest.mark.parametrize("name", ["set", "./set/", "other/../set"])
+def test_data_that_was_written_by_a_relative_path_may_be_moved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, again: bool
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set").mkdir()
+    for shard in folder.glob("*.tar"):
+        shard.rename(tmp_path / "set" / shard.name)
+    monkeypatch.chdir(tmp_path)
+    write_manifest(Path(name), ["s-0.tar", "s-1.tar"], classes=["a", "b", "c"])
+    write_copies(name, [40], workers=1)
+    if again:
+        assert index([name]) == 0
+    (tmp_path / "set").rename(tmp_path / "moved")
+    manifest = load_manifest(str(tmp_path / "moved"))
+    assert manifest.copies == (40,)
+    assert load_manifest(str(tmp_path / "moved" / "short-40")).num_samples == manifest.num_samples == 24
+
+
 def test_a_damaged_image_is_as_damaged_in_its_copy(tmp_path: Path) -> None:
     whole = simplejpeg.encode_jpeg(image_of(1, 2, height=120, width=90))
     write_tar(tmp_path / "a.tar", {"a.jpg": whole, "a.cls": b"0", "b.jpg": whole[:900], "b.cls": b"0"})
