@@ -61,7 +61,7 @@ def magnetic_tiles() -> TrainConfig:
 
     To hold it against: DEU-Net reports a mean IoU of 66.9 % and an F1 score of 74.9 % with 37 M parameters, on a split
     of its own (Applied Sciences 14(11), 4724). `python -m jobs.train magnetic_tiles --trainer.precision bf16` reaches
-    62.6 % with 1.3 M, and 63.4 % with `--seed 1` (docs/results.md).
+    57.9 to 61.8 % with 1.3 M and seeds 0 to 2, 62.6 and 63.4 % on another processor (docs/results.md).
     """
     base = camvid()
     return replace(
