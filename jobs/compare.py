@@ -18,7 +18,7 @@ from infra.redact import redacted_command
 from infra.storage.open import open_storage
 from jobs.common.cli import run_main
 from jobs.common.compare_args import PROG, parse
-from jobs.common.display import wide_console
+from jobs.common.display import say, wide_console
 from pipeline.compare.config import CompareError, CompareOptions, Comparison
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class _Compare:
             status = "KILLED"
             raise
         except RuntimeError as error:
-            self.console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            say(self.console, f"error: {error}", style="red")
             return 1
         finally:
             tracker.close(status)
@@ -108,16 +108,16 @@ class _Compare:
                 found, to_train = find_run(run, self.metric)
                 name = to_train.ready.config.name
                 if found is None:
-                    self._say(f"{label}: trains as {name}")
+                    say(self.console, f"{label}: trains as {name}")
                     found = self._trained(to_train, parent)
                 elif record_is_open(to_train, found):
-                    self._say(f"{label}: the record of {name} in MLflow was left open: completing it")
+                    say(self.console, f"{label}: the record of {name} in MLflow was left open: completing it")
                     found = self._completed(to_train, found, parent)
             if found is None:
                 self.console.print(f"{self.comparison.name}: stopped; run the same command again to resume")
                 return None
             score = f"{self.metric} {found.score:.4f}, {found.evaluations[-1].train_s:.1f} s of training"
-            self._say(f"{label}: {score}{', reused ' + found.name if found.reused else ''}")
+            say(self.console, f"{label}: {score}{', reused ' + found.name if found.reused else ''}")
             known[key] = found
             histories[run.variant].append(found)
         return histories
@@ -145,11 +145,8 @@ class _Compare:
         try:
             return found if self._train(run, parent) else None
         except (RuntimeError, ValueError) as error:
-            self._say(f"note: its record is left as it is: {error}")
+            say(self.console, f"note: its record is left as it is: {error}")
             return found
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _train(self, run: Planned, parent: str) -> bool:
         from jobs.common.follow import follow_to_end
@@ -167,7 +164,7 @@ class _Compare:
     def _peer_run(self, run: Planned, parent: str) -> History:
         from pipeline.compare.peer import peer_history
 
-        self._say(f"{self.options.peer_script} trains {run.ready.config.name}")
+        say(self.console, f"{self.options.peer_script} trains {run.ready.config.name}")
         return peer_history(run, self.metric, parent, self.comparison.name, self.options.peer_script)
 
     def _findings(self, histories: dict[str, list[History]], planned: Sequence[Planned], tracking: str) -> Findings:
@@ -207,13 +204,13 @@ class _Compare:
                 self.copy.write(name, content)
         if found.comparison.grid is not None:
             self.console.print(_rich(grid_table(found)))
-        self.console.print(f"target: {found.metric} {found.target:.4f}", highlight=False)
+        say(self.console, f"target: {found.metric} {found.target:.4f}")
         self.console.print(_rich(short_table(found)))
         where = self.options.out or self.storage.location("report")
-        self.console.print(f"report: {where}/report.html", markup=False, highlight=False, soft_wrap=True)
+        say(self.console, f"report: {where}/report.html")
 
     def _show_plan(self, planned: Sequence[Planned]) -> None:
-        self.console.print(self.comparison.question, highlight=False, soft_wrap=True)
+        say(self.console, self.comparison.question)
         table = [["variant", "stages, px", "RandAugment", "epochs", "model", "images x px"]]
         for run in planned[: len(self.comparison.variants)]:
             stages, ratio = run.ready.config.stages, run.ready.config.data.aspect_ratio
@@ -225,7 +222,7 @@ class _Compare:
             table.append(row)
         self.console.print(_rich(table))
         for note in self.comparison.lines:
-            self._say(note)
+            say(self.console, note)
 
 
 def _millions(number: float) -> str:

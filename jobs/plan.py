@@ -17,7 +17,7 @@ from datasets.config import check_divisibility
 from datasets.transforms.shape import format_size
 from jobs.common.cli import default_config, parse_recipe, rate_notes, resolve, run_main
 from jobs.common.data_size import DataSize, PlanFlags, data_size
-from jobs.common.display import wide_console
+from jobs.common.display import say, wide_console
 from jobs.common.facts import rules_for, written
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_plot import schedule_plot
@@ -233,7 +233,7 @@ def print_plan(planned: dict[str, Any], config: TrainConfig, notes: Sequence[str
         console.print(choices_table(planned["facts"], planned["choices"]))
     plot = schedule_plot(config.stages, encoding=console.encoding)
     for line in (*plot, "", *planned["data"]["report"], *(f"note: {line}" for line in notes)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
 from datasets.shards.class_names import check_names
 from datasets.shards.describe import write_manifest
-from datasets.shards.resolve import MANIFEST_NAME, DatasetManifest, load_manifest
+from datasets.shards.manifest import MANIFEST_NAME, DatasetManifest
+from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import LABELS_EXTENSION, MASK_EXTENSION, TARGETS_EXTENSION, index_shard
 
 STATE_NAME = "prepare.json"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasets.checks import check_pixels
+from datasets.errors import DataError
 from datasets.loading.class_sampling import sampling_lines
 from datasets.loading.sample_order import sample_order
 from datasets.prepare.report import report_of
-from datasets.shards.resolve import DataError, load_manifest
+from datasets.shards.resolve import load_manifest
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
 from pipeline.run.class_weights import weight_lines

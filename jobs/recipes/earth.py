@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import ramp
 from pipeline.task_config import SegmentationConfig
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 
 def unet_demo() -> TrainConfig:

@@ -12,7 +12,7 @@ from jobs.recipes.facts import Facts
 from jobs.recipes.rules import Loss, Rules, Task
 from model.config import TIMM_PREFIX, ModelConfig, architecture_of
 from model.pretrained import LITE0
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.curves import curves
 from pipeline.schedule.stages import TrainingStage, ramp
 from pipeline.task_config import (
@@ -22,6 +22,7 @@ from pipeline.task_config import (
     SegmentationConfig,
     TaskConfig,
 )
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 TYPICAL = Facts()
 """What a generic recipe follows from where nothing is known, as in its help."""

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
 from model.config import ModelConfig
-from pipeline.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage, ramp
 from pipeline.task_config import SegmentationConfig
+from pipeline.training_config import CheckpointConfig, OptimizerConfig, TrainerConfig
 
 
 def camvid() -> TrainConfig:

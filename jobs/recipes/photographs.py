@@ -8,8 +8,9 @@ from datasets.config import DataConfig
 from infra.cluster.config import ClusterConfig
 from model.config import ModelConfig
 from model.tables import Block
-from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import TrainingStage, ramp
+from pipeline.training_config import OptimizerConfig, TrainerConfig
 
 
 def cifar10_small() -> TrainConfig:

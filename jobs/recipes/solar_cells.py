@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from datasets.config import DataConfig
 from model.config import ModelConfig
-from pipeline.config import OptimizerConfig, TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import AdaptiveConfig, ramp
 from pipeline.task_config import ClassificationConfig
+from pipeline.training_config import OptimizerConfig, TrainerConfig
 
 
 def demo() -> TrainConfig:

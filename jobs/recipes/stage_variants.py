@@ -32,8 +32,8 @@ def as_costly(stages: Stages, other: Stages) -> Stages:
 
 
 def _cost(stages: Stages) -> float:
-    """Return the epochs times the pixels of a square image: images x pixels, but for a factor that stages share."""
-    return sum(stage.epochs * stage.image_size**2 for stage in stages)
+    """Return images x pixels, but for the samples of an epoch and the images' shape, which all stages share."""
+    return sum(stage.epochs * stage.mean_pixels(1.0) for stage in stages)
 
 
 def one_size(stage: TrainingStage) -> TrainingStage:

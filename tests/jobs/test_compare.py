@@ -23,8 +23,9 @@ from jobs.recipes.solar_cells import elpv_frozen, elpv_scratch, elpv_transfer
 from model.checks import check_image_size, check_model
 from model.config import architecture_of
 from pipeline.compare.config import CompareError
-from pipeline.config import TrainConfig, TrainerConfig
+from pipeline.config import TrainConfig
 from pipeline.schedule.stages import AUTO, AdaptiveConfig
+from pipeline.training_config import TrainerConfig
 from tests.support import peer_script
 from tests.support.shards import write_shards
 
