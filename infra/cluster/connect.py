@@ -17,6 +17,9 @@ from infra.cluster.config import ClusterConfig, ClusterError, RayVersionError
 NAMESPACE = "crescendo"
 ACTOR_PREFIX = "run-"
 """What the name of a run's controller begins with."""
+IN_ORDER = "in-order"
+"""The concurrency group of an actor whose calls are answered one after another, as they came; calls outside of it are
+answered at the same time, in any order."""
 START_TRIES = 3
 CONNECT_TIMEOUT_S = 10.0
 """A cluster that takes no connection within this time isn't there."""
@@ -259,6 +262,8 @@ def _matches(label: str | None, wanted: str) -> bool:
 def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     """Start an instance of a plain class as a named actor that answers calls while a long one runs.
 
+    Calls of the concurrency group `IN_ORDER` are answered one after another.
+
     Raises:
         ClusterError: an actor of that name is running.
     """
@@ -274,7 +279,7 @@ def start_actor(cls: type, *args: Any, name: str, **kwargs: Any) -> Any:
     train = {key: os.environ[key] for key in _QUICK_RECOVERY if key.startswith("RAY_TRAIN_") and key in os.environ}
     options["runtime_env"] = {"env_vars": train}
     try:
-        actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
+        actor = ray.remote(concurrency_groups={IN_ORDER: 1})(cls).options(**options).remote(*args, **kwargs)
         ray.get(actor.__ray_ready__.remote())
     except ValueError as error:
         raise ClusterError(

@@ -1,7 +1,8 @@
 """`ControllerClient`: a run's controller, called from any process that reaches its Ray cluster.
 
 Each call names a method of `StageController`: a renamed method or another argument fails the type checker. Calls
-that wait for an answer are bounded in time; those that tell something (`note`, `report`, ...) return at once.
+that wait for an answer are bounded in time; those that tell something (`note`, `report`, ...) return at once, and the
+controller hears what a process tells in the order in which it was told.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from infra.cluster.connect import ACTOR_PREFIX, NAMESPACE
+from infra.cluster.connect import ACTOR_PREFIX, IN_ORDER, NAMESPACE
 from infra.cluster.discovery import controllers
 from infra.redact import last_line
 from infra.storage.failures import FailureClass
@@ -101,7 +102,7 @@ class ControllerClient:
 
     def request(self, decision: Decision) -> None:
         """Ask for a decision, without waiting for what will happen."""
-        self._start(StageController.ask, decision)
+        self._tell(StageController.ask, decision)
 
     def track(self, uri: str, asked_by: str) -> str:
         """Have the record continue with the MLflow server of another address; returns what will happen."""
@@ -143,41 +144,41 @@ class ControllerClient:
 
     def tell(self, line: str) -> None:
         """Tell the user a line; the controller knows it when this returns, whatever becomes of the caller."""
-        self._wait(StageController.note, line)
+        _fetch(self._tell(StageController.note, line), self._patience_s)
 
     # From a worker group: calls that only tell -----------------------------------------------------------------------
 
     def note(self, line: str) -> None:
         """Tell the user a line."""
-        self._start(StageController.note, line)
+        self._tell(StageController.note, line)
 
     def report(self, rank: int, cursor: int, wait_share: float) -> None:
         """Tell how far a rank is, and for which share of the time it waited for data."""
-        self._start(StageController.report, rank, cursor, wait_share)
+        self._tell(StageController.report, rank, cursor, wait_share)
 
     def loaded(self, node: str, values: dict[str, float]) -> None:
         """Tell the load of a node without rank 0."""
-        self._start(StageController.loaded, node, values)
+        self._tell(StageController.loaded, node, values)
 
     def on_resume(self, source: str, cursor: int, stage: int, taken_s: float | None) -> None:
         """Tell of the checkpoint that a group begins at."""
-        self._start(StageController.on_resume, source, cursor, stage, taken_s)
+        self._tell(StageController.on_resume, source, cursor, stage, taken_s)
 
     def on_capacity(self, num_workers: int, possible: int) -> None:
         """Tell that the cluster has room for more workers than the group has."""
-        self._start(StageController.on_capacity, num_workers, possible)
+        self._tell(StageController.on_capacity, num_workers, possible)
 
     def on_node_draining(self, node: str) -> None:
         """Tell that a node of the group is draining."""
-        self._start(StageController.on_node_draining, node)
+        self._tell(StageController.on_node_draining, node)
 
     def saved(self, uri: str, cursor: int) -> None:
         """Tell that a checkpoint is whole."""
-        self._start(StageController.saved, uri, cursor)
+        self._tell(StageController.saved, uri, cursor)
 
     def not_saved(self, line: str) -> None:
         """Tell that storage didn't take a checkpoint."""
-        self._start(StageController.not_saved, line)
+        self._tell(StageController.not_saved, line)
 
     # How -------------------------------------------------------------------------------------------------------------
 
@@ -190,6 +191,13 @@ class ControllerClient:
     ) -> Any:
         """Call a method of the controller; return a reference to its answer."""
         return getattr(self._handle, method.__name__).remote(*args, **kwargs)
+
+    def _tell(
+        self, method: Callable[Concatenate[StageController, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Any:
+        """Call a method of the controller after those that were told before; return a reference to its answer."""
+        in_order = getattr(self._handle, method.__name__).options(concurrency_group=IN_ORDER)
+        return in_order.remote(*args, **kwargs)
 
     def _wait(
         self, method: Callable[Concatenate[StageController, P], Answer], *args: P.args, **kwargs: P.kwargs

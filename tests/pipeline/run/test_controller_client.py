@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 
 from pipeline.control.controller import StageController
+from pipeline.control.status import MAX_NOTES
 from pipeline.run.controller_client import ControllerAwayError, ControllerClient, ControllerLostError, find_controllers
 from pipeline.schedule.decisions import Stop
 from tests.support.groups import stage
 
+LINES = 500
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT = ROOT / "pipeline/run/controller_client.py"
 
 
 WRONG_CALLS = {
     "another_name": (
-        "_start(StageController.saved, uri, cursor)",
-        "_start(StageController.checkpoint_saved, uri, cursor)",
+        "_tell(StageController.saved, uri, cursor)",
+        "_tell(StageController.checkpoint_saved, uri, cursor)",
     ),
-    "other_arguments": ("_start(StageController.saved, uri, cursor)", "_start(StageController.saved, cursor, uri)"),
+    "other_arguments": ("_tell(StageController.saved, uri, cursor)", "_tell(StageController.saved, cursor, uri)"),
     "another_answer": ("_wait(StageController.environment)", "_wait(StageController.reached)"),
 }
 
@@ -90,6 +92,23 @@ def test_a_client_works_from_every_process_and_says_what_is_wrong(controller: Co
         _ask_for_ever(controller)
     with pytest.raises(ControllerLostError, match="nobody has no controller"):
         ControllerClient.of_run("nobody")
+
+
+def _tell_lines(client: ControllerClient) -> None:
+    for number in range(LINES):
+        client.note(f"line {number}")
+        client.saved(f"checkpoint-{number}", number)
+    client.tell("the last line")
+
+
+def test_what_is_told_is_heard_in_that_order(controller: ControllerClient) -> None:
+    import ray
+
+    ray.get(ray.remote(num_cpus=0)(_tell_lines).remote(controller))
+    status = controller.status()
+    assert status.notes == (*(f"line {number}" for number in range(LINES - MAX_NOTES + 1, LINES)), "the last line")
+    assert status.checkpoint is not None
+    assert status.checkpoint.cursor == LINES - 1
 
 
 def test_a_run_that_fails_says_why(ray_cluster: None) -> None:
