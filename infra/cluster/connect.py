@@ -20,6 +20,8 @@ ACTOR_PREFIX = "run-"
 IN_ORDER = "in-order"
 """The concurrency group of an actor whose calls are answered one after another, as they came; calls outside of it are
 answered at the same time, in any order."""
+OWN_LABEL = "crescendo/own-cluster"
+"""Label of the node of a cluster that a command started for itself."""
 START_TRIES = 3
 CONNECT_TIMEOUT_S = 10.0
 """A cluster that takes no connection within this time isn't there."""
@@ -61,8 +63,8 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
         A line for the user where `num_workers` have no room yet: an autoscaler may add nodes. Else an empty text.
 
     Raises:
-        ClusterError: no cluster answers at the address or it refuses the token, none could be started here, or this
-            machine lacks the CPUs or GPUs for `num_workers`.
+        ClusterError: no cluster answers at the address or it refuses the token, it is another command's own, none could
+            be started here, or this machine lacks the CPUs or GPUs for `num_workers`.
     """
     prepare_environment()
     import ray
@@ -73,13 +75,26 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
         with own_sigterm(), nullcontext() if in_submitted_job() else packed_code() as code:
             shipped = {"runtime_env": {"working_dir": code}} if code else {}
             if address == "local":
-                start_ray(namespace=NAMESPACE, **shipped)
+                start_ray(namespace=NAMESPACE, labels={OWN_LABEL: "true"}, **shipped)
             else:
                 join(address, CONNECT_TIMEOUT_S, name="cluster.address", **shipped)
+                _check_shared(address)
     lack = _lack(config, num_workers)
     if lack and address == "local":
         raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
     return f"{lack}: the run waits until there are nodes for them" if lack else ""
+
+
+def _check_shared(address: str) -> None:
+    """Refuse to train on another command's own cluster: it ends with that one, and counts no one's requests."""
+    import ray
+
+    if any(OWN_LABEL in node["Labels"] for node in ray.nodes()):
+        ray.shutdown()
+        raise ClusterError(
+            f"cluster.address is {address!r}: the Ray cluster there was started by another command for itself and ends "
+            "with it; start one that stays (`ray start --head`), or leave the address out for one of this run's own"
+        )
 
 
 @contextmanager

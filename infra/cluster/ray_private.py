@@ -26,9 +26,12 @@ NAMES: dict[str, tuple[str, ...] | None] = {
         "warn_if_disabled",
     ),
     "ray._private.grpc_utils:init_grpc_channel": ("address", "options", "asynchronous", "credentials"),
+    "ray._private.node:Node.get_gcs_client": ("self",),
     "ray._private.node:Node.start_api_server": ("self", "include_dashboard", "raise_on_failure"),
     "ray._private.node:Node.start_log_monitor": ("self",),
     "ray._private.node:Node.start_monitor": ("self",),
+    "ray._private.ray_constants:DASHBOARD_ADDRESS": None,
+    "ray._private.ray_constants:KV_NAMESPACE_DASHBOARD": None,
     "ray._private.ray_constants:NUM_REDIS_GET_RETRIES": None,
     "ray._private.ray_constants:WORKER_PROCESS_SETUP_HOOK_ENV_VAR": None,
     "ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR": None,
@@ -132,7 +135,6 @@ WORKER_MODULES = (
     "ray.train.torch.config",
 )
 """What a process imports when it becomes a worker of Ray Train."""
-_FOR_OTHERS = ("start_api_server", "start_log_monitor", "start_monitor")
 _KEEP_S = 10 * 365 * 86400
 _CALL_TIMEOUT_S = 10.0
 
@@ -164,9 +166,10 @@ def few_processes() -> Iterator[None]:
 
     One driver's own cluster has no use for them. Each starts an interpreter, and polls for as long as training lasts.
     """
-    before = {name: getattr(Node, name) for name in _FOR_OTHERS}
-    for name in _FOR_OTHERS:
-        setattr(Node, name, _start_nothing)
+    instead = {"start_api_server": _name_no_server, "start_log_monitor": _nothing, "start_monitor": _nothing}
+    before = {name: getattr(Node, name) for name in instead}
+    for name, start in instead.items():
+        setattr(Node, name, start)
     try:
         yield
     finally:
@@ -174,8 +177,15 @@ def few_processes() -> Iterator[None]:
             setattr(Node, name, start)
 
 
-def _start_nothing(node: Node, **_: object) -> None:
+def _nothing(node: Node) -> None:
     """Take the place of a method that starts a process of a node."""
+
+
+def _name_no_server(node: Node, **_: object) -> None:
+    """Take the place of the dashboard's start: each node's agent looks for its address every second until it is known,
+    and logs a traceback each time. At this one nobody listens."""
+    place = ray_constants.DASHBOARD_ADDRESS.encode()
+    node.get_gcs_client().internal_kv_put(place, b"127.0.0.1:9", True, ray_constants.KV_NAMESPACE_DASHBOARD)
 
 
 def draining_nodes() -> set[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +168,43 @@ def test_a_cluster_that_is_started_here_has_nothing_that_serves_others() -> None
     assert any("raylet/raylet" in line for line in started)
     for script in ("dashboard/dashboard.py", "_private/log_monitor.py", "autoscaler/_private/monitor.py"):
         assert not any(script in line for line in started), script
+
+
+OWN = """
+import sys
+import ray
+from infra.cluster.config import ClusterConfig, ClusterError
+from infra.cluster.connect import connect
+address, = sys.argv[1:]
+try:
+    connect(ClusterConfig(address=address), num_workers=1)
+except ClusterError as error:
+    print(error)
+else:
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_another_commands_own_cluster_is_not_trained_on_and_its_log_stays_short() -> None:
+    command = [sys.executable, "-c", OWN]
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", ignore_cleanup_errors=True
+    ) as folder:  # tmp_path is too long for it
+        env, pipe = os.environ | {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "token"}, subprocess.PIPE
+        first = subprocess.Popen([*command, "local"], cwd=ROOT, env=env, text=True, stdin=pipe, stdout=pipe)
+        assert first.stdout
+        address = first.stdout.readline().strip()
+        second = subprocess.run(
+            [*command, address], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=True
+        )
+        log = (Path(folder) / "ray" / "session_latest" / "logs" / "dashboard_agent.log").read_text()
+        first.communicate("", timeout=60)
+    assert second.stdout.startswith(f"cluster.address is '{address}': the Ray cluster there was started by another")
+    assert second.stdout.count("\n") == 1
+    assert "EventAgent" in log
+    assert "Get dashboard http address failed" not in log  # said every second for as long as the cluster lives
 
 
 @pytest.mark.parametrize(
