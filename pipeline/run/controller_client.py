@@ -102,7 +102,7 @@ class ControllerClient:
 
     def request(self, decision: Decision) -> None:
         """Ask for a decision, without waiting for what will happen."""
-        self._tell(StageController.ask, decision)
+        self._start(StageController.ask, decision)
 
     def track(self, uri: str, asked_by: str) -> str:
         """Have the record continue with the MLflow server of another address; returns what will happen."""
@@ -165,8 +165,11 @@ class ControllerClient:
         self._tell(StageController.on_resume, source, cursor, stage, taken_s)
 
     def on_capacity(self, num_workers: int, possible: int) -> None:
-        """Tell that the cluster has room for more workers than the group has."""
-        self._tell(StageController.on_capacity, num_workers, possible)
+        """Tell that the cluster has room for more workers than the group has.
+
+        In no order with others: the controller asks all runs of the cluster first, which may take long.
+        """
+        self._start(StageController.on_capacity, num_workers, possible)
 
     def on_node_draining(self, node: str) -> None:
         """Tell that a node of the group is draining."""
