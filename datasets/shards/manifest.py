@@ -301,4 +301,4 @@ def _row(shard: ShardInfo, folder: str) -> dict[str, Any]:
 
 def _full(folder: str) -> str:
     """Return a folder as an absolute path or a URL."""
-    return folder if is_remote(folder) else str(Path(folder).absolute())
+    return folder if is_remote(folder) else str(Path(folder or "/").absolute())  # of a file in / it is empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,17 @@ def test_a_manifest_names_no_index_but_one_of_its_folder(tmp_path: Path, name: o
     (folder / MANIFEST_NAME).write_text(json.dumps(raw | {"index": name}))
     with pytest.raises(DataError, match=r"manifest\.json: not a readable manifest"):
         load_manifest(str(folder))
+
+
+@pytest.mark.parametrize("url", ["/a.tar", "/data/a.tar", "s3://bucket/a.tar"])
+def test_a_shard_elsewhere_is_named_in_full(
+    url: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    found = read_manifest(place)
+    save_manifest(".", replace(found, shards=(replace(found.shards[0], url=url),)), version="")
+    assert json.loads(Path(MANIFEST_NAME).read_text())["shards"][0]["name"] == url
 
 
 def test_a_manifest_that_somebody_wrote_meanwhile_is_left_as_it_is(place: str) -> None:
