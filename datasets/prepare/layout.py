@@ -16,6 +16,8 @@ ROLES = {
     "test": ("test", "testing"),
 }
 """Split -> names of its folder, in any case."""
+STATE_NAME = "prepare.json"
+"""In a folder that shards are written to: what they are made from."""
 ARRAY_BESIDE = "an array beside an image of its name"
 _SYSTEM = frozenset(
     {
@@ -141,12 +143,12 @@ def image_files(folder: Path, root: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def count_beside(path: Path, root: Path, left_out: LeftOut, *, used: set[Path]) -> None:
-    """Count what is next to class or split folders: files, and folders that aren't used."""
+    """Count what is next to class or split folders: files, and folders that aren't used, but for shards made here."""
     for entry, is_folder in _entries(path):
         if is_hidden(entry.name):
             _count_hidden(entry, root, left_out)
         elif is_folder:
-            if entry not in used:
+            if entry not in used and not (entry / STATE_NAME).is_file():
                 unused = list(image_files(entry, root, left_out))
                 left_out.add("next to the split folders", _name(entry, root), len(unused))
         elif _is_sample(entry, root, left_out):

@@ -17,6 +17,7 @@ from datasets.errors import DataError
 from datasets.loading.reader import SampleReader
 from datasets.prepare.check import checked
 from datasets.prepare.folder_lock import locked
+from datasets.prepare.layout import STATE_NAME
 from datasets.prepare.process_pool import count_one, run_tasks
 from datasets.prepare.report import DataReport
 from datasets.prepare.source import Item, Plan, Source
@@ -26,7 +27,6 @@ from datasets.shards.manifest import MANIFEST_NAME, DatasetManifest
 from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import LABELS_EXTENSION, MASK_EXTENSION, TARGETS_EXTENSION, index_shard
 
-STATE_NAME = "prepare.json"
 SPLITS = ("train", "val")
 _ALL_SPLITS = (*SPLITS, "test")
 _NAME_CHARACTERS = 60

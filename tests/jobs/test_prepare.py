@@ -16,6 +16,7 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.loader import build_loader
+from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from jobs.prepare import main
@@ -235,7 +236,23 @@ def test_an_out_beside_the_split_folders_is_taken(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / place / "0.png")
     for _ in range(2):
         assert main(["image-folder", str(tmp_path), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
-    assert load_manifest(str(tmp_path / "shards/train")).classes == ("a", "b")
+        (tmp_path / "shards/val/manifest.json").unlink()  # as an interrupted call leaves it
+    manifest = load_manifest(str(tmp_path / "shards/train"))
+    assert manifest.classes == ("a", "b")
+    assert ImageFolder(path=tmp_path).plan().left_out == {}
+
+
+@pytest.mark.parametrize("out", ["", "test", "testing"])
+def test_an_out_that_would_be_a_split_the_next_time_is_refused(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, place in enumerate(("training/a", "training/b", "validation/a", "validation/b")):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / place / "0.png")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["image-folder", str(tmp_path), "--out", str(tmp_path / out)]) == 2
+    assert "which is read; choose an --out outside it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_out_as_file_url_is_that_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

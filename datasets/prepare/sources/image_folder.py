@@ -48,12 +48,14 @@ class ImageFolder(Source):
 
     @property
     def walked(self) -> tuple[Path, ...]:
-        """The split folders; `path` itself where they may be taken for classes."""
+        """The split folders, and what would be taken for one; `path` itself where they may be taken for classes."""
         check_folder(self.path)
         if self.split:
             return (split_folder(self.path, self.split),)
         found = find_splits(self.path)
-        return tuple(found.values()) if len(found) > 1 else (self.path,)
+        if len(found) < 2:
+            return (self.path,)
+        return (*found.values(), *(self.path / name for names in ROLES.values() for name in names))
 
     def plan(self) -> Plan:
         """List the image files below the class folders.
