@@ -27,7 +27,7 @@ class ModelFlags:
     """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
     evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
     train_data: str = ""
-    """Training shards, where --reestimate-bn or int8 needs them; empty: those of the run."""
+    """Training shards, for what reads them: --reestimate-bn, and an export in int8. Empty: those of the run."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "reestimate_bn"):
