@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ def request_cost(readers: int, reads_each: int, *, busy_share: float, latency_s:
 
 
 def _use(url: str) -> None:
+    # A thread that waits for the interpreter's lock asks for it every 5 ms. Real readers are a few a process; of the
+    # 64 here nearly all wait at any time, the longer the more processes share the CPUs: that isn't what reading costs.
+    sys.setswitchinterval(1.0)
     os.environ |= {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "growth",
