@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     options.reestimate(saved, device=device, batch_size=options.batch_size, loader_workers=options.loader_workers)
     if options.tta == "flip":
         saved = replace(saved, model=FlipAveraged(saved.model))
-    record = record_for(saved.kind, len(saved.task.classes)) if options.report else None
+    record = record_for(saved.task) if options.report else None
     observe = record.add if record is not None else lambda batch, logits: None
     report = evaluate_saved(saved, data, device=device, batch_size=options.batch_size, observe=observe)
     used = {

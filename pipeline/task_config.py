@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from datasets.transforms.formats import IGNORED
+
 ClassWeights = Literal["none", "auto"] | tuple[float, ...]
 """Weights by class: none, those that follow from the training data, or numbers in the order of the classes."""
 
@@ -67,9 +69,9 @@ class SegmentationConfig:
     """Weights of the pixels in the cross-entropy of training, by their class. auto: pixels / (classes * pixels of the
     class), by the data report of `jobs.prepare`, so that the classes count alike and the mean over the pixels is 1; or
     a number for each class, in the order of the classes. The loss of evaluations has no weights."""
-    ignore_index: int = 255
-    """Mask value of pixels that are ignored by the loss and the metrics; 255 also fills the area outside a shifted
-    image."""
+    ignore_index: int = IGNORED
+    """Class that the loss and the metrics leave out, by its number; 255: none. Pixels of the value 255 are always left
+    out: those that the data ignore, and what lies outside of a shifted image."""
 
     def __post_init__(self) -> None:
         for name in ("dice_weight", "lovasz_weight"):

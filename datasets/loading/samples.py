@@ -19,6 +19,7 @@ from datasets.loading.reader import Reader, Sample
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import CROP_DRAWS, Box, Crop, cut_out, decode_mask, eval_crop, image_header, random_crop
+from datasets.transforms.formats import IGNORED
 from datasets.transforms.mixing import MixingRule
 from datasets.transforms.pixels import Header
 from datasets.transforms.randaugment_policies import POLICIES
@@ -249,6 +250,6 @@ def alternating(draws: np.ndarray, uses: np.ndarray) -> np.ndarray:
 
 
 def _check_mask(mask: np.ndarray, num_classes: int) -> None:
-    known = mask[mask != 255]
+    known = mask[mask != IGNORED]
     if known.size and known.max() >= num_classes:
         raise ValueError(f"the mask has value {known.max()}, but {num_classes} classes allow 0 to {num_classes - 1}")

@@ -14,9 +14,8 @@ from PIL import Image
 
 from datasets.errors import DataError
 from datasets.transforms.bands import any_header
+from datasets.transforms.formats import IGNORED
 
-IGNORED = 255
-"""Value of the pixels that are left out, in the masks that are written."""
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
 _MOST_NAMED = 3
 _HALF = 128
@@ -168,7 +167,7 @@ def mask_png(numbers: np.ndarray) -> bytes:
 
 def _colour_row(row: str) -> tuple[int, str] | None:
     parts = row.split(maxsplit=3)
-    if len(parts) < 4 or not all(part.isdecimal() and int(part) <= IGNORED for part in parts[:3]):
+    if len(parts) < 4 or not all(part.isdecimal() and int(part) <= 255 for part in parts[:3]):
         return None
     red, green, blue = map(int, parts[:3])
     return red << 16 | green << 8 | blue, parts[3]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.prepare.mask_classes import IGNORED, MaskClasses
+from datasets.prepare.mask_classes import MaskClasses
+from datasets.transforms.formats import IGNORED
 
 _BY_FLAG: Mapping[str, Mapping[str, object]] = {"train": {"train": True}, "test": {"train": False}}
 _TWO: Mapping[str, Mapping[str, object]] = {"train": {"split": "train"}, "test": {"split": "test"}}

@@ -21,7 +21,7 @@ def rand_augment(
     """Augment images with their masks in place, each by operations of its own; each as it would be alone.
 
     What moves or blanks pixels does so to the mask's, by nearest neighbour; where nothing of the image is left, the
-    mask is `MASK_IGNORE`.
+    mask is `IGNORED`.
 
     Args:
         images: uint8 [B, H, W, 3] or, by a policy for any pixels, float32 [B, H, W, C]; contiguous.

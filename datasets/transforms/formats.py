@@ -38,6 +38,9 @@ class PixelFormat:
 
 RGB = PixelFormat()
 
+IGNORED = 255
+"""Value of the pixels of a mask that have no class: the loss and the metrics leave them out."""
+
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
     "MPO": ("jpg", "jpeg", "mpo"),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from datasets.transforms.randaugment_ops import MASK_IGNORE
+from datasets.transforms.formats import IGNORED
 
 Matrix = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): what is shown at (x, y), from the centre, comes from (a x + b y + c, d x + e y + f)"""
@@ -34,7 +34,7 @@ def translate(right: int, down: int) -> Matrix:
 
 
 def moved(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Return an image or a mask moved; what comes in from outside is each channel's mean, or `MASK_IGNORE`."""
+    """Return an image or a mask moved; what comes in from outside is each channel's mean, or `IGNORED`."""
     height, width = pixels.shape[:2]
     x, y = np.arange(width) + 0.5 - width / 2, (np.arange(height) + 0.5 - height / 2)[:, None]
     a, b, c, d, e, f = matrix
@@ -42,5 +42,5 @@ def moved(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
     rows = np.floor(d * x + e * y + f + height / 2).astype(np.int64)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     out = pixels[rows.clip(0, height - 1), columns.clip(0, width - 1)]
-    out[~inside] = MASK_IGNORE if pixels.ndim == 2 else pixels.mean(axis=(0, 1), dtype=np.float64)
+    out[~inside] = IGNORED if pixels.ndim == 2 else pixels.mean(axis=(0, 1), dtype=np.float64)
     return out

@@ -15,9 +15,9 @@ import math
 import numpy as np
 from PIL import Image
 
+from datasets.transforms.formats import IGNORED
+
 _FILL = 128
-MASK_IGNORE = 255
-"""A mask's value where there is nothing to learn."""
 _LUMA = (0.299, 0.587, 0.114)
 _SOLARIZED_BELOW = 128
 
@@ -31,7 +31,7 @@ def _blended(values: np.ndarray, factor: float) -> np.ndarray:
 
 def _fill(pixels: np.ndarray) -> int:
     """Return what comes in from outside of an image [H, W, 3], or of a mask [H, W]."""
-    return _FILL if pixels.ndim == 3 else MASK_IGNORE
+    return _FILL if pixels.ndim == 3 else IGNORED
 
 
 # Values --------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from datasets.loading.batch import Batch
+from datasets.transforms.formats import IGNORED
+from pipeline.task_config import MultilabelConfig, RegressionConfig
+from pipeline.training.segmentation import SegmentationTask
+from pipeline.training.task import Task
 
 BINS = 15
 """Bins of equal width of the confidence, as in the expected calibration error."""
@@ -16,7 +20,6 @@ PER_CELL = 4
 """Images that are kept for each pair of classes in segmentation."""
 MOST_PAIRED = 64
 """Classes up to which images are kept for each pair in segmentation."""
-_IGNORED = 255
 
 
 class LabelRecord:
@@ -72,12 +75,13 @@ class MultilabelRecord:
 class MaskRecord:
     """Of each image its IoU by class, and for each pair of classes the images with the most pixels of it."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self, task: SegmentationTask) -> None:
+        self.task, self.num_classes = task, len(task.classes)
+        self._meant = torch.arange(self.num_classes) != task.config.ignore_index
         self._numbers: list[np.ndarray] = []
         self._ious: list[np.ndarray] = []
         self.bins = np.zeros((3, BINS))
-        side = num_classes if num_classes <= MOST_PAIRED else 0
+        side = self.num_classes if self.num_classes <= MOST_PAIRED else 0
         self.pair_pixels = torch.zeros(side, side, PER_CELL, dtype=torch.int64)
         """int64 [truth, prediction, PER_CELL]: pixels, most first; 0: no image"""
         self.pair_images = torch.zeros(side, side, PER_CELL, dtype=torch.int64)
@@ -85,15 +89,14 @@ class MaskRecord:
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Add logits [B, K, H, W]."""
-        assert batch.masks is not None
         confidence, predicted = logits.float().softmax(1).max(1)
-        truth, predicted = batch.masks.long(), predicted.cpu()
-        known = truth != _IGNORED
+        truth, predicted = self.task.masks(batch).long(), predicted.cpu()
+        known = truth != IGNORED
         _add_confidence(self.bins, confidence.cpu()[known].double().numpy(), (predicted == truth)[known].numpy())
         counts = torch.stack([self._pairs(*one) for one in zip(truth, predicted, known, strict=True)])
         right = counts.diagonal(dim1=1, dim2=2)
         union = counts.sum(1) + counts.sum(2) - right
-        self._ious.append(torch.where(union > 0, right / union, torch.nan).numpy())
+        self._ious.append(torch.where((union > 0) & self._meant, right / union, torch.nan).numpy())
         self._numbers.append(batch.stream_index.numpy())
         if len(self.pair_pixels):
             self._keep(counts.permute(1, 2, 0), batch.stream_index)
@@ -105,7 +108,10 @@ class MaskRecord:
 
     @property
     def ious(self) -> np.ndarray:
-        """The IoU of each class in each image, float [N, K]; NaN where it is neither there nor predicted."""
+        """The IoU of each class in each image, float [N, K]; NaN where it is neither there nor predicted.
+
+        Of a class that is left out it is NaN everywhere: it is not in the mean.
+        """
         return np.concatenate(self._ious)
 
     def _pairs(self, truth: Tensor, predicted: Tensor, known: Tensor) -> Tensor:
@@ -158,18 +164,10 @@ def _add_confidence(bins: np.ndarray, confidence: np.ndarray, right: np.ndarray)
         bins[row] += np.bincount(index, weights=weights, minlength=BINS)
 
 
-def record_for(kind: str, num_classes: int) -> Record:
-    """Return an empty record for a kind of labels.
-
-    Raises:
-        ValueError: there is no report for this kind.
-    """
-    if kind == "classification":
-        return LabelRecord()
-    if kind == "segmentation":
-        return MaskRecord(num_classes)
-    if kind == "multilabel":
+def record_for(task: Task) -> Record:
+    """Return an empty record for a task."""
+    if isinstance(task, SegmentationTask):
+        return MaskRecord(task)
+    if isinstance(task.config, MultilabelConfig):
         return MultilabelRecord()
-    if kind == "regression":
-        return NumberRecord()
-    raise ValueError(f"report: there is none for {kind}; leave --report out")
+    return NumberRecord() if isinstance(task.config, RegressionConfig) else LabelRecord()

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 
 from datasets.transforms.decode import Box, nearest
+from datasets.transforms.formats import IGNORED
 from datasets.transforms.pixels import MAX_PIXELS, Header
 from datasets.transforms.shape import image_shape
 from pipeline.inference.exported_model import SUFFIXES, Inference, open_exported, score_facts
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.tiling import tiled_classes
 from pipeline.inference.trained_model import find_run, open_saved
-
-OUTSIDE = 255
-"""Mask value of pixels that the model did not look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def _placed(classes: np.ndarray, header: Header, box: Box) -> np.ndarray:
     """Return a mask [H, W] in the place, and the size, of the part of the image that it is of."""
     top, left, height, width = box
     rows, columns = nearest(classes.shape[0], height), nearest(classes.shape[1], width)
-    mask = np.full((header.height, header.width), OUTSIDE, dtype=np.uint8)
+    mask = np.full((header.height, header.width), IGNORED, dtype=np.uint8)
     mask[top : top + height, left : left + width] = classes[rows[:, None], columns]
     return mask
 

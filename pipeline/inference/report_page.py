@@ -15,8 +15,8 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from datasets.loading.batch import Batch
 from datasets.loading.samples import Request, Samples, View
+from datasets.transforms.formats import IGNORED
 from pipeline.inference.class_report import Report
 from pipeline.inference.evaluation_data import EvaluationData
 from pipeline.inference.mistakes import ClassRecord, MaskRecord, MultilabelRecord, NumberRecord, Record
@@ -27,6 +27,7 @@ from pipeline.inference.trained_model import SavedModel
 from pipeline.task_config import RegressionConfig
 from pipeline.training.evaluation import logits_of
 from pipeline.training.figures import as_rgb, coloured_mask, palette
+from pipeline.training.segmentation import SegmentationTask
 
 PICTURE_SIDE = 144
 """Longest side of a picture, in pixels."""
@@ -222,7 +223,8 @@ def _as_url(image: Image.Image, side: int) -> str:
 
 def _triples(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
     """Return image, truth and prediction side by side, as the model sees them, by sample; predicted once more."""
-    saved, made = found.saved, dict[int, str]()
+    saved, made, task = found.saved, dict[int, str](), found.saved.task
+    assert isinstance(task, SegmentationTask)
     samples = Samples({0: found.data.reader}, found.data.config)
     for start in range(0, len(numbers), 16):
         ids = np.array(numbers[start : start + 16])
@@ -230,18 +232,17 @@ def _triples(found: Evaluated, numbers: Sequence[int]) -> Mapping[int, str]:
         batch = samples.batch(Request(view, ids, ids, np.zeros_like(ids)))
         config = saved.trainer_config(eval_batch_size=len(ids))
         logits, _ = logits_of(saved.model.to(found.device), batch.images, config, found.device, len(ids))
-        made |= {int(n): _triple(batch, logits.argmax(1).cpu(), row, len(saved.task.classes))
-                 for row, n in enumerate(batch.stream_index)}  # fmt: skip
+        truth = task.masks(batch)
+        guess = logits.argmax(1).to("cpu", torch.uint8).masked_fill(truth == IGNORED, IGNORED)
+        for row, number in enumerate(batch.stream_index.tolist()):
+            made[number] = _triple(batch.images[row], truth[row], guess[row], len(task.classes))
     return made
 
 
-def _triple(batch: Batch, predicted: torch.Tensor, row: int, num_classes: int) -> str:
-    assert batch.masks is not None
-    truth = batch.masks[row].numpy()
-    guess = np.where(truth == 255, 255, predicted[row].numpy()).astype(np.uint8)
+def _triple(image: torch.Tensor, truth: torch.Tensor, guess: torch.Tensor, num_classes: int) -> str:
     parts = (
-        as_rgb(batch.images[row].permute(1, 2, 0).numpy()),
-        *(coloured_mask(one, num_classes) for one in (truth, guess)),
+        as_rgb(image.permute(1, 2, 0).numpy()),
+        *(coloured_mask(one.numpy(), num_classes) for one in (truth, guess)),
     )
     gap = np.full((truth.shape[0], max(2, truth.shape[1] // 40), 3), 255, dtype=np.uint8)
     return _as_url(Image.fromarray(np.concatenate([parts[0], gap, parts[1], gap, parts[2]], 1)), 4 * PICTURE_SIDE)

@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from datasets.transforms.formats import IGNORED
+
 GAP, LINE, SHOWN = 4, 16, 12
 _SQUARES, _SQUARES_A_ROW = 24, 6
 _BACKGROUND, _TEXT, _WRONG = (255, 255, 255), (20, 20, 20), (190, 20, 20)
@@ -60,8 +62,8 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 def segmented_images(images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> bytes:
     """Return columns of image, truth and prediction ([B, C, H, W], [B, H, W] twice), with a legend."""
-    ignored = truth[:SHOWN] == 255
-    shown = predicted[:SHOWN].to("cpu", torch.uint8).masked_fill(ignored.cpu(), 255).numpy()
+    ignored = truth[:SHOWN] == IGNORED
+    shown = predicted[:SHOWN].to("cpu", torch.uint8).masked_fill(ignored.cpu(), IGNORED).numpy()
     photographs = images[:SHOWN].cpu().permute(0, 2, 3, 1).numpy()
     masks = truth[:SHOWN].cpu().to(torch.uint8).numpy()
     height, width = photographs.shape[1:3]

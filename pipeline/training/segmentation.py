@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loading.batch import Batch
+from datasets.transforms.formats import IGNORED
 from pipeline.task_config import SegmentationConfig
 from pipeline.training.class_scores import ClassRow, class_rows
 from pipeline.training.device import constant
@@ -33,11 +34,20 @@ class SegmentationTask:
         self.config, self.classes, self.num_outputs = config, classes, len(classes)
         self._weights = weight_of_each(config.class_weights, classes)
 
+    def masks(self, batch: Batch, device: torch.device | None = None) -> Tensor:
+        """Return the class of each pixel, uint8 [B, H, W]; `IGNORED` where none is learned or measured.
+
+        They are on `device`, or where the batch is.
+        """
+        assert batch.masks is not None, "preflight lets only data with masks through"
+        # Copied first: from page-locked memory the host does not wait for it, and a changed mask would not be there.
+        masks = batch.masks.to(device, non_blocking=True)
+        return masks.masked_fill(masks == self.config.ignore_index, IGNORED)
+
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return one-hot targets, float [B, K, H, W], zero at ignored pixels."""
-        masks = self._masks(batch).to(device, non_blocking=True).long()
-        ignored = masks == self.config.ignore_index
-        one_hot = F.one_hot(masks.masked_fill(ignored, self.num_outputs), self.num_outputs + 1)
+        masks = self.masks(batch, device).long()
+        one_hot = F.one_hot(masks.masked_fill(masks == IGNORED, self.num_outputs), self.num_outputs + 1)
         return one_hot[..., : self.num_outputs].permute(0, 3, 1, 2).float()
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -96,11 +106,11 @@ class SegmentationTask:
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K, H, W] and the batch's masks [B, H, W]."""
-        masks = self._masks(batch).to(logits.device, non_blocking=True).long()
-        known = masks != self.config.ignore_index
+        masks = self.masks(batch, logits.device).long()
+        known = masks != IGNORED
         for name in metrics:
             if name == "loss":
-                values = F.cross_entropy(logits.float(), masks, reduction="none", ignore_index=self.config.ignore_index)
+                values = F.cross_entropy(logits.float(), masks, reduction="none", ignore_index=IGNORED)
                 metrics[name].update(values, known)
             else:
                 metrics[name].update(logits.argmax(1), masks, known)
@@ -109,11 +119,7 @@ class SegmentationTask:
         """Return rows of image, truth and prediction."""
         from pipeline.training.figures import segmented_images
 
-        return segmented_images(batch.images, self._masks(batch), logits.argmax(1), self.classes)
-
-    def _masks(self, batch: Batch) -> Tensor:
-        assert batch.masks is not None, "preflight lets only data with masks through"
-        return batch.masks
+        return segmented_images(batch.images, self.masks(batch), logits.argmax(1), self.classes)
 
 
 def sum_over_workers(here: Tensor) -> Tensor:

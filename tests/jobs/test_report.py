@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from datasets.transforms.formats import IGNORED
 from jobs.evaluate import main
 from pipeline.inference.class_report import evaluate_saved
 from pipeline.inference.evaluation_data import open_data
 from pipeline.inference.mistakes import record_for
 from pipeline.inference.report_page import Evaluated, page
 from pipeline.inference.trained_model import open_saved
-from pipeline.task_config import ClassificationConfig
+from pipeline.task_config import ClassificationConfig, SegmentationConfig
+from pipeline.training.figures import palette
 from pipeline.training.task import build_task
 from tests.support.pages import Page
 from tests.support.runs import TrainedRun
@@ -68,7 +74,7 @@ def test_names_are_text_whatever_is_in_them(trained_classifier: TrainedRun, tmp_
         rows.append('"' + name.replace('"', '""') + f'",{number % 4}')
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
     data = open_data(saved, str(tmp_path / "t.csv"), loader_workers=0)
-    record, device = record_for("classification", 4), torch.device("cpu")
+    record, device = record_for(saved.task), torch.device("cpu")
     report = evaluate_saved(saved, data, device=device, observe=record.add)
     found = Evaluated(saved=saved, data=data, report=report, record=record, device=device, command="<i>&</i>")
     shown = Page(page(found))
@@ -78,3 +84,20 @@ def test_names_are_text_whatever_is_in_them(trained_classifier: TrainedRun, tmp_
         assert name in shown.text
     assert "'\"><script>alert(4)&amp;.png" in shown.text
     assert "<i>&</i>" in shown.text
+
+
+def test_pixels_of_a_class_that_is_left_out_are_black(trained_segmenter: TrainedRun) -> None:
+    saved = open_saved(str(trained_segmenter.folder))
+    saved = replace(saved, task=build_task(SegmentationConfig(ignore_index=1), saved.task.classes))
+    data = open_data(saved, str(trained_segmenter.data / "val"), loader_workers=0)
+    record, device = record_for(saved.task), torch.device("cpu")
+    report = evaluate_saved(saved, data, device=device, observe=record.add)
+    text = page(Evaluated(saved=saved, data=data, report=report, record=record, device=device, command=""))
+    black, left_out = (tuple(colour) for colour in palette(3)[[IGNORED, 1]].tolist())
+    truths, guesses = set[object](), set[object]()
+    for encoded in re.findall(r"data:image/png;base64,([\w+/=]+)", text):
+        image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+        for colours, left in ((truths, 50), (guesses, 100)):  # 48 px wide, 2 px apart
+            colours |= {*map(tuple, np.asarray(image)[:, left : left + 48].reshape(-1, 3).tolist())}
+    assert black in truths & guesses
+    assert left_out not in truths

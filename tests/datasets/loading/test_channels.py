@@ -25,8 +25,7 @@ from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.resolve import load_manifest
 from datasets.shards.tar_index import scan_shard
 from datasets.transforms.augment import rand_augment
-from datasets.transforms.formats import PixelFormat
-from datasets.transforms.randaugment_ops import MASK_IGNORE
+from datasets.transforms.formats import IGNORED, PixelFormat
 from datasets.transforms.randaugment_policies import GEOMETRIC, MASKED, TORCHVISION, Amount
 from jobs.index import main as index
 from tests.support.bands import bands_of, npy, tiff, write_band_shards
@@ -164,7 +163,7 @@ def test_arrays_with_masks_are_prepared_and_cropped_together(tmp_path: Path) -> 
     )
     for batch in loader:
         assert batch.masks is not None
-        seen = batch.masks.numpy() != MASK_IGNORE
+        seen = batch.masks.numpy() != IGNORED
         follows = (batch.images[:, 0].numpy() // 8600 == batch.masks.numpy())[seen]
         assert follows.mean() > 0.75
 
@@ -184,7 +183,7 @@ def test_the_moves_are_those_of_torchvisions_policy_for_any_pixels() -> None:
             same = GEOMETRIC.operations[name](rgb, at)
             moved = GEOMETRIC.operations[name](deep, at)
             mask = GEOMETRIC.operations[name](np.zeros(rgb.shape[:2], np.uint8), at)
-            inside = mask != MASK_IGNORE
+            inside = mask != IGNORED
             assert np.allclose(moved[..., :3][inside], same[inside] * 3.5)
             assert np.allclose(moved[~inside], deep.mean((0, 1)), rtol=1e-5)
             if name in ("rotate", "translate_x", "translate_y"):  # it shears about the first row and column

@@ -17,8 +17,8 @@ from datasets.loading.loader import build_eval_loader, build_loader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import decode_mask
+from datasets.transforms.formats import IGNORED
 from datasets.transforms.pixels import read_header
-from datasets.transforms.randaugment_ops import MASK_IGNORE
 from datasets.transforms.randaugment_policies import MASKED, POLICIES, Amount
 from datasets.transforms.randomness import Purpose, sample_generator
 from jobs.index import main as index
@@ -41,7 +41,7 @@ def draws(index: int) -> list[float]:
 
 def follows(image: np.ndarray, mask: np.ndarray) -> float:
     """Share of the pixels whose mask is that of their first channel, which the shards' masks are made from."""
-    seen = mask != MASK_IGNORE
+    seen = mask != IGNORED
     return float((image[..., 0] // 86 == mask)[seen].mean())
 
 
@@ -78,7 +78,7 @@ def test_what_moves_the_pixels_moves_the_mask_with_them(policy: str, name: str, 
     image, mask, amount = image_of(1, 4), mask_of(1, 4), Amount(0.15, sign, 0.4, 0.6)
     moved = POLICIES[policy].operations[name](image, amount)
     moved_mask = POLICIES[policy].operations[name](mask, amount)
-    inside = moved_mask != MASK_IGNORE
+    inside = moved_mask != IGNORED
     assert 0 < (~inside).sum() < inside.sum()
     assert np.array_equal(moved[..., 0][inside] // 86, moved_mask[inside])
     outside = image.mean((0, 1)).astype(np.uint8) if policy == "geometric" else 128
@@ -93,7 +93,7 @@ def test_with_a_mask_the_image_becomes_what_it_becomes_without(policy: str) -> N
     for pixels, labels in ((images, masks), (alone, None)):
         rand_augment(pixels, labels, layers, policy=POLICIES[policy], magnitude=8)
     assert np.array_equal(images, alone)
-    assert set(np.unique(masks)) == {0, 1, 2, MASK_IGNORE}
+    assert set(np.unique(masks)) == {0, 1, 2, IGNORED}
     for number in range(20):
         flip = draws(number)[0]
         flipped, flipped_mask = random_flip_pair(image_of(1, 4), mask_of(1, 4), flip)

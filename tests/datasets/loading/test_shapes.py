@@ -13,8 +13,8 @@ from datasets.config import DataConfig
 from datasets.loading.batch import Batch
 from datasets.loading.loader import build_eval_loader, build_loader, build_plain_loader
 from datasets.loading.samples import Request, Samples, View
+from datasets.transforms.formats import IGNORED
 from datasets.transforms.pixels import Header
-from datasets.transforms.randaugment_ops import MASK_IGNORE
 from tests.support.shards import write_mask_shards
 
 RATIOS = st.floats(0.2, 5)
@@ -47,7 +47,7 @@ def least_aligned(batches: list[Batch]) -> float:
     for batch in batches:
         assert batch.masks is not None
         for image, mask in zip(batch.images[:, 0].numpy(), batch.masks.numpy(), strict=True):
-            seen = mask != MASK_IGNORE
+            seen = mask != IGNORED
             found.append(float((image // 86 == mask)[seen].mean()))
     return min(found)
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from datasets.loading.batch import Batch
-from pipeline.inference.mistakes import LabelRecord, MaskRecord, record_for
+from pipeline.inference.mistakes import LabelRecord, MaskRecord
 from pipeline.inference.report_parts import MOST_PICTURES, calibration, label_gallery, mask_gallery
+from pipeline.task_config import SegmentationConfig
 from pipeline.training.class_scores import calibration_error
 from pipeline.training.metrics import ClassificationScores
+from pipeline.training.segmentation import SegmentationTask
 
 CLASSES = tuple("abcde")
 
@@ -26,6 +30,10 @@ def batches(count: int, *, size: int = 7, masks: bool = False) -> list[tuple[Bat
         (Batch(images[at], labels[at], numbers[at], truth[at] if masks else None), logits[at])
         for at in (slice(start, start + size) for start in range(0, count, size))
     ]
+
+
+def segmentation(**fields: int) -> SegmentationTask:
+    return SegmentationTask(SegmentationConfig(**fields), CLASSES)  # type: ignore[arg-type]
 
 
 def recorded(record: LabelRecord | MaskRecord, made: list[tuple[Batch, Tensor]]) -> None:
@@ -62,7 +70,7 @@ def test_the_page_has_a_bounded_number_of_pictures() -> None:
 
 
 def test_masks_are_ranked_by_their_iou_and_pairs_by_their_pixels() -> None:
-    record, made = MaskRecord(5), batches(40, masks=True)
+    record, made = MaskRecord(segmentation()), batches(40, masks=True)
     recorded(record, made)
     gallery = mask_gallery(record, CLASSES, str)
     truth = torch.cat([batch.masks for batch, _ in made])  # type: ignore[misc]
@@ -83,6 +91,18 @@ def test_masks_are_ranked_by_their_iou_and_pairs_by_their_pixels() -> None:
     assert [int(pixels[one.number]) for one in gallery.pairs[1, 3]] == shown
 
 
+def test_a_class_that_is_left_out_is_counted_nowhere() -> None:
+    made = batches(12, masks=True)
+    without = [(replace(one, masks=torch.where(one.masks == 2, 255, one.masks)), logits) for one, logits in made]
+    left_out, ignored = (MaskRecord(segmentation(ignore_index=index)) for index in (2, 255))
+    recorded(left_out, made)
+    recorded(ignored, without)
+    np.testing.assert_array_equal(left_out.bins, ignored.bins)
+    assert torch.equal(left_out.pair_pixels, ignored.pair_pixels)
+    assert np.isnan(left_out.ious[:, 2]).all()  # where it is predicted, that is no mistake of the image
+    np.testing.assert_array_equal(np.delete(left_out.ious, 2, 1), np.delete(ignored.ious, 2, 1))
+
+
 def test_the_curve_has_the_calibration_error_of_the_metric() -> None:
     record, metric = LabelRecord(), ClassificationScores(5)
     for batch, logits in batches(300):
@@ -93,8 +113,3 @@ def test_the_curve_has_the_calibration_error_of_the_metric() -> None:
     assert curve.error == pytest.approx(float(calibration_error(torch.from_numpy(record.bins))))
     assert sum(count for *_, count in curve.points) == 300
     assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y, _ in curve.points)
-
-
-def test_there_is_no_report_for_other_kinds() -> None:
-    with pytest.raises(ValueError, match="report: there is none for depth"):
-        record_for("depth", 3)

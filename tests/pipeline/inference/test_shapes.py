@@ -14,13 +14,14 @@ from PIL import Image
 
 from datasets.config import DataConfig
 from datasets.loading.loader import build_eval_loader
+from datasets.transforms.formats import IGNORED
 from infra.storage.open import open_storage
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
 from model.config import ModelConfig
 from pipeline.checkpoint.catalog import describe_checkpoints
 from pipeline.inference.exported_model import open_exported
-from pipeline.inference.predictor import OUTSIDE, open_predictor
+from pipeline.inference.predictor import open_predictor
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.served_images import ServedImages
 from pipeline.inference.trained_model import open_saved
@@ -79,7 +80,7 @@ def test_a_predicted_mask_lies_on_its_image(trained: TrainedRun, rule: str, tile
     assert not isinstance(found, ValueError)
     assert found.mask is not None
     assert found.mask.shape == (48, 64)
-    seen = found.mask != OUTSIDE
+    seen = found.mask != IGNORED
     if not tile and rule == "central":
         # A half, 32 / (32 + 32), of the largest part of 43:32 in 64x48, which is less than 48 high.
         assert (seen.any(1).sum(), seen.any(0).sum()) == (23, 32)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.loading.batch import Batch
+from datasets.transforms.formats import IGNORED
 from pipeline.task_config import SegmentationConfig
 from pipeline.training.segmentation import SegmentationTask
 
@@ -45,3 +46,26 @@ def test_a_class_that_is_ignored_is_not_in_the_mean() -> None:
     result = measured([[1, 0, 1, 1], [0, 3, 1, 1]], ignore_index=0)
     assert result["iou_land"] == result["miou"] == 1
     assert result["pixel_accuracy"] == 1
+
+
+def test_a_class_that_is_left_out_is_as_if_its_pixels_were_ignored() -> None:
+    """Beside pixels that are of no class, which are 255 whatever the config says: augmentation moves them in."""
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.randint(len(CLASSES), (3, 8, 8), generator=generator, dtype=torch.uint8)
+    masks[0, :3] = IGNORED
+    logits = torch.randn(3, len(CLASSES), 8, 8, generator=generator)
+    batches = batch_of(masks), batch_of(masks.masked_fill(masks == 2, IGNORED))
+    tasks = [SegmentationTask(SegmentationConfig(ignore_index=index), CLASSES) for index in (2, IGNORED)]
+    values: list[dict[str, torch.Tensor]] = []
+    for task, batch in zip(tasks, batches, strict=True):
+        metrics = task.metrics(by_class=True)
+        task.update(metrics, logits, batch)
+        values.append(metrics.compute())
+    assert torch.equal(values[0]["by_class"], values[1]["by_class"])
+    assert values[0]["loss"] == values[1]["loss"] > 0
+    targets, others = (task.targets(one, torch.device("cpu")) for task, one in zip(tasks, batches, strict=True))
+    assert torch.equal(targets, others)
+    assert not targets.sum(1)[(masks == 2) | (masks == IGNORED)].any()
+    assert torch.equal(targets.argmax(1)[targets.sum(1) > 0], masks[targets.sum(1) > 0].long())
+    pictures = [task.picture(one, logits) for task, one in zip(tasks, batches, strict=True)]
+    assert pictures[0] == pictures[1]
