@@ -18,6 +18,7 @@ from datasets.prepare.layout import LeftOut
 from datasets.transforms.pixels import MAX_PIXELS
 from jobs.common.cli import run_main
 from jobs.common.display import shown_progress, wide_console
+from jobs.common.model_flags import ModelChoice
 from jobs.common.parsing import check_local, parse
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SHOWN = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(ModelChoice):
     """Options of the prediction."""
 
     model: Annotated[str, tyro.conf.Positional]
@@ -54,12 +55,6 @@ class Options:
     model; 0: this process alone."""
     address: str = ""
     """With --workers: address of the Ray cluster; empty: RAY_ADDRESS, else one on this machine."""
-    storage: str = "runs"
-    """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
-    image_size: int = 0
-    """Image size in pixels, the short side; 0: that of the run's own evaluations."""
-    ema: bool = True
-    """Take the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: the mean of the logits of the image and of its mirror image."""
     tile: int = 0
@@ -75,6 +70,7 @@ class Options:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
+        ModelChoice.__post_init__(self)  # super() doesn't find the class that slots made anew
         if not self.images:
             raise ValueError(f"no images are named: add files, folders, tars or tables after {self.model}")
         if not self.out.endswith(PARQUET_SUFFIX):
@@ -87,8 +83,6 @@ class Options:
         if self.workers and not self.out.endswith(PARQUET_SUFFIX):
             raise ValueError(f"workers is {self.workers}: a cluster predicts into a table; name it with "
                              f"--out NAME{PARQUET_SUFFIX}")  # fmt: skip
-        if self.image_size < 0:
-            raise ValueError(f"image_size is {self.image_size}: it must be 0 (the run's) or more")
         if self.tile < 0:
             raise ValueError(f"tile is {self.tile}: it must be 0 (off) or a number of pixels")
         if not 0 <= self.tile_overlap < 1:
@@ -187,6 +181,7 @@ def spec_of(options: Options) -> PredictorSpec:
     return PredictorSpec(
         model=options.model,
         storage=options.storage,
+        best=options.best,
         image_size=options.image_size,
         ema=options.ema,
         flip=options.tta == "flip",

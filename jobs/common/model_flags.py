@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelFlags:
-    """Which of a run's models to use, and at which size and with which statistics."""
+class ModelChoice:
+    """Which of a run's models to use, and at which size."""
 
     storage: str = "runs"
     """Folder or s3://BUCKET/PREFIX of the runs, if the model is given by a run's name."""
@@ -23,6 +23,16 @@ class ModelFlags:
     """Image size in pixels, the short side; 0: that of the run's own evaluations."""
     ema: bool = True
     """Use the weights' moving average, if the run kept one; with --no-ema, the weights themselves."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 0:
+            raise ValueError(f"image_size is {self.image_size}: it must be 0 (the run's) or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFlags(ModelChoice):
+    """A checkpoint's model, and with which statistics it is used."""
+
     reestimate_bn: int = 0
     """Training samples from which BatchNorm's running statistics are estimated again, at this image size and with the
     evaluation's crop, rounded up to whole batches; 0: the checkpoint's statistics."""
@@ -30,9 +40,9 @@ class ModelFlags:
     """Training shards, for what reads them: --reestimate-bn, and an export in int8. Empty: those of the run."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "reestimate_bn"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
+        ModelChoice.__post_init__(self)  # super() doesn't find the class that slots made anew
+        if self.reestimate_bn < 0:
+            raise ValueError(f"reestimate_bn is {self.reestimate_bn}: it must be 0 (off) or more")
 
     def open(self, uri: str) -> SavedModel:
         """Read the model of a checkpoint's or a run's URI."""

@@ -24,6 +24,7 @@ class PredictorSpec:
 
     model: str
     storage: str = "runs"
+    best: bool = False
     image_size: int = 0
     ema: bool = True
     flip: bool = False
@@ -35,7 +36,9 @@ class PredictorSpec:
         Raises:
             ValueError: there is no such model, or it can't be used.
         """
-        predictor = open_predictor(self.model, storage=self.storage, image_size=self.image_size, ema=self.ema)
+        predictor = open_predictor(
+            self.model, storage=self.storage, best=self.best, image_size=self.image_size, ema=self.ema
+        )
         return replace(predictor, run=flip_averaged(predictor.run)) if self.flip else predictor
 
 

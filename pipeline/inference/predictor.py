@@ -108,8 +108,10 @@ def _placed(classes: np.ndarray, header: Header, box: Box) -> np.ndarray:
     return mask
 
 
-def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, ema: bool = True) -> Predictor:
-    """Open a run, a checkpoint, an `.onnx` or a `.pt2` file.
+def open_predictor(
+    model: str, *, storage: str = "runs", best: bool = False, image_size: int = 0, ema: bool = True
+) -> Predictor:
+    """Open a run (its latest valid checkpoint, or its best one), a checkpoint, an `.onnx` or a `.pt2` file.
 
     Raises:
         ValueError: there is no such model, or it can't be used.
@@ -118,6 +120,12 @@ def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, em
         if image_size:
             raise ValueError(
                 f"image_size is {image_size}: {model} has a fixed image size; export it again for another size"
+            )
+        if best:
+            raise ValueError(f"best is True: {model} holds one model; leave --best out, or name the run")
+        if not ema:
+            raise ValueError(
+                f"ema is False: {model} holds the weights it was exported with; export it again with --no-ema"
             )
         facts, run = open_exported(Path(model))
         preprocessing = Preprocessing.from_facts(facts["preprocessing"])
@@ -129,7 +137,7 @@ def open_predictor(model: str, *, storage: str = "runs", image_size: int = 0, em
             preprocessing=preprocessing,
             run=run,
         )
-    saved = open_saved(find_run(model, storage), ema=ema, image_size=image_size)
+    saved = open_saved(find_run(model, storage), ema=ema, best=best, image_size=image_size)
     return Predictor(
         name=saved.uri,
         kind=saved.kind,

@@ -12,7 +12,10 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.files.urls import write_file
 from datasets.loading.loader import build_eval_loader
+from infra.storage.open import open_storage
 from jobs.predict import main
+from pipeline.checkpoint.catalog import list_checkpoints
+from pipeline.inference import trained_model
 from pipeline.inference.trained_model import open_saved
 from pipeline.training.figures import palette
 from tests.support.runs import TrainedRun
@@ -138,6 +141,16 @@ def test_masks_lie_in_folders_like_their_images_and_never_outside(
         main([str(run), str(tmp_path / "evil.tar"), "--out", str(out)])
 
 
+def test_the_best_checkpoint_may_be_taken_as_by_an_evaluation(
+    trained_classifier: TrainedRun, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained_classifier.folder
+    other = min(list_checkpoints(open_storage(run)))
+    monkeypatch.setattr(trained_model, "_best", lambda storage: [other])
+    assert predicted(capsys, run, images, "--best") == predicted(capsys, run / other, images)
+    assert predicted(capsys, run, images, "--best") != predicted(capsys, run, images)
+
+
 def test_the_mean_with_the_mirror_image_is_the_same_for_both(
     trained_classifier: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +189,8 @@ def test_mistakes_are_one_line(
         ([file, file], r"0\.jpg is a file: name a run or a checkpoint by its folder"),
         ([str(tmp_path / "none.onnx"), file], r"none\.onnx: there is no such file"),
         ([str(exported["classifier.onnx"]), file, "--image-size", "64"], "has a fixed image size"),
+        ([str(exported["classifier.onnx"]), file, "--best"], r"best is True: .*classifier\.onnx holds one model"),
+        ([str(exported["classifier.pt2"]), file, "--no-ema"], r"ema is False: .*classifier\.pt2 holds the weights"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             main(arguments)
