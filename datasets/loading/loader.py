@@ -24,7 +24,6 @@ from datasets.loading.samples import Request, Samples, View
 from datasets.shards.copies import choose_copy, load_copies
 from datasets.shards.manifest import DatasetManifest
 from datasets.shards.resolve import check_unchanged, load_manifest
-from datasets.transforms.mixing import MixingRule
 from datasets.transforms.shape import format_size
 
 log = logging.getLogger(__name__)
@@ -32,66 +31,38 @@ log = logging.getLogger(__name__)
 
 def build_loader(
     config: DataConfig,
+    view: View,
     *,
-    image_size: int,
     batch_size: int,
-    magnitude: float,
-    seed: int,
     cursor: int,
     stop: int,
     rank: int,
     world_size: int,
-    crop_area: tuple[float, float] | None = None,
-    random_sizes: tuple[int, ...] = (),
-    random_size_share: float = 0.0,
-    central: bool = False,
-    mixing: MixingRule | None = None,
     manifest: DatasetManifest | None = None,
 ) -> Batches:
     """Return one rank's batches of the steps at cursor, cursor + batch_size, ... below `stop`.
 
     Args:
         config: the data and its augmentation.
-        image_size: short side of the crops in pixels; `config.aspect_ratio` says how long the other one is.
+        view: how the samples are looked at; which copy of the shards it reads, its `short_side`, is chosen here.
         batch_size: G, samples of a step over all ranks.
-        magnitude: RandAugment's, on the scale of `config.randaugment_policy`; 0 turns it off.
-        seed: of the run.
         cursor: samples that the run consumed before; a multiple of the lanes.
         stop: cursor at which the stage ends.
         rank: of this worker.
         world_size: R, workers that share the step.
-        crop_area: smallest and largest share of the image's area that a crop takes; None: `config.crop_area`.
-        random_sizes: other short sides of the crops, in pixels.
-        random_size_share: share of the steps that have one of `random_sizes`, drawn by seed and cursor.
-        central: take the evaluation's crop instead of a random one, from the shards themselves.
-        mixing: what is drawn for Mixup and CutMix; None: nothing.
         manifest: of `config.train`, as a run read it when it started; None: as it is now.
 
     Raises:
         DataError: shards that can't be read, or numbers that don't divide each other.
     """
+    assert view.training
     check_divisibility(config, batch_sizes=[batch_size], worker_counts=[world_size])
     manifest = _checked(manifest) or load_manifest(config.train, weights=config.train_weights)
-    order = sample_order(config, manifest, seed=seed)
+    order = sample_order(config, manifest, seed=view.seed)
     steps = TrainSteps(
         order, manifest, batch_size=batch_size, cursor=cursor, stop=stop, rank=rank, world_size=world_size
     )
-    largest = max((image_size, *random_sizes))
-    copy = (
-        0 if central or not _has_copies(config) else choose_copy(manifest.copies, largest, crop_area, config.crop_area)
-    )
-    view = View(
-        image_size=image_size,
-        magnitude=magnitude,
-        seed=seed,
-        crop_area=crop_area,
-        central=central,
-        short_side=copy,
-        random_sizes=random_sizes,
-        random_size_share=random_size_share,
-        mixing=mixing,
-        training=True,
-    )
+    view = replace(view, short_side=_copy_for(view, manifest, config))
     pool = _pool("train", manifest, config)
     return Batches(pool, view, steps, config, plan=steps.shards_ahead, cursor=cursor, step=batch_size)
 
@@ -165,6 +136,14 @@ def _checked(manifest: DatasetManifest | None) -> DatasetManifest | None:
     if manifest is not None:
         check_unchanged(manifest)
     return manifest
+
+
+def _copy_for(view: View, manifest: DatasetManifest, config: DataConfig) -> int:
+    """Return the short side of the copy that a training view is read from; 0: the shards themselves."""
+    if view.central or not _has_copies(config):
+        return 0
+    largest = max((view.image_size, *view.random_sizes))
+    return choose_copy(manifest.copies, largest, view.crop_area, config.crop_area)
 
 
 def _has_copies(config: DataConfig) -> bool:

@@ -42,13 +42,13 @@ class View:
     image_size: int
     """Short side of the crops in pixels; `data.aspect_ratio` says how long the other one is."""
     magnitude: float = 0.0
-    """RandAugment's, on the scale of `data.randaugment_policy`."""
+    """RandAugment's, on the scale of `data.randaugment_policy`; 0: off."""
     seed: int = 0
     """Of the run."""
     crop_area: tuple[float, float] | None = None
     """Smallest and largest share of the image's area that a training crop takes; None: `data.crop_area`."""
     central: bool = False
-    """Take the evaluation's crop in training too."""
+    """Take the evaluation's crop in training too, from the shards themselves."""
     training: bool
     """Random crops and augmentation, or the evaluation's crop."""
     short_side: int = 0
@@ -56,9 +56,9 @@ class View:
     random_sizes: tuple[int, ...] = ()
     """Short sides of the crops in `random_size_share` of the steps, in pixels."""
     random_size_share: float = 0.0
-    """Share of the steps whose crops are of a random size."""
+    """Share of the steps whose crops are of a random size, drawn by seed and cursor."""
     mixing: MixingRule | None = None
-    """What is drawn for Mixup and CutMix."""
+    """What is drawn for Mixup and CutMix; None: nothing."""
 
     def at(self, cursor: int) -> View:
         """Return the view of the step at a cursor: another image size, where it is drawn that it has a random one."""

@@ -20,7 +20,7 @@ from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
 from datasets.loading.processes import blas_kernel, limit_blas, simd_features
 from datasets.loading.reader import SampleReader
-from datasets.loading.samples import RESIZED_TOGETHER
+from datasets.loading.samples import RESIZED_TOGETHER, View
 from datasets.prepare.pyramid import write_copies
 from datasets.prepare.sources.photographs import Photographs
 from datasets.prepare.writer import WriterConfig, prepare
@@ -150,10 +150,8 @@ def _ours(folder: Path, size: int, options: Options, magnitude: float) -> Batche
     config = DataConfig(train=str(folder), num_lanes=_LANES, loader_workers=0, randaugment_layers=LAYERS, pyramid=False)
     loader = build_loader(
         config,
-        image_size=size,
+        View(image_size=size, magnitude=magnitude, training=True),
         batch_size=options.batch_size,
-        magnitude=magnitude,
-        seed=0,
         cursor=0,
         stop=_ENDLESS // options.batch_size * options.batch_size,
         rank=0,

@@ -21,6 +21,7 @@ from rich.table import Table
 from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
 from datasets.loading.sample_order import SampleOrder
+from datasets.loading.samples import View
 from datasets.shards.manifest import ShardInfo
 from datasets.shards.resolve import load_manifest
 from jobs.benchmark.flags import check_at_least, read_flags
@@ -126,10 +127,8 @@ def _worker(options: Options) -> dict[str, float]:
     config = DataConfig(train=str(options.data), num_lanes=8, loader_workers=1, pyramid=False)
     loader = build_loader(
         config,
-        image_size=options.image_size,
+        View(image_size=options.image_size, magnitude=10, training=True),
         batch_size=options.batch_size,
-        magnitude=10,
-        seed=0,
         cursor=0,
         stop=1 << 40,
         rank=0,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.loading.batch import Batch
 from datasets.loading.loader import Batches, build_loader
+from datasets.loading.samples import View
 from datasets.shards.manifest import DatasetManifest
 from datasets.transforms.mixing import MixingRule
 from datasets.transforms.shape import Shape
@@ -35,26 +36,30 @@ def stage_batches(
     Raises:
         DataError: shards that can't be read, or numbers that don't divide each other.
     """
-    return build_loader(
-        config.data,
+    view = View(
         image_size=stage.low_frequency_of or stage.image_size,
-        batch_size=stage.batch_size,
         magnitude=stage.randaugment_magnitude,
         seed=config.seed,
-        cursor=start,
-        stop=stop,
-        rank=rank,
-        world_size=world_size,
         crop_area=stage.crop_area,
+        central=stage.fixres,
+        training=True,
         random_sizes=stage.random_sizes,
         random_size_share=stage.random_size_share,
-        central=stage.fixres,
         mixing=MixingRule(
             mixup_alpha=stage.mixup_alpha,
             cutmix_alpha=stage.cutmix_alpha,
             num_lanes=config.data.num_lanes // world_size,
             shape=config.data.shape(stage.image_size) if stage.low_frequency_of else None,
         ),
+    )
+    return build_loader(
+        config.data,
+        view,
+        batch_size=stage.batch_size,
+        cursor=start,
+        stop=stop,
+        rank=rank,
+        world_size=world_size,
         manifest=manifest,
     )
 

@@ -9,9 +9,9 @@ import pytest
 from datasets.checks import check_data, data_fingerprint
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import build_loader
 from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import load_manifest
+from tests.support.batches import train_batches
 from tests.support.shards import write_shards
 
 
@@ -58,9 +58,7 @@ def test_labels_missing_or_out_of_range(tmp_path: Path) -> None:
 def test_a_label_out_of_range_names_shard_and_key_when_it_is_read(tmp_path: Path, loader_workers: int) -> None:
     folder = write_shards(tmp_path / "beyond", [30], first_label=2)
     config = DataConfig(train=str(folder), loader_workers=loader_workers)
-    loader = build_loader(
-        config, image_size=32, batch_size=24, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
-    )
+    loader = train_batches(config, batch_size=24, stop=24)
     with pytest.raises(DataError, match=r"part-000000\.tar: sample '000000\d\d': its label is [45]") as caught:
         list(loader)
     assert "\n" not in str(caught.value)

@@ -15,11 +15,11 @@ from PIL import Image
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import build_loader
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from jobs.prepare import main
+from tests.support.batches import train_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 # Free fonts that come with a dependency, so that the test needs no network.
@@ -280,8 +280,6 @@ def test_smaller_copies_and_s3(tmp_path: Path, s3_uri: str, capsys: pytest.Captu
     data = DataConfig(
         train=f"{s3_uri}/fonts/train", val=f"{s3_uri}/fonts/val", cache_dir=str(tmp_path), num_lanes=4, loader_workers=0
     )
-    loader = build_loader(
-        data, image_size=32, batch_size=8, magnitude=0, seed=1, cursor=0, stop=16, rank=0, world_size=1
-    )
+    loader = train_batches(data, stop=16)
     assert loader.short_side == 64
     assert [len(batch.labels) for batch in loader] == [8, 8]

@@ -23,11 +23,12 @@ from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.loading.reader import SampleReader
 from datasets.shards.manifest import ShardInfo
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
+from tests.support.batches import train_batches
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.s3 import put
 from tests.support.servers import S3Server
@@ -175,9 +176,7 @@ def test_shards_of_this_machine_need_no_cache_that_can_be_written_to(tmp_path: P
 def first_batch(config: DataConfig) -> float:
     """Seconds until the first batch."""
     start = time.monotonic()
-    loader = build_loader(
-        config, image_size=32, batch_size=16, magnitude=0, seed=1, cursor=0, stop=64, rank=0, world_size=1
-    )
+    loader = train_batches(config, batch_size=16, stop=64)
     next(iter(loader))
     return time.monotonic() - start
 

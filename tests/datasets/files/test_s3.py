@@ -17,11 +17,12 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.loading.batch import Batch
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.shards.manifest import MANIFEST_NAME, read_manifest
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from jobs.prepare import main as prepare
+from tests.support.batches import train_batches
 from tests.support.s3 import put
 
 
@@ -37,8 +38,7 @@ def config(train: str, cache: Path | str, **changes: Any) -> DataConfig:
 
 
 def load(config: DataConfig, **changes: Any) -> list[Batch]:
-    arguments = {"image_size": 32, "batch_size": 16, "magnitude": 5.0, "seed": 5, "cursor": 0, "stop": 128}
-    return list(build_loader(config, **{**arguments, "rank": 0, "world_size": 1, **changes}))
+    return list(train_batches(config, **{"batch_size": 16, "magnitude": 5.0, "seed": 5, "stop": 128, **changes}))
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:

@@ -15,7 +15,7 @@ from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files.s3 import RemoteFile
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.loading.statistics import channel_statistics
 from datasets.prepare.layout import ARRAY_BESIDE, LeftOut, image_files
 from datasets.prepare.pyramid import write_copies
@@ -29,6 +29,7 @@ from datasets.transforms.formats import IGNORED, PixelFormat
 from datasets.transforms.randaugment_policies import GEOMETRIC, MASKED, TORCHVISION, Amount
 from jobs.index import main as index
 from tests.support.bands import bands_of, npy, tiff, write_band_shards
+from tests.support.batches import train_batches
 from tests.support.odd_folders import put
 from tests.support.shards import image_of, mask_of, png, write_shards
 
@@ -68,10 +69,8 @@ def test_an_evaluation_sees_the_values_as_they_are_stored(folder: Path, workers:
 
 def test_training_batches_are_a_function_of_the_cursor(folder: Path) -> None:
     def batches(cursor: int, workers: int) -> list[torch.Tensor]:
-        loader = build_loader(
-            config_of(folder, loader_workers=workers), image_size=24, batch_size=8, magnitude=9, seed=2, cursor=cursor,
-            stop=40, rank=0, world_size=1,
-        )  # fmt: skip
+        config = config_of(folder, loader_workers=workers)
+        loader = train_batches(config, image_size=24, magnitude=9, seed=2, cursor=cursor, stop=40)
         return [batch.images for batch in loader]
 
     whole, rest = batches(0, 0), batches(16, 1)
@@ -158,9 +157,7 @@ def test_arrays_with_masks_are_prepared_and_cropped_together(tmp_path: Path) -> 
     manifests = prepare(source, tmp_path / "out", ONE_PROCESS)
     assert manifests["train"].pixels == PixelFormat("float32", 3)
     config = config_of(tmp_path / "out/train", pixel_type="float32", channels=3, crop_area=(0.3, 1.0))
-    loader = build_loader(
-        config, image_size=48, batch_size=4, magnitude=8, seed=2, cursor=0, stop=16, rank=0, world_size=1
-    )
+    loader = train_batches(config, image_size=48, batch_size=4, magnitude=8, seed=2, stop=16)
     for batch in loader:
         assert batch.masks is not None
         seen = batch.masks.numpy() != IGNORED

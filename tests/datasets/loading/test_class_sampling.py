@@ -17,9 +17,9 @@ from datasets.config import DataConfig, Sampling
 from datasets.errors import DataError
 from datasets.loading.batch_sampler import TrainSteps
 from datasets.loading.class_sampling import ClassSampling, epoch_counts, sampling_lines
-from datasets.loading.loader import build_loader
 from datasets.loading.sample_order import SampleOrder, sample_order
 from datasets.shards.resolve import load_manifest
+from tests.support.batches import train_batches
 from tests.support.shards import write_mask_shards, write_multilabel_shards, write_rare_shards, write_shards
 
 LANES = 4
@@ -221,8 +221,7 @@ def test_images_with_masks_are_sampled_as_those_with_labels_and_resume_amid_an_e
     )
     assert order.fingerprint == of_labels.fingerprint
     config = config_of(masked, crop_area=(0.5, 1.0))
-    view = {"image_size": 32, "magnitude": 0.0, "seed": 5, "rank": 0, "world_size": 1, "batch_size": 20}
-    whole, resumed = (list(build_loader(config, cursor=cursor, stop=160, **view)) for cursor in (0, 60))
+    whole, resumed = (list(train_batches(config, seed=5, batch_size=20, cursor=at, stop=160)) for at in (0, 60))
     for batch, again in zip(whole[3:], resumed, strict=True):
         assert batch.masks is not None
         assert again.masks is not None

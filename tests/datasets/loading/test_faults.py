@@ -15,8 +15,9 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
 from datasets.loading.batch import Batch
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.shards.indexing import IndexRules, index_shards
+from tests.support.batches import train_batches
 from tests.support.fault_proxy import FaultProxy, Request, fault_proxy
 from tests.support.s3 import put
 from tests.support.servers import S3Server
@@ -42,9 +43,7 @@ def config(uri: str, cache: Path | str, **changes: object) -> DataConfig:
 
 def load(data: DataConfig, *, rank: int = 0, world_size: int = 1, pause_s: float = 0.0) -> list[Batch]:
     batches = []
-    loader = build_loader(
-        data, image_size=32, batch_size=8, magnitude=4, seed=5, cursor=0, stop=136, rank=rank, world_size=world_size
-    )
+    loader = train_batches(data, magnitude=4, seed=5, stop=136, rank=rank, world_size=world_size)
     for batch in loader:
         batches.append(batch)
         time.sleep(pause_s)

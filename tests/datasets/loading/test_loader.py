@@ -15,11 +15,12 @@ from datasets.config import DataConfig
 from datasets.images.labelled import file_batches
 from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import TrainSteps
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.loading.reader import SampleReader
 from datasets.loading.sample_order import sample_order
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.mixing import MixingRule
+from tests.support.batches import train_batches
 
 LANES, BATCH = 4, 16
 
@@ -31,17 +32,7 @@ def config(shard_folder: Path) -> DataConfig:
 
 
 def load(config: DataConfig, **changes: Any) -> list[Batch]:
-    arguments = {
-        "image_size": 32,
-        "batch_size": BATCH,
-        "magnitude": 9.0,
-        "seed": 5,
-        "cursor": 0,
-        "stop": 200,
-        "rank": 0,
-        "world_size": 1,
-    }
-    return list(build_loader(config, **{**arguments, **changes}))
+    return list(train_batches(config, **{"batch_size": BATCH, "magnitude": 9.0, "seed": 5, "stop": 200, **changes}))
 
 
 def keys_of(path: Path) -> list[str]:

@@ -47,6 +47,7 @@ import numpy as np
 import torch
 from datasets.config import DataConfig
 from datasets.loading.loader import build_loader
+from datasets.loading.samples import View
 
 def turns():
     "How often each thread of this process was given a CPU, but the one that asks."
@@ -56,8 +57,8 @@ def turns():
 def load(policy):
     augmentation = {"randaugment_policy": policy, "randaugment_layers": 4}
     config = DataConfig(train=sys.argv[1], loader_workers=0, num_lanes=4, **augmentation)
-    options = {"magnitude": 10.0, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1}
-    for _ in build_loader(config, image_size=160, batch_size=24, stop=48, **options):
+    view = View(image_size=160, magnitude=10.0, training=True)
+    for _ in build_loader(config, view, batch_size=24, cursor=0, stop=48, rank=0, world_size=1):
         pass
 
 torch.set_num_threads(1)  # as PyTorch does in a loader process

@@ -13,7 +13,7 @@ import torch
 from datasets.checks import check_data
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.augment import rand_augment, random_flip_pair
 from datasets.transforms.decode import decode_mask
@@ -22,6 +22,7 @@ from datasets.transforms.pixels import read_header
 from datasets.transforms.randaugment_policies import MASKED, POLICIES, Amount
 from datasets.transforms.randomness import Purpose, sample_generator
 from jobs.index import main as index
+from tests.support.batches import train_batches
 from tests.support.shards import image_of, mask_of, png, write_mask_shards, write_shards
 
 
@@ -59,9 +60,7 @@ def test_evaluation_keeps_image_and_mask_aligned(config: DataConfig) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_crops_and_flips_move_both(config: DataConfig, workers: int) -> None:
     config = replace(config, loader_workers=workers, crop_area=(0.3, 1.0))
-    loader = build_loader(
-        config, image_size=48, batch_size=16, magnitude=0, seed=2, cursor=0, stop=64, rank=0, world_size=1
-    )
+    loader = train_batches(config, image_size=48, batch_size=16, seed=2, stop=64)
     for batch in loader:
         assert batch.masks is not None
         for image, mask in zip(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks.numpy(), strict=True):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from datasets.config import DataConfig
 from datasets.loading.batch import Batch
-from datasets.loading.loader import build_eval_loader, build_loader, build_plain_loader
+from datasets.loading.loader import build_eval_loader, build_plain_loader
 from datasets.loading.samples import Request, Samples, View
 from datasets.transforms.formats import IGNORED
 from datasets.transforms.pixels import Header
+from tests.support.batches import train_batches
 from tests.support.shards import write_mask_shards
 
 RATIOS = st.floats(0.2, 5)
@@ -29,8 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def training(config: DataConfig, size: int, **options: object) -> list[Batch]:
-    values: dict[str, object] = {"batch_size": 8, "magnitude": 0, "seed": 2, "cursor": 0, "stop": 16}
-    return list(build_loader(config, image_size=size, rank=0, world_size=1, **(values | options)))  # type: ignore[arg-type]
+    return list(train_batches(config, image_size=size, **{"seed": 2, "stop": 16, **options}))
 
 
 def shapes(batches: list[Batch]) -> set[tuple[int, ...]]:

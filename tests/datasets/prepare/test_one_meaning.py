@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets.config import DataConfig
 from datasets.loading.batch import Batch
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.loading.reader import SampleReader
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.writer import WriterConfig, prepare
@@ -21,6 +21,7 @@ from datasets.shards.resolve import load_manifest
 from datasets.transforms.pixels import decode_rgb
 from jobs.index import main as index
 from pipeline.inference.preprocessing import Preprocessing
+from tests.support.batches import train_batches
 from tests.support.odd_images import OddImage, odd_images
 
 SIDE = 24
@@ -99,9 +100,7 @@ def test_training_evaluation_and_prediction_see_what_the_decoder_says(prepared: 
     for train, val in ((prepared / "train", prepared / "val"), (indexed, indexed)):
         data = config(train, val)
         count = load_manifest(str(train)).num_samples
-        trained = build_loader(
-            data, image_size=SIDE, batch_size=1, magnitude=0, seed=1, cursor=0, stop=count, rank=0, world_size=1
-        )
+        trained = train_batches(data, image_size=SIDE, batch_size=1, stop=count)
         assert pictures(trained) >= want
         assert pictures(build_eval_loader(data, image_size=SIDE, batch_size=8, rank=0, world_size=1)) >= want
     view = Preprocessing(image_size=SIDE, eval_crop="whole", pixel_mean=0, pixel_std=1)

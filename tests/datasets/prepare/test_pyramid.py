@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.files import s3
-from datasets.loading.loader import build_eval_loader, build_loader, sample_order
+from datasets.loading.loader import build_eval_loader, sample_order
 from datasets.loading.reader import SampleReader
 from datasets.prepare import pyramid as pyramid_module
 from datasets.prepare.encode import shrunk, shrunk_mask
@@ -26,6 +26,7 @@ from datasets.shards.describe import write_manifest
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
 from jobs.pyramid import main as pyramid
+from tests.support.batches import train_batches
 from tests.support.shards import image_of, mask_of, png, write_tar
 
 
@@ -82,25 +83,12 @@ def test_a_stage_reads_the_smallest_copy_that_allows_its_size_and_the_order_stay
     plain = load_manifest(str(folder))
     order = sample_order(data, plain, seed=1)
     for size, side in ((32, 40), (48, 64), (64, 0)):
-        loader = build_loader(
-            data, image_size=size, batch_size=8, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
-        )
+        loader = train_batches(data, image_size=size, stop=24)
         assert loader.short_side == side
         batches = list(loader)
         labels = [int(order.lane_samples(lane, 0, 2)[row]) % 3 for lane in range(4) for row in range(2)]
         assert batches[0].labels.tolist() == labels
-    halved = build_loader(
-        replace(data, crop_area=(0.5, 1.0)),
-        image_size=32,
-        batch_size=8,
-        magnitude=0,
-        seed=1,
-        cursor=0,
-        stop=24,
-        rank=0,
-        world_size=1,
-        crop_area=(0.25, 0.5),
-    )
+    halved = train_batches(replace(data, crop_area=(0.5, 1.0)), stop=24, crop_area=(0.25, 0.5))
     assert halved.short_side == 64  # crops of half the area: 32 px of them are cut from what 45 px would be cut from
     whole = build_eval_loader(data, image_size=32, batch_size=24, rank=0, world_size=1)
     assert whole.short_side == 0
@@ -110,9 +98,7 @@ def test_a_copy_shows_what_the_full_images_show(folder: Path) -> None:
     data = replace(config(folder), crop_area=(0.6, 1.0))
 
     def images() -> torch.Tensor:
-        loader = build_loader(
-            data, image_size=32, batch_size=24, magnitude=0, seed=1, cursor=0, stop=24, rank=0, world_size=1
-        )
+        loader = train_batches(data, batch_size=24, stop=24)
         return next(iter(loader)).images.float()
 
     small = images()
@@ -128,9 +114,8 @@ def test_a_copy_of_other_shards_is_refused_and_a_second_call_writes_only_what_is
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
     content = gone.read_bytes()
     gone.unlink()
-    loader = {"image_size": 32, "batch_size": 8, "magnitude": 0, "seed": 1, "cursor": 0, "stop": 24}
     with pytest.raises(DataError, match=r"short-40: manifest\.json lists s-1\.tar, but there is no such file"):
-        build_loader(config(folder), **loader, rank=0, world_size=1)  # type: ignore[arg-type]
+        train_batches(config(folder), stop=24)
     write_copies(folder, [40], workers=1)
     assert gone.read_bytes() == content
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != gone)
@@ -184,9 +169,10 @@ def test_copies_of_shards_in_s3_are_written_to_s3_and_gone_on_with(
     assert pyramid([s3_uri, "--short-side", "64,40", "--workers", "2"]) == 0
     cached = replace(config(folder), cache_dir=str(tmp_path / "cache"))
     far = replace(cached, train=s3_uri)
-    arguments = {"batch_size": 8, "magnitude": 5.0, "seed": 1, "cursor": 0, "stop": 24, "rank": 0, "world_size": 1}
     for size in (32, 50):
-        near_batches, far_batches = (list(build_loader(one, image_size=size, **arguments)) for one in (cached, far))
+        near_batches, far_batches = (
+            list(train_batches(one, image_size=size, magnitude=5.0, stop=24)) for one in (cached, far)
+        )
         assert all(torch.equal(a.images, b.images) for a, b in zip(near_batches, far_batches, strict=True))
     # Killed before the manifests: only the shard that is missing is made again.
     s3.delete(f"{s3_uri}/short-40/s-1.tar")

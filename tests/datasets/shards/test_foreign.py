@@ -22,13 +22,14 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batch import Batch
 from datasets.loading.batch_sampler import TrainSteps
-from datasets.loading.loader import build_eval_loader, build_loader
+from datasets.loading.loader import build_eval_loader
 from datasets.loading.sample_order import sample_order
 from datasets.shards.describe import write_manifest
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.decode import decode_crop
 from datasets.transforms.pixels import read_header
 from jobs.index import main as index
+from tests.support.batches import train_batches
 from tests.support.shards import image_of, png, write_damaged_shards, write_shards, write_tar
 
 
@@ -135,8 +136,7 @@ def test_shards_in_several_folders_share_an_index_elsewhere(tmp_path: Path) -> N
 
 
 def train(config: DataConfig, *, cursor: int = 0, stop: int, **changes: Any) -> list[Batch]:
-    arguments = {"image_size": 32, "batch_size": 8, "magnitude": 0.0, "seed": 3, "rank": 0, "world_size": 1}
-    return list(build_loader(config, cursor=cursor, stop=stop, **{**arguments, **changes}))
+    return list(train_batches(config, cursor=cursor, stop=stop, **{"seed": 3, **changes}))
 
 
 def test_a_mix_takes_its_shares_in_every_epoch_and_all_samples_equally_in_the_long_run(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from datasets.config import DataConfig
-from datasets.loading.loader import build_loader
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.formats import RGB, PixelType
 from jobs.recipes.imagenet import efficientnetv2_s_paper
@@ -23,6 +22,7 @@ from pipeline.run.provenance import versions
 from pipeline.run.shared_memory import MARGIN, pixel_bytes, ranks_of, shared_memory_bytes
 from pipeline.task_config import SegmentationConfig
 from tests.support.bands import write_band_shards, write_masked_band_shards
+from tests.support.batches import train_batches
 from tests.support.shards import write_mask_shards, write_shards
 
 
@@ -102,9 +102,7 @@ def test_loaders_hold_all_that_the_rule_counts_and_no_more_than_its_margin(kind:
     if manifest.kind == "segmentation":
         config = replace(config, task=SegmentationConfig(), model=replace(config.model, name="unet_efficientnet_b0"))
     before = segments()
-    batches = build_loader(
-        data, image_size=128, batch_size=24, magnitude=0, seed=0, cursor=0, stop=96 * 4, rank=0, world_size=1
-    )
+    batches = train_batches(data, image_size=128, batch_size=24, seed=0, stop=96 * 4)
     full = (2 * 2 + 1) * 24 * pixel_bytes(config) * 128**2
     for number, _batch in enumerate(batches):
         held = 0
