@@ -77,6 +77,24 @@ def test_a_point_makes_the_recipe_that_ramp_would_have_made() -> None:
     assert replace(got, stages=config.stages, optimizer=config.optimizer) == config
 
 
+def test_the_values_of_a_point_are_those_of_studies_that_were_begun_before() -> None:
+    # A study resumes by its ledger, and trials share stages whose values are equal: not one bit may differ.
+    def linear(first: float, last: float) -> list[float]:
+        return [first + (last - first) * (index / 3) for index in range(4)]
+
+    config = demo_scratch()
+    space = SweepSpace(randaugment_end=Range(0, 20), size_multiple=16)
+    point = {"randaugment_start": 0.1, "randaugment_end": 8.7, "mixup_end": 0.37, "dropout_start": 0.13}
+    point |= {"image_size_start": 70.0, "image_size_end": 251.0}
+    stages = space.apply(config, point).stages
+    assert [stage.randaugment_magnitude for stage in stages] == linear(0.1, 8.7)
+    assert [stage.mixup_alpha for stage in stages] == linear(0.0, 0.37)
+    assert [stage.dropout for stage in stages] == linear(0.13, config.stages[-1].dropout)
+    assert [stage.image_size for stage in stages] == [64, 128, 192, 256]  # the first and the last are rounded too
+    (only,) = space.apply(replace(config, stages=config.stages[-1:]), point).stages
+    assert (only.randaugment_magnitude, only.image_size) == (8.7, 256)
+
+
 @pytest.mark.parametrize("recipe", [*SPACES, "unet_demo"])
 def test_the_recipes_own_point_is_in_its_space_and_gives_the_recipe(recipe: str) -> None:
     from jobs.recipes.catalog import RECIPES
