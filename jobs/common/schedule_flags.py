@@ -11,7 +11,7 @@ import tyro
 
 from pipeline.config import TrainConfig
 from pipeline.schedule.ramp import Span, ramped, rescaled
-from pipeline.schedule.stages import MAX_EPOCHS, MAX_IMAGE_SIZE
+from pipeline.schedule.stages import MAX_EPOCHS, MAX_IMAGE_SIZE, RAMPED
 
 MAX_STAGES = 100
 """Most stages that a ramp makes."""
@@ -62,7 +62,7 @@ class RampFlags:
             if value is not None and not 1 <= value <= high:
                 raise ValueError(f"--ramp.{name.replace('_', '-')} is {value}: it must be from 1 to {high:,}")
         self._check_sizes()
-        for name in ("randaugment", "mixup", "cutmix", "dropout", "stochastic_depth"):
+        for name in RAMPED:
             limit = 1.0 if name in ("dropout", "stochastic_depth") else math.inf
             for value in getattr(self, name) or ():
                 if not 0 <= value < limit:
@@ -85,15 +85,8 @@ class RampFlags:
     @property
     def spans(self) -> dict[str, Span]:
         """The given ranges, by the fields of a stage."""
-        given = {
-            "image_size": self.image_size,
-            "randaugment_magnitude": self.randaugment,
-            "mixup_alpha": self.mixup,
-            "cutmix_alpha": self.cutmix,
-            "dropout": self.dropout,
-            "stochastic_depth": self.stochastic_depth,
-        }
-        return {name: span for name, span in given.items() if span is not None}
+        given = {field: getattr(self, name) for name, field in RAMPED.items()}
+        return {field: span for field, span in given.items() if span is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,8 @@ from math import gcd
 
 from pipeline.compare.config import CompareError
 from pipeline.config import TrainConfig
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.stages import REGULARIZATION, TrainingStage
 
-REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
 RANDOM_SIZES_SEED = 0
 """Which order random sizes come in: the same for every seed of training."""
 RANDOM_SIZE_SHARE = 0.25

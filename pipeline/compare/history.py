@@ -12,9 +12,8 @@ import numpy as np
 
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
-from pipeline.schedule.adaptive import REGULARIZATION
 from pipeline.schedule.decisions import NextStage, records_of
-from pipeline.schedule.stages import mean_pixels
+from pipeline.schedule.stages import REGULARIZATION, mean_pixels
 
 Clock = Literal["train_s", "cpu_s", "pixels"]
 CLOCKS: tuple[Clock, ...] = ("train_s", "cpu_s", "pixels")
@@ -46,7 +45,7 @@ class TrainedStage:
     epochs: float
     """Its length, in passes over the training data."""
     regularization: dict[str, float]
-    """What the strength of regularization moves, by the fields' names."""
+    """By the fields' names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,14 +108,12 @@ def history_of(
         samples=state.cursor,
         peak_bytes=int(max(result.get("peak_bytes", 0) for result in results)),
         machine=metadata.machine,
-        stages=_trained_stages(state, stages, samples_per_epoch),
+        stages=_trained_stages(state, metadata.config, samples_per_epoch),
         **about,
     )
 
 
-def _trained_stages(
-    state: TrainState, recipe: Sequence[Mapping[str, Any]], samples_per_epoch: int
-) -> tuple[TrainedStage, ...]:
+def _trained_stages(state: TrainState, config: Mapping[str, Any], samples_per_epoch: int) -> tuple[TrainedStage, ...]:
     chosen = {
         stage + 1: decision.values
         for _, stage, decision in records_of(state.decisions)
@@ -125,10 +122,15 @@ def _trained_stages(
     return tuple(
         TrainedStage(
             epochs=(stop - start) / samples_per_epoch,
-            regularization={name: ({**stage} | chosen.get(index, {}))[name] for name in REGULARIZATION},
+            regularization=_regularization({**stage, **chosen.get(index, {})}, config["model"]["stochastic_depth"]),
         )
-        for index, (stage, (start, stop)) in enumerate(zip(recipe, pairwise(state.stage_starts), strict=True))
+        for index, (stage, (start, stop)) in enumerate(zip(config["stages"], pairwise(state.stage_starts), strict=True))
     )
+
+
+def _regularization(stage: Mapping[str, Any], depth: float) -> dict[str, float]:
+    """Return a stage's regularization; `depth` is the model's stochastic depth, for a stage without its own."""
+    return {name: depth if stage[name] is None else stage[name] for name in REGULARIZATION}
 
 
 def _spaced(state: TrainState) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from pipeline.compare.charts import curves, finals
 from pipeline.compare.config import Comparison
 from pipeline.compare.history import CLOCKS, Figures, History
 from pipeline.compare.speed import Cost
-from pipeline.schedule.adaptive import REGULARIZATION
+from pipeline.schedule.stages import REGULARIZATION
 
 Table = list[list[str]]
 """Rows of cells; the first row is the head."""

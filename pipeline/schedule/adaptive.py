@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.schedule.stages import AdaptiveConfig, TrainingStage
+from pipeline.schedule.stages import REGULARIZATION, AdaptiveConfig, TrainingStage
 
-REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout")
-"""Fields of a stage that the strength of regularization moves together, as the ramp does."""
 PLAIN_TRAINING_LOSS = "train_eval/loss"
 """The loss of training samples, measured as the validation loss is. `train/loss` is of smoothed, mixed and augmented
 samples: even of a perfect model it is far above 0."""
@@ -37,7 +35,8 @@ def plateau(config: AdaptiveConfig, evaluations: Sequence[dict[str, float]], pat
 
 def regularization_ranges(recipe: Sequence[TrainingStage]) -> dict[str, tuple[float, float]]:
     """Return the values of the first and the last stage of what grows or shrinks between them."""
-    ends = {name: (getattr(recipe[0], name), getattr(recipe[-1], name)) for name in REGULARIZATION}
+    known = [name for name in REGULARIZATION if all(getattr(stage, name) is not None for stage in recipe)]
+    ends = {name: (getattr(recipe[0], name), getattr(recipe[-1], name)) for name in known}
     return {name: span for name, span in ends.items() if span[0] != span[1]}
 
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.schedule.stages import TrainingStage, on_ramp
+from pipeline.schedule.stages import RAMPED, TrainingStage, on_ramp
 
 Stages = tuple[TrainingStage, ...]
 Span = tuple[float, float]
 """The values of the first and the last stage."""
-FIELDS = ("image_size", "randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout", "stochastic_depth")
-"""The fields of a stage that a ramp moves linearly from the first stage to the last."""
 
 
 def ramped(
@@ -23,7 +21,7 @@ def ramped(
     Args:
         stages: the recipe's.
         spans: field -> its values in the first and the last stage; the stages between them are linear.
-        count: number of stages, equally long and together as long as the recipe's, and linear in each of `FIELDS` from
+        count: number of stages, equally long and together as long as the recipe's, and linear in each of `RAMPED` from
             the recipe's first stage to its last where `spans` says nothing. None: the recipe's stages, in which only
             the fields of `spans` change.
         size_multiple: pixels of which image sizes between the first and the last stage are a multiple.
@@ -43,7 +41,7 @@ def _spread(stages: Sequence[TrainingStage], count: int, size_multiple: int) -> 
     if any(stage.fixres for stage in stages):
         raise ValueError("ramp.stages: the recipe has a stage with fixres, which no ramp goes through; leave it out")
     epochs = sum(stage.epochs for stage in stages) / count
-    spans = {name: (getattr(stages[0], name), getattr(stages[-1], name)) for name in FIELDS}
+    spans = {name: (getattr(stages[0], name), getattr(stages[-1], name)) for name in RAMPED.values()}
     known = {name: span for name, span in spans.items() if None not in span}
     return tuple(
         replace(

@@ -20,6 +20,17 @@ MAX_EPOCHS = 1_000_000
 """Most epochs of a stage."""
 Workers = int | tuple[int, int]
 """A number of workers, or a range of it: (smallest, largest)."""
+RAMPED = {
+    "image_size": "image_size",
+    "randaugment": "randaugment_magnitude",
+    "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
+    "dropout": "dropout",
+    "stochastic_depth": "stochastic_depth",
+}
+"""What grows from stage to stage: its name in flags and in sweeps, and its field of a stage."""
+REGULARIZATION = tuple(field for field in RAMPED.values() if field != "image_size")
+"""Fields of a stage that are its regularization."""
 
 
 def mean_pixels(

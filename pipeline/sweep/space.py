@@ -8,19 +8,12 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.schedule.stages import TrainingStage
+from pipeline.schedule.ramp import ramped
+from pipeline.schedule.stages import RAMPED, on_ramp
 from pipeline.task_config import RegressionConfig
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-RAMPED = {
-    "randaugment": "randaugment_magnitude",
-    "mixup": "mixup_alpha",
-    "dropout": "dropout",
-    "image_size": "image_size",
-}
-"""Names in the space, and the field of a stage that they are for; each has a `_start` and an `_end`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +84,20 @@ class SweepSpace:
 
     def apply(self, config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         """Return the recipe's config with a point of the space in it."""
-        stages = config.stages
-        for name, field in RAMPED.items():
-            if f"{name}_start" in values or f"{name}_end" in values:
-                first = values.get(f"{name}_start", getattr(stages[0], field))
-                last = values.get(f"{name}_end", getattr(stages[-1], field))
-                stages = _ramped(stages, field, first, last, self.size_multiple if name == "image_size" else 0)
+        first, last = config.stages[0], config.stages[-1]
+        spans = {
+            field: (values.get(f"{name}_start", getattr(first, field)), values.get(f"{name}_end", getattr(last, field)))
+            for name, field in RAMPED.items()
+            if f"{name}_start" in values or f"{name}_end" in values
+        }
+        sizes = spans.pop("image_size", None)
+        stages = ramped(config.stages, spans, count=None, size_multiple=1)
+        if sizes is not None:  # all of them rounded: a ramp leaves its first and last size as they are given
+            multiple = self.size_multiple
+            stages = tuple(
+                replace(stage, image_size=round(on_ramp(sizes, index, len(stages)) / multiple) * multiple)
+                for index, stage in enumerate(stages)
+            )
         changed = {name: values[name] for name in ("lr", "weight_decay") if name in values}
         return replace(config, stages=stages, optimizer=replace(config.optimizer, **changed))
 
@@ -113,18 +114,6 @@ class SweepSpace:
                 return None
             point[name] = value
         return point if self.apply(config, point) == config else None
-
-
-def _ramped(
-    stages: tuple[TrainingStage, ...], field: str, first: float, last: float, multiple: int
-) -> tuple[TrainingStage, ...]:
-    """Return the stages with `field` going from `first` to `last`, linear over the stages."""
-    changed = []
-    for index, stage in enumerate(stages):
-        fraction = index / (len(stages) - 1) if len(stages) > 1 else 1.0
-        value: Any = first + (last - first) * fraction
-        changed.append(replace(stage, **{field: round(value / multiple) * multiple if multiple else value}))
-    return tuple(changed)
 
 
 def default_space(config: TrainConfig) -> SweepSpace:

@@ -22,7 +22,7 @@ from pipeline.checkpoint.format import Snapshot
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
-from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS, REGULARIZATION
+from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.schedule.decisions import (
     PAUSE_POLL_S,
     Checkpoint,
@@ -35,7 +35,7 @@ from pipeline.schedule.decisions import (
     leaving,
 )
 from pipeline.schedule.schedule import crossed
-from pipeline.schedule.stages import StageSpan
+from pipeline.schedule.stages import REGULARIZATION, StageSpan
 from pipeline.training.device import operations_named
 from pipeline.training.distributed import agreed, gathered, rank_and_size
 from pipeline.training.evaluator import Evaluator

@@ -13,8 +13,7 @@ from jobs.recipes.fonts import fonts_progressive
 from jobs.recipes.imagenet import efficientnetv2_s_paper
 from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
-from pipeline.schedule.ramp import FIELDS
-from pipeline.schedule.stages import ramp
+from pipeline.schedule.stages import RAMPED, ramp
 
 RAMP = "--ramp.stages 4 --ramp.image-size 128 300 --ramp.randaugment 5 15 --ramp.mixup 0 0.2 --ramp.dropout 0.1 0.3"
 
@@ -48,7 +47,7 @@ def test_what_a_ramp_leaves_out_is_the_recipes() -> None:
     longer = parse("demo_scratch --ramp.stages 6").stages
     assert len(longer) == 6
     assert sum(stage.epochs for stage in longer) == pytest.approx(24)
-    for name in FIELDS:
+    for name in RAMPED.values():
         assert getattr(longer[0], name) == getattr(base.stages[0], name)
         assert getattr(longer[-1], name) == getattr(base.stages[-1], name)
     wider = parse("demo_scratch --ramp.image-size 96 224").stages  # the number of stages, and all else, stay

@@ -37,8 +37,8 @@ from pipeline.compare.runs import Planned, SpoiltRunError, find_run, plan_runs, 
 from pipeline.compare.speed import Cost, costs, measure_cost
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config, run_fingerprint
-from pipeline.schedule.adaptive import REGULARIZATION
 from pipeline.schedule.decisions import DecisionRecord, NextStage
+from pipeline.schedule.stages import REGULARIZATION
 from tests.support.configs import MakeConfig
 
 ANY_COST = Cost(1, 1, 56, 1.0)
@@ -156,14 +156,18 @@ def test_a_history_comes_from_a_finished_runs_state() -> None:
         ],
     )
     off = dict.fromkeys(REGULARIZATION, 0.0)
-    stages = [{"image_size": 10, **off}, {"image_size": 20, **off, "randaugment_magnitude": 9.0}]
-    metadata = RunMetadata(config={"stages": stages, "data": {}}, machine="m")
+    stages = [
+        {"image_size": 10, **off, "stochastic_depth": 0.1},
+        {"image_size": 20, **off, "randaugment_magnitude": 9.0, "stochastic_depth": None},
+    ]
+    metadata = RunMetadata(config={"stages": stages, "data": {}, "model": {"stochastic_depth": 0.2}}, machine="m")
     about = {"variant": "v", "seed": 0, "name": "n", "where": "w", "fingerprint": "f", "samples_per_epoch": 50}
     found = history_of(state, metadata, "val/accuracy", **about)
     assert (found.score, found.images_per_s, found.peak_bytes) == (0.75, 40.0, 9)
     assert found.evaluations[1].pixels == 5e4  # 101 is an epoch's end beside the stage's
     trained = [(stage.epochs, stage.regularization["randaugment_magnitude"]) for stage in found.stages]
     assert trained == [(2, 0), (2, 3)]  # what was decided, not the recipe's 9
+    assert [stage.regularization["stochastic_depth"] for stage in found.stages] == [0.1, 0.2]  # the model's where none
     del state.evaluations[0]["cpu_s"]  # as older versions wrote it
     with pytest.raises(KeyError):
         history_of(state, metadata, "val/accuracy", **about)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.schedule.adaptive import next_regularization, plateau
@@ -48,6 +50,18 @@ def test_regularization_follows_the_gap_within_the_recipes_range(val: float, str
     assert values == pytest.approx({"randaugment_magnitude": 2 + 8 * strength, "dropout": 0.1 + 0.2 * strength})
     assert f"0.50 -> {strength:.2f}" in reason
     assert f"a gap of {val - 1:.3f} (target: 0.1)" in reason
+
+
+def test_stochastic_depth_follows_the_gap_too_where_it_has_a_range() -> None:
+    measured = [{"train_eval/loss": 1.0, "val/loss": 1.1}]
+    deep = tuple(replace(one, stochastic_depth=rate) for one, rate in zip(STAGES, (0.0, 0.1, 0.2, 0.4), strict=True))
+    now = replace(deep[1], randaugment_magnitude=6)
+    assert next_regularization(RULES, deep, now, measured)[0]["stochastic_depth"] == pytest.approx(0.2)
+    models = (
+        replace(STAGES[0], stochastic_depth=None),
+        *deep[1:],
+    )  # the first stage has the model's: no range is known
+    assert "stochastic_depth" not in next_regularization(RULES, models, now, measured)[0]
 
 
 def test_nothing_measured_or_no_range_leaves_the_ramp() -> None:
