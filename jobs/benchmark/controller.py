@@ -23,9 +23,11 @@ from infra.cluster.connect import connect, start_actor
 from jobs.benchmark.flags import check_above_0, check_at_least, read_flags
 from jobs.common.display import wide_console
 from pipeline.control.controller import StageController
+from pipeline.control.plan import RunPlan
+from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient
 from pipeline.schedule.policy import Progress
-from pipeline.schedule.stages import StageSpan, TrainingStage
+from pipeline.schedule.stages import AdaptiveConfig, StageSpan, TrainingStage
 
 SPANS = tuple(
     StageSpan(index, TrainingStage(image_size=128, epochs=87.5, batch_size=4096), index * 10**8, (index + 1) * 10**8)
@@ -170,7 +172,7 @@ def measure(options: Options) -> ControllerLoad:
 
     growth = day_growth(options.day_s, options.day_workers) if options.day_s else 0.0
     connect(ClusterConfig(), num_workers=1)
-    actor = start_actor(MeasuredController, _stages(), 2, _no_group, name="run-benchmark")
+    actor = start_actor(MeasuredController, plan_for(2), _no_group, name="run-benchmark")
     controller = ControllerClient(actor)
     for rank in range(options.workers):
         controller.join(rank, f"node-{rank // 8}", "", options.workers)
@@ -208,8 +210,10 @@ def _asks(operator: Any, options: Options) -> Any:
     return operator.ask.remote(options.seconds, options.every_s)
 
 
-def _stages() -> tuple[TrainingStage, ...]:
-    return tuple(span.stage for span in SPANS)
+def plan_for(num_workers: int) -> RunPlan:
+    """Return the plan of the run that is measured."""
+    stages = tuple(span.stage for span in SPANS)
+    return RunPlan(identity=RunIdentity(), stages=stages, num_workers=num_workers, rules=AdaptiveConfig())
 
 
 def _no_group(segment: Any) -> None:
@@ -218,7 +222,7 @@ def _no_group(segment: Any) -> None:
 
 def day_growth(seconds: float, workers: int) -> float:
     """Return by how many kB the controller's objects grew in the last three quarters of a day's reports."""
-    controller = StageController(_stages(), 2, _no_group)
+    controller = StageController(plan_for(2), _no_group)
     tracemalloc.start()
     at_quarter = 0
     for second in range(int(seconds)):

@@ -22,7 +22,7 @@ from infra.storage.lease import RENEW_S, Lease
 from infra.storage.local import LocalStorage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.tracker import Tracker
-from jobs.benchmark.controller import SPANS, progress_at
+from jobs.benchmark.controller import plan_for, progress_at
 from jobs.benchmark.growth_servers import Mlflow, asked, served
 from pipeline.checkpoint.async_writer import Saver
 from pipeline.checkpoint.catalog import BestRule, describe_checkpoints
@@ -111,8 +111,7 @@ class _Run:
         storage = LocalStorage(folder / "run")
         self.lease = Lease(storage)
         self.lease.take()
-        stages = tuple(span.stage for span in SPANS)
-        self.controller = StageController(stages, ranks, lambda segment: None, clock=lambda: self.now_s)
+        self.controller = StageController(plan_for(ranks), lambda segment: None, clock=lambda: self.now_s)
         for rank in range(ranks):
             self.controller.join(rank, f"node-{rank // RANKS_PER_NODE}", "", ranks)
         self.nodes = [f"node-{node}" for node in range(1, ranks // RANKS_PER_NODE)]

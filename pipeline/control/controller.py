@@ -13,15 +13,16 @@ from infra.redact import last_line, redacted
 from infra.storage.lease import Lease
 from infra.timeouts import call_with_timeout
 from pipeline.control.journal import Journal
-from pipeline.control.node_requests import AskNodes, NodesAhead
+from pipeline.control.node_requests import NodesAhead
 from pipeline.control.pending import PendingDecisions
+from pipeline.control.plan import RunPlan
 from pipeline.control.queue import WAITING, Place, QueuePlace
 from pipeline.control.replies import DecisionReply, JoinReply
-from pipeline.control.run_status import Phase, RunIdentity, RunStatus
+from pipeline.control.run_status import Phase, RunStatus
 from pipeline.control.status import StatusBoard
 from pipeline.schedule.decisions import PAUSE_POLL_S, Decision, NewGroup, NextStage, Resume, Stop
 from pipeline.schedule.policy import Progress
-from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, Workers, segments
+from pipeline.schedule.stages import Segment
 
 FitSegment = Callable[[Segment], None]
 """Runs one worker group to the end of a segment; raises if it can't."""
@@ -41,58 +42,41 @@ class StageController:
     """Runs a run's segments one after the other, decides at decision points, answers questions meanwhile.
 
     Args:
-        stages: the stages that are to be trained.
-        num_workers: workers of stages that don't name their own number.
+        plan: what is to be trained.
         fit: runs one worker group to the end of a segment.
-        recipe: all stages of the recipe, where `stages` are only the first ones.
-        rules: the recipe's adaptive rules.
-        first_stage: index of the stage that comes next.
         lease: of the run; the controller renews it and gives it back.
-        record_failure: ends the run's record as one of a failed run.
         journal: decisions that a run which went back repeats.
-        ask_nodes: asks an autoscaler for a segment's workers, besides so many that are there; called in a thread.
-        ask_ahead_s: how long before the segment begins.
-        observe: is given the status when the run begins.
-        identity: which run it is.
+        nodes_ahead: requests the next segment's nodes; None: nobody is asked for them.
         queue: the run's place in its cluster's queue; None: it waits for nobody.
+        record_failure: ends the run's record as one of a failed run.
+        observe: is given the status when the run begins.
         clock: the time that the status tells, in seconds.
     """
 
     def __init__(
         self,
-        stages: tuple[TrainingStage, ...],
-        num_workers: Workers,
+        plan: RunPlan,
         fit: FitSegment,
         *,
-        recipe: tuple[TrainingStage, ...] = (),
-        rules: AdaptiveConfig | None = None,
-        first_stage: int = 0,
         lease: Lease | None = None,
-        record_failure: RecordFailure = lambda uri: None,
         journal: Journal | None = None,
-        ask_nodes: AskNodes | None = None,
-        ask_ahead_s: float = 0.0,
-        observe: Observe = lambda status: None,
-        identity: RunIdentity | None = None,
+        nodes_ahead: NodesAhead | None = None,
         queue: QueuePlace | None = None,
+        record_failure: RecordFailure = lambda uri: None,
+        observe: Observe = lambda status: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._num_stages = len(recipe or stages)
-        self._segments = [segment for segment in segments(stages, num_workers) if segment.last >= first_stage]
-        self._fit, self._lease, self._record_failure = fit, lease, record_failure
-        self._clock = clock
-        self._board = StatusBoard(identity or RunIdentity(), clock)
+        self._plan, self._fit, self._lease = plan, fit, lease
+        self._record_failure, self._observe, self._clock = record_failure, observe, clock
+        self._board = StatusBoard(plan.identity, clock)
         self._queue = queue or QueuePlace(Place(name="", since_s=time.time(), needs={}), None)
-        self._pending = PendingDecisions(
-            recipe or stages, rules or AdaptiveConfig(), journal or Journal(), self._board.note
-        )
-        self._nodes_ahead = NodesAhead(self._segments, ask_nodes, ask_ahead_s)
-        self._observe = observe
+        self._pending = PendingDecisions(plan.stages, plan.rules, journal or Journal(), self._board.note)
+        self._nodes_ahead = nodes_ahead
         self._lock = threading.Lock()
         self._phase: Phase = "starting"
         self._error, self._taken_over = "", False
         self._stop: Stop | None = None
-        self._stage = first_stage
+        self._stage = plan.first_stage
         self._last: Decision | None = None
         self._groups = self._starts = 0
         self._started_s, self._reached, self._environment, self._tracking_uri = 0.0, -1, "", ""
@@ -140,7 +124,7 @@ class StageController:
             self._phase = self._phase if self._error else phase
 
     def _run_segments(self) -> None:
-        for segment in self._segments if not self._stop else ():
+        for segment in self._plan.segments if not self._stop else ():
             self._last = None
             while self._last is None or isinstance(self._last, NewGroup):
                 self._last = _ASSUMED
@@ -192,13 +176,13 @@ class StageController:
                 return "the run leaves the queue: it has not begun"
             if isinstance(decision, Resume) and not self._pending.paused and not self._pending.will_pause:
                 return "the run isn't paused"
-            stage = self._stage
-            if stage == self._num_stages:
+            stage, count = self._stage, len(self._plan.stages)
+            if stage == count:
                 return f"the run is about to end: {decision.words} has no effect"
             self._pending.ask(replace(decision, time_s=time.time()), stage)
             wait_s = PAUSE_POLL_S if self._pending.paused else self._board.next_decision_s
         when = f"in about {max(1, round(wait_s))} s" if self._board.progress else "after the start"
-        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {self._num_stages})"
+        return f"{decision.words}: at the next decision point, {when} (stage {stage + 1} of {count})"
 
     def track(self, uri: str, asked_by: str = "") -> str:
         """Have the record continue with the MLflow server of another address; returns at once what will happen.
@@ -331,7 +315,8 @@ class StageController:
         decisions = self._pending.decisions(progress)
         self._stage = progress.stage + any(isinstance(decision, NextStage) for decision in decisions)
         self._stop = next((decision for decision in decisions if isinstance(decision, Stop)), None)
-        self._nodes_ahead.look(progress, self._board.seen)
+        if self._nodes_ahead is not None:
+            self._nodes_ahead.look(progress, self._board.seen)
         return decisions
 
     def failed(self, message: str) -> None:

@@ -22,19 +22,19 @@ class NodesAhead:
     """Asks for the nodes of the segment that comes next.
 
     Args:
-        segments: of the run.
-        ask: asks an autoscaler, in a thread of its own; None: nobody is asked.
+        segments: those that the run has still to train.
+        ask: asks an autoscaler, in a thread of its own.
         ahead_s: how long before the segment begins.
     """
 
-    def __init__(self, segments: Sequence[Segment], ask: AskNodes | None, ahead_s: float) -> None:
+    def __init__(self, segments: Sequence[Segment], ask: AskNodes, ahead_s: float) -> None:
         self._segments, self._ask, self._ahead_s = segments, ask, ahead_s
         self._first, self._asked_s = -1, 0.0
 
     def look(self, progress: Progress, seen: dict[str, float]) -> None:
         """Ask if the next segment is about to begin, as the pace and the metrics seen so far say."""
         following = next((segment for segment in self._segments if segment.first > progress.stage), None)
-        if self._ask is None or following is None:
+        if following is None:
             return
         if following.first == self._first and time.monotonic() - self._asked_s < ASK_AGAIN_S:
             return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
 from pipeline.control.journal import Journal, JournalWriter
+from pipeline.control.node_requests import NodesAhead
+from pipeline.control.plan import RunPlan
 from pipeline.control.queue import ClusterView, Place, QueuePlace
 from pipeline.control.run_status import RunIdentity
 from pipeline.run.controller_client import ControllerClient, ControllerError, find_controllers
@@ -78,62 +80,81 @@ def start_controller(
         ClusterError: no cluster, or not enough room.
     """
     config = ready.config
-    count = num_stages or len(config.stages)
     storage = open_storage(config.folder)
     guarded = check_conditional_writes(storage)
-    lease = Lease(storage)
-    lease.take()
-    lease.keep(lambda _: None)
-    try:
-        now = with_start(ready)  # another submission may have trained until we got the lease
-        resume = now.resume_from
-        first = len(resume.stage_starts) - 1 - ready.finished if resume else 0
+    with held(storage) as lease:
+        resume = with_start(ready).resume_from  # another submission may have trained until we got the lease
         least = max(worker_range(config.workers_of(stage))[0] for stage in config.stages)
         with prepared_meanwhile(config.tracking) if prepare_tracking else nullcontext():
             lack = connect(config.cluster, num_workers=least)
         begin()
-        storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
-        unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
-        nodes = resources_of_nodes(config.cluster)
-        no_share, config = unknown_share(config, nodes), with_node_share(config, nodes)
-        free_reservations()  # of an earlier submission whose controller was killed
+        config, notes = settled(config, storage)
+        plan = RunPlan(
+            identity=RunIdentity(name=config.name, model=config.model.name, seed=config.seed, storage=storage.uri),
+            stages=config.stages,
+            num_workers=config.cluster.num_workers,
+            rules=config.adaptive,
+            num_stages=num_stages or len(config.stages),
+            first_stage=len(resume.stage_starts) - 1 - ready.finished if resume else 0,
+        )
         handle = start_actor(
             StageController,
-            config.stages[:count],
-            config.cluster.num_workers,
+            plan,
             SegmentRunner(
                 config,
                 fingerprints=ready.fingerprints,
                 origin=origin_tags() if origin is None else origin,
                 callbacks=callbacks,
-                report_stages=count - 1 if callbacks else 0,
+                report_stages=plan.num_stages - 1 if callbacks else 0,
                 own_cluster=has_own_cluster(),
             ),
-            recipe=config.stages,
-            rules=config.adaptive,
-            first_stage=first,
             lease=lease,
-            record_failure=partial(_record_failure, config),
             journal=_journal(storage, lease, resume),
-            ask_nodes=partial(ask_nodes, config.cluster, config.name),
-            ask_ahead_s=config.cluster.ask_ahead_s,
+            nodes_ahead=NodesAhead(
+                plan.segments, partial(ask_nodes, config.cluster, config.name), config.cluster.ask_ahead_s
+            ),
+            queue=place_in_queue(config, plan.first_stage),
+            record_failure=partial(_record_failure, config),
             observe=export_status,
-            identity=RunIdentity(name=config.name, model=config.model.name, seed=config.seed, storage=storage.uri),
-            queue=place_in_queue(config, first),
             name=f"{ACTOR_PREFIX}{config.name}",
         )
+        controller = ControllerClient(handle)
+        for line in filter(None, (lack, *notes)):
+            controller.note(line)
+        if not guarded:
+            controller.note(
+                f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both "
+                "train"
+            )
+    return controller
+
+
+@contextmanager
+def held(storage: Storage) -> Iterator[Lease]:
+    """Hold a run's lease until its controller, which is started meanwhile, renews it; give it back on failure.
+
+    Raises:
+        LeaseError: the run is in progress already.
+    """
+    lease = Lease(storage)
+    lease.take()
+    lease.keep(lambda _: None)
+    try:
+        yield lease
     except BaseException:
         lease.release()
         raise
-    controller = ControllerClient(handle)
-    for line in filter(None, (lack, no_share, unfinished)):
-        controller.note(line)
-    lease.rest()  # from here on the controller renews it
-    if not guarded:
-        controller.note(
-            f"{storage.uri} ignores conditional writes: two submissions of this run in the same second would both train"
-        )
-    return controller
+    lease.rest()
+
+
+def settled(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Make a run's folder and its cluster ready; return the config with a worker's share of its node, and lines for the
+    user, empty ones among them. Called by the lease's holder."""
+    storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
+    unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
+    nodes = resources_of_nodes(config.cluster)
+    free_reservations()  # of an earlier submission whose controller was killed
+    return with_node_share(config, nodes), (unknown_share(config, nodes), unfinished)
 
 
 def place_in_queue(config: TrainConfig, stage: int) -> QueuePlace:

@@ -16,13 +16,13 @@ from rich.console import Console
 from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
 from pipeline.control.controller import StageController
-from pipeline.control.run_status import RunIdentity, RunStatus
+from pipeline.control.run_status import RunStatus
 from pipeline.run.controller_client import ControllerClient
 from pipeline.run.summary import decision_table
 from pipeline.schedule.decisions import Checkpoint, ExtendStage, NextStage, Pause, Resume, SetField, Stop, records_of
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
-from tests.support.groups import FakeGroup, ask, stage
+from tests.support.groups import FakeGroup, ask, no_group, plan_of, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +83,7 @@ def shown(status: RunStatus) -> str:
 
 
 def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> None:
-    controller = StageController((stage(), stage()), 2, lambda segment: None, identity=RunIdentity(name="fake"))
+    controller = StageController(plan_of(stage(), stage(), name="fake"), no_group)
     assert "fake: starting" in shown(controller.status())
     spans = (StageSpan(0, stage(2), 0, 120), StageSpan(1, stage((1, 4), image_size=64), 120, 240))  # type: ignore[arg-type]
     controller.join(0, "a")
@@ -113,7 +113,7 @@ def test_the_view_shows_where_a_run_is_before_while_and_after_it_trains() -> Non
 
 def test_the_view_and_the_table_show_what_was_decided() -> None:
     group = FakeGroup({48: ask(NextStage(reason="looks flat"))})
-    group.run((stage(), stage()), identity=RunIdentity(name="fake"))
+    group.run((stage(), stage()), name="fake")
     text = shown(group.controller.status())
     assert "cursor 48, stage 1: next stage, asked by ann@here: looks flat" in text
     assert "fake: finished" in text
@@ -142,11 +142,7 @@ def waiting_run(ray_cluster: None) -> Iterator[tuple[str, ControllerClient]]:
     from infra.cluster.connect import NAMESPACE
 
     options = {"name": "run-waiting", "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 4}
-    actor = (
-        ray.remote(StageController)
-        .options(**options)
-        .remote((stage(), stage()), 2, _never, identity=RunIdentity(name="waiting"))
-    )
+    actor = ray.remote(StageController).options(**options).remote(plan_of(stage(), stage(), name="waiting"), _never)
     controller = ControllerClient(actor)
     controller.join(0, "node", "", 1)
     yield ray.get_runtime_context().gcs_address, controller

@@ -10,7 +10,8 @@ from model.config import ModelConfig
 from pipeline.checkpoint.state import TrainState
 from pipeline.config import TrainConfig
 from pipeline.control.controller import StageController
-from pipeline.control.run_status import RunStatus
+from pipeline.control.plan import RunPlan
+from pipeline.control.run_status import RunIdentity, RunStatus
 from pipeline.schedule.adaptive import PLAIN_TRAINING_LOSS
 from pipeline.schedule.decisions import Decision, ExtendStage, NewGroup, NextStage, Stop, leaving
 from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage
@@ -41,6 +42,16 @@ def config_of(stages: Sequence[TrainingStage], rules: AdaptiveConfig | None = No
     )
 
 
+def plan_of(*stages: TrainingStage, name: str = "run", **changes: object) -> RunPlan:
+    """Return the plan of a run of two workers; `changes` are fields of it."""
+    values: dict[str, object] = {"identity": RunIdentity(name=name), "num_workers": 2, "rules": AdaptiveConfig()}
+    return RunPlan(stages=stages, **(values | changes))  # type: ignore[arg-type]
+
+
+def no_group(segment: Segment) -> None:
+    """Train nothing."""
+
+
 Action = Callable[[StageController], object]
 
 
@@ -69,9 +80,19 @@ class FakeGroup:
         self.controller: StageController
         self.config: TrainConfig
 
-    def run(self, stages: Sequence[TrainingStage], rules: AdaptiveConfig | None = None, **options: object) -> RunStatus:
+    def run(
+        self,
+        stages: Sequence[TrainingStage],
+        rules: AdaptiveConfig | None = None,
+        *,
+        name: str = "run",
+        first_stage: int = 0,
+        **parts: object,
+    ) -> RunStatus:
+        """Train stages; `parts` are arguments of the controller."""
         self.config = config_of(stages, rules)
-        self.controller = StageController(tuple(stages), 2, self, rules=rules, **options)  # type: ignore[arg-type]
+        plan = plan_of(*stages, name=name, rules=self.config.adaptive, first_stage=first_stage)
+        self.controller = StageController(plan, self, **parts)  # type: ignore[arg-type]
         return self.controller.run()
 
     def __call__(self, segment: Segment) -> None:

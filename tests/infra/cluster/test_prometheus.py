@@ -11,17 +11,16 @@ import pytest
 
 from infra.cluster.prometheus import GAUGES, export_status, gauge_values
 from pipeline.control.controller import StageController
-from pipeline.control.run_status import RunIdentity
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
-from tests.support.groups import stage
+from tests.support.groups import no_group, plan_of, stage
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "infra" / "grafana" / "crescendo.json"
 
 
 def training() -> dict[str, Any]:
     """The status of a run that trains, as a controller gives it."""
-    controller = StageController((stage(), stage()), 2, lambda segment: None, identity=RunIdentity(name="measured"))
+    controller = StageController(plan_of(stage(), stage(), name="measured"), no_group)
     controller.join(0, "a")
     controller.join(1, "b")
     controller.saved("runs/measured/checkpoints/24", 24)
@@ -40,7 +39,7 @@ def test_a_status_gives_all_gauges_and_one_before_training_what_it_knows() -> No
     assert values["crescendo_step_s"] == stage().batch_size / 48
     assert values["crescendo_workers"] == 2
     assert values["crescendo_checkpoint_waits"] == 1
-    before = StageController((stage(),), 2, lambda segment: None, identity=RunIdentity(name="new")).status().to_json()
+    before = StageController(plan_of(stage(), name="new"), no_group).status().to_json()
     assert {*gauge_values(before)} == {"crescendo_recoveries", "crescendo_workers", "crescendo_checkpoint_waits"}
 
 

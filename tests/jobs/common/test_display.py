@@ -11,10 +11,11 @@ from pipeline.control.controller import StageController
 from pipeline.control.status import MAX_NOTES
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
+from tests.support.groups import no_group, plan_of
 
 
 def test_every_note_is_shown_once_also_beyond_those_that_the_controller_keeps() -> None:
-    controller = StageController(demo_scratch().stages, 2, lambda segment: None)
+    controller = StageController(plan_of(*demo_scratch().stages), no_group)
     out = io.StringIO()
     follower = Follower(Console(file=out, width=120), demo_scratch(), controller, None)
     for number in range(3 * MAX_NOTES):
@@ -27,7 +28,7 @@ def test_every_note_is_shown_once_also_beyond_those_that_the_controller_keeps() 
 
 
 def test_the_line_of_a_run_that_was_submitted_while_paused_says_what_is_known() -> None:
-    controller = StageController(demo_scratch().stages, 2, lambda segment: None)
+    controller = StageController(plan_of(*demo_scratch().stages), no_group)
     spans = tuple(
         StageSpan(index, stage, index * 120, index * 120 + 120) for index, stage in enumerate(demo_scratch().stages)
     )

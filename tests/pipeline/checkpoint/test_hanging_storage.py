@@ -21,7 +21,7 @@ from pipeline.control import controller as controller_module
 from pipeline.control.controller import StageController
 from pipeline.schedule.stages import Segment
 from pipeline.training_config import CheckpointConfig
-from tests.support.groups import stage
+from tests.support.groups import plan_of, stage
 from tests.support.recorders import Events
 from tests.support.snapshots import snapshot
 
@@ -92,7 +92,7 @@ def test_the_end_of_a_run_whose_storage_hangs_says_why(storage: Hanging) -> None
     lease.take()
     storage.hangs = True
     rank0 = Rank0(storage)
-    controller = StageController((stage(),), 1, rank0, lease=lease, record_failure=lambda uri: _end_record(storage))
+    controller = StageController(plan_of(stage()), rank0, lease=lease, record_failure=lambda uri: _end_record(storage))
     rank0.gave_up = controller.failed  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match=r"no checkpoint could be written for \d+ s, the run ends here"):
         controller.run()

@@ -12,7 +12,8 @@ from infra.storage.open import open_storage
 from pipeline.checkpoint.state import TrainState
 from pipeline.control.controller import StageController
 from pipeline.control.journal import JOURNAL_FILE, Journal, JournalWriter, stored_rows
-from pipeline.control.run_status import CheckpointStatus, RunIdentity
+from pipeline.control.node_requests import NodesAhead
+from pipeline.control.run_status import CheckpointStatus
 from pipeline.schedule.decisions import (
     Checkpoint,
     DecisionRecord,
@@ -26,8 +27,8 @@ from pipeline.schedule.decisions import (
     records_of,
 )
 from pipeline.schedule.policy import Progress
-from pipeline.schedule.stages import AdaptiveConfig, Segment, StageSpan, TrainingStage, segments
-from tests.support.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, stage
+from pipeline.schedule.stages import AdaptiveConfig, Segment, StageSpan, segments
+from tests.support.groups import EPOCH, FakeGroup, KilledError, advance, ask, extend, no_group, plan_of, stage
 
 
 def progress(cursor: int, index: int, stages: int = 3, workers: tuple[int, ...] = ()) -> Progress:
@@ -128,7 +129,7 @@ def test_a_stop_whose_group_dies_before_it_ends_still_stops_the_run() -> None:
             group.controller.decide(progress(24, 0)).decisions[0], Stop
         )  # the next group's first decision point
 
-    group.controller = StageController((stage(),), 2, train_twice)
+    group.controller = StageController(plan_of(stage()), train_twice)
     assert group.controller.run().phase == "stopped"
 
 
@@ -215,7 +216,7 @@ def test_what_is_asked_for_a_stage_that_a_run_went_back_from_waits_for_it() -> N
 
 
 def test_what_comes_too_late_is_said() -> None:
-    controller = StageController((stage(), stage()), 2, lambda segment: None)
+    controller = StageController(plan_of(stage(), stage()), no_group)
     controller.decide(progress(24, 0, 2))
     controller.ask(NextStage(asked_by="ann@here"))
     controller.decide(progress(144, 1, 2))
@@ -223,7 +224,7 @@ def test_what_comes_too_late_is_said() -> None:
 
 
 def test_the_answer_comes_at_once_and_says_when() -> None:
-    controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=1)
+    controller = StageController(plan_of(stage(), stage(), stage(), first_stage=1), no_group)
     assert controller.ask(NextStage()) == "next stage: at the next decision point, after the start (stage 2 of 3)"
     assert controller.ask(Resume()) == "the run isn't paused"
     assert [one.kind for one in controller.decide(progress(144, 1)).decisions] == ["next_stage"]
@@ -447,7 +448,7 @@ def test_a_run_that_fails_before_it_knows_of_its_successor_leaves_the_record_alo
 
 
 def test_out_of_memory_is_told_to_the_next_group_once() -> None:
-    controller = StageController((stage(),), 2, lambda segment: None)
+    controller = StageController(plan_of(stage()), no_group)
     for _ in range(2):  # two ranks meet it
         controller.ran_out_of_memory(1, 48)
     assert controller.join(0).out_of_memory == ((1, 48),)
@@ -497,8 +498,8 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
         asked.append((segment, num_workers))
         there.set()
 
-    stages: tuple[TrainingStage, ...] = (stage(2), stage(8))
-    controller = StageController(stages, 2, lambda segment: None, ask_nodes=ask_nodes, ask_ahead_s=3.0)
+    plan = plan_of(stage(2), stage(8))
+    controller = StageController(plan, no_group, nodes_ahead=NodesAhead(plan.segments, ask_nodes, 3.0))
     controller.join(0)
     controller.decide(progress(24, 0, 2, (2, 8)))  # 96 samples at 24 a second: 4 s to go
     assert not there.wait(0.05)
@@ -517,7 +518,7 @@ def test_the_next_segments_nodes_are_asked_for_ahead_and_again_before_the_reques
 
 
 def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from() -> None:
-    controller = StageController((stage(), stage(), stage()), 2, lambda segment: None, first_stage=2)
+    controller = StageController(plan_of(stage(), stage(), stage(), first_stage=2), no_group)
     controller.join(0, "node")
     controller.on_resume("s3://runs/one", 144, 1)  # the newest one was damaged
     assert controller.status().checkpoint == CheckpointStatus(uri="s3://runs/one", cursor=144, saved_s=None, age_s=None)
@@ -530,13 +531,13 @@ def test_status_of_a_run_that_goes_on_tells_the_checkpoint_that_it_goes_on_from(
 
 
 def test_status_before_the_first_decision() -> None:
-    controller = StageController((stage(),), 2, lambda segment: None, identity=RunIdentity(name="fake"))
+    controller = StageController(plan_of(stage(), name="fake"), no_group)
     status = controller.status()
     assert (status.run.name, status.phase, status.progress, status.left_s) == ("fake", "starting", None, ())
 
 
 def test_status_tells_the_workers_the_checkpoint_and_the_time_that_is_left() -> None:
-    controller = StageController((stage(), stage(), stage()), 2, lambda segment: None)
+    controller = StageController(plan_of(stage(), stage(), stage()), no_group)
     for rank in range(3):
         controller.join(rank, f"node-{rank // 2}")
         controller.report(rank, 48 if rank != 1 else 24, wait_share=0.1 * rank)
@@ -563,13 +564,13 @@ def test_the_time_left_counts_pixels_and_workers() -> None:
         cursor=120, stage=0, spans=spans, samples_per_epoch=120, num_workers=2,
         stage_results=({"samples": 120, "train_s": 8.0, "eval_s": 2.0},),
     )  # fmt: skip
-    controller = StageController((stage(), stage()), 2, lambda segment: None)
+    controller = StageController(plan_of(stage(), stage()), no_group)
     controller.decide(now)
     assert controller.status().left_s == (10.0, 240 / 12 * 4 / 2)  # four times the pixels, twice the workers
 
 
 def test_a_new_group_is_no_decision_of_an_operator() -> None:
-    controller = StageController((stage(),), 2, lambda segment: None)
+    controller = StageController(plan_of(stage()), no_group)
     controller.on_capacity(1, 2)
     controller.join(0)  # it started with more already
     assert controller.decide(progress(24, 0)).decisions == ()

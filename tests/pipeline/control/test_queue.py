@@ -16,7 +16,7 @@ from pipeline.control.controller import StageController
 from pipeline.control.queue import ClusterView, Place, QueuePlace, claimed_by, fits, lack, turn
 from pipeline.control.run_status import GroupStatus, Phase, RunIdentity, RunStatus, read_status
 from pipeline.schedule.decisions import Stop
-from tests.support.groups import stage
+from tests.support.groups import plan_of, stage
 
 SECONDS = 30
 
@@ -111,8 +111,7 @@ class Cluster:
 
     def controller(self) -> StageController:
         return StageController(
-            (stage(),),
-            (4, 8),
+            plan_of(stage(), num_workers=(4, 8)),
             lambda segment: self.fitted.set(),
             queue=QueuePlace(MINE, self.look),
         )
@@ -183,7 +182,9 @@ def test_a_run_that_has_its_turn_shows_what_it_waits_for_until_there_is_room() -
     cluster = Cluster(view(other("busy", "training", 1, 8, workers=8), free=0))
     ready = threading.Event()
     controller = StageController(
-        (stage(),), 4, lambda segment: bool(ready.wait(SECONDS)) or None, queue=QueuePlace(MINE, cluster.look)
+        plan_of(stage(), num_workers=4),
+        lambda segment: bool(ready.wait(SECONDS)) or None,
+        queue=QueuePlace(MINE, cluster.look),
     )
     thread, _ = started(controller)
     wait_for(lambda: controller.status().phase == "starting")

@@ -13,7 +13,7 @@ from pipeline.control.run_status import RunIdentity, RunStatus, read_status
 from pipeline.schedule.decisions import DecisionRecord, NextStage
 from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
-from tests.support.groups import stage
+from tests.support.groups import no_group, plan_of, stage
 
 KEYS = (
     *("name", "model", "seed", "storage", "progress", "metrics", "left_s", "checkpoint", "checkpoint_waits", "workers"),
@@ -24,7 +24,7 @@ KEYS = (
 
 def at_work() -> RunStatus:
     identity = RunIdentity(name="fake", model="efficientnet_v2_tiny", seed=3, storage="s3://bucket/fake")
-    controller = StageController((stage(), stage((1, 4))), 2, lambda segment: None, identity=identity)  # type: ignore[arg-type]
+    controller = StageController(plan_of(stage(), stage((1, 4)), identity=identity), no_group)  # type: ignore[arg-type]
     controller.join(0, "a")
     controller.join(1, "b")
     controller.report(1, 24, 0.25)
@@ -55,7 +55,7 @@ def test_the_json_has_the_keys_that_scripts_rely_on() -> None:
     assert list(values["checkpoint"]) == ["uri", "cursor", "saved_s", "age_s"]
     assert values["workers"]["quietest"]["rank"] == 0
     assert values["workers"]["waits_most"] == {"rank": 1, "node": "b", "wait_share": 0.25}
-    before = StageController((stage(),), 2, lambda segment: None).status().to_json()
+    before = StageController(plan_of(stage()), no_group).status().to_json()
     assert before["workers"] == {"count": 0, "nodes": 0}
     assert (before["progress"], before["checkpoint"], before["left_s"]) == (None, None, ())
 

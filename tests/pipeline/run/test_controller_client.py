@@ -15,7 +15,7 @@ from pipeline.control.controller import StageController
 from pipeline.control.status import MAX_NOTES
 from pipeline.run.controller_client import ControllerAwayError, ControllerClient, ControllerLostError, find_controllers
 from pipeline.schedule.decisions import Stop
-from tests.support.groups import stage
+from tests.support.groups import no_group, plan_of, stage
 
 LINES = 500
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,7 +58,7 @@ class SlowController(StageController):
 def controller(ray_cluster: None) -> Iterator[ControllerClient]:
     from infra.cluster.connect import start_actor
 
-    client = ControllerClient(start_actor(SlowController, (stage(),), 2, lambda segment: None, name="run-called"))
+    client = ControllerClient(start_actor(SlowController, plan_of(stage()), no_group, name="run-called"))
     yield client
     client.kill()
 
@@ -117,7 +117,7 @@ def test_a_run_that_fails_says_why(ray_cluster: None) -> None:
     def fails(segment: object) -> None:
         raise ValueError("shard 3 is damaged")
 
-    client = ControllerClient(start_actor(StageController, (stage(),), 2, fails, name="run-failing"))
+    client = ControllerClient(start_actor(StageController, plan_of(stage()), fails, name="run-failing"))
     try:
         with pytest.raises(RuntimeError, match=r"^shard 3 is damaged$"):
             client.run().result(60)

@@ -31,7 +31,7 @@ from pipeline.schedule.policy import Progress
 from pipeline.schedule.stages import StageSpan
 from pipeline.training.class_scores import class_rows
 from pipeline.training.final_scores import FinalScores
-from tests.support.groups import stage
+from tests.support.groups import no_group, plan_of, stage
 
 
 @dataclass
@@ -146,7 +146,7 @@ def test_one_rank_of_a_node_tells_its_load_until_it_is_closed(monkeypatch: pytes
 
 def test_rank_0_records_the_load_of_the_other_nodes_at_decision_points() -> None:
     told = Told()
-    controller = StageController((stage(),), 4, lambda segment: None)
+    controller = StageController(plan_of(stage(), num_workers=4), no_group)
     controller.loaded("1", {"cpu": 3.0})
     controller.loaded("2", {"cpu": 5.0})
     controller.loaded("1", {"cpu": 4.0})  # the newest counts
