@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from infra.storage.open import open_storage
 from jobs.common.cli import default_config, parse_recipe, recipe_words, resolve, run_main
 from jobs.common.display import say, wide_console
 from jobs.common.facts import record_facts
 from jobs.common.parsing import UsageError
 from jobs.common.study_run import train_study
-from model.config import architecture_of
+from model.config import ModelConfig, architecture_of
 from model.tables import Block
 from pipeline.config import TrainConfig
 from pipeline.run.preflight import Preflight, preflight
 from pipeline.sweep.config import SearchOptions
+
+if TYPE_CHECKING:
+    from pipeline.search.timing import Timing
+    from pipeline.sweep.strategy import Point
+    from pipeline.sweep.study import Study
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,79 +67,83 @@ class _Search:
         self.base: tuple[Block, ...] = architecture.blocks
 
     def run(self) -> int:
-        """Train the candidates."""
+        """Time the blocks, train the candidates, report."""
         from infra.cluster.connect import connect
         from jobs.common.study_report import search_files, show_search
-        from pipeline.search import space
-        from pipeline.search.reward import reward
-        from pipeline.search.timing import timing
-        from pipeline.sweep.strategy import make_strategy
-        from pipeline.sweep.study import Study, open_ledger
+        from pipeline.sweep.study import open_ledger
 
-        config, options = self.config, self.options
-        distributions = space.distributions(self.base)
-        metric = config.checkpoint.best_metric
-        study = Study(
-            kind="search",
-            base=config,
-            space=distributions,
-            strategy=make_strategy(
-                options.search, distributions, seed=options.search_seed, highest=True, max_trials=options.max_trials
-            ),
-            first=space.point_of(self.base),
-            configure=self.configure,
-            score=lambda metrics, figures: reward(metrics[metric], figures["step_ratio"], figures["parameter_ratio"]),
-            score_name="reward",
-            plan={"search": options.search, "search_seed": options.search_seed},
+        connect(self.config.cluster, num_workers=max(self.config.worker_counts))
+        study = self._study(self._timed())
+        result = train_study(
+            self.console,
+            study,
+            self.options,
+            open_ledger(study),
+            files=lambda records: search_files(study, records, self.recipe, self._rows),
         )
-        connect(config.cluster, num_workers=max(config.worker_counts))
+        show_search(self.console, study, result.records, self.recipe, self._rows)
+        return 3 if not result.whole else 0 if study.best(result.records) else 1
+
+    def _timed(self) -> Timing:
+        """Return the blocks' times, measured once."""
+        from pipeline.search.timing import timing
+
         found = timing(
-            config,
+            self.config,
             self.base,
-            study.storage,
+            open_storage(self.config.folder),
             num_classes=len(self.ready.train.classes),
-            repeats=options.latency_repeats,
-            checks=options.latency_checks,
+            repeats=self.options.latency_repeats,
+            checks=self.options.latency_checks,
         )
         say(
             self.console,
             f"base step {found.base_s * 1e3:.1f} ms; the block table's mean error against {len(found.checks)} "
             f"candidates timed as a whole: {found.error:.1%}",
         )
+        return found
 
-        base_parameters = self._parameters(self.base)
+    def _study(self, found: Timing) -> Study:
+        from pipeline.search import space
+        from pipeline.search.reward import reward
+        from pipeline.sweep.strategy import make_strategy
+        from pipeline.sweep.study import Study
 
-        def figures(point: dict[str, Any]) -> dict[str, float]:
-            rows = space.rows_of(self.base, point)
-            step_s, parameters = found.table.estimate(rows), self._parameters(rows)
-            return {
-                "step_ms": 1e3 * step_s,
-                "step_ratio": step_s / found.base_s,
-                "parameters": parameters,
-                "parameter_ratio": parameters / base_parameters,
-            }
-
-        def rows_of(point: dict[str, Any]) -> tuple[Block, ...]:
-            return space.rows_of(self.base, point)
-
-        study.figures = figures
-        ledger = open_ledger(study)
-        result = train_study(
-            self.console,
-            study,
-            options,
-            ledger,
-            files=lambda records: search_files(study, records, self.recipe, rows_of),
+        options, distributions = self.options, space.distributions(self.base)
+        metric = self.config.checkpoint.best_metric
+        return Study(
+            kind="search",
+            base=self.config,
+            space=distributions,
+            strategy=make_strategy(
+                options.search, distributions, seed=options.search_seed, highest=True, max_trials=options.max_trials
+            ),
+            first=space.point_of(self.base),
+            configure=lambda point: replace(self.config, model=self._model(self._rows(point))),
+            figures=partial(self._figures, found, self._parameters(self.base)),
+            score=lambda metrics, figures: reward(metrics[metric], figures["step_ratio"], figures["parameter_ratio"]),
+            score_name="reward",
+            plan={"search": options.search, "search_seed": options.search_seed},
         )
-        show_search(self.console, study, result.records, self.recipe, rows_of)
-        return 3 if not result.whole else 0 if study.best(result.records) else 1
 
-    def configure(self, point: dict[str, Any]) -> TrainConfig:
-        """Return a candidate's run."""
+    def _figures(self, found: Timing, base_parameters: int, point: Point) -> dict[str, float]:
+        """Return what is known of a candidate without training; ratios are to the base."""
+        rows = self._rows(point)
+        step_s, parameters = found.table.estimate(rows), self._parameters(rows)
+        return {
+            "step_ms": 1e3 * step_s,
+            "step_ratio": step_s / found.base_s,
+            "parameters": parameters,
+            "parameter_ratio": parameters / base_parameters,
+        }
+
+    def _rows(self, point: Point) -> tuple[Block, ...]:
         from pipeline.search.space import rows_of
 
-        model = replace(self.config.model, rows=rows_of(self.base, point), fused_rows=())
-        return replace(self.config, model=model)
+        return rows_of(self.base, point)
+
+    def _model(self, rows: tuple[Block, ...]) -> ModelConfig:
+        return replace(self.config.model, rows=rows, fused_rows=())
 
     def _parameters(self, rows: tuple[Block, ...]) -> int:
         import torch
@@ -141,8 +152,7 @@ class _Search:
         from model.factory import build_model
 
         with torch.device("meta"):
-            model = replace(self.config.model, rows=rows, fused_rows=())
-            return count_parameters(build_model(model, num_classes=len(self.ready.train.classes)))
+            return count_parameters(build_model(self._model(rows), num_classes=len(self.ready.train.classes)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class _Sweep:
         points = planned_points(study, ledger.records, options.max_trials, drawn)
         planned = {number: study.configure(point) for number, point in enumerate(points)}
         if options.share:
-            study.shared = shared_prefixes(planned.values())
+            study = replace(study, shared=shared_prefixes(planned.values()))
         self._show_plan(planned)
         if options.dry_run:
             return 0

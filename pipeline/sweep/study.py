@@ -23,7 +23,7 @@ MAX_REPEATS = 1000
 """A strategy that gives only known points so often in a row has no new ones: the space is used up."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """What is tried, and how it is judged."""
 

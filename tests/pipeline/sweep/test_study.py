@@ -51,8 +51,7 @@ def make_study(config: TrainConfig, scheduler: str, num_trials: int) -> Study:
         scheduler=scheduler,  # type: ignore[arg-type]
     )
     points = planned_points(study, [], num_trials, RandomStrategy(space, seed=0))
-    study.shared = shared_prefixes([study.configure(point) for point in points])
-    return study
+    return replace(study, shared=shared_prefixes([study.configure(point) for point in points]))
 
 
 def check_nothing_is_left() -> None:
@@ -171,8 +170,7 @@ def test_a_trial_that_asha_ends_in_the_middle_leaves_a_checkpoint_and_nothing_el
             tracking=TrackingConfig(uri=sqlite_uri, system_metrics=False),
         )
     ).config
-    study = make_study(config, "asha", 3)
-    study.shared = frozenset()
+    study = replace(make_study(config, "asha", 3), shared=frozenset())
     ledger = open_ledger(study)
     for _ in range(2):  # of an earlier submission, and better than any accuracy
         record = next_record(study, ledger, 3)

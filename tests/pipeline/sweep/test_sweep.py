@@ -334,8 +334,7 @@ def test_a_ledger_comes_back_as_it_was_and_refuses_another_plan(tmp_path: Path) 
 def test_a_study_goes_on_with_what_a_run_may_change_and_not_with_other_data(tmp_path: Path) -> None:
     def opened(**changes: object) -> None:
         study = make_study(tmp_path)
-        study.base = replace(study.base, **changes)  # type: ignore[arg-type]
-        open_ledger(study)
+        open_ledger(replace(study, base=replace(study.base, **changes)))  # type: ignore[arg-type]
 
     opened()
     opened(cluster=ClusterConfig(num_workers=1), trainer=TrainerConfig(log_every=3))
@@ -356,7 +355,7 @@ def test_the_recipe_is_tried_first_and_no_point_twice(tmp_path: Path) -> None:
             told.append(scores)
 
     study = make_study(tmp_path)
-    study.strategy = Stubborn(study.space, seed=0)  # type: ignore[assignment]
+    study = replace(study, strategy=Stubborn(study.space, seed=0))  # type: ignore[arg-type]
     ledger = Ledger(study.storage)
     records = []
     while (record := next_record(study, ledger, 4)) is not None:
