@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -21,6 +21,7 @@ from jobs.common.display import say, wide_console
 from jobs.common.facts import rules_for, written
 from jobs.common.parsing import UsageError
 from jobs.common.schedule_plot import schedule_plot
+from jobs.recipes.facts import Facts
 from jobs.recipes.generic import GENERIC, TYPICAL, chosen_values
 from model.checks import check_image_size, check_model
 from pipeline.config import TrainConfig
@@ -29,12 +30,71 @@ from pipeline.run.preflight import with_numbers
 from pipeline.run.provenance import config_values, differences
 from pipeline.run.summary import other_sizes
 from pipeline.schedule.schedule import TrainingSchedule
-from pipeline.schedule.stages import TrainingStage, mean_pixels
+from pipeline.schedule.stages import StageSpan, TrainingStage, mean_pixels
 from pipeline.training.learning_rate import stage_learning_rate
 
 
-def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
-    """Return the plan as JSON values: a row a stage, and the totals. `epochs` and sizes are per stage."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedStage:
+    """A stage as it will be trained."""
+
+    resolved: TrainingStage
+    """With its own number of workers and stochastic depth."""
+    stage: int
+    """Its number, from 1 on."""
+    other_sizes: str
+    """Random image sizes, in words."""
+    steps: int
+    samples: int
+    lr_start: float
+    lr_end: float
+    eval_size: int
+    bytes_read: int
+    megapixels: float
+    """Of all images that are trained on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, with the fields of the stage itself among them."""
+        values = asdict(self)
+        return values.pop("resolved") | values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over the stages."""
+
+    steps: int
+    samples: int
+    bytes_read: int
+    megapixels_of_fixed_size: float
+    """Share of the pixels of training at the last size throughout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a recipe's run will do."""
+
+    recipe: str
+    model: str
+    data: DataSize
+    aspect_ratio: float
+    randaugment_policy: str
+    flip_order: str
+    stages: tuple[PlannedStage, ...]
+    total: Totals
+    facts: Facts | None = None
+    """What a generic recipe's choices follow from; None: it isn't generic."""
+    choices: dict[str, tuple[str, str]] | None = None
+    """What a generic recipe chose, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, without what isn't there."""
+        values = asdict(self) | {"stages": [stage.to_json() for stage in self.stages]}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def plan(config: TrainConfig, size: DataSize) -> Plan:
+    """Return the plan of a run: its stages, and the totals."""
     schedule = TrainingSchedule(config.stages, size.samples_per_epoch)
     total = schedule.total_samples
 
@@ -43,44 +103,39 @@ def plan(config: TrainConfig, size: DataSize) -> dict[str, Any]:
             config.optimizer, stage, cursor=cursor, samples_per_epoch=size.samples_per_epoch, total_samples=total
         )
 
-    rows = []
-    for span in schedule.spans:
-        samples = span.stop - span.start
-        rows.append(
-            asdict(span.stage)
-            | {
-                "stage": span.index + 1,
-                "other_sizes": other_sizes(span.stage),
-                "stochastic_depth": config.model.stochastic_depth
-                if span.stage.stochastic_depth is None
-                else span.stage.stochastic_depth,
-                "num_workers": config.workers_of(span.stage),
-                "steps": span.num_steps,
-                "samples": samples,
-                "lr_start": rate(span.start, span.stage),
-                "lr_end": rate(span.stop - span.stage.batch_size, span.stage),
-                "eval_size": config.trainer.eval_size(span.stage),
-                "bytes_read": round(samples * size.bytes_per_sample),
-                "megapixels": samples * span.stage.mean_pixels(config.data.aspect_ratio) / 1e6,
-            }
+    def planned(span: StageSpan) -> PlannedStage:
+        stage, samples = span.stage, span.stop - span.start
+        depth = config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
+        return PlannedStage(
+            resolved=replace(stage, stochastic_depth=depth, num_workers=config.workers_of(stage)),
+            stage=span.index + 1,
+            other_sizes=other_sizes(stage),
+            steps=span.num_steps,
+            samples=samples,
+            lr_start=rate(span.start, stage),
+            lr_end=rate(span.stop - stage.batch_size, stage),
+            eval_size=config.trainer.eval_size(stage),
+            bytes_read=round(samples * size.bytes_per_sample),
+            megapixels=samples * stage.mean_pixels(config.data.aspect_ratio) / 1e6,
         )
+
+    stages = tuple(planned(span) for span in schedule.spans)
     fixed = total * mean_pixels(config.stages[-1].image_size, (), 0.0, aspect_ratio=config.data.aspect_ratio) / 1e6
-    totals = {
-        "steps": sum(row["steps"] for row in rows),
-        "samples": total,
-        "bytes_read": sum(row["bytes_read"] for row in rows),
-        "megapixels_of_fixed_size": sum(row["megapixels"] for row in rows) / fixed,
-    }
-    return {
-        "recipe": config.name,
-        "model": config.model.name,
-        "data": asdict(size),
-        "aspect_ratio": config.data.aspect_ratio,
-        "randaugment_policy": config.data.randaugment_policy,
-        "flip_order": config.data.flip_order if config.data.flip else "none",
-        "stages": rows,
-        "total": totals,
-    }
+    return Plan(
+        recipe=config.name,
+        model=config.model.name,
+        data=size,
+        aspect_ratio=config.data.aspect_ratio,
+        randaugment_policy=config.data.randaugment_policy,
+        flip_order=config.data.flip_order if config.data.flip else "none",
+        stages=stages,
+        total=Totals(
+            steps=sum(stage.steps for stage in stages),
+            samples=total,
+            bytes_read=sum(stage.bytes_read for stage in stages),
+            megapixels_of_fixed_size=sum(stage.megapixels for stage in stages) / fixed,
+        ),
+    )
 
 
 def human_bytes(count: float) -> str:
@@ -92,38 +147,37 @@ def human_bytes(count: float) -> str:
     return f"{count:.3g} PB"
 
 
-def plan_table(planned: dict[str, Any]) -> Table:
+def plan_table(planned: Plan) -> Table:
     """Return the plan as a table."""
-    data, total = planned["data"], planned["total"]
-    augments = any(row["randaugment_magnitude"] for row in planned["stages"])
-    policy = f"RandAugment's policy: {planned['randaugment_policy']}; " if augments else ""
-    flips = "off" if planned["flip_order"] == "none" else planned["flip_order"]
+    data, total, rows = planned.data, planned.total, planned.stages
+    augments = any(row.resolved.randaugment_magnitude for row in rows)
+    policy = f"RandAugment's policy: {planned.randaugment_policy}; " if augments else ""
+    flips = "off" if planned.flip_order == "none" else planned.flip_order
     table = Table(
-        title=f"{planned['recipe']}: {planned['model']} on {data['samples']:,} images ({data['source']})",
+        title=f"{planned.recipe}: {planned.model} on {data.samples:,} images ({data.source})",
         title_justify="left",
         box=SIMPLE_HEAD,
-        caption=f"{total['steps']:,} steps, {total['samples']:,} samples, {human_bytes(total['bytes_read'])} read; "
-        f"{total['megapixels_of_fixed_size']:.0%} of the pixels of training at the last size throughout\n"
+        caption=f"{total.steps:,} steps, {total.samples:,} samples, {human_bytes(total.bytes_read)} read; "
+        f"{total.megapixels_of_fixed_size:.0%} of the pixels of training at the last size throughout\n"
         f"{policy}flips: {flips}",
         caption_justify="left",
     )
     names = ("stage", "px", "eval", "batch", "RandAug", "Mixup", "CutMix", "dropout", "depth", "epochs", "steps", "LR")
-    crops = ["crop area"] if any(row["crop_area"] for row in planned["stages"]) else []
-    others = ["other sizes"] if any(row["other_sizes"] for row in planned["stages"]) else []
+    crops = ["crop area"] if any(row.resolved.crop_area for row in rows) else []
+    others = ["other sizes"] if any(row.other_sizes for row in rows) else []
     for name in (*names, "read", *crops, *others):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in planned["stages"]:
+    for row in rows:
+        stage, ratio = row.resolved, planned.aspect_ratio
         table.add_row(
-            str(row["stage"]),
-            *(format_size(row[key], planned["aspect_ratio"]) for key in ("image_size", "eval_size")),
-            str(row["batch_size"]),
-            *(f"{row['randaugment_magnitude']:.3g}", f"{row['mixup_alpha']:.3g}"),
-            *(f"{row['cutmix_alpha']:.3g}", f"{row['dropout']:.3g}"),
-            f"{row['stochastic_depth']:.3g}",
-            *(f"{row['epochs']:.4g}", f"{row['steps']:,}"),
-            *(f"{row['lr_start']:.2g} - {row['lr_end']:.2g}", human_bytes(row["bytes_read"])),
-            *("{:g} - {:g}".format(*row["crop_area"]) if row["crop_area"] else "the data's" for _ in crops),
-            *(row["other_sizes"] for _ in others),
+            str(row.stage),
+            *(format_size(size, ratio) for size in (stage.image_size, row.eval_size)),
+            str(stage.batch_size),
+            *(f"{stage.randaugment_magnitude:.3g}", f"{stage.mixup_alpha:.3g}", f"{stage.cutmix_alpha:.3g}"),
+            *(f"{stage.dropout:.3g}", f"{stage.stochastic_depth:.3g}", f"{stage.epochs:.4g}", f"{row.steps:,}"),
+            *(f"{row.lr_start:.2g} - {row.lr_end:.2g}", human_bytes(row.bytes_read)),
+            *("{:g} - {:g}".format(*stage.crop_area) if stage.crop_area else "the data's" for _ in crops),
+            *(row.other_sizes for _ in others),
         )
     return table
 
@@ -139,10 +193,11 @@ def choices(argv: Sequence[str], config: TrainConfig) -> dict[str, tuple[str, st
     return {name: (values[name], reasons[name] if values[name] == chosen[name] else "a flag") for name in values}
 
 
-def choices_table(facts: dict[str, float | str], chosen: dict[str, tuple[str, str]]) -> Table:
+def choices_table(facts: Facts, chosen: dict[str, tuple[str, str]]) -> Table:
     """Return a row for each choice of a generic recipe, below the facts that it follows from."""
     shown = ", ".join(
-        f"{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:,}'}" for name, value in facts.items()
+        f"{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:,}'}"
+        for name, value in asdict(facts).items()
     )
     table = Table(title=f"facts: {shown}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("choice", "value", "reason"):
@@ -205,9 +260,10 @@ def main(argv: Sequence[str]) -> int:
     known = data_size(config, flags)
     planned = plan(config, known)
     if command.argv[0] in GENERIC:
-        planned |= {"facts": asdict(rules_for(command.argv).facts), "choices": choices(command.argv, config)}
+        facts = rules_for(command.argv).facts
+        planned = replace(planned, facts=facts, choices=choices(command.argv, config))
     if flags.json:
-        print(json.dumps(planned, indent=1))
+        print(json.dumps(planned.to_json(), indent=1))
     else:
         notes = (*command.notes, *rate_notes(command.argv, config), *_node_notes(config, known))
         print_plan(planned, config, notes)
@@ -225,14 +281,14 @@ def _node_notes(config: TrainConfig, size: DataSize) -> list[str]:
     return lines
 
 
-def print_plan(planned: dict[str, Any], config: TrainConfig, notes: Sequence[str]) -> None:
+def print_plan(planned: Plan, config: TrainConfig, notes: Sequence[str]) -> None:
     """Print the plan as tables, the schedule drawn, the data report, and notes."""
     console = wide_console()
     console.print(plan_table(planned))
-    if "choices" in planned:
-        console.print(choices_table(planned["facts"], planned["choices"]))
+    if planned.facts and planned.choices:
+        console.print(choices_table(planned.facts, planned.choices))
     plot = schedule_plot(config.stages, encoding=console.encoding)
-    for line in (*plot, "", *planned["data"]["report"], *(f"note: {line}" for line in notes)):
+    for line in (*plot, "", *planned.data.report, *(f"note: {line}" for line in notes)):
         say(console, line)
 
 
