@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from infra.storage.failures import FailureClass
 
 
@@ -12,7 +14,17 @@ class DataError(ValueError):
 
 
 class MissingDataError(DataError):
-    """There is no such shard or folder; begins with its place."""
+    """There is no such shard or folder, or no shard in it."""
+
+    place: str = ""
+    """The shard's or the folder's absolute path, or its URL."""
+
+    @classmethod
+    def at(cls, place: str, why: str) -> Self:
+        """Return the error of a place. Not by `__init__`: an error that crosses processes is made again of its text."""
+        error = cls(f"{place}: {why}")
+        error.place = place
+        return error
 
 
 class DataAccessError(DataError):

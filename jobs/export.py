@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from infra.storage.failures import reworded
 from jobs.common.cli import run_main
 from jobs.common.model_flags import ModelFlags
 from jobs.common.parsing import check_local, parse
@@ -224,7 +225,7 @@ def _quantize(saved: SavedModel, options: Options, source: Path, target: Path) -
     try:
         data = open_data(saved, url, loader_workers=0)
     except DataError as error:
-        raise DataError(f"{error}; int8 needs training images: name them with --train-data") from error
+        raise reworded(error, f"{error}; int8 needs training images: name them with --train-data") from error
     batches = data.batches(image_size=saved.preprocessing.image_size, batch_size=32, samples=CALIBRATED)
     quantize(source, target, (np.ascontiguousarray(batch.images.numpy()) for batch in batches if len(batch.labels)))
 
@@ -280,7 +281,7 @@ def _data(saved: SavedModel, options: Options) -> EvaluationData:
     try:
         return open_data(saved, options.data or saved.config["data"]["val"], loader_workers=0)
     except DataError as error:
-        raise DataError(f"{error}; name data for the comparison with --data") from error
+        raise reworded(error, f"{error}; name data for the comparison with --data") from error
 
 
 def _real_images(saved: SavedModel, data: EvaluationData, count: int) -> np.ndarray:

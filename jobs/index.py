@@ -13,6 +13,7 @@ from datasets.files.urls import absolute, check_writable, folder_of, name_of, pl
 from datasets.shards.indexing import IndexRules, index_shards
 from datasets.shards.manifest import wids_json
 from datasets.shards.resolve import expand_files
+from infra.storage.failures import reworded
 from jobs.common.cli import run_main
 from jobs.common.display import shown_progress, summary
 from jobs.common.parsing import parse
@@ -52,7 +53,7 @@ def run(config: IndexConfig) -> None:
     try:
         check_writable(out)
     except DataError as error:
-        raise DataError(f"{error}; name another folder with --out") from None
+        raise reworded(error, f"{error}; name another folder with --out") from None
     lines: list[str] = []
     with shown_progress(f"{config.url} -> {out}", unit="shards") as progress:
         manifest = index_shards(config.url, out, config.rules, progress=progress, tell=lines.append)

@@ -22,7 +22,7 @@ def rows_from_json(text: str | bytes) -> tuple[Block, ...]:
     """
     try:
         rows = tuple(Block(**row) for row in json.loads(text))
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError("expected a JSON list of rows as jobs.search writes it") from error
     if not rows:
         raise ValueError("there are no rows in it")

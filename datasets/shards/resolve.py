@@ -60,7 +60,7 @@ def _part_files(part: str, listed: _Folders) -> tuple[list[RemoteFile], str]:
         return files, folder
     elsewhere = _indexed_elsewhere(folder)
     if elsewhere is None:
-        raise DataError(f"{folder}: the folder holds no .tar shard; {_cure(folder)}")
+        raise MissingDataError.at(folder, f"the folder holds no .tar shard; {_cure(folder)}")
     return [_find(shard.url, listed) for shard in elsewhere.shards], folder
 
 
@@ -72,7 +72,7 @@ def _find(url: str, listed: _Folders) -> RemoteFile:
     file = _listed(folder_of(url), listed).get(url)
     if file is None:
         several = f"join several by {SEPARATOR}, or " if ":" in url.removeprefix("s3:") else ""
-        raise MissingDataError(f"{url}: no such shard or folder; {several}{HOW_TO_MAKE}")
+        raise MissingDataError.at(url, f"no such shard or folder; {several}{HOW_TO_MAKE}")
     return file
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from enum import Enum
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class FailureClass(Enum):
@@ -49,3 +53,13 @@ def failure_class(error: BaseException) -> FailureClass:
 def is_transient(error: BaseException) -> bool:
     """Say whether the same thing may succeed later."""
     return failure_class(error) is FailureClass.TRANSIENT
+
+
+def reworded(error: E, text: str) -> E:
+    """Return an error with another text. Its class and its fields stay: what it calls for doesn't change with its text.
+
+    It is one whose text is its only argument, as ours are.
+    """
+    again = copy.copy(error)
+    again.args = (text,)
+    return again

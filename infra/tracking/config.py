@@ -8,8 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from infra.redact import check_uri, one_line, redacted
 from infra.storage.base import StorageError
+from infra.storage.failures import is_transient
 from infra.storage.local import LocalStorage
-from infra.tracking.mlflow_run import TrackingError, error_code, make_client, open_experiment, sqlite_path
+from infra.tracking.mlflow_run import (
+    TrackingAwayError,
+    TrackingError,
+    error_code,
+    make_client,
+    open_experiment,
+    sqlite_path,
+)
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
@@ -92,7 +100,7 @@ def check_file(config: TrackingConfig) -> None:
         try:
             LocalStorage(parent).check_writable()
         except StorageError as error:
-            raise TrackingError(f"tracking.uri is {config.uri}: {error}") from None
+            raise _kind(is_transient(error))(f"tracking.uri is {config.uri}: {error}") from None
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
             raise TrackingError(f"tracking.uri is {config.uri}: {path} can't be written; choose another file")
 
@@ -115,7 +123,7 @@ def explained(config: TrackingConfig, error: Exception) -> TrackingError:
     if isinstance(error, TrackingError):
         return error
     if isinstance(error, StorageError):
-        return TrackingError(str(error))
+        return _kind(is_transient(error))(str(error))
     text = one_line(error)
     where = f"tracking.uri is {redacted(config.uri)}"
     if isinstance(error, ModuleNotFoundError):
@@ -123,12 +131,17 @@ def explained(config: TrackingConfig, error: Exception) -> TrackingError:
     if "out-of-date database schema" in text:
         return TrackingError(f"{where}: an older MLflow made this database; run `mlflow db upgrade` on a copy of it")
     if not config.uri.startswith("http"):
-        return TrackingError(f"{where}: the database can't be used: {text}")
+        return _kind("database is locked" in text)(f"{where}: the database can't be used: {text}")
     if error_code(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"error code (401|403)\b", text):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return TrackingError(f"{where}: the server refuses the credentials; {cure}")
     if re.search(r"error code \d|JSON", text):
-        return TrackingError(f"{where}: what answers there is not an MLflow server, or is failing: {text}")
+        kind = _kind(re.search(r"error code (429|50[234])\b", text) is not None)  # also of a proxy before a server
+        return kind(f"{where}: what answers there is not an MLflow server, or is failing: {text}")
     if error_code(error) in ("", "INTERNAL_ERROR"):  # what MLflow's client says when there was no answer to read
-        return TrackingError(f"{where}: no answer; start the MLflow server, or correct the URI")
+        return TrackingAwayError(f"{where}: no answer; start the MLflow server, or correct the URI")
     return TrackingError(f"{where}: {text}")
+
+
+def _kind(away: bool) -> type[TrackingError]:
+    return TrackingAwayError if away else TrackingError

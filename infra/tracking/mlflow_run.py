@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.redact import one_line, redacted
+from infra.storage.failures import FailureClass
 from infra.tracking.charts import VIEW_TAG, view_text
 from infra.tracking.outbox import File, Row
 
@@ -60,6 +61,12 @@ _ENVIRONMENT = {
 
 class TrackingError(ValueError):
     """Tracking cannot work as configured; one line that says why and what to do. Never holds a secret."""
+
+
+class TrackingAwayError(TrackingError):
+    """MLflow gave no answer, or its database or disk was busy or full; the same call may succeed later."""
+
+    failure = FailureClass.TRANSIENT
 
 
 class MlflowRun:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from infra.redact import one_line
-from infra.tracking.config import TrackingConfig, TrackingError, prepare
+from infra.tracking.config import TrackingConfig, prepare
+from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
 
 FIELDS = ("uri", "experiment", "artifact_location")
 """Of a `TrackingConfig`: what `prepare` looks at."""
 LIMIT_S = 600.0
 """For how long MLflow is waited for: its tables are made in seconds, an older version's changed in minutes."""
-_REFUSED = 3
-"""Exit code: a TrackingError, whose text is on standard output."""
+_EXIT_CODES = {TrackingError: 3, TrackingAwayError: os.EX_TEMPFAIL}
+"""Class of an error -> exit code of the process that has its text on standard output."""
 
 
 @contextmanager
@@ -54,12 +55,13 @@ def prepared_meanwhile(config: TrackingConfig) -> Iterator[None]:
             said, errors = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         held = f"MLflow is not ready after {LIMIT_S:.0f} s: another process may hold its database"
-        raise TrackingError(held) from None
+        raise TrackingAwayError(held) from None
     finally:
         process.kill()
         process.wait()
-    if process.returncode == _REFUSED:
-        raise TrackingError(said)
+    for kind, code in _EXIT_CODES.items():
+        if process.returncode == code:
+            raise kind(said)
     if process.returncode:
         raise TrackingError(f"MLflow could not be prepared: {one_line(RuntimeError(errors.strip()))[-300:]}")
 
@@ -70,7 +72,7 @@ def main() -> None:
         prepare(TrackingConfig(**json.load(sys.stdin)))
     except TrackingError as error:
         sys.stdout.write(str(error))
-        sys.exit(_REFUSED)
+        sys.exit(_EXIT_CODES[type(error)])
 
 
 if __name__ == "__main__":

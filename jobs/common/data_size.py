@@ -10,6 +10,7 @@ from datasets.loading.class_sampling import sampling_lines
 from datasets.loading.sample_order import sample_order
 from datasets.prepare.report import report_of
 from datasets.shards.resolve import load_manifest
+from infra.storage.failures import reworded
 from jobs.recipes.imagenet import IMAGENET_SHARDS
 from pipeline.config import TrainConfig
 from pipeline.run.class_weights import weight_lines
@@ -70,7 +71,7 @@ def data_size(config: TrainConfig, flags: PlanFlags) -> DataSize:
     try:
         manifest = load_manifest(config.data.train, weights=config.data.train_weights)
     except DataError as error:
-        raise type(error)(f"{error} (or plan for --samples N)") from error
+        raise reworded(error, f"{error} (or plan for --samples N)") from error
     check_pixels("data.train", config.data, manifest)
     order = sample_order(config.data, manifest, seed=config.seed)
     used = int(manifest.shard_counts.sum())  # of a mix an epoch takes more or fewer than there are

@@ -12,12 +12,13 @@ from typing import Any
 
 from infra.redact import one_line
 from infra.storage.base import StorageError
+from infra.storage.failures import reworded
 from infra.storage.open import open_storage
 from infra.tracking.mlflow_run import FINGERPRINT_TAG, runs_by_tag
 from pipeline.checkpoint.catalog import CheckpointError, newest_state
 from pipeline.checkpoint.metadata import RunMetadata
 from pipeline.checkpoint.state import TrainState
-from pipeline.compare.config import CompareError, Comparison
+from pipeline.compare.config import Comparison
 from pipeline.compare.history import History, history_of
 from pipeline.run.preflight import Preflight, check_run, preflight
 from pipeline.run.provenance import run_fingerprint
@@ -54,7 +55,7 @@ def plan_runs(comparison: Comparison, seeds: tuple[int, ...], *, dry: bool = Fal
             try:
                 ready = check_run(named) if dry else preflight(named, prepare_tracking=not planned)
             except ValueError as error:
-                raise CompareError(f"variant {variant!r}: {error}") from error
+                raise reworded(error, f"variant {variant!r}: {error}") from error
             found_by = fingerprint_of(ready)
             run = Planned(variant, seed, found_by, ready)
             planned.append(renamed(run, f"{config.name}-{slug(variant)}-s{seed}-{found_by[:8]}"))

@@ -9,6 +9,7 @@ import torch
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.shards.resolve import load_manifest
+from infra.storage.failures import reworded
 from pipeline.checkpoint.recorded_config import config_from
 from pipeline.inference.trained_model import SavedModel, check_classes
 from pipeline.training.reestimation import reestimate_from_data
@@ -37,7 +38,7 @@ def reestimate_saved(
     try:
         manifest = load_manifest(data.train, weights=data.train_weights)
     except DataError as error:
-        raise DataError(f"{error}; --reestimate-bn needs training shards: name them with --train-data") from error
+        raise reworded(error, f"{error}; --reestimate-bn needs training shards: name them with --train-data") from error
     check_classes(saved, manifest, data.train)
     reestimate_from_data(
         saved.model.to(device),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.errors import MissingDataError
 from infra.storage.open import open_storage
 from jobs.common.compare_args import parse
 from jobs.common.parsing import UsageError
@@ -294,10 +295,10 @@ def arguments(place: Path, tracking_uri: str, *more: str) -> list[str]:
 
 def test_data_that_is_not_there_and_sizes_that_do_not_fit_are_one_line(tmp_path: Path, sqlite_uri: str) -> None:
     write_shards(tmp_path / "train", [60])
-    with pytest.raises(CompareError, match=r"^variant 'fonts_small': .*no such shard or folder"):
+    with pytest.raises(MissingDataError, match=r"^variant 'fonts_small': .*no such shard or folder"):
         main(arguments(tmp_path, sqlite_uri))
     write_shards(tmp_path / "val", [30])
-    with pytest.raises(CompareError, match=r"^variant 'fonts_small': image_size=8.* 16 is the smallest"):
+    with pytest.raises(ValueError, match=r"^variant 'fonts_small': image_size=8.* 16 is the smallest"):
         main(arguments(tmp_path, sqlite_uri, "--stages.0.image-size", "8"))
 
 
@@ -305,20 +306,20 @@ def test_metrics_that_no_evaluation_gives_and_another_runs_rest_are_one_line(tmp
     write_shards(tmp_path / "train", [60])
     write_shards(tmp_path / "val", [30])
     with pytest.raises(
-        CompareError,
+        ValueError,
         match=r"checkpoint\.best_metric is 'val/acc', .* there are val/accuracy, val/balanced_accuracy, val/macro_f1, "
         "val/calibration_error, val/loss; name one by --checkpoint.best-metric, and by --checkpoint.best-is whether",
     ):
         main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", "val/acc", "--dry-run"))
     for name in ("val/loss", "val/calibration_error"):
         with pytest.raises(
-            CompareError, match=rf"best_metric is '{name}', .* is 'highest': give --checkpoint.best-is lowest"
+            ValueError, match=rf"best_metric is '{name}', .* is 'highest': give --checkpoint.best-is lowest"
         ):
             main(arguments(tmp_path, sqlite_uri, "--checkpoint.best-metric", name, "--dry-run"))
     with pytest.raises(CompareError, match=r"^resume_from: .*--model\.init-from"):
         main(arguments(tmp_path, sqlite_uri, "--resume-from", "/runs/x", "--dry-run"))
     plateau = ("--adaptive.plateau", "True", "--adaptive.metric", "accuracy")
-    with pytest.raises(CompareError, match=r"adaptive\.metric is 'accuracy'.*; name one by --adaptive.metric, and"):
+    with pytest.raises(ValueError, match=r"adaptive\.metric is 'accuracy'.*; name one by --adaptive.metric, and"):
         main(arguments(tmp_path, sqlite_uri, *plateau, "--dry-run"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datasets.errors import MissingDataError
 from datasets.loading.reader import SampleReader
 from datasets.shards.resolve import load_manifest
 from infra.storage.open import open_storage
@@ -101,7 +102,9 @@ def test_statistics_are_estimated_again_from_the_training_data(
     assert len({report["metrics"]["loss"] for report in (usual, again, other)}) == 3
     named = ("--reestimate-bn", "48", "--train-data", str(trained_classifier.data / "train"))
     assert evaluated(capsys, trained_classifier, "--image-size", "64", *named) == again
-    with pytest.raises(ValueError, match="--reestimate-bn needs training shards: name them with --train-data") as error:
+    with pytest.raises(
+        MissingDataError, match="--reestimate-bn needs training shards: name them with --train-data"
+    ) as error:
         evaluated(capsys, trained_classifier, "--reestimate-bn", "48", "--train-data", str(tmp_path / "none"))
     assert "\n" not in str(error.value)
     wrong = str(write_shards(tmp_path / "other", [24], classes=3))

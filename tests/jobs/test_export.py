@@ -28,7 +28,9 @@ import pytest
 import torch
 from PIL import Image
 
+import pipeline.inference.evaluation_data
 import pipeline.inference.exported_model
+from datasets.errors import DataAwayError
 from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
@@ -288,6 +290,28 @@ def test_a_smaller_model_that_loses_too_much_is_not_written(
         main([str(trained_classifier.folder), "--to", str(tmp_path / "m.pt2"), "--precision", "fp16"])
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [
+        (["--data", "s3://b/away"], "name data for the comparison with --data"),
+        (["--precision", "int8", "--train-data", "s3://b/away"], "name them with --train-data"),
+    ],
+)
+def test_data_that_are_away_for_now_are_not_taken_for_wrong_ones(
+    flags: list[str], cure: str, trained_classifier: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = pipeline.inference.evaluation_data.open_data
+
+    def open_data(saved: SavedModel, place: str, **options: Any) -> Any:
+        if place == "s3://b/away":
+            raise DataAwayError(f"{place}: no answer")
+        return there(saved, place, **options)
+
+    monkeypatch.setattr(pipeline.inference.evaluation_data, "open_data", open_data)
+    with pytest.raises(DataAwayError, match=f"^s3://b/away: no answer; .*{cure}$"):
+        main([str(trained_classifier.folder), "--to", str(tmp_path / "m.onnx"), *flags])
 
 
 def test_mistakes_are_one_line(trained_classifier: TrainedRun, tmp_path: Path) -> None:

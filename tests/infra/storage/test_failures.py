@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -15,14 +16,15 @@ from typing import Any
 import pytest
 from botocore import exceptions as aws
 
-from datasets.errors import DataAwayError, DataError
+from datasets.errors import DataAwayError, DataError, MissingDataError
 from infra.storage import s3_client
 from infra.storage.base import MissingKeyError, StorageAwayError, StorageError
-from infra.storage.failures import FailureClass, failure_class
+from infra.storage.failures import FailureClass, failure_class, reworded
 from infra.storage.lease import check_conditional_writes
 from infra.storage.s3 import S3Storage
 from infra.storage.s3_client import PART_BYTES
 from infra.storage.s3_errors import class_of, explained
+from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
 from pipeline.run.worker import DifferentStartError
 from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import S3Server
@@ -41,6 +43,8 @@ def answer(code: str, status: int) -> aws.ClientError:
         (StorageAwayError("x"), TRANSIENT),
         (DataAwayError("x"), TRANSIENT),
         (DifferentStartError("x"), TRANSIENT),
+        (TrackingAwayError("x"), TRANSIENT),
+        (TrackingError("x"), OPERATOR),
         (StorageError("x"), OPERATOR),
         (MissingKeyError("x"), OPERATOR),
         (DataError("x"), DATA),
@@ -56,6 +60,17 @@ def answer(code: str, status: int) -> aws.ClientError:
 )
 def test_every_failure_has_a_class(error: Exception, expected: FailureClass) -> None:
     assert failure_class(error) is expected
+    again = reworded(error, "said better")
+    assert failure_class(again) is expected
+    assert type(again) is type(error)
+
+
+def test_an_error_of_other_words_and_of_another_process_keeps_its_fields() -> None:
+    error = MissingDataError.at("s3://b/train", "no such shard")
+    for again in (reworded(error, "data.train: none"), pickle.loads(pickle.dumps(error))):
+        assert again.place == "s3://b/train"
+    assert str(reworded(error, "data.train: none")) == "data.train: none"
+    assert str(error) == "s3://b/train: no such shard"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.tracking.config import TrackingConfig, TrackingError
+from infra.tracking.config import TrackingConfig
+from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
 from infra.tracking.prepare_process import prepared_meanwhile
 
 
@@ -24,7 +25,7 @@ def test_mlflow_is_ready_when_the_rest_is_done(tmp_path: Path) -> None:
 def test_what_is_wrong_with_mlflow_is_the_same_line_without_secrets() -> None:
     said = r"^tracking\.uri is http://127\.0\.0\.1:9: no answer; start the MLflow server, or correct the URI$"
     with (
-        pytest.raises(TrackingError, match=said),
+        pytest.raises(TrackingAwayError, match=said),
         prepared_meanwhile(TrackingConfig(uri="http://user:secret@127.0.0.1:9")),
     ):
         pass
@@ -36,3 +37,13 @@ def test_an_error_of_the_rest_is_the_one_that_counts(tmp_path: Path) -> None:
         prepared_meanwhile(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")),
     ):
         raise RuntimeError("no cluster")
+
+
+def test_what_is_not_cured_by_waiting_keeps_its_class_too(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database " * 100)
+    with (
+        pytest.raises(TrackingError, match="not a database") as caught,
+        prepared_meanwhile(TrackingConfig(uri=f"sqlite:///{tmp_path}/text.db")),
+    ):
+        pass
+    assert not isinstance(caught.value, TrackingAwayError)

@@ -23,9 +23,9 @@ from infra.storage.base import Storage
 from infra.storage.open import open_storage
 from infra.tracking import mlflow_run
 from infra.tracking import tracker as tracking
-from infra.tracking.config import TrackingConfig, check, prepare
+from infra.tracking.config import TrackingConfig, check, explained, prepare
 from infra.tracking.ended import end_record, send_unsent
-from infra.tracking.mlflow_run import TrackingError, log_below, make_client, open_run
+from infra.tracking.mlflow_run import TrackingAwayError, TrackingError, log_below, make_client, open_run
 from infra.tracking.outbox import Row
 from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
@@ -479,7 +479,7 @@ def test_a_wrong_uri_is_said_when_the_config_is_made(uri: str, message: str | No
 
 
 def test_a_server_that_is_not_there_is_said() -> None:
-    with pytest.raises(TrackingError, match=r"^tracking.uri is http://127.0.0.1:9: no answer; start") as caught:
+    with pytest.raises(TrackingAwayError, match=r"^tracking.uri is http://127.0.0.1:9: no answer; start") as caught:
         check(TrackingConfig(uri="http://me:hunter2@127.0.0.1:9"))
     assert "hunter2" not in str(caught.value)
 
@@ -491,6 +491,21 @@ def test_a_server_that_is_not_mlflow_is_said() -> None:
             check(TrackingConfig(uri=f"http://127.0.0.1:{other.server_port}"))
         other.shutdown()
     assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, TrackingAwayError)
+
+
+@pytest.mark.parametrize(
+    ("uri", "text", "away"),
+    [
+        ("http://h", "API request to endpoint /x failed with error code 503 != 200", True),
+        ("http://h", "API request to endpoint /x failed with error code 404 != 200", False),
+        ("http://h", "API request to endpoint /x failed with error code 401 != 200", False),
+        ("sqlite:///m.db", "(sqlite3.OperationalError) database is locked", True),
+        ("sqlite:///m.db", "(sqlite3.DatabaseError) file is not a database", False),
+    ],
+)
+def test_what_may_be_over_the_next_time_is_told_from_what_is_to_be_cured(uri: str, text: str, away: bool) -> None:
+    assert isinstance(explained(TrackingConfig(uri=uri), RuntimeError(text)), TrackingAwayError) == away
 
 
 def test_a_deleted_experiment_is_said(config: TrackingConfig) -> None:
