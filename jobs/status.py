@@ -36,7 +36,7 @@ class Options:
     every_s: float = 2.0
     """With --watch: seconds between two updates."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON, one line per update, instead of tables."""
+    """Print JSON, one line per update, instead of tables; without runs an empty list."""
     address: str = ""
     """Address of the Ray cluster. Empty: RAY_ADDRESS, else the clusters on this machine."""
 
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     looks = visit(options.address, lambda: _statuses(options.run))
     some = [address for address, found in looks.items() if found]
     if not some:
-        print(f"no active run is named {options.run!r}" if options.run else "no active runs")
+        none = f"no active run is named {options.run!r}" if options.run else "no active runs"
+        print("[]" if options.as_json else none)
         return 1
     _show(console, options, _flat(looks))
     if options.watch:

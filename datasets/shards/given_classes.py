@@ -15,18 +15,19 @@ from datasets.shards.manifest import MANIFEST_NAME, read_manifest
 _FILES = (".txt", ".json")
 
 
-def class_names(given: str, *, unique: bool = True) -> tuple[str, ...]:
+def class_names(given: str, *, unique: bool = True, least: int = 2) -> tuple[str, ...]:
     """Return the class names that --classes means, in label order.
 
     Args:
         given: names separated by commas, a JSON list of them, a file of them (a JSON list, a JSON object from name to
             number, a manifest.json, or a name a line), or a folder of prepared data.
         unique: refuse a name that is there twice, as ImageNet's "crane" is.
+        least: how many are to be named. One name with a slash is taken for a path all the same.
 
     Raises:
         DataError: none of these, or a name that is there twice or is not one line.
     """
-    names = _read(given)
+    names = _read(given, least)
     check_names(names, "--classes")
     if unique and (twice := [name for name in names if names.count(name) > 1]):
         raise DataError(f"--classes {given}: {twice[0]!r} is there twice")
@@ -40,7 +41,7 @@ def are_named(given: str) -> bool:
     return bool(_manifest_folder(given)) or given.endswith(_FILES)
 
 
-def _read(given: str) -> tuple[str, ...]:
+def _read(given: str, least: int) -> tuple[str, ...]:
     if given.startswith("["):
         try:
             return tuple(map(str, json.loads(given)))
@@ -51,9 +52,11 @@ def _read(given: str) -> tuple[str, ...]:
     if is_remote(given) or given.endswith(_FILES) or _is(Path.exists, given):
         return _in_file(given)
     names = tuple(name.strip() for name in given.split(",") if name.strip())
-    if len(names) < 2:
+    if len(names) < least:
         raise DataError(f"--classes {given}: no such file or folder, and one class alone; name two at least, as in "
                         "cat,dog")  # fmt: skip
+    if len(names) == 1 and "/" in given:
+        raise DataError(f"--classes {given}: no such file or folder; a target of this name is given as a JSON list")
     return names
 
 

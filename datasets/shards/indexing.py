@@ -80,9 +80,9 @@ def index_shards(
         raise DataError(f"{url}: it contains no samples")
     if not rules.repeated_keys:
         check_keys(files, scans)
-    classes, numbers = _classes(rules.classes, scans)
-    rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
     kind = _kind(scans)
+    classes, numbers = _classes(rules.classes, scans, kind)
+    rows = [_numbered(file, scan, numbers) for file, scan in zip(files, scans, strict=True)]
     if not classes and kind == "segmentation":
         raise DataError(f"{url}: masks alone don't tell the classes; name them with --classes")
     targets = target_statistics(scans) if kind == "regression" else ()
@@ -158,10 +158,11 @@ def _scan(
     return [scans[file.url] for file in files]
 
 
-def _classes(given: str, scans: Sequence[ShardIndex]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _classes(given: str, scans: Sequence[ShardIndex], kind: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return (class names in label order, number of each name); both are empty where labels are numbers only."""
     if given:
-        names = class_names(given, unique=any(scan.names for scan in scans))
+        least = 1 if kind == "regression" else 2  # of targets one is enough
+        names = class_names(given, unique=any(scan.names for scan in scans), least=least)
     else:
         names = tuple(sorted({name for scan in scans for name in scan.names}))
         if len(names) > _MOST_CLASSES:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jobs import status
 from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
 from pipeline.control.controller import StageController
@@ -74,6 +75,15 @@ def test_an_address_that_no_record_can_go_on_at_is_one_line(said: list[str], mes
         tracking_uri(said)
     assert "\n" not in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+def test_without_runs_json_is_an_empty_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "visit", lambda address, look: {"127.0.0.1:1": []})
+    for argv, said in ((["--json"], "[]"), (["gone", "--json"], "[]"), (["gone"], "no active run is named 'gone'")):
+        assert status.main(argv) == 1
+        assert capsys.readouterr().out == f"{said}\n"
 
 
 def shown(status: RunStatus) -> str:

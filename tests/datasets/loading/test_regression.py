@@ -69,6 +69,18 @@ def test_the_shards_are_indexed_again_as_they_were_written(tmp_path: Path) -> No
     assert elsewhere.classes == ("target1", "target2")
 
 
+def test_one_target_is_named_alone(tmp_path: Path) -> None:
+    prepare(CsvTable(table=str(table_of(tmp_path)), targets=("age",)), tmp_path / "out", ONE)
+    folder = str(tmp_path / "out/train")
+    assert index_shards(folder, str(tmp_path / "index"), IndexRules(classes="years")).classes == ("years",)
+    with pytest.raises(DataError, match="its samples have 1 targets, and 2 names are given"):
+        index_shards(folder, str(tmp_path / "index"), IndexRules(classes="years,days"))
+    with pytest.raises(DataError, match=r"^--classes data/years: no such file or folder; a target of this name"):
+        index_shards(folder, str(tmp_path / "index"), IndexRules(classes="data/years"))
+    with_slash = IndexRules(classes='["USD/m2"]')
+    assert index_shards(folder, str(tmp_path / "index"), with_slash).classes == ("USD/m2",)
+
+
 def test_a_sample_of_today_is_not_two_minutes_off(tmp_path: Path) -> None:
     times = [1764413609.25 + 17 * number for number in range(4)]
     image = png(image_of(1, 1))
