@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +26,9 @@ from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.prepare.sources.masks import Masks
 from datasets.prepare.sources.torchvision_set import TorchvisionData
 from datasets.prepare.writer import WriterConfig, prepare
-from jobs.common.cli import ShortSides
+from jobs.common.cli import ShortSides, run_main
 from jobs.common.display import shown_progress, summary
-from jobs.common.parsing import UsageError, parse
+from jobs.common.parsing import UsageError, nearest, parse
 from jobs.common.run_classes import names_of
 
 AnySource = (
@@ -77,24 +75,12 @@ class PrepareConfig:
             )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2 for what the user can put right, 130 when interrupted."""
+def main(argv: Sequence[str]) -> int:
+    """Write the shards, and say what is there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what clusters send means the same as Ctrl-C
     settings = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
-    try:
-        argv = sys.argv[1:] if arguments is None else arguments
-        _check_source(argv)
-        config = parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings)
-        run(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; what is finished is kept: put it right and run again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    _check_source(argv)
+    run(parse(PrepareConfig, argv, prog="python -m jobs.prepare", config=settings))
     return 0
 
 
@@ -134,8 +120,8 @@ def _check_source(argv: Sequence[str]) -> None:
     """
     if not {*argv} & {*_SOURCES, "-h", "--help"}:
         given = argv[0] if argv and not argv[0].startswith("-") else ""
-        near = difflib.get_close_matches(given, _SOURCES, 1, cutoff=0.5)
-        said = f"{given!r} is no source{''.join(f' (did you mean {name}?)' for name in near)}" if given else ""
+        hint = nearest(given, _SOURCES, "", cutoff=0.5)
+        said = f"{given!r} is no source{f' ({hint})' if hint else ''}" if given else ""
         raise UsageError(f"{said or 'no source is named'}; there are {', '.join(_SOURCES)}: jobs.prepare SOURCE --help")
 
 
@@ -150,4 +136,4 @@ def _resolved(config: PrepareConfig) -> AnySource:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main, interrupted="interrupted; run the same command again to resume")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import getpass
 import os
 import re
@@ -16,11 +15,12 @@ from typing import Annotated, TypeVar
 import tyro
 
 from datasets.errors import MissingDataError
+from datasets.files.urls import absolute
 from infra.redact import redacted, redacted_command
-from infra.storage.failures import is_transient
+from infra.storage.failures import is_transient, reworded
 from infra.storage.open import open_storage
 from jobs.common.facts import DataFlag, FactsFlag, Resolved, generic_config, resolved
-from jobs.common.parsing import UsageError, parse, parse_known
+from jobs.common.parsing import UsageError, nearest, parse, parse_known
 from jobs.common.recipe_help import CONVERSIONS, recipe_help
 from jobs.common.schedule_flags import ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
@@ -32,8 +32,13 @@ from pipeline.schedule.stages import AUTO
 
 T = TypeVar("T")
 
-SHORT = {"--profile": "--trainer.profile-steps", "--init-from": "--model.init-from"}
-"""Flags that have a second name."""
+SHORT = {
+    "--profile": "--trainer.profile-steps",
+    "--init-from": "--model.init-from",
+    "--train": "--data.train",
+    "--val": "--data.val",
+}
+"""Second names of flags, for all jobs that take a recipe."""
 _HELP = frozenset({"-h", "--help", "--help-all"})
 _BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
 """The flags that take `auto`, which is the number `pipeline.schedule.stages.AUTO`."""
@@ -64,6 +69,7 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
 
     Raises:
         UsageError: no such recipe or field, or a value that the field doesn't take.
+        ValueError: the file of --model-rows can't be read, or holds no rows.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(prog))
@@ -71,10 +77,12 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     name = argv[0]
     _check_known(name)
     prog = f"{prog} {name}"
+    own_flags: list[type] = [
+        kind for kind in (extra, DataFlag, FactsFlag if name in GENERIC else None) if kind is not None
+    ]
     if asked := _HELP & {*argv}:
         everything = "--help-all" in asked
-        flags = [extra, DataFlag, FactsFlag if name in GENERIC else None, _Rows if everything else None]
-        own_flags = [kind for kind in flags if kind is not None]
+        own_flags += [_Rows] if everything else []
         print(recipe_help(prog, RECIPES[name], own_flags, ScheduleFlags, everything=everything))
         sys.exit(0)
     argv = resolve(argv).argv
@@ -87,7 +95,8 @@ def parse_recipe(argv: Sequence[str], *, prog: str, extra: type[T] | None = None
     default = scheduled(default_config(argv), schedule)
     if rows.model_rows:
         default = replace(default, model=replace(default.model, rows=_read_rows(rows.model_rows), fused_rows=()))
-    return parse(TrainConfig, rest, default=default, prog=prog, config=CONVERSIONS), own
+    also = (*own_flags, _Rows, ScheduleFlags)
+    return parse(TrainConfig, rest, also=also, default=default, prog=prog, config=CONVERSIONS), own
 
 
 def resolve(argv: Sequence[str], *, suffix: str = "") -> Resolved:
@@ -115,8 +124,7 @@ def default_config(argv: Sequence[str]) -> TrainConfig:
 
 def _check_known(recipe: str) -> None:
     if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RECIPES)}"
+        hint = nearest(recipe, RECIPES, f"there are {', '.join(RECIPES)}")
         raise UsageError(f"no recipe is named {recipe!r}: {hint}")
 
 
@@ -161,7 +169,7 @@ def _read_rows(uri: str) -> tuple[Block, ...]:
     try:
         return rows_from_json(open_storage(folder or slash).read(name))
     except ValueError as error:
-        raise UsageError(f"model-rows is {uri}: {error}") from error
+        raise reworded(error, f"model-rows is {uri}: {error}") from error
 
 
 def _usage(prog: str) -> str:
@@ -177,9 +185,10 @@ def operator() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+def run_main(main: Callable[[Sequence[str]], int | None], *, interrupted: str = "") -> None:
     """Run a job's `main(argv)`: a user's mistake, a file that can't be opened or written included, ends in one line on
-    stderr and exit code 2, without a traceback; 75 where the same command may succeed later.
+    stderr and exit code 2, without a traceback; 75 where the same command may succeed later; Ctrl-C in the line
+    `interrupted`, if there is one, and exit code 130.
 
     CRESCENDO_TRACEBACK=1 shows the traceback as well.
     """
@@ -191,6 +200,8 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
         print(f"error: {redacted(_sentence(error))}{_makes(error)}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if is_transient(error) else 2)
     except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
         sys.exit(130)
 
 
@@ -204,10 +215,11 @@ def _sentence(error: ValueError | OSError) -> str:
 
 def _makes(error: ValueError | OSError) -> str:
     """Say whose help has the command that makes the data that are missing; empty: they are of no recipe."""
-    for name, recipe in RECIPES.items() if isinstance(error, MissingDataError) else ():
+    place = error.place if isinstance(error, MissingDataError) else ""
+    for name, recipe in RECIPES.items() if place else ():
         if "jobs.prepare" in (recipe.__doc__ or ""):
             data = recipe().data
-            if any(str(error).startswith(f"{Path(place).absolute()}: ") for place in (data.train, data.val)):
+            if place in (absolute(data.train), absolute(data.val)):
                 return f"; `python -m jobs.train {name} --help` has the command that makes them"
     return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from jobs.common.cli import default_config, parse_recipe, resolve
-from jobs.common.parsing import UsageError
+from jobs.common.parsing import UsageError, nearest
 from jobs.recipes.catalog import RECIPES
 from jobs.recipes.comparisons import COMPARISONS, fixed_stages
 from pipeline.compare.config import CompareOptions, Comparison
@@ -18,7 +17,6 @@ from pipeline.compare.peer_flags import differences, is_progressive
 from pipeline.config import TrainConfig
 
 PROG = "python -m jobs.compare"
-SHORT = {"--train": "--data.train", "--val": "--data.val"}
 
 
 def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
@@ -31,7 +29,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
         print(_usage())
         sys.exit(0 if argv else 2)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
-    rest = [_long(argument) for argument in argv[len(names) :]]
+    rest = argv[len(names) :]
     if {"-h", "--help", "--help-all"} & {*rest}:
         print(_usage(), end="\n\n")  # the fields' own help, which follows, doesn't know --train and --val
     _check_flags(names, rest)
@@ -98,8 +96,8 @@ def _check_known(name: str, names: Sequence[str]) -> None:
             f"a comparison takes its recipe as --recipe {recipe}" if recipe else "one comparison at a time"
         )
     if name not in RECIPES:
-        close = difflib.get_close_matches(name, [*COMPARISONS, *RECIPES], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"comparisons: {', '.join(COMPARISONS)}; or recipes"
+        otherwise = f"comparisons: {', '.join(COMPARISONS)}; or recipes"
+        hint = nearest(name, [*COMPARISONS, *RECIPES], otherwise)
         raise UsageError(f"no comparison or recipe is named {name!r}: {hint}")
 
 
@@ -138,11 +136,6 @@ def _with_peer(comparison: Comparison, recipe: TrainConfig, options: CompareOpti
         about={**comparison.about, **about},
         peers=frozenset(peers),
     )
-
-
-def _long(argument: str) -> str:
-    flag, equals, value = argument.partition("=")
-    return f"{SHORT.get(flag, flag)}{equals}{value}"
 
 
 def _usage() -> str:

@@ -6,10 +6,11 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import tyro
 from tyro._errors import (
@@ -23,7 +24,6 @@ from tyro._errors import (
 )
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from jobs.common.schedule_flags import ScheduleFlags
 from pipeline.config import TrainConfig, numbers_of
 
 T = TypeVar("T")
@@ -70,15 +70,24 @@ def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, li
     return found[0], found[1]
 
 
-def parse(kind: type[T], argv: Sequence[str], **options: Any) -> T:
+def parse(kind: type[T], argv: Sequence[str], *, also: Sequence[type] = (), **options: Any) -> T:
     """Parse flags into a dataclass; what is wrong with them is one line.
+
+    Args:
+        kind: the dataclass.
+        argv: the flags.
+        also: dataclasses of flags that the command takes as well, and that were parsed before: a mistyped one may be
+            of these.
+        options: as `tyro.cli` takes them.
 
     Raises:
         UsageError: an unknown field, or a value that the field doesn't take.
     """
 
     def refuse(event: ParseErrorEvent) -> None:
-        raise UsageError(_one_line(event, kind, options.get("default")))
+        if isinstance(event, UnrecognizedArgs):
+            raise UsageError(_unknown(event, kind, argv, also, options))
+        raise UsageError(_one_line(event))
 
     with on_parse_error(refuse), _REGISTRY:
         made = tyro.cli(kind, args=list(argv), **options)
@@ -99,26 +108,46 @@ def check_local(**places: str) -> None:
     """Refuse a place in a cloud for what is written to this machine alone; the names are the flags'."""
     for flag, place in places.items():
         if "://" in place:
-            raise ValueError(f"--{flag} is {place}: this is written to a local place; name one, and copy it from there")
+            path = unquote(urlsplit(place).path) if place.startswith("file://") else ""
+            cure = f"name it by its path: {path}" if path else "name one, and copy it from there"
+            raise ValueError(f"--{flag} is {place}: this is written to a local place; {cure}")
 
 
-def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
-    """Return what is wrong with a command line: the flag, the value, and what is allowed or may have been meant."""
-    program = "" if "/" in event.prog else f"{event.prog} "  # else a file, which nobody has called by its path
+def nearest(given: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
+    """Ask whether the known name was meant that is most like the given one; return `otherwise` if none is like it."""
+    close = difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _unknown(
+    event: UnrecognizedArgs, kind: type, argv: Sequence[str], also: Sequence[type], options: dict[str, Any]
+) -> str:
+    """Return which flags the command doesn't have, and what may have been meant."""
+    default = options.get("default")
+    # A value behind a flag that isn't known is not known either, and is not what is wrong.
+    flags = [token.partition("=")[0] for token in event.tokens if re.match(r"--?[A-Za-z]", token)]
+    if not flags:
+        return f"Unexpected arguments: {', '.join(event.tokens)} ({_program(event)}--help explains it)"
+    if isinstance(default, TrainConfig) and (which := _no_stage(flags[0], default)):
+        return which
+    how = {name: options[name] for name in ("default", "config") if name in options}
+    actions = [*actions_of(kind, argv, **how), *(action for one in also for action in actions_of(one))]
+    known = [flag for action in actions for flag in action.option_strings]
+    asked = flags[0].replace("_", "-").replace("learning-rate", "lr")
+    named_so = [flag for flag in known if flag.endswith(f".{asked.removeprefix('--')}")]
+    lists = f"{_program(event)}{'--help-all' if isinstance(default, TrainConfig) else '--help'} lists them"
+    hint = nearest(asked, known, f"did you mean {named_so[0]}?" if named_so else lists, cutoff=0.8)
+    return f"Unrecognized options: {', '.join(flags)} ({hint})"
+
+
+def _program(event: ParseErrorEvent) -> str:
+    """Return how the program is called, and a blank; empty: it is a file, which nobody has called by its path."""
+    return "" if "/" in event.prog else f"{event.prog} "
+
+
+def _one_line(event: ParseErrorEvent) -> str:
+    """Return what is wrong with a value, or what is missing: the flag, the value, and what is allowed."""
     match event:
-        case UnrecognizedArgs(tokens=tokens) if isinstance(default, TrainConfig) and (
-            which := _no_stage(tokens, default)
-        ):
-            return which
-        case UnrecognizedArgs(tokens=tokens):
-            kinds = [default or kind, *([ScheduleFlags()] if kind is TrainConfig else [])]
-            known = [f"--{name}" for one in kinds for name in flags_of(one)]
-            asked = tokens[0].partition("=")[0].replace("_", "-").replace("learning-rate", "lr")
-            named_so = [flag for flag in known if flag.endswith(f".{asked.removeprefix('--')}")]
-            close = difflib.get_close_matches(asked, known, n=1, cutoff=0.8) or named_so
-            everything = "--help-all" if isinstance(default, TrainConfig) else "--help"
-            hint = f"did you mean {close[0]}?" if close else f"{program}{everything} lists them"
-            return f"Unrecognized options: {', '.join(tokens)} ({hint})"
         case InvalidChoice(argument=argument, value=value, choices=choices):
             allowed = ", ".join(choice for choice in choices if choice)  # an empty one is a flag that is not given
             return f"{argument.lowered.name_or_flags[0]}: {value!r} is not one of {allowed}"
@@ -140,8 +169,8 @@ def _one_line(event: ParseErrorEvent, kind: type, default: object) -> str:
             return f"{_shown(argument.lowered.name_or_flags[0])}: {sentence}"
         case MissingArgs(missing_arguments=missing):
             named = ", ".join(_shown(one.arg.lowered.name_or_flags[0]) for one in missing)
-            return f"missing: {named}; {program}--help explains it"
-    return f"wrong arguments; {program}--help lists the flags"
+            return f"missing: {named}; {_program(event)}--help explains it"
+    return f"wrong arguments; {_program(event)}--help lists the flags"
 
 
 def _shown(name: str) -> str:
@@ -149,22 +178,29 @@ def _shown(name: str) -> str:
     return name if name[0] == "-" else name.rpartition(".")[2].upper()
 
 
-def _no_stage(tokens: Sequence[str], config: TrainConfig) -> str:
+def _no_stage(flag: str, config: TrainConfig) -> str:
     """Say that a flag is of a stage that the recipe doesn't have; empty: it isn't."""
-    flag, count = tokens[0].partition("=")[0], len(config.stages)
-    match = re.match(r"--stages\.(\d+)\.", flag)
+    count, match = len(config.stages), re.match(r"--stages\.(\d+)\.", flag)
     if match is None or int(match[1]) < count:
         return ""
     there = f"are {count} stages, 0 to {count - 1}" if count > 1 else "is one stage, 0"
     return f"{flag}: there {there}; --ramp.stages {int(match[1]) + 1} makes more"
 
 
-def flags_of(of: object, prefix: str = "") -> Iterator[str]:
-    """Yield the flags of a dataclass, or of an instance whose parts may be dataclasses too."""
-    for field in fields(of):  # type: ignore[arg-type]
-        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(of, field.name, None)
-        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        nested = [(f"{name}.{key}." if key != "" else f"{name}.", part) for key, part in parts if is_dataclass(part)]
-        yield from (flag for key, part in nested for flag in flags_of(part, key))
-        if not nested:
-            yield name
+def actions_of(kind: type, argv: Sequence[str] = (), **options: Any) -> Iterator[Any]:
+    """Yield the arguments of a dataclass as actions of argparse, which have their flags, values and help.
+
+    Args:
+        kind: the dataclass.
+        argv: a command line, whose subcommands' arguments are given too.
+        options: as `tyro.cli` takes them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        parsers: list[Any] = [tyro.extras.get_parser(kind, add_help=False, **options)]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                parsers += [subcommand for name, subcommand in action.choices.items() if name in argv]
+            else:
+                yield action

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import getdoc
@@ -13,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from jobs.common.parsing import actions_of
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config
 
@@ -78,10 +78,7 @@ def recipe_help(
 
 
 def _flags_of(kind: type, **options: Any) -> Iterator[_Flag]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        parser = tyro.extras.get_parser(kind, add_help=False, **options)
-    for action in parser._actions:
+    for action in actions_of(kind, **options):
         values = action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar or ())
         if action.option_strings:
             yield _Flag(action.option_strings[0], values, action.help or "")

@@ -56,7 +56,7 @@ def test_runs_whose_every_part_is_killed_lose_and_double_nothing_and_the_one_of_
         (["--only", "bribe"], r"^--only bribe: expected one of worker, "),
         (["--kills", "many"], r"^--kills: 'many' is not an integer$"),
         (["--steps-a-kill", "0"], r"^--steps-a-kill 0: must be at least 1$"),
-        (["--wrong", "3"], r"^Unrecognized options: --wrong, 3 \(.*--help lists them\)$"),
+        (["--wrong", "3"], r"^Unrecognized options: --wrong \(.*--help lists them\)$"),
     ],
 )
 def test_a_mistake_is_one_line(flags: list[str], message: str) -> None:

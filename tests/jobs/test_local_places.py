@@ -25,3 +25,10 @@ def test_a_place_in_a_cloud_is_refused(make: Callable[[], object], flag: str) ->
 
 def test_a_table_of_predictions_may_lie_in_s3() -> None:
     predict.Options(model="run", images=("a.png",), out="s3://b/table.parquet")
+
+
+def test_a_file_url_is_refused_with_the_path_to_give() -> None:
+    with pytest.raises(
+        ValueError, match=r"^--to is file:///a%20b/m.onnx: .* local place; name it by its path: /a b/m.onnx$"
+    ):
+        export.Options(checkpoint="run", to="file:///a%20b/m.onnx")

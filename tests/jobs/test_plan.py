@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from datasets.errors import DataError
-from jobs import plan, train
+from jobs import compare, plan, train
 from jobs.common.cli import run_main
 from jobs.common.facts import written
 from jobs.common.parsing import UsageError
@@ -43,7 +43,7 @@ def test_data_that_train_refuses_are_refused(tmp_path: Path) -> None:
     ("recipe", "makes"),
     [("cifar10", "cifar10"), ("camvid", "camvid"), ("cifar10_progressive", "cifar10_small"), ("elpv_frozen", "demo")],
 )
-@pytest.mark.parametrize("job", [plan, train])
+@pytest.mark.parametrize("job", [plan, train, compare])
 def test_data_that_is_not_there_is_made_by_the_recipes_command(
     job: ModuleType,
     recipe: str,
@@ -55,14 +55,18 @@ def test_data_that_is_not_there_is_made_by_the_recipes_command(
     monkeypatch.chdir(tmp_path)
 
     def error(*flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["job", recipe, *flags])
+        dry = ["--dry-run"] if job is compare else []
+        monkeypatch.setattr(sys, "argv", ["job", recipe, *dry, *flags])
         with pytest.raises(SystemExit) as caught:
             run_main(job.main)
         assert caught.value.code == 2
         return capsys.readouterr().err
 
     assert "jobs.prepare" in (RECIPES[makes].__doc__ or "")
-    assert f"; `python -m jobs.train {makes} --help` has the command that makes them\n" in error()
+    cure = f"; `python -m jobs.train {makes} --help` has the command that makes them\n"
+    assert cure in error()
+    Path(RECIPES[makes]().data.train).mkdir(parents=True)  # as a command that was interrupted leaves it
+    assert cure in error()
     assert "--help" not in (said := error("--data.train", str(tmp_path / "mine")))
     assert ("(or plan for --samples N)" in said) == (job is plan)
 

@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from datasets.config import DataConfig
-from datasets.errors import DataError
+from datasets.errors import DataAwayError, DataError
 from datasets.prepare.sources.image_folder import ImageFolder
 from datasets.shards.resolve import load_manifest
+from jobs import index as index_job
+from jobs import prepare as prepare_job
 from jobs.index import main as index
-from jobs.prepare import main
 from tests.support.batches import train_batches
+from tests.support.commands import exit_code
+from tests.support.commands import prepare as main
 
 ROOT = Path(__file__).resolve().parents[2]
 # Free fonts that come with a dependency, so that the test needs no network.
@@ -178,6 +181,30 @@ def test_options_that_cannot_be_end_with_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_in_an_address_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image-folder", "images", "--out", "s3://bucket/set?X-Amz-Signature=0a1b2c"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out: 's3://bucket/set?X-Amz-Signature=***")
+    assert "0a1b2c" not in error
+
+
+@pytest.mark.parametrize("job", ["prepare", "index"])
+def test_storage_that_is_away_for_now_is_told_from_what_is_to_be_cured(
+    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(folder: str) -> None:
+        raise DataAwayError(f"cannot write {folder}: no answer")
+
+    for module in (prepare_job, index_job):
+        monkeypatch.setattr(module, "check_writable", away)
+    if job == "prepare":
+        code = main(["image-folder", str(tmp_path), "--out", "s3://bucket/set"])
+    else:
+        code = exit_code(index, [str(tmp_path), "--out", "s3://bucket/set"])
+    assert code == os.EX_TEMPFAIL
+    assert capsys.readouterr().err.startswith("error: cannot write s3://bucket/set: no answer")
 
 
 @pytest.mark.parametrize(

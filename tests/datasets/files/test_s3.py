@@ -21,8 +21,8 @@ from datasets.loading.loader import build_eval_loader
 from datasets.shards.manifest import MANIFEST_NAME, read_manifest
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
-from jobs.prepare import main as prepare
 from tests.support.batches import train_batches
+from tests.support.commands import prepare
 from tests.support.s3 import put
 
 

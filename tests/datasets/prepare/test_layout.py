@@ -18,7 +18,7 @@ from datasets.prepare.split import hold_out
 from datasets.prepare.writer import WriterConfig, prepare
 from datasets.shards.resolve import load_manifest
 from datasets.transforms.formats import IMAGE_EXTENSIONS
-from jobs.prepare import main
+from tests.support.commands import prepare as main
 from tests.support.odd_folders import NO_SAMPLES, class_tree, odd_folder, picture, put
 
 CONFIG = WriterConfig(workers=2)

@@ -5,14 +5,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from infra.cluster.code_package import ROOT
+from jobs import compare, index, plan, prepare, search, status, submit, sweep
 from jobs.common.cli import parse_recipe, recipe_words, run_main
-from jobs.common.parsing import UsageError, flags_of
+from jobs.common.parsing import UsageError
 from jobs.recipes.solar_cells import demo_scratch
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import differences
@@ -68,10 +71,16 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo_scratch", "--name", "a/" + "b" * 200], "name is 'a/b{200}'"),  # not folded
         (["demo_scratch", "--optimizer.learning-rate", "1"], r"did you mean --optimizer\.lr\?"),
         (["demo_scratch", "--optimizer.learning_rate=1"], r"did you mean --optimizer\.lr\?"),
+        (
+            ["demo_scratch", "--optimizer.lrr", "-1", "--wholly=2"],
+            r"^Unrecognized options: --optimizer.lrr, --wholly \(",
+        ),
+        (["demo_scratch", "--seed", "1", "2"], r"^Unexpected arguments: 2 \(train demo_scratch --help explains it\)$"),
+        (["demo_scratch", "--dta", "x"], r"^Unrecognized options: --dta \(did you mean --data\?\)$"),
+        (["demo_scratch", "--model-row", "x"], r"did you mean --model-rows\?"),
         (["demo_scratch", "--weight-decay", "1"], r"did you mean --optimizer\.weight-decay\?"),
         (["demo_scratch", "--data.crop-area", "0.5"], r"^--data\.crop-area: it takes 2 values, FLOAT FLOAT$"),
         (["demo_scratch", "--model-rows"], "--model-rows: it needs a value"),
-        (["demo_scratch", "--model-rows", "/nothing.json"], "/nothing.json: it does not exist"),
         (["demo_scratch", "--stages.0.dropout", "2"], r"stages\.0: stage\.dropout is 2\.0"),
         (["demo_scratch", "--name", "a/b"], "name is 'a/b'"),
         (["demo_scratch", "--name", "."], "name is '.': .*not dots alone"),
@@ -88,7 +97,7 @@ def test_flags_of_the_job_itself_are_kept_apart() -> None:
         (["demo_scratch", "--task.class-weights", "rare"], r"it does not accept 'rare'; it takes \{none,auto\}\|"),
         (
             ["demo_scratch", "--wholly", "1"],
-            r"^Unrecognized options: --wholly, 1 \(train demo_scratch --help-all lists them\)$",
+            r"^Unrecognized options: --wholly \(train demo_scratch --help-all lists them\)$",
         ),
         (["demo_scratch", "--ramp.image-size", "128"], r"^--ramp\.image-size: it takes two numbers, .*, not 128$"),
         (
@@ -121,19 +130,68 @@ def test_a_mistake_is_one_line(argv: list[str], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_rows_that_is_not_there_or_holds_none_is_one_line(tmp_path: Path) -> None:
+    for content, message in (
+        (None, "it does not exist"),
+        (b"\xff", "expected a JSON list of rows"),
+        (b"[]", "no rows"),
+    ):
+        if content is not None:
+            (tmp_path / "rows.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"^model-rows is {tmp_path}/rows.json: .*{message}"):
+            parse("demo_scratch", "--model-rows", str(tmp_path / "rows.json"))
+
+
+@pytest.mark.parametrize(
+    ("job", "argv", "meant"),
+    [
+        (sweep, ["demo_scratch", "--max-trial", "5"], "--max-trials"),
+        (search, ["demo_scratch", "--latency-check", "5"], "--latency-checks"),
+        (compare, ["demo_scratch", "--varians", "x"], "--variants"),
+        (submit, ["demo_scratch", "--dash-board", "x"], "--dashboard"),
+        (plan, ["demo_scratch", "--sample", "5"], "--samples"),
+        (index, ["data", "--worker", "5"], "--workers"),
+        (status, ["--jsn"], "--json"),
+        (prepare, ["image-folder", "x", "--out", "y", "--worker", "3"], "--workers"),
+        (prepare, ["image-folder", "x", "--out", "y", "--val-shar", "0.1"], "--val-share"),
+    ],
+)
+def test_a_mistyped_flag_of_any_part_of_a_command_is_known_again(job: ModuleType, argv: list[str], meant: str) -> None:
+    flag = next(word for word in argv if word.startswith("--") and word != "--out")
+    with pytest.raises(UsageError, match=rf"^Unrecognized options: {flag} \(did you mean {meant}\?\)$"):
+        job.main(argv)
+
+
+def test_a_flag_of_another_source_is_not_suggested() -> None:
+    with pytest.raises(UsageError, match=r"^Unrecognized options: --text-siz \(.*--help lists them\)$"):
+        prepare.main(["image-folder", "x", "--out", "y", "--text-siz", "20"])
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_what_is_said_does_not_depend_on_the_terminal(encoding: str) -> None:
     command = [sys.executable, "-m", "jobs.plan", "demo_scratch", "--optimizer.lrr", "1"]
     environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: Unrecognized options: --optimizer.lrr, 1 (did you mean --optimizer.lr?)\n"
+    assert done.stderr == "error: Unrecognized options: --optimizer.lrr (did you mean --optimizer.lr?)\n"
 
 
 def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit, match="0"):
         parse(*argv)
     return capsys.readouterr().out
+
+
+def fields_of(value: object, name: str = "") -> Iterator[str]:
+    parts: dict[object, object] = {}
+    if is_dataclass(value):
+        parts = {field.name.replace("_", "-"): getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+        parts = dict(enumerate(value))
+    if not parts:
+        yield name
+    for key, part in parts.items():
+        yield from fields_of(part, f"{name}.{key}" if name else f"{key}")
 
 
 def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +206,7 @@ def test_help_tells_a_stages_fields_once_and_the_common_ones_first(capsys: pytes
 
 def test_all_fields_are_in_the_whole_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {*re.findall(r"^  --([\w.-]+)", helped(capsys, "demo_scratch", "--help-all"), re.MULTILINE)}
-    wanted = {re.sub(r"^stages\.\d", "stages.N", name) for name in flags_of(demo_scratch())} - {
+    wanted = {re.sub(r"^stages\.\d", "stages.N", name) for name in fields_of(demo_scratch())} - {
         "model.rows"
     }  # a file's
     assert wanted <= shown

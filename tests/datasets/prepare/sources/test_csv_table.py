@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from datasets.files import s3
 from datasets.files.tables import open_table
 from datasets.shards.resolve import load_manifest
-from jobs.prepare import main
+from tests.support.commands import prepare as main
 from tests.support.prepared import SIDE, by_number, numbered, png, prepared
 
 MANY = ",".join(f"class-{number:02d}" for number in range(80))

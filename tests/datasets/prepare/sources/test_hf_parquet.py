@@ -16,7 +16,7 @@ from datasets.prepare import parquet_rows
 from datasets.prepare.parquet_rows import ParquetPart
 from datasets.prepare.sources.hf_parquet import HfParquet
 from datasets.shards.resolve import load_manifest
-from jobs.prepare import main
+from tests.support.commands import prepare as main
 from tests.support.hf_parquet import CLASS_LABEL, IMAGE, NAMES, images, write, write_classes
 from tests.support.prepared import SIDE, by_number, numbered, png, prepared
 

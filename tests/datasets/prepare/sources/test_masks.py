@@ -18,7 +18,7 @@ from datasets.prepare.mask_classes import mask_classes
 from datasets.prepare.sources.masks import Masks
 from datasets.shards.resolve import load_manifest
 from jobs.index import main as index
-from jobs.prepare import main
+from tests.support.commands import prepare as main
 from tests.support.prepared import png
 
 SIDE = 32

@@ -17,8 +17,8 @@ from datasets.errors import DataError
 from datasets.prepare.torchvision_download import fetch_whole
 from datasets.prepare.torchvision_sets import SETS, build_set
 from datasets.shards.resolve import load_manifest
-from jobs.prepare import main
 from tests.support import torchvision_sets as laid_out
+from tests.support.commands import prepare as main
 from tests.support.prepared import by_number, prepared
 
 
