@@ -49,7 +49,7 @@ soak: setup ## Run the long tests: chaos, node loss, launchers, fuzzing
 	$(PY) -m pytest -m soak -n 2 --no-loadscope-reorder --durations=15
 
 chaos: setup ## Disturb runs for two hours in all ways (other options: make chaos ARGS="--minutes 30")
-	$(PY) -m tests.chaos --minutes 120 --kills 11 $(ARGS)
+	$(PY) -m tests.chaos --minutes 120 --kills 11 --steps-a-kill 30 $(ARGS)
 
 test-fast: setup ## Run the tests without those marked slow
 	$(PY) -m pytest -m "not slow and not soak" -n 2 --durations=10
