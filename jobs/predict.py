@@ -171,7 +171,9 @@ def _rows(options: Options, predictor: Predictor, files: Iterable[ImageFile]) ->
 
     if waits := connect(ClusterConfig(address=options.address), num_workers=options.workers):
         print(f"note: {waits}", file=sys.stderr)
-    yield from predict_on_cluster(spec_of(options), files, workers=options.workers, **sizes)
+    # Of a run that trains meanwhile, the checkpoint that was opened here.
+    spec = replace(spec_of(options), model=predictor.name, best=False)
+    yield from predict_on_cluster(spec, files, workers=options.workers, **sizes)
 
 
 def spec_of(options: Options) -> PredictorSpec:

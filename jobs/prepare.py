@@ -136,4 +136,4 @@ def _resolved(config: PrepareConfig) -> AnySource:
 
 
 if __name__ == "__main__":
-    run_main(main, interrupted="interrupted; run the same command again to resume")
+    run_main(main, resumes="what is finished is kept: run the same command again to resume")

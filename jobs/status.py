@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cluster.config import ClusterError
-from infra.cluster.discovery import attached, is_local, is_up, visit
+from infra.cluster.discovery import NoClusterError, attached, is_local, is_up, visit
 from jobs.common.cli import run_main
 from jobs.common.display import wide_console
 from jobs.common.parsing import parse
@@ -47,7 +47,12 @@ def main(argv: Sequence[str]) -> int:
         Options, argv, prog="python -m jobs.status", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
     console = wide_console()
-    looks = visit(options.address, lambda: _statuses(options.run))
+    try:
+        looks = visit(options.address, lambda: _statuses(options.run))
+    except NoClusterError:
+        if not options.as_json:
+            raise
+        looks = {}
     some = [address for address, found in looks.items() if found]
     if not some:
         none = f"no active run is named {options.run!r}" if options.run else "no active runs"

@@ -70,6 +70,7 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    name = "cluster.address" if config.address else "RAY_ADDRESS"
     if not ray.is_initialized():
         # A submitted job has its working_dir already.
         with own_sigterm(), nullcontext() if in_submitted_job() else packed_code() as code:
@@ -77,23 +78,23 @@ def connect(config: ClusterConfig, *, num_workers: int) -> str:
             if address == "local":
                 start_ray(namespace=NAMESPACE, labels={OWN_LABEL: "true"}, **shipped)
             else:
-                join(address, CONNECT_TIMEOUT_S, name="cluster.address", **shipped)
-                _check_shared(address)
+                join(address, CONNECT_TIMEOUT_S, name=name, **shipped)
+                _check_shared(f"{name} is {address!r}")
     lack = _lack(config, num_workers)
     if lack and address == "local":
         raise ClusterError(f"{lack}: lower cluster.num_workers, or train on a cluster (cluster.address)")
     return f"{lack}: the run waits until there are nodes for them" if lack else ""
 
 
-def _check_shared(address: str) -> None:
+def _check_shared(place: str) -> None:
     """Refuse to train on another command's own cluster: it ends with that one, and counts no one's requests."""
     import ray
 
     if any(OWN_LABEL in node["Labels"] for node in ray.nodes()):
         ray.shutdown()
         raise ClusterError(
-            f"cluster.address is {address!r}: the Ray cluster there was started by another command for itself and ends "
-            "with it; start one that stays (`ray start --head`), or leave the address out for one of this run's own"
+            f"{place}: the Ray cluster there was started by another command for itself and ends with it; start one "
+            "that stays (`ray start --head`), or give no address for one of this command's own"
         )
 
 

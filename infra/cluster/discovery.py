@@ -17,13 +17,17 @@ CONNECT_TIMEOUT_S = 2.0
 """A cluster that takes no connection within this time is passed over."""
 
 
+class NoClusterError(ClusterError):
+    """No Ray cluster runs on this machine."""
+
+
 def cluster_addresses(address: str) -> list[str]:
     """Return the address that is asked for, else RAY_ADDRESS, else those of all Ray clusters on this machine.
 
     A cluster that `jobs.train` started itself is among those: it ends with its run.
 
     Raises:
-        ClusterError: there is none.
+        NoClusterError: there is none.
     """
     if not is_local(address):
         return [address or os.environ["RAY_ADDRESS"]]
@@ -31,7 +35,7 @@ def cluster_addresses(address: str) -> list[str]:
 
     found = local_cluster_addresses()
     if not found:
-        raise ClusterError("no Ray cluster runs on this machine: give --address HOST:PORT, or set RAY_ADDRESS")
+        raise NoClusterError("no Ray cluster runs on this machine: give --address HOST:PORT, or set RAY_ADDRESS")
     return found
 
 
@@ -65,7 +69,8 @@ def visit(address: str, look: Callable[[], Seen]) -> dict[str, Seen]:
     Of several, one that can't be reached is passed over.
 
     Raises:
-        ClusterError: there is none, or the only one can't be reached.
+        NoClusterError: there is none on this machine, and no address.
+        ClusterError: the only one can't be reached.
     """
     addresses, seen = cluster_addresses(address), dict[str, Seen]()
     for one in addresses:

@@ -179,7 +179,7 @@ def _loss(info: JobDetails) -> str:
     if info.error_type and info.error_type not in _OWN_FAULTS:
         return (info.message or info.error_type).partition("\n")[0]
     if info.driver_exit_code == os.EX_TEMPFAIL:
-        return "its run was lost, as it says above"
+        return "its run was lost, or could not begin yet, as it says above"
     return f"its driver was killed (exit code {info.driver_exit_code})" if info.driver_exit_code in _KILLED else ""
 
 

@@ -17,6 +17,9 @@ Answer = TypeVar("Answer")
 HEAD_WAIT_S = 3600.0
 """For how long a head is waited for, in seconds: its supervisor or an operator starts a new one."""
 ASK_EVERY_S = 5.0
+QUICK_LOSS_S = 300.0
+"""A job that is lost this soon after its start, in seconds, will be lost again soon: it is started after a pause."""
+MAX_PAUSE_S = 300.0
 _NOT_READY = re.compile(r"status code 5\d\d")
 """What a head says whose parts have not all started."""
 
@@ -31,6 +34,8 @@ def follow_over_losses(
 ) -> Answer:
     """Start a job and follow it to its end; when the cluster loses it, wait for a head and start it again.
 
+    Where that happens soon after each start, as while its MLflow server is away, the waits grow to five minutes.
+
     Args:
         dashboard: of the cluster, as `open_client` takes it: the next head has the same address.
         retries: how often it is started again.
@@ -44,14 +49,18 @@ def follow_over_losses(
         ClusterError: the cluster refuses the token or the job; or whatever `follow` raises.
     """
     client = open_client(dashboard)
-    job_id = start(client)
+    job_id, quick = start(client), 0
     for left in reversed(range(retries + 1)):
+        began = time.monotonic()
         try:
             return follow(client, job_id)
         except JobLostError as error:
             if not left:
                 raise
+            quick = quick + 1 if time.monotonic() - began < QUICK_LOSS_S else 0
+            pause_s = min(ASK_EVERY_S * 2 ** (quick - 2), MAX_PAUSE_S) if quick > 1 else 0.0
             tell(f"{error}; waiting for a head to start it again ({left} {'retries' if left > 1 else 'retry'} left)")
+            time.sleep(pause_s)
             client, job_id = _when_a_head_answers(dashboard, start)
     raise AssertionError("unreachable")
 

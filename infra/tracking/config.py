@@ -22,6 +22,14 @@ from infra.tracking.mlflow_run import (
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
+_WRONG_ADDRESS = re.compile("Name or service not known|nodename nor servname|Invalid URL|CERTIFICATE_VERIFY_FAILED")
+_NO_CONNECTION = re.compile("OperationalError|InterfaceError")
+"""SQLAlchemy's names, of any database, of errors that are not of a statement."""
+_REFUSED = re.compile(
+    "authentication|denied|does not exist|Unknown database|could not translate host name", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackingConfig:
     """Where and how a run is recorded in MLflow."""
@@ -131,16 +139,25 @@ def explained(config: TrackingConfig, error: Exception) -> TrackingError:
     if "out-of-date database schema" in text:
         return TrackingError(f"{where}: an older MLflow made this database; run `mlflow db upgrade` on a copy of it")
     if not config.uri.startswith("http"):
-        return _kind("database is locked" in text)(f"{where}: the database can't be used: {text}")
+        return _kind(_is_busy(config, str(error)))(f"{where}: the database can't be used: {text}")
     if error_code(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"error code (401|403)\b", text):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return TrackingError(f"{where}: the server refuses the credentials; {cure}")
     if re.search(r"error code \d|JSON", text):
         kind = _kind(re.search(r"error code (429|50[234])\b", text) is not None)  # also of a proxy before a server
         return kind(f"{where}: what answers there is not an MLflow server, or is failing: {text}")
-    if error_code(error) in ("", "INTERNAL_ERROR"):  # what MLflow's client says when there was no answer to read
-        return TrackingAwayError(f"{where}: no answer; start the MLflow server, or correct the URI")
+    if error_code(error) == "INTERNAL_ERROR" or isinstance(error, OSError):  # there was no answer to read
+        # What waiting doesn't cure is the operator's to mend, as for an S3 server.
+        kind = _kind(_WRONG_ADDRESS.search(str(error)) is None)
+        return kind(f"{where}: no answer; start the MLflow server, or correct the URI")
     return TrackingError(f"{where}: {text}")
+
+
+def _is_busy(config: TrackingConfig, text: str) -> bool:
+    """Say whether a database may be used later, by what its driver says."""
+    if sqlite_path(config.uri) is not None:
+        return any(words in text for words in ("database is locked", "disk I/O error", "database or disk is full"))
+    return bool(_NO_CONNECTION.search(text)) and not _REFUSED.search(text)
 
 
 def _kind(away: bool) -> type[TrackingError]:

@@ -20,7 +20,7 @@ from infra.redact import redacted, redacted_command
 from infra.storage.failures import is_transient, reworded
 from infra.storage.open import open_storage
 from jobs.common.facts import DataFlag, FactsFlag, Resolved, generic_config, resolved
-from jobs.common.parsing import UsageError, nearest, parse, parse_known
+from jobs.common.parsing import SECOND_NAMES, UsageError, nearest, parse, parse_known
 from jobs.common.recipe_help import CONVERSIONS, recipe_help
 from jobs.common.schedule_flags import ScheduleFlags, scheduled
 from jobs.recipes.catalog import RECIPES
@@ -32,13 +32,6 @@ from pipeline.schedule.stages import AUTO
 
 T = TypeVar("T")
 
-SHORT = {
-    "--profile": "--trainer.profile-steps",
-    "--init-from": "--model.init-from",
-    "--train": "--data.train",
-    "--val": "--data.val",
-}
-"""Second names of flags, for all jobs that take a recipe."""
 _HELP = frozenset({"-h", "--help", "--help-all"})
 _BATCH_SIZE = re.compile(r"--stages\.\d+\.batch[-_]size")
 """The flags that take `auto`, which is the number `pipeline.schedule.stages.AUTO`."""
@@ -150,7 +143,7 @@ def rate_notes(argv: Sequence[str], config: TrainConfig) -> tuple[str, ...]:
 
 def _long(argument: str) -> str:
     flag, equals, value = argument.partition("=")
-    return f"{SHORT.get(flag, flag)}{equals}{value}"
+    return f"{SECOND_NAMES.get(flag, flag)}{equals}{value}"
 
 
 def _without_auto(argv: Sequence[str]) -> list[str]:
@@ -185,10 +178,10 @@ def operator() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def run_main(main: Callable[[Sequence[str]], int | None], *, interrupted: str = "") -> None:
+def run_main(main: Callable[[Sequence[str]], int | None], *, resumes: str = "") -> None:
     """Run a job's `main(argv)`: a user's mistake, a file that can't be opened or written included, ends in one line on
-    stderr and exit code 2, without a traceback; 75 where the same command may succeed later; Ctrl-C in the line
-    `interrupted`, if there is one, and exit code 130.
+    stderr and exit code 2, without a traceback; 75 where the same command may succeed later; Ctrl-C ends in exit code
+    130. Where it was stopped by no fault of the command, it says how the job resumes, if `resumes` does.
 
     CRESCENDO_TRACEBACK=1 shows the traceback as well.
     """
@@ -197,11 +190,12 @@ def run_main(main: Callable[[Sequence[str]], int | None], *, interrupted: str = 
     except (ValueError, OSError) as error:
         if os.environ.get("CRESCENDO_TRACEBACK") == "1":
             raise
-        print(f"error: {redacted(_sentence(error))}{_makes(error)}", file=sys.stderr)
+        again = f"; {resumes}" if resumes and (isinstance(error, OSError) or is_transient(error)) else ""
+        print(f"error: {redacted(_sentence(error))}{_makes(error)}{again}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if is_transient(error) else 2)
     except KeyboardInterrupt:
-        if interrupted:
-            print(interrupted, file=sys.stderr)
+        if resumes:
+            print(f"interrupted; {resumes}", file=sys.stderr)
         sys.exit(130)
 
 

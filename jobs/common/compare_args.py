@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> tuple[Comparison, CompareOptions]:
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     rest = argv[len(names) :]
     if {"-h", "--help", "--help-all"} & {*rest}:
-        print(_usage(), end="\n\n")  # the fields' own help, which follows, doesn't know --train and --val
+        print(_usage(), end="\n\n")
     _check_flags(names, rest)
     if len(names) == 1 and names[0] in COMPARISONS:
         config, options = _recipe(_recipe_flag(rest), rest)

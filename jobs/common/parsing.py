@@ -28,6 +28,14 @@ from pipeline.config import TrainConfig, numbers_of
 
 T = TypeVar("T")
 
+SECOND_NAMES = {
+    "--profile": "--trainer.profile-steps",
+    "--init-from": "--model.init-from",
+    "--train": "--data.train",
+    "--val": "--data.val",
+}
+"""Second names of flags, and the flags, for all jobs that take a recipe."""
+
 _PLAIN = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not an integer",
     r"could not convert string to float: (.*)": r"\1 is not a number",
@@ -133,6 +141,7 @@ def _unknown(
     how = {name: options[name] for name in ("default", "config") if name in options}
     actions = [*actions_of(kind, argv, **how), *(action for one in also for action in actions_of(one))]
     known = [flag for action in actions for flag in action.option_strings]
+    known += SECOND_NAMES if isinstance(default, TrainConfig) else ()
     asked = flags[0].replace("_", "-").replace("learning-rate", "lr")
     named_so = [flag for flag in known if flag.endswith(f".{asked.removeprefix('--')}")]
     lists = f"{_program(event)}{'--help-all' if isinstance(default, TrainConfig) else '--help'} lists them"

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from jobs.common.parsing import actions_of
+from jobs.common.parsing import SECOND_NAMES, actions_of
 from pipeline.config import TrainConfig
 from pipeline.run.provenance import flat_values, recorded_config
 
@@ -41,7 +41,8 @@ class _Flag:
     text: str
 
     def lines(self, width: int) -> Iterator[str]:
-        yield f"  {self.name} {self.values}".rstrip()
+        second = next((f" (or {short})" for short, name in SECOND_NAMES.items() if name == self.name), "")
+        yield f"  {self.name} {self.values}".rstrip() + second
         yield from textwrap.wrap(" ".join(self.text.split()), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 

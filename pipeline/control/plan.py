@@ -1,4 +1,4 @@
-"""`RunPlan`: what a controller is to have trained."""
+"""`RunPlan`: what a controller has trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.schedule.stages import AdaptiveConfig, Segment, TrainingStage, Wor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """The part of a run that a controller is to have trained."""
+    """What a controller has trained: a run, or a part of one."""
 
     identity: RunIdentity
     """Which run it is."""

@@ -31,7 +31,9 @@ def with_class_weights(task: TaskConfig, data: DataConfig, train: DatasetManifes
         return replace(task, positive_weights=weights)
     weights = _checked("class_weights", task.class_weights, train.classes)
     if weights == "auto" and isinstance(task, SegmentationConfig):
-        weights = inverse_frequencies(_pixel_shares(train))
+        shares = _pixel_shares(train)
+        counted = [0.0 if index == task.ignore_index else share for index, share in enumerate(shares)]
+        weights = inverse_frequencies(counted)
     elif weights == "auto":
         sampling = class_sampling(data, train, seed=0)  # whose shares depend on no seed
         weights = inverse_frequencies(class_counts(train) if sampling is None else sampling.taken.tolist())

@@ -119,7 +119,7 @@ def start_controller(
             name=f"{ACTOR_PREFIX}{config.name}",
         )
         controller = ControllerClient(handle)
-        for line in filter(None, (lack, *notes)):
+        for line in (lack, *notes) if lack else notes:
             controller.note(line)
         if not guarded:
             controller.note(
@@ -149,12 +149,12 @@ def held(storage: Storage) -> Iterator[Lease]:
 
 def settled(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, tuple[str, ...]]:
     """Make a run's folder and its cluster ready; return the config with a worker's share of its node, and lines for the
-    user, empty ones among them. Called by the lease's holder."""
+    user. Called by the lease's holder."""
     storage.write(CONFIG_FILE, json.dumps(recorded_config(config), indent=1).encode())
     unfinished = drop_unfinished(storage, max(UNFINISHED_S, config.checkpoint.give_up_s))
     nodes = resources_of_nodes(config.cluster)
     free_reservations()  # of an earlier submission whose controller was killed
-    return with_node_share(config, nodes), (unknown_share(config, nodes), unfinished)
+    return with_node_share(config, nodes), tuple(filter(None, (unknown_share(config, nodes), unfinished)))
 
 
 def place_in_queue(config: TrainConfig, stage: int) -> QueuePlace:

@@ -28,7 +28,7 @@ RAMPED = {
     "dropout": "dropout",
     "stochastic_depth": "stochastic_depth",
 }
-"""What grows from stage to stage: its name in flags and in sweeps, and its field of a stage."""
+"""What grows from stage to stage: its name in flags, and in the sweeps that have it, and its field of a stage."""
 REGULARIZATION = tuple(field for field in RAMPED.values() if field != "image_size")
 """Fields of a stage that are its regularization."""
 

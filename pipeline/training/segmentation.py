@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,8 +102,11 @@ class SegmentationTask:
         return loss_alone()
 
     def class_rows(self, by_class: Tensor) -> tuple[ClassRow, ...]:
-        """Return a row for each class from the confusion matrix."""
-        return class_rows(by_class, self.classes)
+        """Return a row for each class from the confusion matrix; without scores for one that is left out."""
+        return tuple(
+            replace(row, recall=None, precision=None, f1=None, iou=None) if index == self.config.ignore_index else row
+            for index, row in enumerate(class_rows(by_class, self.classes))
+        )
 
     def update(self, metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
         """Add logits [B, K, H, W] and the batch's masks [B, H, W]."""

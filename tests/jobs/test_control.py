@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from infra.cluster.config import ClusterError
 from jobs import status
 from jobs.common.status_view import run_view
 from jobs.control import decision_of, tracking_uri
@@ -84,6 +85,12 @@ def test_without_runs_json_is_an_empty_list(
     for argv, said in ((["--json"], "[]"), (["gone", "--json"], "[]"), (["gone"], "no active run is named 'gone'")):
         assert status.main(argv) == 1
         assert capsys.readouterr().out == f"{said}\n"
+    monkeypatch.undo()
+    monkeypatch.setattr("infra.cluster.ray_private.local_cluster_addresses", list)
+    assert status.main(["--json"]) == 1
+    assert capsys.readouterr().out == "[]\n"
+    with pytest.raises(ClusterError, match="no Ray cluster runs on this machine"):
+        status.main([])
 
 
 def shown(status: RunStatus) -> str:

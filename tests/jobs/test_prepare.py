@@ -106,7 +106,10 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path, number: signal.Signals
     workers = children(process.pid)
     os.killpg(process.pid, number) if to_all else process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "interrupted; run the same command again to resume\n")
+    assert (process.returncode, error) == (
+        130,
+        "interrupted; what is finished is kept: run the same command again to resume\n",
+    )
     assert workers
     assert not any(alive(worker) for worker in workers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -202,6 +203,21 @@ def test_it_is_started_as_often_as_asked(losses: int, retries: int) -> None:
         else:
             assert heads.follow(retries) == "SUCCEEDED: "
         assert heads.started == min(losses, retries) + 1
+
+
+def test_one_that_is_lost_soon_after_each_start_is_started_after_growing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the MLflow server is away."""
+    clock, starts = Clock(), list[float]()
+
+    def start(client: Any) -> str:
+        starts.append(clock.now)
+        return "j"
+
+    monkeypatch.setattr(resubmission, "ASK_EVERY_S", 5.0)
+    monkeypatch.setattr(resubmission, "time", clock)
+    heads = Heads(monkeypatch, *[Dashboard(LOSSES["controller"])] * 9, Dashboard(details("SUCCEEDED")))
+    assert heads.follow(9, start) == "SUCCEEDED: "
+    assert [after - before for before, after in pairwise(starts)] == [0, 5, 10, 20, 40, 80, 160, 300, 300]
 
 
 def test_a_users_fault_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -501,11 +501,31 @@ def test_a_server_that_is_not_mlflow_is_said() -> None:
         ("http://h", "API request to endpoint /x failed with error code 404 != 200", False),
         ("http://h", "API request to endpoint /x failed with error code 401 != 200", False),
         ("sqlite:///m.db", "(sqlite3.OperationalError) database is locked", True),
+        ("sqlite:///m.db", "(sqlite3.OperationalError) no such table: runs", False),
+        ("postgresql://h/m", "(psycopg2.OperationalError) connection refused", True),
+        ("postgresql://h/m", "(psycopg2.OperationalError) server closed the connection unexpectedly", True),
+        ("postgresql://h/m", "(psycopg2.OperationalError) FATAL: password authentication failed for user", False),
+        ("postgresql://h/m", '(psycopg2.OperationalError) FATAL: database "m" does not exist', False),
+        ("postgresql://h/m", "(psycopg2.errors.UndefinedTable) relation is not there", False),
         ("sqlite:///m.db", "(sqlite3.DatabaseError) file is not a database", False),
     ],
 )
 def test_what_may_be_over_the_next_time_is_told_from_what_is_to_be_cured(uri: str, text: str, away: bool) -> None:
     assert isinstance(explained(TrackingConfig(uri=uri), RuntimeError(text)), TrackingAwayError) == away
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (ConnectionRefusedError("Connection refused"), True),
+        (TimeoutError("Read timed out"), True),
+        (OSError("Failed to resolve 'mlfow' ([Errno -2] Name or service not known)"), False),
+        (OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), False),
+        (TypeError("a fault of ours"), False),
+    ],
+)
+def test_an_address_that_is_wrong_is_told_from_a_server_that_is_away(error: Exception, away: bool) -> None:
+    assert isinstance(explained(TrackingConfig(uri="http://h"), error), TrackingAwayError) == away
 
 
 def test_a_deleted_experiment_is_said(config: TrackingConfig) -> None:

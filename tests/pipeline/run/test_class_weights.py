@@ -52,6 +52,9 @@ def test_pixels_are_counted_by_the_data_report(tmp_path: Path) -> None:
     task = with_class_weights(auto, DataConfig(), counted)
     assert isinstance(task, SegmentationConfig)
     assert task.class_weights == (0.6667, 2.0, 1.0)
+    left_out = with_class_weights(replace(auto, ignore_index=0), DataConfig(), counted)
+    assert isinstance(left_out, SegmentationConfig)
+    assert left_out.class_weights == (1.0, 1.0, 1.0)  # of the one class that is left
 
 
 def test_a_part_of_a_folder_of_several_labels_is_not_counted(tmp_path: Path) -> None:

@@ -67,5 +67,7 @@ def test_a_class_that_is_left_out_is_as_if_its_pixels_were_ignored() -> None:
     assert torch.equal(targets, others)
     assert not targets.sum(1)[(masks == 2) | (masks == IGNORED)].any()
     assert torch.equal(targets.argmax(1)[targets.sum(1) > 0], masks[targets.sum(1) > 0].long())
+    row = tasks[0].class_rows(values[0]["by_class"])[2]
+    assert (row.name, row.count, row.recall, row.precision, row.f1, row.iou) == (CLASSES[2], 0, None, None, None, None)
     pictures = [task.picture(one, logits) for task, one in zip(tasks, batches, strict=True)]
     assert pictures[0] == pictures[1]
