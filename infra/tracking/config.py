@@ -10,14 +10,8 @@ from infra.redact import check_uri, one_line, redacted
 from infra.storage.base import StorageError
 from infra.storage.failures import is_transient
 from infra.storage.local import LocalStorage
-from infra.tracking.mlflow_run import (
-    TrackingAwayError,
-    TrackingError,
-    error_code,
-    make_client,
-    open_experiment,
-    sqlite_path,
-)
+from infra.tracking.errors import TrackingAwayError, TrackingError, error_code
+from infra.tracking.mlflow_run import make_client, open_experiment, sqlite_path
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 

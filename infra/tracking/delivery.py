@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from infra.redact import one_line
+from infra.tracking.errors import error_code
 from infra.tracking.lineage import ModelSync, send_datasets
-from infra.tracking.mlflow_run import REFUSALS, MlflowRun, error_code
+from infra.tracking.mlflow_run import REFUSALS, MlflowRun
 from infra.tracking.outbox import Outbox
 
 log = logging.getLogger(__name__)

@@ -205,7 +205,7 @@ def _measured(run: MlflowRun, found: Run, row: dict[str, Any], model_id: str) ->
 
 
 def _delete(client: MlflowClient, model_id: str) -> None:
-    from infra.tracking.mlflow_run import error_code
+    from infra.tracking.errors import error_code
 
     try:
         client.delete_logged_model(model_id)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.redact import one_line, redacted
-from infra.storage.failures import FailureClass
 from infra.tracking.charts import VIEW_TAG, view_text
+from infra.tracking.errors import TrackingError, error_code
 from infra.tracking.outbox import File, Row
 
 if TYPE_CHECKING:
@@ -57,16 +57,6 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-class TrackingError(ValueError):
-    """Tracking cannot work as configured; one line that says why and what to do. Never holds a secret."""
-
-
-class TrackingAwayError(TrackingError):
-    """MLflow gave no answer, or its database or disk was busy or full; the same call may succeed later."""
-
-    failure = FailureClass.TRANSIENT
 
 
 class MlflowRun:
@@ -259,11 +249,6 @@ def valid_name(name: str) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a `sqlite:` URI."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
-
-
-def error_code(error: BaseException) -> str:
-    """Return MLflow's name of an error, or an empty text for what is not MLflow's."""
-    return str(getattr(error, "error_code", ""))
 
 
 @contextmanager

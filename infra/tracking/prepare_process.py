@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from infra.redact import one_line
 from infra.tracking.config import TrackingConfig, prepare
-from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
+from infra.tracking.errors import TrackingAwayError, TrackingError
 
 FIELDS = ("uri", "experiment", "artifact_location")
 """Of a `TrackingConfig`: what `prepare` looks at."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from infra.redact import redacted
 from infra.tracking.config import TrackingConfig, check, explained
+from infra.tracking.errors import TrackingError
 from infra.tracking.lineage import BEST_TAG, METRIC_TAG, URI_TAG
-from infra.tracking.mlflow_run import TrackingError, make_client, sqlite_path
+from infra.tracking.mlflow_run import make_client, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

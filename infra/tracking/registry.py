@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from infra.redact import redacted
 from infra.storage.base import Storage
 from infra.tracking.config import TrackingConfig, explained
-from infra.tracking.mlflow_run import TrackingError, make_client, run_by_key
+from infra.tracking.errors import TrackingError
+from infra.tracking.mlflow_run import make_client, run_by_key
 from infra.tracking.spool import stored_key
 
 if TYPE_CHECKING:

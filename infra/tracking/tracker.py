@@ -18,9 +18,10 @@ from infra.tracking import mlflow_run
 from infra.tracking.charts import view_url
 from infra.tracking.config import TrackingConfig, explained
 from infra.tracking.delivery import Delivery
+from infra.tracking.errors import TrackingError, error_code
 from infra.tracking.images import image_files
 from infra.tracking.lineage import CheckpointModel, Dataset, models_json
-from infra.tracking.mlflow_run import TABLES_TAG, MlflowRun, TrackingError, page_url, valid_name
+from infra.tracking.mlflow_run import TABLES_TAG, MlflowRun, page_url, valid_name
 from infra.tracking.outbox import File, Outbox, Row
 from infra.tracking.row_log import RowLog, TakenOverError
 from infra.tracking.spool import Spool
@@ -308,7 +309,7 @@ class Tracker:
         return True
 
     def _note_failure(self, error: Exception) -> None:
-        if mlflow_run.error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             self._run = None  # deleted, or another database stands behind the server now: find or make it again
         if not self._down_since:
             self._down_since = time.monotonic()

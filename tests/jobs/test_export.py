@@ -34,7 +34,7 @@ from datasets.errors import DataAwayError
 from infra.devstack.server import free_ports
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
-from infra.tracking.mlflow_run import TrackingError
+from infra.tracking.errors import TrackingError
 from infra.tracking.registry import Registration, image_options
 from infra.tracking.tracker import Tracker
 from jobs.common.registration import DECODER, SERVED

@@ -24,7 +24,7 @@ from infra.storage.lease import check_conditional_writes
 from infra.storage.s3 import S3Storage
 from infra.storage.s3_client import PART_BYTES
 from infra.storage.s3_errors import class_of, explained
-from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
+from infra.tracking.errors import TrackingAwayError, TrackingError
 from pipeline.run.worker import DifferentStartError
 from tests.support.fault_proxy import fault_proxy
 from tests.support.servers import S3Server

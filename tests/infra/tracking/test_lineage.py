@@ -12,8 +12,9 @@ import pytest
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig
 from infra.tracking.ended import send_unsent
+from infra.tracking.errors import TrackingError
 from infra.tracking.lineage import URI_TAG, CheckpointModel, model_name
-from infra.tracking.mlflow_run import TrackingError, make_client
+from infra.tracking.mlflow_run import make_client
 from infra.tracking.ranking import best_checkpoint
 from infra.tracking.tracker import Tracker
 from tests.support.lineage import TRAIN, VAL, checkpoint

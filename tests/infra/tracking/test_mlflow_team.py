@@ -14,8 +14,9 @@ from infra.devstack.servers import MlflowServer
 from infra.mlflow_serve import settings
 from infra.storage.open import open_storage
 from infra.tracking.config import TrackingConfig, check
+from infra.tracking.errors import TrackingError
 from infra.tracking.lineage import model_name
-from infra.tracking.mlflow_run import TrackingError, make_client
+from infra.tracking.mlflow_run import make_client
 from infra.tracking.ranking import best_checkpoint
 from infra.tracking.tracker import Tracker
 from tests.support.lineage import TRAIN, VAL, checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.tracking.config import TrackingConfig
-from infra.tracking.mlflow_run import TrackingAwayError, TrackingError
+from infra.tracking.errors import TrackingAwayError, TrackingError
 from infra.tracking.prepare_process import prepared_meanwhile
 
 

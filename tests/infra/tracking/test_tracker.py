@@ -25,7 +25,8 @@ from infra.tracking import mlflow_run
 from infra.tracking import tracker as tracking
 from infra.tracking.config import TrackingConfig, check, explained, prepare
 from infra.tracking.ended import end_record, send_unsent
-from infra.tracking.mlflow_run import TrackingAwayError, TrackingError, log_below, make_client, open_run
+from infra.tracking.errors import TrackingAwayError, TrackingError
+from infra.tracking.mlflow_run import log_below, make_client, open_run
 from infra.tracking.outbox import Row
 from infra.tracking.row_log import LOG_FILE
 from infra.tracking.spool import SPOOL_FILE, spooled_status
