@@ -105,9 +105,10 @@ def plan(config: TrainConfig, size: DataSize) -> Plan:
 
     def planned(span: StageSpan) -> PlannedStage:
         stage, samples = span.stage, span.stop - span.start
-        depth = config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
         return PlannedStage(
-            resolved=replace(stage, stochastic_depth=depth, num_workers=config.workers_of(stage)),
+            resolved=replace(
+                stage, stochastic_depth=config.stochastic_depth_of(stage), num_workers=config.workers_of(stage)
+            ),
             stage=span.index + 1,
             other_sizes=other_sizes(stage),
             steps=span.num_steps,

@@ -125,6 +125,10 @@ class TrainConfig:
         """Return the workers that train a stage, or the range of them."""
         return stage.workers(self.cluster.num_workers)
 
+    def stochastic_depth_of(self, stage: TrainingStage) -> float:
+        """Return the drop probability of the last residual block in a stage."""
+        return self.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
+
     @property
     def worker_counts(self) -> list[int]:
         """Every number of workers that the run names; in a range between two, only divisors of the lanes are used."""

@@ -74,17 +74,13 @@ class Learner:
         trained = head_and_norms(self.model) if stage.fixres else set(self.model.parameters())
         self._fixed = [weight for weight in self.model.parameters() if weight not in trained]
         set_dropout(self.model, stage.dropout)
-        set_stochastic_depth(self.model, self.stochastic_depth(stage))
+        set_stochastic_depth(self.model, self.config.stochastic_depth_of(stage))
 
     def keep_horizon(self, stage: TrainingStage) -> None:
         """Have the moving average reach as many samples back in a stage as with the last stage's batch."""
         if self.ema is not None:
             last = self.config.stages[-1].batch_size
             self.ema.decay = horizon_kept(self.config.optimizer.ema_decay, stage.batch_size, last)
-
-    def stochastic_depth(self, stage: TrainingStage) -> float:
-        """Return the drop probability of the last residual block in a stage."""
-        return self.config.model.stochastic_depth if stage.stochastic_depth is None else stage.stochastic_depth
 
     def step(self, images: Tensor, targets: Tensor, *, seed: int, lr: float, micro: int) -> dict[str, Tensor]:
         """Take one optimizer step on inputs that are there, [B, C, H, W] and their targets; see `step_in_parts`."""

@@ -252,7 +252,7 @@ class Trainer:
         row["train/lr"] = self.progress.learning_rate
         row["train/epoch"] = self.state.cursor / self.progress.samples_per_epoch
         row |= {f"stage/{name}": getattr(span.stage, name) for name in STAGE_METRICS}
-        row["stage/stochastic_depth"] = self.learner.stochastic_depth(span.stage)
+        row["stage/stochastic_depth"] = self.config.stochastic_depth_of(span.stage)
         row["stage/crop_area_min"], row["stage/crop_area_max"] = span.stage.crop_area or self.config.data.crop_area
         row["stage/num_workers"] = self.world_size
         row["stage/micro_batch"] = self._micro_batch(span)

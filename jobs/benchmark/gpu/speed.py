@@ -136,7 +136,7 @@ def _loop(name: str, trainer: Trainer, stage: TrainingStage) -> PlainLoop | None
     """Return one of the plain loops; None: timm has no such model."""
     config, outputs = trainer.config, trainer.task.num_outputs
     torch.manual_seed(config.seed)
-    depth = trainer.learner.stochastic_depth(stage)
+    depth = trainer.config.stochastic_depth_of(stage)
     if name == PLAIN:
         model = build_model(config.model, num_classes=outputs)
         set_dropout(model, stage.dropout)
